@@ -1,0 +1,124 @@
+//! The [`Disk`] and [`Backend`] traits: everything the engine asks of the outside world.
+//!
+//! Three families implement them: io_uring, plain system calls, and (for tests) a simulated disk.
+//! An implementation completes every transfer as a whole: short transfers, `EINTR`, `EAGAIN` and
+//! results of zero are its own business and never reach the floors above.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::buffer::AlignedBuf;
+pub use super::completion::IoOp;
+
+/// How durable a write is when it completes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteSync {
+    /// Handed to the device. Durable only after a later [`Disk::sync`] that succeeded.
+    None,
+    /// Durable on completion (`RWF_DSYNC`): this write alone, not the ones before it.
+    Data,
+}
+
+/// What is known of an open disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskInfo {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// The backend that serves it: `io_uring`, `syscall`, ...
+    pub backend: &'static str,
+    /// Whether transfers bypass the page cache (`O_DIRECT`).
+    pub direct: bool,
+    /// Transfers must be aligned to this in offset, length and memory, in bytes (a power of two).
+    pub block_size: u32,
+    /// The device rewrites its medium in units of this many bytes (a power of two, at least
+    /// `block_size`); what shares such a unit with a write in flight is at risk at a power loss.
+    pub physical_block_size: u32,
+}
+
+/// One open sector file or block device.
+///
+/// Offsets and buffer lengths must be multiples of [`DiskInfo::block_size`]; anything else fails
+/// with `InvalidInput`. All three calls submit at once and never block on the device; their
+/// [`IoOp`] owns the buffer until the device is done with it, even when the `IoOp` is dropped.
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// What is known of it.
+    fn info(&self) -> &DiskInfo;
+
+    /// Its size in bytes, as it was opened.
+    fn size(&self) -> u64;
+
+    /// Fills the whole of `buffer` from `offset`. Reading past the end is `UnexpectedEof`.
+    fn read(&self, buffer: AlignedBuf, offset: u64) -> IoOp;
+
+    /// Writes the whole of `buffer` at `offset`.
+    fn write(&self, buffer: AlignedBuf, offset: u64, sync: WriteSync) -> IoOp;
+
+    /// Makes every write that completed before this call durable (`fdatasync`).
+    fn sync(&self) -> IoOp;
+}
+
+/// How a disk is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenAccess {
+    /// Reads only.
+    ReadOnly,
+    /// Reads and writes.
+    ReadWrite,
+}
+
+/// A lock on a file of the store, held until dropped.
+pub trait Lock: Send + Sync + fmt::Debug {}
+
+/// Opens disks and looks after the few small files beside them.
+pub trait Backend: Send + Sync + fmt::Debug {
+    /// Its name, as `info` shows it.
+    fn name(&self) -> &'static str;
+
+    /// Creates a disk of `size` bytes: a new file (never an existing one), mode 0600, its blocks
+    /// allocated; the file and its directory entry are durable on return.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, `StorageFull`, and what else the system reports.
+    fn create(&self, path: &Path, size: u64) -> io::Result<Arc<dyn Disk>>;
+
+    /// Opens an existing disk: a regular file or a block device; anything else is refused.
+    ///
+    /// # Errors
+    /// `NotFound`, `PermissionDenied`, `InvalidInput` (not a file or block device), ...
+    fn open(&self, path: &Path, access: OpenAccess) -> io::Result<Arc<dyn Disk>>;
+
+    /// Creates a directory (mode 0700) and those above it; an existing one is left as it is.
+    ///
+    /// # Errors
+    /// What the system reports.
+    fn create_directory(&self, path: &Path) -> io::Result<()>;
+
+    /// Reads a small file whole; one larger than `limit` bytes is `InvalidData`.
+    ///
+    /// # Errors
+    /// What the system reports.
+    fn read_file(&self, path: &Path, limit: usize) -> io::Result<Vec<u8>>;
+
+    /// Replaces a small file atomically and durably (temporary file, sync, rename, directory
+    /// sync), mode 0600.
+    ///
+    /// # Errors
+    /// What the system reports.
+    fn replace_file(&self, path: &Path, contents: &[u8]) -> io::Result<()>;
+
+    /// Removes a file; its absence is no error.
+    ///
+    /// # Errors
+    /// What the system reports.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+
+    /// Takes the lock on the file at `path`, which is created if absent, at once or not at all
+    /// (`WouldBlock`). An exclusive lock excludes every other, a shared one the exclusive ones.
+    /// An exclusive holder's process id is written into the file, for the message of the loser.
+    ///
+    /// # Errors
+    /// `WouldBlock` when another holds it.
+    fn lock(&self, path: &Path, exclusive: bool) -> io::Result<Box<dyn Lock>>;
+}

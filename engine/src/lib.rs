@@ -1,0 +1,3 @@
+//! Graviton: an embedded, log-structured blob store.
+pub mod io;
+pub mod port;
