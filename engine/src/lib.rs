@@ -1,3 +1,3 @@
 //! Graviton: an embedded, log-structured blob store.
-pub mod io;
+// io
 pub mod port;

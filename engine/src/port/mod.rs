@@ -1,5 +1,19 @@
 //! The traits and domain types callers see. No I/O, and no knowledge of any other floor.
 
+pub mod blob;
+pub mod digest;
+pub mod error;
+pub mod key;
+pub mod list;
 pub mod op;
 
+pub use blob::{
+    Attributes, Batch, BatchItem, BatchItemOutcome, Blob, BlobInfo, BlobReader, BlobStore,
+    BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Durability, ETag, GetOptions,
+    Precondition, PutOptions, PutOutcome, ReadBlob, StoreOp, WriteBlob,
+};
+pub use digest::{Digest, DigestAlgorithm, DigestHasher};
+pub use error::{ErrorKind, Place, StorageError};
+pub use key::BinaryKey;
+pub use list::{ListEntry, ListPage, ListRequest, ListToken};
 pub use op::Op;

@@ -1,0 +1,264 @@
+//! [`StorageError`]: everything that can go wrong with a blob, grouped by what a caller can do.
+
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::blob::ETag;
+use super::key::BinaryKey;
+
+/// Where on a store something was found or went wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The sector's number in the store.
+    pub sector: u16,
+    /// Byte offset in the sector.
+    pub offset: u64,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "sector {} at offset {}", self.sector, self.offset)
+    }
+}
+
+/// What a caller can do about a [`StorageError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The blob does not exist.
+    NotFound,
+    /// The arguments are wrong; the same call can't succeed.
+    InvalidInput,
+    /// A precondition did not hold; read again and decide anew.
+    Conflict,
+    /// Retention or a hold forbids it.
+    Denied,
+    /// No room; delete something or add space.
+    NoSpace,
+    /// Bytes on disk are not what was written.
+    Corruption,
+    /// The disk or the system failed.
+    Io,
+    /// The store can't take this call in its present state (closed, read-only, poisoned, locked).
+    Unavailable,
+}
+
+/// Why an operation on a store failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// A key must have 1 to 1024 bytes.
+    #[error("invalid key: {length} bytes, must be 1 to 1024")]
+    InvalidKey {
+        /// The length that was given, in bytes.
+        length: usize,
+    },
+    /// An argument is out of its range.
+    #[error("invalid argument: {what}")]
+    InvalidArgument {
+        /// Which argument, what it was, and what it may be.
+        what: String,
+    },
+    /// No blob has this key.
+    #[error("not found: {key}")]
+    NotFound {
+        /// The key that was asked for.
+        key: BinaryKey,
+    },
+    /// A range lies outside of the blob.
+    #[error("range {}..{} lies outside of {key} ({size} bytes)", range.start, range.end)]
+    InvalidRange {
+        /// The blob.
+        key: BinaryKey,
+        /// What was asked for.
+        range: Range<u64>,
+        /// The blob's size in bytes.
+        size: u64,
+    },
+    /// The precondition of a mutation did not hold; nothing changed.
+    #[error("precondition failed for {key}: {}", match actual { Some(etag) => format!("its ETag is {etag}"), None => "it does not exist".to_owned() })]
+    PreconditionFailed {
+        /// The blob.
+        key: BinaryKey,
+        /// Its ETag at the decision, if it exists.
+        actual: Option<ETag>,
+    },
+    /// The payload is not as long as was declared; nothing changed.
+    #[error("size mismatch for {key}: declared {declared} bytes, got {actual}")]
+    SizeMismatch {
+        /// The blob.
+        key: BinaryKey,
+        /// Bytes declared.
+        declared: u64,
+        /// Bytes received.
+        actual: u64,
+    },
+    /// The payload's digest is not the declared one; nothing changed.
+    #[error("digest mismatch for {key}: declared {declared}, got {actual}")]
+    DigestMismatch {
+        /// The blob.
+        key: BinaryKey,
+        /// The digest declared, in its text form.
+        declared: String,
+        /// The digest computed, in its text form.
+        actual: String,
+    },
+    /// The blob is larger than the store allows.
+    #[error("{key} would have {size} bytes, the largest blob here has {limit}")]
+    TooLarge {
+        /// The blob.
+        key: BinaryKey,
+        /// Its size in bytes, as far as known.
+        size: u64,
+        /// The largest size allowed, in bytes.
+        limit: u64,
+    },
+    /// Retention forbids the change.
+    #[error("{key} is under retention{}", if *hold { " (legal hold)" } else { "" })]
+    RetentionDenied {
+        /// The blob.
+        key: BinaryKey,
+        /// When the retention ends, if it has an end.
+        until: Option<SystemTime>,
+        /// Whether a legal hold lies on it.
+        hold: bool,
+    },
+    /// No room for the payload; nothing was written.
+    #[error("no space: {needed} bytes needed, {available} available")]
+    NoSpace {
+        /// Bytes the call would add.
+        needed: u64,
+        /// Bytes that can still be added.
+        available: u64,
+    },
+    /// Bytes on disk are not the ones written.
+    #[error("corruption in {place}{}: {what}", match key { Some(key) => format!(" ({key})"), None => String::new() })]
+    Corruption {
+        /// Where.
+        place: Place,
+        /// The blob that is hit, if known.
+        key: Option<BinaryKey>,
+        /// What does not hold, with the format's rule where there is one.
+        what: String,
+    },
+    /// The disk failed.
+    #[error("{operation} failed in {place}: {source}")]
+    Io {
+        /// `read`, `write`, `sync`, ...
+        operation: &'static str,
+        /// Where.
+        place: Place,
+        /// What the system reported.
+        source: Arc<io::Error>,
+    },
+    /// An earlier write or sync of the sector failed. It takes no writes until the store is opened
+    /// again; reads go on.
+    #[error("sector {sector} takes no writes since one failed: {cause}")]
+    SectorPoisoned {
+        /// The sector's number in the store.
+        sector: u16,
+        /// The first failure.
+        cause: String,
+    },
+    /// The store was opened for reading only.
+    #[error("the store is open for reading only")]
+    ReadOnly,
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+    /// Another process owns the store.
+    #[error("{} is in use by {owner}", path.display())]
+    Locked {
+        /// The store's directory.
+        path: PathBuf,
+        /// Who holds it, as far as known: `process 4711`.
+        owner: String,
+    },
+    /// There is no store at this path.
+    #[error("no store at {}: {why}", path.display())]
+    NoStore {
+        /// The path.
+        path: PathBuf,
+        /// What is missing.
+        why: String,
+    },
+    /// A store can't be created over what is there.
+    #[error("{} exists already", path.display())]
+    AlreadyExists {
+        /// What is in the way.
+        path: PathBuf,
+    },
+    /// The file is of a format version this build does not know.
+    #[error("{} has format version {found}, this build reads versions up to {supported}", path.display())]
+    UnsupportedVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The newest version known here.
+        supported: u32,
+    },
+    /// The file is not what the store expects there (foreign, truncated, of another store).
+    #[error("{}: {why}", path.display())]
+    InvalidStore {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A file beside the sectors, or the opening of one, failed.
+    #[error("{operation} {}: {source}", path.display())]
+    File {
+        /// What was being done.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system reported.
+        source: Arc<io::Error>,
+    },
+}
+
+impl StorageError {
+    /// What a caller can do about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::InvalidKey { .. }
+            | Self::InvalidArgument { .. }
+            | Self::InvalidRange { .. }
+            | Self::SizeMismatch { .. }
+            | Self::DigestMismatch { .. }
+            | Self::TooLarge { .. }
+            | Self::AlreadyExists { .. } => ErrorKind::InvalidInput,
+            Self::PreconditionFailed { .. } => ErrorKind::Conflict,
+            Self::RetentionDenied { .. } => ErrorKind::Denied,
+            Self::NoSpace { .. } => ErrorKind::NoSpace,
+            Self::Corruption { .. } | Self::InvalidStore { .. } => ErrorKind::Corruption,
+            Self::Io { .. } | Self::File { .. } => ErrorKind::Io,
+            Self::SectorPoisoned { .. }
+            | Self::ReadOnly
+            | Self::Closed
+            | Self::Locked { .. }
+            | Self::NoStore { .. }
+            | Self::UnsupportedVersion { .. } => ErrorKind::Unavailable,
+        }
+    }
+
+    /// Whether the same call may succeed later without anything else being mended.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            Self::Locked { .. } | Self::NoSpace { .. } | Self::PreconditionFailed { .. }
+        )
+    }
+
+    /// Short for [`StorageError::InvalidArgument`].
+    pub(crate) fn invalid(what: impl Into<String>) -> Self {
+        Self::InvalidArgument { what: what.into() }
+    }
+}

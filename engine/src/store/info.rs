@@ -1,0 +1,200 @@
+//! What a store tells of itself: figures, health, the map of its segments, reports.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use super::options::Access;
+use crate::port::{BinaryKey, Place};
+
+/// A store's figures at one moment.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct StoreInfo {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Its id, 32 hex digits.
+    pub store_id: String,
+    /// Version of its format.
+    pub format_version: u32,
+    /// How it is open.
+    pub access: Access,
+    /// The I/O backend.
+    pub backend: &'static str,
+    /// Why the backend is not the preferred one.
+    pub notice: Option<String>,
+    /// How many blobs it holds.
+    pub blobs: u64,
+    /// Their sizes, summed, in bytes.
+    pub logical_bytes: u64,
+    /// The highest LSN assigned.
+    pub lsn: u64,
+    /// Bytes of memory its index takes, about.
+    pub index_bytes: u64,
+    /// All sectors' space, summed.
+    pub space: Space,
+    /// Its sectors, by number.
+    pub sectors: Vec<SectorInfo>,
+    /// What is wrong with it, a line each; empty when it is healthy.
+    pub health: Vec<String>,
+}
+
+/// Where a sector's bytes are: `total = metadata + live + garbage + free`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Space {
+    /// The whole, in bytes.
+    pub total: u64,
+    /// Superblocks, checkpoint roots, segment headers, checkpoints.
+    pub metadata: u64,
+    /// Records of blobs that exist, or are on their way in.
+    pub live: u64,
+    /// Written bytes that nothing needs any more: compaction turns them into free ones.
+    pub garbage: u64,
+    /// Never written, or reclaimed.
+    pub free: u64,
+    /// Bytes of records that puts can still add. Less than `free + garbage`: room is kept so that
+    /// deletes, checkpoints and compaction can always proceed.
+    pub available: u64,
+}
+
+impl Space {
+    /// The sum of two.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            total: self.total + other.total,
+            metadata: self.metadata + other.metadata,
+            live: self.live + other.live,
+            garbage: self.garbage + other.garbage,
+            free: self.free + other.free,
+            available: self.available + other.available,
+        }
+    }
+}
+
+/// One sector's figures.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SectorInfo {
+    /// Its number in the store.
+    pub number: u16,
+    /// Its id, 16 hex digits.
+    pub sector_id: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// Whether its I/O bypasses the page cache.
+    pub direct: bool,
+    /// Alignment of its writes in bytes.
+    pub block_size: u32,
+    /// Size of a segment in bytes.
+    pub segment_size: u64,
+    /// How many segments it has.
+    pub segment_count: u32,
+    /// How many of them have been zeroed ahead of use, or used.
+    pub segments_zeroed: u32,
+    /// Its space.
+    pub space: Space,
+    /// Its newest checkpoint.
+    pub checkpoint: Option<CheckpointInfo>,
+    /// Log bytes written since: what recovery would replay.
+    pub replay_bytes: u64,
+    /// Whether a write or sync failed: it takes no writes until the store is opened again.
+    pub poisoned: Option<String>,
+}
+
+/// A checkpoint's figures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CheckpointInfo {
+    /// The LSN up to which it holds everything.
+    pub lsn: u64,
+    /// When it was taken.
+    pub taken: SystemTime,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// How many blobs it lists.
+    pub entries: u64,
+}
+
+/// What a segment is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SegmentState {
+    /// Can be taken into use.
+    Free,
+    /// The log's end lies in it.
+    Open,
+    /// Part of the log, written to its end.
+    Sealed,
+    /// Holds nothing live; free once no checkpoint (and no reader) needs it.
+    Reclaimed,
+    /// Holds a checkpoint.
+    Checkpoint,
+}
+
+/// One segment, as `map` draws it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SegmentInfo {
+    /// Its number in the sector.
+    pub index: u32,
+    /// What it is used for.
+    pub state: SegmentState,
+    /// How often it has been taken into use.
+    pub generation: u64,
+    /// Bytes written, its header included.
+    pub written: u64,
+    /// Bytes of live records among them.
+    pub live: u64,
+}
+
+/// What a verify found.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// Segments read.
+    pub segments: u64,
+    /// Frames checked.
+    pub frames: u64,
+    /// Records checked, live or not.
+    pub records: u64,
+    /// Blobs whose every byte was read back through the index.
+    pub blobs: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// What is wrong, in the order it was found; empty when all is well.
+    pub findings: Vec<Finding>,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Finding {
+    /// Where.
+    pub place: Place,
+    /// The blob that is hit, if it is known.
+    pub key: Option<BinaryKey>,
+    /// What does not hold.
+    pub what: String,
+}
+
+/// How far a verify is.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct VerifyProgress {
+    /// Bytes checked.
+    pub done: u64,
+    /// Bytes to check in all.
+    pub total: u64,
+}
+
+/// What a compaction did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CompactReport {
+    /// Segments emptied.
+    pub segments: u64,
+    /// Bytes of live records that were copied out of them.
+    pub moved: u64,
+    /// Bytes that became free.
+    pub freed: u64,
+}

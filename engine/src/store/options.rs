@@ -1,0 +1,74 @@
+//! How a store is created and opened.
+
+use crate::io::IoOptions;
+
+/// One kibibyte and its larger kin, in bytes.
+pub const KIB: u64 = 1 << 10;
+/// One mebibyte, in bytes.
+pub const MIB: u64 = 1 << 20;
+/// One gibibyte, in bytes.
+pub const GIB: u64 = 1 << 30;
+
+/// How a store is created. The default: one sector of 1 GiB, all else fitted to it.
+#[derive(Debug, Clone)]
+pub struct CreateOptions {
+    /// How many sectors (1 to 64), all of one size, in the store's directory.
+    pub sectors: u16,
+    /// Size of each sector in bytes, preallocated; rounded down to whole segments. At least 4 MiB.
+    pub sector_size: u64,
+    /// Size of a segment in bytes: a power of two from 64 KiB to 1 GiB, or `None` to fit it to the
+    /// sector (about 1/128 of it, from 64 KiB to 64 MiB). A sector has at least 16 segments.
+    pub segment_size: Option<u64>,
+    /// Alignment of writes in bytes (512 or 4096), or `None` to take the device's.
+    pub block_size: Option<u32>,
+    /// How the store is opened once it is created.
+    pub open: OpenOptions,
+}
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        Self { sectors: 1, sector_size: GIB, segment_size: None, block_size: None, open: OpenOptions::default() }
+    }
+}
+
+/// Whether a store is opened for writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Access {
+    /// Reads and writes, as the store's one owner.
+    #[default]
+    ReadWrite,
+    /// Reads only: nothing on disk is touched. Several readers may share a store, but not with an
+    /// owner. Damage in the log or in every checkpoint, which forbids writing, is reported in
+    /// [`StoreInfo::health`](super::StoreInfo) instead, and what is readable can be read.
+    ReadOnly,
+}
+
+/// How a store is opened. The default: for writing, io_uring if it works, in the background
+/// everything that keeps it tidy.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// For writing or reading.
+    pub access: Access,
+    /// Backend and direct I/O.
+    pub io: IoOptions,
+    /// Whether a thread of the store checkpoints, compacts and zeroes segments ahead of use. When
+    /// `false`, [`Store::step`](super::Store::step) does it, or a put that waits for room.
+    pub background: bool,
+    /// Log bytes after which a checkpoint is taken: what recovery must replay, at most about
+    /// twice this. `None`: 256 MiB, or less in a small sector.
+    pub checkpoint_interval: Option<u64>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { access: Access::default(), io: IoOptions::default(), background: true, checkpoint_interval: None }
+    }
+}
+
+impl OpenOptions {
+    /// For reading only.
+    #[must_use]
+    pub fn read_only() -> Self {
+        Self { access: Access::ReadOnly, ..Self::default() }
+    }
+}
