@@ -1,0 +1,156 @@
+//! Metadata of a record: a sequence of items, each a tag (u8), a length (LEB128) and so many bytes.
+//! Tags below 128 must be understood, others may be skipped \[F-28\].
+
+use crate::FormatError;
+use crate::varint;
+
+const TAG_CREATED: u8 = 1;
+const TAG_DIGEST: u8 = 2;
+const TAG_ATTRIBUTE: u8 = 3;
+
+/// One item of metadata.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MetaItem<'a> {
+    /// Tag 1: when the payload was put, in milliseconds since 1970 (u64), if that is not the
+    /// record's time.
+    Created(u64),
+    /// Tag 2: a confirmed digest of the payload: algorithm (1: SHA-256, 2: BLAKE3), then 32 bytes.
+    Digest {
+        /// 1: SHA-256. 2: BLAKE3.
+        algorithm: u8,
+        /// The digest.
+        bytes: [u8; 32],
+    },
+    /// Tag 3: an attribute: length of the name (u8, not 0), name (UTF-8), value.
+    Attribute {
+        /// Its name.
+        name: &'a str,
+        /// Its value.
+        value: &'a [u8],
+    },
+}
+
+/// Appends an item.
+pub fn put(target: &mut Vec<u8>, item: MetaItem<'_>) {
+    let (tag, parts): (u8, [&[u8]; 3]) = match &item {
+        MetaItem::Created(time) => (TAG_CREATED, [&time.to_le_bytes(), &[], &[]]),
+        MetaItem::Digest { algorithm, bytes } => (TAG_DIGEST, [&[*algorithm], bytes, &[]]),
+        MetaItem::Attribute { name, value } => (
+            TAG_ATTRIBUTE,
+            [
+                &[u8::try_from(name.len()).unwrap_or(0)],
+                name.as_bytes(),
+                value,
+            ],
+        ),
+    };
+    target.push(tag);
+    varint::put(target, parts.iter().map(|part| part.len() as u64).sum());
+    parts.iter().for_each(|part| target.extend_from_slice(part));
+}
+
+/// The items of `meta`, in order; ends with the first that does not decode.
+pub fn items(meta: &[u8]) -> impl Iterator<Item = Result<MetaItem<'_>, FormatError>> {
+    let mut rest = meta;
+    std::iter::from_fn(move || {
+        while !rest.is_empty() {
+            match take(&mut rest) {
+                Ok(None) => {}
+                Ok(Some(item)) => return Some(Ok(item)),
+                Err(error) => {
+                    rest = &[];
+                    return Some(Err(error));
+                }
+            }
+        }
+        None
+    })
+}
+
+fn take<'a>(rest: &mut &'a [u8]) -> Result<Option<MetaItem<'a>>, FormatError> {
+    let bad = |what: &str| FormatError::field("metadata", "item", "F-28", what);
+    let (&tag, mut after) = rest.split_first().ok_or_else(|| bad("is cut off"))?;
+    let length = varint::take(&mut after)
+        .and_then(|length| usize::try_from(length).ok())
+        .ok_or_else(|| bad("has no length"))?;
+    let value = after.get(..length).ok_or_else(|| bad("is cut off"))?;
+    *rest = &after[length..];
+    match tag {
+        TAG_CREATED => {
+            let bytes = value
+                .try_into()
+                .map_err(|_| bad("has a creation time of another length than 8"))?;
+            Ok(Some(MetaItem::Created(u64::from_le_bytes(bytes))))
+        }
+        TAG_DIGEST => {
+            let (&algorithm, bytes) = value
+                .split_first()
+                .ok_or_else(|| bad("is an empty digest"))?;
+            let bytes = bytes
+                .try_into()
+                .map_err(|_| bad("has a digest of another length than 32"))?;
+            Ok(Some(MetaItem::Digest { algorithm, bytes }))
+        }
+        TAG_ATTRIBUTE => {
+            let (&name_length, named) = value
+                .split_first()
+                .ok_or_else(|| bad("is an empty attribute"))?;
+            let name = named
+                .get(..name_length.into())
+                .filter(|name| !name.is_empty())
+                .ok_or_else(|| bad("is an attribute without a name"))?;
+            let value = &named[name.len()..];
+            let name = std::str::from_utf8(name)
+                .map_err(|_| bad("is an attribute whose name is not UTF-8"))?;
+            Ok(Some(MetaItem::Attribute { name, value }))
+        }
+        128.. => Ok(None),
+        _ => Err(bad(&format!("has the unknown tag {tag}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_round_trip_and_cuts_are_errors() {
+        let all = [
+            MetaItem::Created(17),
+            MetaItem::Digest {
+                algorithm: 1,
+                bytes: [9; 32],
+            },
+            MetaItem::Attribute {
+                name: "colour",
+                value: b"blue",
+            },
+            MetaItem::Attribute {
+                name: "empty",
+                value: b"",
+            },
+        ];
+        for item in all {
+            let mut bytes = Vec::new();
+            put(&mut bytes, item);
+            assert_eq!(
+                items(&bytes).collect::<Result<Vec<_>, _>>().unwrap(),
+                [item]
+            );
+            for cut in 1..bytes.len() {
+                assert!(
+                    items(&bytes[..cut]).any(|item| item.is_err()),
+                    "{item:?} cut at {cut}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_tags_are_skipped_or_refused() {
+        assert_eq!(items(&[200, 2, 1, 1]).count(), 0);
+        assert!(items(&[4, 0]).next().unwrap().is_err());
+        assert!(items(&[0, 0]).next().unwrap().is_err());
+    }
+}
