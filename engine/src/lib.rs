@@ -1,3 +1,4 @@
 //! Graviton: an embedded, log-structured blob store.
 // io
+pub mod memory;
 pub mod port;
