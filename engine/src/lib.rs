@@ -2,3 +2,5 @@
 // io
 pub mod memory;
 pub mod port;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

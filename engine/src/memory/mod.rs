@@ -343,3 +343,6 @@ impl ReadBlob for Reader {
 fn in_memory(position: u64) -> usize {
     usize::try_from(position).expect("a payload in memory is shorter than the address space")
 }
+
+#[cfg(test)]
+mod tests;
