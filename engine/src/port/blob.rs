@@ -403,13 +403,17 @@ impl BlobReader {
         }
     }
 
-    /// The next piece, verified; `None` at the end.
+    /// The next piece, verified; `None` at the end. What [`io::Read`] has left of a piece comes
+    /// first.
     #[expect(
         clippy::should_implement_trait,
         reason = "it returns an Op, not an Option"
     )]
     pub fn next(&mut self) -> StoreOp<Option<Bytes>> {
-        self.inner.next()
+        if self.unread.is_empty() {
+            return self.inner.next();
+        }
+        Op::ready(Ok(Some(std::mem::take(&mut self.unread))))
     }
 }
 
@@ -425,6 +429,9 @@ impl fmt::Debug for BlobReader {
 
 impl io::Read for BlobReader {
     fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        if target.is_empty() {
+            return Ok(0);
+        }
         while self.unread.is_empty() {
             match self.inner.next().wait().map_err(io::Error::other)? {
                 Some(piece) => self.unread = piece,

@@ -13,15 +13,17 @@ use super::key::BinaryKey;
 pub struct ListRequest {
     /// Only keys that begin with these bytes.
     pub prefix: Vec<u8>,
-    /// Only keys greater than this one.
+    /// Only keys greater than this one. With a delimiter, a common prefix is listed if any such key
+    /// begins with it.
     pub start_after: Option<Vec<u8>>,
     /// Continues after the page that returned it; the other fields must be the same as then.
     pub token: Option<ListToken>,
     /// Keys that contain these bytes after the prefix are folded into one common prefix, up to
     /// and including the delimiter. Must not be empty.
     pub delimiter: Option<Vec<u8>>,
-    /// The most blobs and common prefixes on a page, together. 0 is an empty page; more than
-    /// [`ListRequest::MAX`] counts as that.
+    /// The most blobs and common prefixes on a page, together. 0 is an empty page that ends the
+    /// listing (`next` is `None`: a loop over the pages stops); more than [`ListRequest::MAX`]
+    /// counts as that.
     pub max: usize,
 }
 
@@ -142,7 +144,10 @@ impl FromStr for ListToken {
 
     fn from_str(text: &str) -> Result<Self, StorageError> {
         let bad = || StorageError::invalid("list token: not one this store gave out");
-        if !text.is_ascii() || text.len() % 2 != 0 || text.len() > 2 * (BinaryKey::MAX_LEN + 16) {
+        if !text.is_ascii()
+            || !text.len().is_multiple_of(2)
+            || text.len() > 2 * (BinaryKey::MAX_LEN + 16)
+        {
             return Err(bad());
         }
         let bytes = (0..text.len())
@@ -162,9 +167,199 @@ impl FromStr for ListToken {
     }
 }
 
+/// Builds the page `request` asks for, out of keys that can only be sought.
+///
+/// `seek(from, limit)` returns, in ascending order, the first entries whose keys are `from` or
+/// greater: at least one if there is any, and at most `limit`. No listing reads more than the keys
+/// it returns, one more, and one key of each common prefix: a prefix's other keys are stepped over
+/// with a seek, however many they are.
+///
+/// A token is only a position. Whatever it says, keys outside of the request's prefix are not
+/// listed, since the page begins at the prefix at the earliest and ends with it.
+pub(crate) fn build_page(
+    request: &ListRequest,
+    mut seek: impl FnMut(&[u8], usize) -> Result<Vec<ListEntry>, StorageError>,
+) -> Result<ListPage, StorageError> {
+    if request.delimiter.as_ref().is_some_and(Vec::is_empty) {
+        return Err(StorageError::invalid("delimiter of 0 bytes"));
+    }
+    let mut page = ListPage::default();
+    let max = request.max.min(ListRequest::MAX);
+    if max == 0 {
+        return Ok(page);
+    }
+    // The page goes on with the first key that is this or greater.
+    let mut position = first_position(request);
+    // How many entries to ask for: of those in a common prefix all but the first are wasted.
+    let mut ahead = if request.delimiter.is_some() {
+        1
+    } else {
+        max + 1
+    };
+    loop {
+        let entries = seek(&position, ahead)?;
+        if entries.is_empty() {
+            return Ok(page);
+        }
+        ahead = ahead.saturating_mul(2);
+        for entry in entries {
+            let key = entry.key.as_bytes();
+            if key < position.as_slice() {
+                continue;
+            }
+            if !key.starts_with(&request.prefix) {
+                return Ok(page);
+            }
+            if page.blobs.len() + page.common_prefixes.len() == max {
+                page.next = Some(ListToken::resume_at(position));
+                return Ok(page);
+            }
+            if let Some(group) = common_prefix(request, key) {
+                let after = first_after_prefix(&group);
+                page.common_prefixes.push(group);
+                let Some(after) = after else {
+                    return Ok(page);
+                };
+                position = after;
+                ahead = 1;
+            } else {
+                position = first_after(key);
+                page.blobs.push(entry);
+            }
+        }
+        let missing = max - page.blobs.len() - page.common_prefixes.len();
+        ahead = ahead.min(missing + 1);
+    }
+}
+
+fn first_position(request: &ListRequest) -> Vec<u8> {
+    let start_after = request.start_after.as_deref().map(first_after);
+    let token = request.token.as_ref().map(|token| token.resume_at.clone());
+    [start_after, token]
+        .into_iter()
+        .flatten()
+        .fold(request.prefix.clone(), Vec::max)
+}
+
+/// The common prefix that `key` is folded into, if it is.
+fn common_prefix(request: &ListRequest, key: &[u8]) -> Option<Vec<u8>> {
+    let delimiter = request.delimiter.as_deref()?;
+    let rest = &key[request.prefix.len()..];
+    let at = rest
+        .windows(delimiter.len())
+        .position(|window| window == delimiter)?;
+    Some(key[..request.prefix.len() + at + delimiter.len()].to_vec())
+}
+
+/// The least byte string greater than `key`.
+fn first_after(key: &[u8]) -> Vec<u8> {
+    [key, &[0]].concat()
+}
+
+/// The least byte string greater than all that begin with `prefix`; none if it is all `0xff`.
+fn first_after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
+    let last = prefix.iter().rposition(|&byte| byte != 0xff)?;
+    let mut after = prefix[..=last].to_vec();
+    after[last] += 1;
+    Some(after)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn entry(key: &[u8]) -> ListEntry {
+        let key = BinaryKey::new(key).expect("a good key");
+        ListEntry::new(key, 0, 1, SystemTime::UNIX_EPOCH)
+    }
+
+    /// Lists `keys` (ascending) and counts the entries that were fetched.
+    fn page(keys: &[&[u8]], request: &ListRequest) -> (ListPage, usize) {
+        let mut fetched = 0;
+        let page = build_page(request, |from, limit| {
+            let found: Vec<_> = keys
+                .iter()
+                .filter(|key| **key >= from)
+                .take(limit)
+                .collect();
+            fetched += found.len();
+            Ok(found.into_iter().map(|key| entry(key)).collect())
+        });
+        (page.expect("a good request"), fetched)
+    }
+
+    #[test]
+    fn common_prefixes_are_stepped_over_by_seeking() {
+        let many: Vec<Vec<u8>> = (0..10_000_u32)
+            .map(|n| [b"big/", n.to_be_bytes().as_slice()].concat())
+            .collect();
+        let mut keys: Vec<&[u8]> = many.iter().map(Vec::as_slice).collect();
+        keys.insert(0, b"a");
+        keys.push(b"c");
+        let request = ListRequest {
+            delimiter: Some(b"/".to_vec()),
+            ..ListRequest::default()
+        };
+        let (page, fetched) = page(&keys, &request);
+        assert_eq!(page.blobs, [entry(b"a"), entry(b"c")]);
+        assert_eq!(page.common_prefixes, [b"big/".to_vec()]);
+        assert_eq!(page.next, None);
+        assert!(fetched < 10, "{fetched} entries fetched");
+    }
+
+    #[test]
+    fn a_token_does_not_lead_out_of_the_prefix() {
+        let keys: [&[u8]; 4] = [b"a", b"b/1", b"b/2", b"c"];
+        for (position, listed) in [
+            (b"".as_slice(), 2),
+            (b"a", 2),
+            (b"b/2", 1),
+            (b"b0", 0),
+            (b"c", 0),
+            (b"\xff\xff", 0),
+        ] {
+            let request = ListRequest {
+                token: Some(ListToken::resume_at(position.to_vec())),
+                ..ListRequest::prefix("b/")
+            };
+            let (page, _) = page(&keys, &request);
+            assert_eq!(page.blobs.len(), listed, "{position:?}");
+            assert!(
+                page.blobs
+                    .iter()
+                    .all(|blob| blob.key.as_bytes().starts_with(b"b/"))
+            );
+            assert_eq!(page.next, None);
+        }
+    }
+
+    #[test]
+    fn what_follows_a_prefix() {
+        assert_eq!(first_after_prefix(b"a/"), Some(b"a0".to_vec()));
+        assert_eq!(first_after_prefix(b"a\xff\xff"), Some(b"b".to_vec()));
+        assert_eq!(first_after_prefix(b"\xff\xff"), None);
+        assert_eq!(first_after_prefix(b""), None);
+    }
+
+    #[test]
+    fn a_full_last_page_ends_the_listing() {
+        let keys: [&[u8]; 3] = [b"a", b"b/1", b"b/2"];
+        let request = ListRequest {
+            max: 2,
+            delimiter: Some(b"/".to_vec()),
+            ..ListRequest::default()
+        };
+        let (listed, _) = page(&keys, &request);
+        assert_eq!((listed.blobs.len(), listed.common_prefixes.len()), (1, 1));
+        assert_eq!(listed.next, None);
+        let request = ListRequest {
+            max: 2,
+            ..ListRequest::default()
+        };
+        let (listed, fetched) = page(&keys, &request);
+        assert_eq!(listed.next.expect("one is missing").position(), b"b/1\0");
+        assert_eq!(fetched, 3);
+    }
 
     #[test]
     fn tokens_round_trip_and_are_checked() {

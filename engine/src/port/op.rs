@@ -95,10 +95,7 @@ pub fn offer_driver(driver: &Arc<dyn Driver>) -> bool {
 }
 
 /// Runs `future` to its end on this thread, driving whatever it hangs on.
-pub(crate) fn block_on<F: Future>(mut future: Pin<&mut F>) -> F::Output
-where
-    F: ?Sized,
-{
+pub(crate) fn block_on<F: Future + ?Sized>(mut future: Pin<&mut F>) -> F::Output {
     // A waiting thread can be asked to wait again below itself (a driver that runs maintenance);
     // the outer wait's state is put back when the inner one is done.
     let outer_waiting = WAITING.replace(true);

@@ -1,0 +1,210 @@
+//! What every mutation of a [`MemoryStore`](super::MemoryStore) does, under its one lock.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use crate::port::{
+    Attributes, BinaryKey, BlobInfo, CopyOptions, DeleteOptions, DeleteOutcome, Digest, ETag,
+    Precondition, PutOptions, PutOutcome, StorageError,
+};
+
+/// One version of one blob.
+#[derive(Debug, Clone)]
+pub(super) struct Version {
+    /// Its LSN.
+    pub(super) number: u64,
+    pub(super) payload: Bytes,
+    pub(super) created: SystemTime,
+    pub(super) modified: SystemTime,
+    pub(super) digests: Vec<Digest>,
+    pub(super) attributes: Attributes,
+}
+
+impl Version {
+    pub(super) fn size(&self) -> u64 {
+        self.payload.len() as u64
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) blobs: BTreeMap<BinaryKey, Version>,
+    /// The highest LSN given out. It never goes back: a key that was deleted and comes again has
+    /// versions of its own.
+    lsn: u64,
+    /// Bytes of payload.
+    used: u64,
+    capacity: Option<u64>,
+    /// While a group of mutations is not decided: what each of them replaced.
+    undo: Option<Vec<(BinaryKey, Option<Version>)>>,
+}
+
+impl State {
+    pub(super) fn new(capacity: Option<u64>) -> Self {
+        Self {
+            capacity,
+            ..Self::default()
+        }
+    }
+
+    /// Of a mutation that makes the key exist or may find it absent: only the precondition decides.
+    fn require(&self, key: &BinaryKey, precondition: Precondition) -> Result<(), StorageError> {
+        let current = self.blobs.get(key).map(|version| version.number);
+        if precondition.holds(current) {
+            return Ok(());
+        }
+        Err(StorageError::PreconditionFailed {
+            key: key.clone(),
+            actual: current.map(ETag::of_version),
+        })
+    }
+
+    /// Of an operation that needs the blob: absence is `NotFound`, whatever the precondition says.
+    pub(super) fn existing(
+        &self,
+        key: &BinaryKey,
+        precondition: Precondition,
+    ) -> Result<&Version, StorageError> {
+        let not_found = || StorageError::NotFound { key: key.clone() };
+        let version = self.blobs.get(key).ok_or_else(not_found)?;
+        self.require(key, precondition)?;
+        Ok(version)
+    }
+
+    pub(super) fn stat(&self, key: &BinaryKey) -> Result<BlobInfo, StorageError> {
+        let version = self.existing(key, Precondition::None)?;
+        Ok(BlobInfo {
+            key: key.clone(),
+            size: version.size(),
+            allocated: version.size(),
+            etag: ETag::of_version(version.number),
+            version: version.number,
+            created: version.created,
+            modified: version.modified,
+            digests: version.digests.clone(),
+            attributes: version.attributes.clone(),
+            sectors: Vec::new(),
+        })
+    }
+
+    pub(super) fn put(
+        &mut self,
+        key: &BinaryKey,
+        payload: Bytes,
+        options: PutOptions,
+        now: SystemTime,
+    ) -> Result<PutOutcome, StorageError> {
+        self.require(key, options.precondition)?;
+        let version = Version {
+            number: 0,
+            payload,
+            created: now,
+            modified: now,
+            digests: options.digest.into_iter().collect(),
+            attributes: options.attributes,
+        };
+        self.install(key, version)
+    }
+
+    pub(super) fn delete(
+        &mut self,
+        key: &BinaryKey,
+        options: &DeleteOptions,
+    ) -> Result<DeleteOutcome, StorageError> {
+        if options.strict {
+            self.existing(key, options.precondition)?;
+        } else {
+            self.require(key, options.precondition)?;
+        }
+        let existed = self.replace(key, None);
+        Ok(DeleteOutcome { existed })
+    }
+
+    pub(super) fn copy(
+        &mut self,
+        source: &BinaryKey,
+        target: &BinaryKey,
+        options: &CopyOptions,
+        now: SystemTime,
+    ) -> Result<PutOutcome, StorageError> {
+        let mut version = self.existing(source, options.source_precondition)?.clone();
+        self.require(target, options.target_precondition)?;
+        version.modified = now;
+        self.install(target, version)
+    }
+
+    pub(super) fn rename(
+        &mut self,
+        source: &BinaryKey,
+        target: &BinaryKey,
+        options: &CopyOptions,
+        now: SystemTime,
+    ) -> Result<PutOutcome, StorageError> {
+        let mut version = self.existing(source, options.source_precondition)?.clone();
+        self.require(target, options.target_precondition)?;
+        version.modified = now;
+        // There is room: this frees as much as the new version takes.
+        self.replace(source, None);
+        self.install(target, version)
+    }
+
+    /// Runs `mutations`; if they fail, everything is as it was before (but for the LSN).
+    pub(super) fn all_or_nothing<T>(
+        &mut self,
+        mutations: impl FnOnce(&mut Self) -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
+        self.undo = Some(Vec::new());
+        let outcome = mutations(self);
+        let undo = self.undo.take().unwrap_or_default();
+        if outcome.is_err() {
+            for (key, version) in undo.into_iter().rev() {
+                self.replace(&key, version);
+            }
+        }
+        outcome
+    }
+
+    /// Makes `version` the current one under the next LSN, if there is room.
+    fn install(
+        &mut self,
+        key: &BinaryKey,
+        mut version: Version,
+    ) -> Result<PutOutcome, StorageError> {
+        let size = version.size();
+        let freed = self.blobs.get(key).map_or(0, Version::size);
+        if let Some(capacity) = self.capacity {
+            let available = capacity.saturating_sub(self.used - freed);
+            if size > available {
+                return Err(StorageError::NoSpace {
+                    needed: size,
+                    available,
+                });
+            }
+        }
+        self.lsn += 1;
+        version.number = self.lsn;
+        self.replace(key, Some(version));
+        Ok(PutOutcome {
+            etag: ETag::of_version(self.lsn),
+            version: self.lsn,
+            size,
+        })
+    }
+
+    /// The one place where the map changes. Whether there was a blob before.
+    fn replace(&mut self, key: &BinaryKey, version: Option<Version>) -> bool {
+        self.used += version.as_ref().map_or(0, Version::size);
+        let old = match version {
+            Some(version) => self.blobs.insert(key.clone(), version),
+            None => self.blobs.remove(key),
+        };
+        self.used -= old.as_ref().map_or(0, Version::size);
+        let existed = old.is_some();
+        if let Some(undo) = &mut self.undo {
+            undo.push((key.clone(), old));
+        }
+        existed
+    }
+}

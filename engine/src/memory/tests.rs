@@ -1,0 +1,121 @@
+//! What the contract can't see from outside: the clock, the capacity. The contract itself, and
+//! random histories against a second store of the same kind (which checks the checker).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::*;
+use crate::testing::{Subject, check_against_model};
+
+/// Stores with room for any clause, and a limit that is quickly reached.
+struct InMemory;
+
+impl Subject for InMemory {
+    fn fresh(&mut self) -> Arc<dyn BlobStore> {
+        Arc::new(MemoryStore::with_options(MemoryOptions {
+            max_blob_size: 8 << 20,
+            ..MemoryOptions::default()
+        }))
+    }
+
+    fn max_blob_size(&self) -> Option<u64> {
+        Some(8 << 20)
+    }
+}
+
+mod contract {
+    crate::contract_tests!(super::InMemory);
+}
+
+#[test]
+fn the_whole_contract_at_once() {
+    crate::testing::run_all(&mut InMemory);
+}
+
+#[test]
+fn random_histories() {
+    for seed in 0..40 {
+        check_against_model(&mut InMemory, seed, 400);
+    }
+}
+
+fn key(name: &str) -> BinaryKey {
+    BinaryKey::new(name).expect("a good key")
+}
+
+#[test]
+fn times_come_from_the_clock_in_whole_milliseconds() {
+    let nanoseconds = Arc::new(AtomicU64::new(5_999_999));
+    let clock = Arc::clone(&nanoseconds);
+    let store = MemoryStore::with_options(MemoryOptions {
+        clock: Arc::new(move || {
+            SystemTime::UNIX_EPOCH + Duration::from_nanos(clock.load(Ordering::Relaxed))
+        }),
+        ..MemoryOptions::default()
+    });
+    let times = |name| {
+        let info = store.stat(&key(name)).wait().expect("it was put");
+        [info.created, info.modified].map(|time| {
+            let since = time.duration_since(SystemTime::UNIX_EPOCH);
+            since.expect("after the epoch").as_nanos()
+        })
+    };
+    let put = |name| store.put(&key(name), Bytes::new(), PutOptions::default());
+    put("a").wait().expect("puts");
+    assert_eq!(times("a"), [5_000_000, 5_000_000]);
+
+    nanoseconds.store(7_000_000, Ordering::Relaxed);
+    let copied = store.copy(&key("a"), &key("b"), CopyOptions::default());
+    copied.wait().expect("copies");
+    assert_eq!(times("b"), [5_000_000, 7_000_000]);
+    let renamed = store.rename(&key("a"), &key("a"), CopyOptions::default());
+    renamed.wait().expect("renames");
+    assert_eq!(times("a"), [5_000_000, 7_000_000]);
+    put("b").wait().expect("replaces");
+    assert_eq!(times("b"), [7_000_000, 7_000_000]);
+}
+
+#[test]
+fn a_full_store_refuses_what_does_not_fit_and_takes_what_does() {
+    let store = MemoryStore::with_options(MemoryOptions {
+        capacity: Some(10),
+        ..MemoryOptions::default()
+    });
+    let put = |name, size| {
+        let payload = Bytes::from(vec![0; size]);
+        store.put(&key(name), payload, PutOptions::default()).wait()
+    };
+    put("a", 6).expect("fits");
+    let refused = put("b", 5).expect_err("does not fit");
+    assert!(matches!(
+        refused,
+        StorageError::NoSpace {
+            needed: 5,
+            available: 4
+        }
+    ));
+    assert!(!store.exists(&key("b")).wait().expect("answers"));
+    put("b", 4).expect("fits exactly");
+    put("a", 6).expect("replaces as much as it takes");
+    let copied = store.copy(&key("a"), &key("c"), CopyOptions::default());
+    assert!(matches!(copied.wait(), Err(StorageError::NoSpace { .. })));
+    let renamed = store.rename(&key("a"), &key("c"), CopyOptions::default());
+    renamed.wait().expect("needs no more than it frees");
+
+    let mut batch = Batch::new();
+    batch.delete(key("b")).put(key("d"), "1234");
+    store
+        .batch(batch.clone())
+        .wait()
+        .expect("in order, it fits");
+    batch.items.reverse();
+    let refused = store.batch(batch).wait();
+    assert!(refused.is_ok(), "d is replaced by itself");
+    let mut batch = Batch::new();
+    batch.delete(key("d")).put(key("e"), "12345");
+    let refused = store.batch(batch).wait();
+    assert!(matches!(refused, Err(StorageError::NoSpace { .. })));
+    put("d", 4).expect("nothing of the failed batch is counted");
+    let deleted = store.delete(&key("d"), DeleteOptions::default());
+    assert!(deleted.wait().expect("deletes").existed);
+    put("f", 4).expect("what was deleted is free");
+}

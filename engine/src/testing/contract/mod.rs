@@ -1,0 +1,36 @@
+//! The clauses, each a function of a [`Subject`](super::Subject), and the one table that names them.
+
+mod batch;
+mod concurrency;
+mod copy;
+mod delete;
+mod durability;
+mod keys;
+mod list;
+mod ops;
+mod preconditions;
+mod put;
+mod ranges;
+mod stream;
+mod table;
+
+use super::Clause;
+
+/// The clauses of the `BlobStore` contract.
+#[must_use]
+pub fn blob_store_contract() -> Vec<Clause> {
+    crate::__each_blob_store_clause! { __contract_list () }
+}
+
+/// The table as a list.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __contract_list {
+    (() $($module:ident $name:ident $statement:literal;)+) => {
+        vec![$(Clause {
+            name: stringify!($name),
+            statement: $statement,
+            body: $module::$name,
+        }),+]
+    };
+}

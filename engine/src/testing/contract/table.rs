@@ -1,0 +1,83 @@
+//! The table of clauses: module, name (of the function and of the test), statement.
+
+/// Calls `$callback!` with `$arguments` and the table.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __each_blob_store_clause {
+    ($callback:ident $arguments:tt) => {
+        $crate::$callback! { $arguments
+            keys keys_have_1_to_1024_bytes "keys of 1 and of 1024 bytes are good, empty and longer ones are `InvalidKey`";
+            keys keys_are_arbitrary_bytes "any bytes make a key, and keys are ordered bytewise";
+            keys keys_are_never_normalised "`a//b`, `../x`, a trailing `/` are ordinary: no two keys are the same blob";
+            put a_blob_of_no_bytes_is_a_blob "a zero-length blob is legal, has size 0, takes no payload block, and is not absent";
+            put put_replaces_under_a_new_version "a put on an existing key replaces it atomically, under a larger version and another ETag";
+            put stat_tells_all_without_payload "stat tells size, allocated bytes, ETag, version, digests, times and attributes, and they outlive a reopen";
+            put put_replaces_attributes_and_digests "attributes, digests and creation time are those of the last put, never merged with older ones";
+            put attributes_are_limited "attributes beyond their limits are `InvalidArgument` and nothing changes; up to the limits they are kept";
+            put a_declared_size_is_held_to "a payload of another size than declared is `SizeMismatch`, and nothing is visible";
+            put a_declared_digest_is_held_to "a payload of another digest than declared is `DigestMismatch`, and nothing is visible; a right one is kept";
+            put too_large_a_blob_is_refused "a blob above the maximum size is `TooLarge`, and nothing changes";
+            put payloads_may_lie_anywhere_in_memory "a payload needs no alignment";
+            put absent_is_not_found "get, get_stream and stat of an absent key are `NotFound(key)`; exists is false";
+            delete delete_of_an_absent_key_succeeds "deleting an absent key succeeds and says `existed: false`";
+            delete strict_delete_of_an_absent_key_fails "deleting an absent key strictly is `NotFound`";
+            delete delete_is_conditional "a delete whose precondition does not hold is `PreconditionFailed` with the actual ETag, and nothing changes";
+            delete what_is_deleted_is_gone "a deleted blob is gone from get, stat, exists and list, and stays gone";
+            delete a_key_that_comes_again_has_new_versions "a key put again after its deletion has versions larger than any of its earlier life";
+            preconditions put_is_conditional "put: if absent, if ETag, if version, each both ways";
+            preconditions put_stream_is_conditional "put_stream: if absent, if ETag, if version, each both ways";
+            preconditions batch_is_conditional "puts in a batch: if absent, if ETag, if version, each both ways";
+            preconditions batch_deletes_are_conditional "deletes in a batch: if absent, if ETag, if version, each both ways";
+            preconditions copy_is_conditional "copy: conditions on source and target, each both ways; an absent source is `NotFound`";
+            preconditions rename_is_conditional "rename: conditions on source and target, each both ways; an absent source is `NotFound`";
+            preconditions get_is_conditional "get and get_stream: if ETag, if version; an absent key is `NotFound`";
+            preconditions put_stream_is_decided_at_finish "the precondition of a stream is decided when it finishes, not when it is opened";
+            ranges get_reads_ranges "get of a range: half-open, clamped to the end; `a..a` is empty up to the size; past it `InvalidRange`; backwards `InvalidArgument`";
+            ranges get_stream_reads_ranges "get_stream of a range: half-open, clamped to the end; `a..a` is empty up to the size; past it `InvalidRange`; backwards `InvalidArgument`";
+            stream put_stream_takes_any_size_in_any_pieces "a streamed blob is the concatenation of its pieces, its size known or not";
+            stream put_stream_pieces_need_not_be_awaited "pieces arrive in the order of the calls, awaited or not, their Ops kept or dropped";
+            stream put_stream_shows_nothing_before_finish "nothing of a stream is visible before it finishes";
+            stream a_dropped_stream_leaves_nothing "a stream that is dropped leaves nothing visible, now or after a reopen";
+            stream dropped_streams_give_their_space_back "the space of dropped streams is free again without a reopen";
+            stream a_failing_source_leaves_nothing "a stream whose source fails leaves nothing visible";
+            stream streams_to_one_key_do_not_mix "of several streams to a key each commits whole, and the later commit wins";
+            stream a_running_reader_keeps_its_version "a running reader keeps the old bytes to its end when the key is overwritten, deleted, renamed or copied onto";
+            stream get_stream_ends_and_stays_ended "a reader says what it reads, ends with `None`, and stays ended";
+            stream streams_are_io_read_and_write "readers are `io::Read` and writers `io::Write`";
+            list list_is_in_bytewise_order "list is ascending bytewise, each key once, in its current version";
+            list list_holds_to_the_prefix "list(prefix) lists the keys that begin with it, and no others";
+            list list_starts_after_a_key "start_after is exclusive, whether or not the key exists";
+            list list_pages_hold_max_at_most "pages hold `max` at most, cover everything exactly once, and the last has no token; `max = 0` is an empty page";
+            list list_groups_by_delimiter "a delimiter of one or more bytes groups common prefixes, each listed once; an empty one is `InvalidArgument`";
+            list list_agrees_with_a_plain_scan "any prefix, start_after, delimiter and page size together list what a plain scan finds";
+            list list_tokens_outlive_reopening_and_their_key "a token survives a reopen and the deletion of the key it names";
+            list list_tokens_are_checked "a changed or made-up token is refused";
+            list list_tokens_do_not_lead_out_of_the_prefix "a token of another listing does not list keys outside of the prefix";
+            list a_key_that_lives_through_a_scan_appears_once "a key that lives through a whole scan appears exactly once, no key twice, whatever changes meanwhile";
+            batch batch_does_all_its_items "a batch does all its items and tells the outcome of each";
+            batch batch_is_all_or_nothing "a batch with an item that can't be done fails with that item's error and changes nothing";
+            batch batch_items_happen_in_order "the items of a batch happen in order, and later ones see earlier ones";
+            batch an_empty_batch_is_nothing "an empty batch succeeds and changes nothing";
+            batch batches_may_be_large "thousands of items and many megabytes go into one batch";
+            copy copy_makes_a_blob_of_its_own "a copy of any size has a version of its own and does not change with its source";
+            copy copies_live_without_their_source "copies keep their bytes when the source and other copies are deleted and their space is used again";
+            copy copy_and_rename_keep_what_is_known "copy and rename keep creation time, digests and attributes";
+            copy rename_moves_a_blob "rename moves a blob of any size in one step, also onto an existing key";
+            copy copy_and_rename_of_an_absent_key_fail "copy and rename of an absent key are `NotFound`, and nothing changes";
+            copy copy_and_rename_to_itself_make_a_version "copy and rename of a key to itself make a new version of it";
+            concurrency racing_puts_never_mix "when puts race all succeed, bytes never mix, the last version wins, and no reader sees versions go back";
+            concurrency conditional_increments_are_never_lost "of increments under `IfVersion` or `IfETag` by many threads none is lost";
+            concurrency one_of_many_ifabsent_wins "of many racing puts under `IfAbsent` exactly one wins";
+            concurrency a_batch_is_seen_whole "a reader sees all of a batch or nothing of it";
+            concurrency a_rename_is_seen_whole "at every moment a renamed blob is in one of its two places";
+            durability what_is_acknowledged_is_there_after_a_reopen "every acknowledged mutation is there after a reopen";
+            durability flush_makes_written_durable "writes with `Durability::Written` are there after a flush and a reopen";
+            durability a_durable_write_does_not_pass_a_written_one "a durable write is not undone by an older one that was only written";
+            durability a_dropped_op_still_commits "a mutation whose Op is dropped commits; a flush covers it";
+            durability a_dropped_op_never_lands_after_a_later_one "a mutation whose Op is dropped never lands after a later one on the same key";
+            ops ops_can_be_awaited_anywhere "ops can be awaited on any executor, one after the other or many at once";
+            ops one_thread_submits_before_it_waits "one thread can have many operations under way before it waits for the first";
+            ops ops_may_be_waited_for_on_another_thread "ops and streams can move to another thread";
+        }
+    };
+}

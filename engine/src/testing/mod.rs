@@ -1,0 +1,149 @@
+//! The contract kit: what every implementation of a port must do, as tests that anybody can run
+//! against an implementation of their own.
+//!
+//! An implementation is a [`Subject`]. [`contract_tests!`](crate::contract_tests) makes one
+//! `#[test]` of each clause, [`run_all`] runs them in one go, and [`check_against_model`] compares
+//! random histories with the store in memory. No clause looks at a clock or sleeps.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use graviton_engine::memory::MemoryStore;
+//! use graviton_engine::port::BlobStore;
+//! use graviton_engine::testing::{Subject, check_against_model};
+//!
+//! struct InMemory;
+//!
+//! impl Subject for InMemory {
+//!     fn fresh(&mut self) -> Arc<dyn BlobStore> {
+//!         Arc::new(MemoryStore::new())
+//!     }
+//! }
+//!
+//! // In a test module: one test per clause.
+//! graviton_engine::contract_tests!(InMemory);
+//!
+//! check_against_model(&mut InMemory, 1, 100);
+//! ```
+
+mod contract;
+mod history;
+mod model;
+mod random;
+mod support;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+pub use self::contract::blob_store_contract;
+pub use self::model::check_against_model;
+use crate::port::BlobStore;
+
+/// An implementation under test.
+pub trait Subject {
+    /// A store with nothing in it, and with room for 64 MiB of payload at least. The one before it
+    /// is not used any more.
+    fn fresh(&mut self) -> Arc<dyn BlobStore>;
+
+    /// Closes the store and opens it again. `store` is the last handle to it. It may be lost as in
+    /// a power failure: only writes that were acknowledged as durable, or flushed, must be there
+    /// again. What does not outlive its handle is handed back as it is, which is the default.
+    fn reopen(&mut self, store: Arc<dyn BlobStore>) -> Arc<dyn BlobStore> {
+        store
+    }
+
+    /// The largest blob the stores take, if it is small enough to be tried (16 MiB at most, and at
+    /// least 6 MiB, since there are clauses with blobs of a little over 5 MiB).
+    fn max_blob_size(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// One clause of a contract.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Clause {
+    /// Its name, which is also the name of its test.
+    pub name: &'static str,
+    /// What it demands.
+    pub statement: &'static str,
+    body: fn(&mut dyn Subject),
+}
+
+impl Clause {
+    /// Checks the clause.
+    ///
+    /// # Panics
+    /// If the subject breaks it; the name and the statement are printed.
+    pub fn run(&self, subject: &mut dyn Subject) {
+        let _report = ReportPanic(self);
+        (self.body)(subject);
+    }
+}
+
+/// Names the clause on the way out of a panic.
+struct ReportPanic<'a>(&'a Clause);
+
+impl Drop for ReportPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let Clause {
+                name, statement, ..
+            } = self.0;
+            eprintln!("the contract is broken in `{name}`: {statement}");
+        }
+    }
+}
+
+/// The clause of the `BlobStore` contract that has this name.
+///
+/// # Panics
+/// If there is none.
+#[must_use]
+pub fn clause(name: &str) -> Clause {
+    blob_store_contract()
+        .into_iter()
+        .find(|clause| clause.name == name)
+        .unwrap_or_else(|| panic!("no clause is called {name:?}"))
+}
+
+/// Runs every clause of the `BlobStore` contract, also after one has failed.
+///
+/// # Panics
+/// At the end, with the names of all clauses that are broken.
+pub fn run_all(subject: &mut dyn Subject) {
+    let broken: Vec<String> = blob_store_contract()
+        .iter()
+        .filter(|clause| catch_unwind(AssertUnwindSafe(|| clause.run(subject))).is_err())
+        .map(|clause| format!("  {}: {}", clause.name, clause.statement))
+        .collect();
+    assert!(
+        broken.is_empty(),
+        "{} clauses of the contract are broken:\n{}",
+        broken.len(),
+        broken.join("\n")
+    );
+}
+
+/// Makes one `#[test]` of each clause of the `BlobStore` contract, all in the module it is called
+/// in. Its argument is an expression that makes a [`Subject`](crate::testing::Subject), anew for
+/// each test.
+#[macro_export]
+macro_rules! contract_tests {
+    ($subject:expr) => {
+        $crate::__each_blob_store_clause! { __contract_tests ($subject) }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __contract_tests {
+    (($subject:expr) $($module:ident $name:ident $statement:literal;)+) => {
+        $(
+            #[test]
+            fn $name() {
+                $crate::testing::clause(stringify!($name)).run(&mut $subject);
+            }
+        )+
+    };
+}
