@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::buffer::AlignedBuf;
 pub use super::completion::IoOp;
+use crate::port::op::Driver;
 
 /// How durable a write is when it completes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +58,14 @@ pub trait Disk: Send + Sync + fmt::Debug {
 
     /// Makes every write that completed before this call durable (`fdatasync`).
     fn sync(&self) -> IoOp;
+
+    /// What a thread should drive that waits for this disk's writes and syncs by other means than
+    /// their [`IoOp`]s (a commit ticket). `None` if completions arrive on their own.
+    fn driver(&self) -> Option<Arc<dyn Driver>>;
+
+    /// From now on, and for as long as the backend lives, completions of writes and syncs are
+    /// reaped even if no thread waits for them.
+    fn reap_in_background(&self);
 }
 
 /// How a disk is opened.

@@ -1,0 +1,393 @@
+//! Buffers that direct I/O accepts, and the pool they come from.
+//!
+//! Direct I/O wants memory aligned to the device's block; 4096 bytes satisfies every device this
+//! store meets. A buffer is zeroed when it is first allocated and never read uninitialised; a
+//! buffer taken again from the pool still holds what its last user left in it, so whoever writes
+//! it to a disk zeroes the padding (keys and payloads must not leak into it).
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::fmt;
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
+
+use crossbeam::queue::ArrayQueue;
+
+/// Every buffer starts at a multiple of this many bytes, and has a capacity that is one.
+pub const BUFFER_ALIGNMENT: usize = 4096;
+
+const CLASS_SIZE_MIN: usize = 4 << 10;
+const CLASS_SIZE_MAX: usize = 16 << 20;
+const CLASS_COUNT: usize =
+    (CLASS_SIZE_MAX.trailing_zeros() - CLASS_SIZE_MIN.trailing_zeros()) as usize + 1;
+/// Most buffers a class retains, whatever their size: bounds the queues' own memory.
+const CLASS_SLOTS_MAX: usize = 1024;
+const RETAINED_BYTES_DEFAULT: usize = 32 << 20;
+
+const _: () = assert!(BUFFER_ALIGNMENT.is_power_of_two());
+const _: () = assert!(CLASS_SIZE_MIN >= BUFFER_ALIGNMENT);
+
+/// One aligned, initialised allocation of `size` bytes, freed on drop.
+struct Block {
+    start: NonNull<u8>,
+    size: usize,
+}
+
+// SAFETY: a `Block` is the only owner of plain bytes; nothing in it belongs to a thread.
+unsafe impl Send for Block {}
+// SAFETY: shared access to a `Block` only ever reads bytes that nobody writes meanwhile.
+unsafe impl Sync for Block {}
+
+impl Block {
+    fn layout(size: usize) -> Option<Layout> {
+        Layout::from_size_align(size, BUFFER_ALIGNMENT).ok()
+    }
+
+    /// A zeroed block; `None` when the memory cannot be had. `size` is not zero.
+    fn allocate(size: usize) -> Option<Self> {
+        assert!(size > 0, "an empty buffer needs no block");
+        let layout = Self::layout(size)?;
+        // SAFETY: the layout's size is not zero, as asserted above.
+        let start = unsafe { alloc_zeroed(layout) };
+        NonNull::new(start).map(|start| Self { start, size })
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let layout = Self::layout(self.size).expect("the block was allocated with this layout");
+        // SAFETY: `start` came from `alloc_zeroed` with this very layout and is freed only here.
+        unsafe { dealloc(self.start.as_ptr(), layout) };
+    }
+}
+
+/// An owned buffer of initialised bytes that starts at a multiple of [`BUFFER_ALIGNMENT`].
+///
+/// It goes back to the [`BufferPool`] it came from when it is dropped.
+///
+/// ```
+/// use graviton_engine::io::BufferPool;
+///
+/// let mut buffer = BufferPool::global().take_zeroed(4096);
+/// buffer[..5].copy_from_slice(b"hello");
+/// assert_eq!(bytes::Bytes::from_owner(buffer).slice(..5), "hello");
+/// ```
+pub struct AlignedBuf {
+    block: Option<Block>,
+    len: usize,
+    pool: Option<Arc<Shelves>>,
+}
+
+impl AlignedBuf {
+    /// A buffer without bytes, which allocates nothing.
+    #[must_use]
+    pub const fn empty() -> Self {
+        Self {
+            block: None,
+            len: 0,
+            pool: None,
+        }
+    }
+
+    /// How long the buffer may become without a new allocation, in bytes.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.block.as_ref().map_or(0, |block| block.size)
+    }
+
+    /// Makes the buffer `len` bytes long. What appears beyond the old length are bytes that were
+    /// there before: initialised, but not necessarily zero.
+    ///
+    /// # Panics
+    /// If `len` exceeds the capacity.
+    pub fn set_len(&mut self, len: usize) {
+        assert!(len <= self.capacity(), "a buffer does not grow");
+        self.len = len;
+    }
+}
+
+impl Deref for AlignedBuf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let Some(block) = &self.block else {
+            return &[];
+        };
+        // SAFETY: the block holds `size >= len` bytes, initialised by `alloc_zeroed`, and is
+        // borrowed as long as `self` is.
+        unsafe { std::slice::from_raw_parts(block.start.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for AlignedBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let Some(block) = &mut self.block else {
+            return &mut [];
+        };
+        // SAFETY: as in `deref`, and `&mut self` makes the borrow exclusive.
+        unsafe { std::slice::from_raw_parts_mut(block.start.as_ptr(), self.len) }
+    }
+}
+
+impl AsRef<[u8]> for AlignedBuf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl AsMut<[u8]> for AlignedBuf {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self
+    }
+}
+
+impl Default for AlignedBuf {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
+impl Drop for AlignedBuf {
+    fn drop(&mut self) {
+        if let (Some(block), Some(pool)) = (self.block.take(), &self.pool) {
+            pool.put_back(block);
+        }
+    }
+}
+
+impl fmt::Debug for AlignedBuf {
+    /// Sizes only: contents may be secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AlignedBuf")
+            .field("len", &self.len)
+            .field("capacity", &self.capacity())
+            .finish()
+    }
+}
+
+/// The blocks at rest, by size class.
+struct Shelves {
+    classes: [ArrayQueue<Block>; CLASS_COUNT],
+    retained: AtomicUsize,
+    retained_max: usize,
+}
+
+impl Shelves {
+    fn take(&self, class: usize) -> Option<Block> {
+        let block = self.classes[class].pop()?;
+        self.retained.fetch_sub(block.size, Ordering::Relaxed);
+        Some(block)
+    }
+
+    /// Keeps the block for the next taker, or frees it when enough is retained.
+    fn put_back(&self, block: Block) {
+        let Some(class) = class_of(block.size) else {
+            return;
+        };
+        let size = block.size;
+        let retained = self.retained.fetch_add(size, Ordering::Relaxed);
+        if retained + size > self.retained_max || self.classes[class].push(block).is_err() {
+            self.retained.fetch_sub(size, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The class that serves buffers of `len` bytes; `None` for those too large to be pooled.
+fn class_of(len: usize) -> Option<usize> {
+    let size = len.max(CLASS_SIZE_MIN).checked_next_power_of_two()?;
+    (size <= CLASS_SIZE_MAX)
+        .then(|| (size.trailing_zeros() - CLASS_SIZE_MIN.trailing_zeros()) as usize)
+}
+
+fn class_size(class: usize) -> usize {
+    CLASS_SIZE_MIN << class
+}
+
+/// Hands out [`AlignedBuf`]s and keeps those that come back, up to a bound, for the next taker.
+///
+/// Buffers come in powers of two from 4 KiB to 16 MiB; larger ones are allocated and freed each
+/// time. Cloning gives another handle to the same pool.
+#[derive(Clone)]
+pub struct BufferPool {
+    shelves: Arc<Shelves>,
+}
+
+impl BufferPool {
+    /// A pool that retains at most `retained_bytes_max` bytes of idle buffers.
+    #[must_use]
+    pub fn new(retained_bytes_max: usize) -> Self {
+        let classes = std::array::from_fn(|class| {
+            let slots = retained_bytes_max / class_size(class);
+            ArrayQueue::new(slots.clamp(1, CLASS_SLOTS_MAX))
+        });
+        let shelves = Shelves {
+            classes,
+            retained: AtomicUsize::new(0),
+            retained_max: retained_bytes_max,
+        };
+        Self {
+            shelves: Arc::new(shelves),
+        }
+    }
+
+    /// The process-wide pool; it retains at most 32 MiB.
+    #[must_use]
+    pub fn global() -> &'static Self {
+        static GLOBAL: LazyLock<BufferPool> =
+            LazyLock::new(|| BufferPool::new(RETAINED_BYTES_DEFAULT));
+        &GLOBAL
+    }
+
+    /// A buffer of `len` bytes with unspecified (though initialised) contents.
+    ///
+    /// Aborts the process when memory is exhausted; use [`try_take`](Self::try_take) for lengths
+    /// that come from outside.
+    #[must_use]
+    pub fn take(&self, len: usize) -> AlignedBuf {
+        self.try_take(len).unwrap_or_else(|_| {
+            let layout = Block::layout(len).unwrap_or_else(Layout::new::<Block>);
+            handle_alloc_error(layout)
+        })
+    }
+
+    /// A buffer of `len` zeros. Aborts as [`take`](Self::take) does.
+    #[must_use]
+    pub fn take_zeroed(&self, len: usize) -> AlignedBuf {
+        let mut buffer = self.take(len);
+        buffer.fill(0);
+        buffer
+    }
+
+    /// A buffer of `len` bytes with unspecified (though initialised) contents.
+    ///
+    /// # Errors
+    /// `OutOfMemory` when the memory cannot be had.
+    pub fn try_take(&self, len: usize) -> io::Result<AlignedBuf> {
+        if len == 0 {
+            return Ok(AlignedBuf::empty());
+        }
+        let class = class_of(len);
+        let block = class
+            .and_then(|class| self.shelves.take(class))
+            .or_else(|| {
+                let size = match class {
+                    Some(class) => class_size(class),
+                    None => len.checked_next_multiple_of(BUFFER_ALIGNMENT)?,
+                };
+                Block::allocate(size)
+            })
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(AlignedBuf {
+            block: Some(block),
+            len,
+            pool: class.map(|_| Arc::clone(&self.shelves)),
+        })
+    }
+
+    /// How many bytes of idle buffers the pool holds at the moment.
+    #[must_use]
+    pub fn retained_bytes(&self) -> usize {
+        self.shelves.retained.load(Ordering::Relaxed)
+    }
+}
+
+impl Default for BufferPool {
+    /// A pool of its own that retains at most 32 MiB.
+    fn default() -> Self {
+        Self::new(RETAINED_BYTES_DEFAULT)
+    }
+}
+
+impl fmt::Debug for BufferPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BufferPool")
+            .field("retained_bytes", &self.retained_bytes())
+            .field("retained_bytes_max", &self.shelves.retained_max)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_aligned_zeroed_and_as_long_as_asked() {
+        let pool = BufferPool::new(1 << 20);
+        for len in [1, 511, 4096, 4097, 1 << 20, (16 << 20) + 1] {
+            let buffer = pool.take(len);
+            assert_eq!(buffer.len(), len);
+            assert_eq!(buffer.as_ptr().addr() % BUFFER_ALIGNMENT, 0);
+            assert!(buffer.capacity() >= len);
+            assert_eq!(buffer.capacity() % BUFFER_ALIGNMENT, 0);
+            assert!(buffer.iter().all(|byte| *byte == 0));
+        }
+    }
+
+    #[test]
+    fn an_empty_buffer_allocates_nothing() {
+        let buffer = BufferPool::new(0).take(0);
+        assert_eq!(buffer.capacity(), 0);
+        assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn a_dropped_buffer_is_taken_again() {
+        let pool = BufferPool::new(1 << 20);
+        let mut first = pool.take(5000);
+        first.fill(7);
+        let start = first.as_ptr();
+        drop(first);
+        assert_eq!(pool.retained_bytes(), 8192);
+        let mut again = pool.take(6000);
+        assert_eq!(again.as_ptr(), start);
+        assert_eq!(pool.retained_bytes(), 0);
+        again.set_len(8192);
+        assert_eq!(again[4999], 7);
+        drop(again);
+        assert!(pool.take_zeroed(8192).iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn retained_bytes_stay_within_the_bound() {
+        let pool = BufferPool::new(10_000);
+        let buffers: Vec<_> = (0..8).map(|_| pool.take(4096)).collect();
+        drop(buffers);
+        assert_eq!(pool.retained_bytes(), 8192);
+        drop(pool.take((16 << 20) + 1));
+        assert_eq!(pool.retained_bytes(), 8192);
+    }
+
+    #[test]
+    fn impossible_sizes_are_errors() {
+        let pool = BufferPool::new(0);
+        for len in [usize::MAX, isize::MAX as usize, 1 << 60] {
+            let error = pool.try_take(len).expect_err("no such memory");
+            assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "does not grow")]
+    fn set_len_beyond_the_capacity_panics() {
+        BufferPool::new(0).take(1).set_len(4097);
+    }
+
+    #[test]
+    fn becomes_shared_bytes_without_a_copy() {
+        let mut buffer = BufferPool::global().take_zeroed(8192);
+        buffer[8191] = 9;
+        let start = buffer.as_ptr();
+        let bytes = bytes::Bytes::from_owner(buffer);
+        assert_eq!(bytes.as_ptr(), start);
+        assert_eq!(bytes[8191], 9);
+    }
+
+    #[test]
+    fn a_buffer_outlives_its_pool() {
+        let buffer = BufferPool::new(1 << 20).take(4096);
+        assert_eq!(buffer.len(), 4096);
+    }
+}
