@@ -1,6 +1,7 @@
 //! The checkpoint root: says where the newest image of a sector's index lies, and where replay
 //! begins.
 
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -156,9 +157,170 @@ impl CheckpointRoot {
     }
 }
 
+/// The checksum of page `number` of the image of checkpoint `sequence` \[F-33\]. It binds both, so
+/// that neither an older image nor a misplaced page passes.
+#[must_use]
+pub fn image_page_checksum(page: &[u8], number: u64, sequence: u64) -> u64 {
+    xxh3_64(page) ^ xxh3_64_with_seed(&number.to_le_bytes(), sequence)
+}
+
+/// The checksums of an image's pages, the last of which counts as filled up with zeros \[F-33\].
+#[must_use]
+pub fn image_pages_checksums(image: &[u8], sequence: u64) -> Vec<u64> {
+    let checksum = |(number, page): (u64, &[u8])| {
+        if page.len() == PAGE_SIZE {
+            return image_page_checksum(page, number, sequence);
+        }
+        let mut whole = page.to_vec();
+        whole.resize(PAGE_SIZE, 0);
+        image_page_checksum(&whole, number, sequence)
+    };
+    (0..).zip(image.chunks(PAGE_SIZE)).map(checksum).collect()
+}
+
+/// The checksum of the page checksums: the root's `pages_checksum`.
+#[must_use]
+pub fn pages_checksum(pages: &[u64]) -> u64 {
+    xxh3_64(&table_bytes(pages))
+}
+
+fn table_bytes(pages: &[u64]) -> Vec<u8> {
+    pages.iter().flat_map(|page| page.to_le_bytes()).collect()
+}
+
+/// Makes `image` what is stored: fills it up to whole pages with zeros and appends the page
+/// checksums. Returns the root's `pages_checksum`.
+pub fn seal_image(image: &mut Vec<u8>, sequence: u64) -> u64 {
+    image.resize(image.len().next_multiple_of(PAGE_SIZE), 0);
+    let pages = image_pages_checksums(image, sequence);
+    image.extend_from_slice(&table_bytes(&pages));
+    pages_checksum(&pages)
+}
+
+/// Verifies the stored image that `root` names (whole pages, then their checksums; what follows
+/// is not looked at), and returns the image without the zeros that fill its last page.
+///
+/// # Errors
+/// Where in `stored` the first damage lies, and what it is. Damage of the table comes before
+/// damage of a page.
+pub fn verify_image_pages<'a>(
+    stored: &'a [u8],
+    root: &CheckpointRoot,
+) -> Result<&'a [u8], (usize, FormatError)> {
+    let length = root.image_length.get();
+    let needed = stored_image_length(length).and_then(|needed| usize::try_from(needed).ok());
+    let sizes = needed.zip(usize::try_from(length).ok());
+    let Some((bytes, needed, length)) =
+        sizes.and_then(|(needed, length)| Some((stored.get(..needed)?, needed, length)))
+    else {
+        let error = FormatError::Truncated {
+            structure: "Image",
+            needed: needed.unwrap_or(usize::MAX),
+            found: stored.len(),
+        };
+        return Err((stored.len(), error));
+    };
+    let (pages, table) = bytes.split_at(needed / (PAGE_SIZE + 8) * PAGE_SIZE);
+    let same = |stored: u64, computed: u64, at: usize, structure: &'static str| {
+        if stored == computed {
+            return Ok(());
+        }
+        let error = FormatError::Checksum {
+            structure,
+            stored,
+            computed,
+        };
+        Err((at, error))
+    };
+    same(
+        root.pages_checksum.get(),
+        xxh3_64(table),
+        pages.len(),
+        "image page table",
+    )?;
+    let checksums = table
+        .chunks_exact(8)
+        .filter_map(|bytes| U64::read_from_bytes(bytes).ok());
+    for (number, (page, checksum)) in pages.chunks_exact(PAGE_SIZE).zip(checksums).enumerate() {
+        let computed = image_page_checksum(page, number as u64, root.sequence.get());
+        same(checksum.get(), computed, number * PAGE_SIZE, "image page")?;
+    }
+    Ok(&pages[..length])
+}
+
 /// Bytes an image of `length` bytes takes in its segments: whole pages, then their checksums.
 #[must_use]
 pub fn stored_image_length(length: u64) -> Option<u64> {
     let pages = length.div_ceil(PAGE_SIZE as u64);
     pages.checked_mul(PAGE_SIZE as u64 + 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::FromZeros;
+
+    fn stored(length: usize, sequence: u64) -> (CheckpointRoot, Vec<u8>) {
+        let mut image: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+        let pages_checksum = seal_image(&mut image, sequence);
+        let mut root = CheckpointRoot::new_zeroed();
+        root.sequence = sequence.into();
+        root.image_length = (length as u64).into();
+        root.pages_checksum = pages_checksum.into();
+        (root, image)
+    }
+
+    #[test]
+    fn pages_verify_and_damage_is_placed() {
+        for length in [
+            1,
+            96,
+            PAGE_SIZE - 1,
+            PAGE_SIZE,
+            PAGE_SIZE + 1,
+            3 * PAGE_SIZE,
+        ] {
+            let (root, image) = stored(length, 7);
+            assert_eq!(stored_image_length(length as u64), Some(image.len() as u64));
+            let verified = verify_image_pages(&image, &root).unwrap();
+            assert_eq!(verified, &image[..length]);
+            assert_eq!(
+                image_pages_checksums(&image[..length], 7),
+                image_pages_checksums(&image[..length.next_multiple_of(PAGE_SIZE)], 7)
+            );
+            let pages = length.next_multiple_of(PAGE_SIZE);
+            for at in (0..image.len()).step_by(997).chain([image.len() - 1]) {
+                let mut damaged = image.clone();
+                damaged[at] ^= 4;
+                let (place, _) = verify_image_pages(&damaged, &root).unwrap_err();
+                let page = if at < pages {
+                    at - at % PAGE_SIZE
+                } else {
+                    pages
+                };
+                assert_eq!(place, page);
+            }
+            assert!(verify_image_pages(&image[..image.len() - 1], &root).is_err());
+        }
+    }
+
+    #[test]
+    fn pages_of_another_checkpoint_or_place_do_not_verify() {
+        let (root, image) = stored(2 * PAGE_SIZE, 7);
+        let (_, other) = stored(2 * PAGE_SIZE, 9);
+        assert!(verify_image_pages(&other, &root).is_err());
+        let mut mixed = image.clone();
+        mixed[..2 * PAGE_SIZE].rotate_left(PAGE_SIZE);
+        assert_eq!(verify_image_pages(&mixed, &root).unwrap_err().0, 0);
+        assert!(verify_image_pages(&vec![0; image.len()], &root).is_err());
+    }
+
+    #[test]
+    fn lengths_that_overflow_are_refused() {
+        let mut root = CheckpointRoot::new_zeroed();
+        for length in [u64::MAX, u64::MAX / 2, 1 << 60] {
+            root.image_length = length.into();
+            assert!(verify_image_pages(&[0; 100], &root).is_err());
+        }
+    }
 }

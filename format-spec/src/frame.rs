@@ -8,6 +8,8 @@ use crate::error::require;
 use crate::structure::on_disk;
 use crate::{FormatError, Geometry};
 
+/// The least bytes a record takes: its header, and a key of one byte.
+const RECORD_MIN_LEN: u32 = 33;
 /// The first bytes of a frame: `GFRM`.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"GFRM");
 
@@ -95,6 +97,15 @@ impl FrameHeader {
         let used_holds = (64..=length).contains(&used) && length - used < geometry.block_size;
         require(used_holds, name, "used", "F-20", || {
             format!("is {used} of {length}")
+        })?;
+        // A count that the frame has no room for must size no allocation.
+        let records = u64::from(header.records.get());
+        let records_hold = match u64::from(used - 64) {
+            0 => records == 0,
+            room => (1..=room / u64::from(RECORD_MIN_LEN)).contains(&records),
+        };
+        require(records_hold, name, "records", "F-20", || {
+            format!("is {records} in {used} bytes")
         })?;
         require(
             header.durable_lsn < header.lsn,

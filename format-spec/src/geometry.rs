@@ -13,7 +13,8 @@ pub const SEGMENT_SIZES: (u64, u64) = (64 * 1024, 1024 * 1024 * 1024);
 /// The least and the greatest number of segments in a sector.
 pub const SEGMENT_COUNTS: (u32, u32) = (16, 1 << 24);
 
-/// The measures of a sector, as its superblock states them.
+/// The measures of a sector, as its superblock states them. Measures from a disk are to pass
+/// [`Geometry::check`] before anything is computed with them.
 ///
 /// ```text
 /// 0         64 KiB                                        64 KiB + n × segment_size
@@ -78,7 +79,7 @@ impl Geometry {
     #[must_use]
     pub fn segment_of(&self, address: u64) -> Option<(u32, u64)> {
         let offset = address.checked_sub(AREA_SIZE)?;
-        let segment = u32::try_from(offset / self.segment_size).ok()?;
+        let segment = u32::try_from(offset.checked_div(self.segment_size)?).ok()?;
         (segment < self.segment_count).then_some((segment, offset % self.segment_size))
     }
 

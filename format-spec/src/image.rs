@@ -14,11 +14,12 @@ use std::fmt;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
 
-use crate::FormatError;
+use crate::checksum::stored_length;
 use crate::error::require;
 use crate::record::{ExtentRef, KEY_MAX_LEN, META_MAX_LEN, check_extents};
 use crate::structure::on_disk;
 use crate::varint::{put, take, unzigzag, zigzag};
+use crate::{FormatError, Geometry};
 
 /// The first bytes of an image: `GIMG`.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"GIMG");
@@ -27,6 +28,10 @@ pub const PAGE_SIZE: usize = 64 * 1024;
 /// Entries of a group, except the last.
 pub const GROUP_SIZE: u64 = 16;
 
+/// The highest `state` of a segment.
+const STATE_CHECKPOINT: u8 = 4;
+/// The least bytes before a record's payload: its header, and a key of one byte.
+const HEAD_MIN_LEN: u64 = 33;
 const KIND_BLOB: u8 = 1;
 const KIND_MANIFEST: u8 = 2;
 const KIND_TOMBSTONE: u8 = 3;
@@ -158,11 +163,17 @@ impl ImageBuilder {
     /// Appends an entry.
     ///
     /// # Panics
-    /// If `key` is not greater than the one before, or an LSN is above the base.
+    /// If `key` is not greater than the one before or not 1 to 1024 bytes long, or an LSN is above
+    /// the base.
     pub fn push(&mut self, key: &[u8], entry: &ImageEntry) {
         assert!(
             self.entries == 0 || key > self.last_key.as_slice(),
             "keys must ascend"
+        );
+        assert!(
+            (1..=KEY_MAX_LEN).contains(&key.len()),
+            "a key of {} bytes",
+            key.len()
         );
         assert!(
             entry.lsn <= self.lsn_base,
@@ -214,7 +225,13 @@ impl ImageBuilder {
                 if let Some(extents) = extents {
                     put(bytes, extents.len() as u64);
                     for extent in extents {
-                        put(bytes, self.lsn_base.saturating_sub(extent.lsn.get()));
+                        let lsn = extent.lsn.get();
+                        assert!(
+                            lsn <= self.lsn_base,
+                            "LSN {lsn} above the base {}",
+                            self.lsn_base
+                        );
+                        put(bytes, self.lsn_base - lsn);
                         put(bytes, extent.offset.get().into());
                         put(bytes, extent.length.get().into());
                     }
@@ -372,6 +389,61 @@ impl<B: AsRef<[u8]>> Image<B> {
             .filter_map(|bytes| SegmentEntry::view(bytes).ok().copied())
     }
 
+    /// Checks the tables of extents and segments against the sector's measures \[F-36\].
+    ///
+    /// # Errors
+    /// The first entry that is wrong.
+    pub fn check(&self, geometry: &Geometry) -> Result<(), FormatError> {
+        let name = "Image";
+        let count = self.header.segments.get();
+        require(
+            count == u64::from(geometry.segment_count),
+            name,
+            "segments",
+            "F-36",
+            || {
+                format!(
+                    "has {count} entries, the sector has {}",
+                    geometry.segment_count
+                )
+            },
+        )?;
+        let wrong = |entry: &SegmentEntry| {
+            entry.state > STATE_CHECKPOINT
+                || entry.zeroed > 1
+                || entry.reserved != 0
+                || entry.live > geometry.segment_size
+                || u64::from(entry.written.get()) > geometry.segment_size
+        };
+        let segment = self.segments().position(|entry| wrong(&entry));
+        require(segment.is_none(), name, "segments", "F-36", || {
+            format!("has an impossible entry for segment {segment:?}")
+        })?;
+        let mut last = 0;
+        for extent in self.extents() {
+            let head = u64::from(extent.head_length.get());
+            let stored = stored_length(extent.payload_length.get().into());
+            let begin = extent.address.get().checked_sub(head);
+            let holds = begin
+                .and_then(|begin| geometry.segment_of(begin))
+                .is_some_and(|(_, offset)| {
+                    offset != 0
+                        && offset
+                            .checked_add(head + stored)
+                            .is_some_and(|end| end <= geometry.segment_size)
+                });
+            require(
+                holds && head >= HEAD_MIN_LEN && extent.reserved == 0 && extent.lsn > last,
+                name,
+                "extents",
+                "F-36",
+                || format!("has an impossible entry for LSN {}", extent.lsn),
+            )?;
+            last = extent.lsn.get();
+        }
+        Ok(())
+    }
+
     // Sections were checked to lie within the bytes.
     fn slice(&self, start: u64, end: u64) -> &[u8] {
         let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
@@ -511,6 +583,8 @@ impl<B: AsRef<[u8]>> Image<B> {
             }
             check_extents(size, &extents)?;
             Some(extents)
+        } else if size > u32::MAX.into() {
+            return Err(bad("entry", format!("has {size} bytes in one record")));
         } else {
             None
         };
@@ -535,6 +609,7 @@ impl<B: AsRef<[u8]>> Image<B> {
             image: self,
             next_group: 0,
             rest: &[],
+            left: 0,
             key: Vec::new(),
             pending: None,
         };
@@ -582,6 +657,8 @@ pub struct Cursor<'a, B> {
     image: &'a Image<B>,
     next_group: u64,
     rest: &'a [u8],
+    /// Entries that are still to come in `rest`.
+    left: u64,
     key: Vec<u8>,
     pending: Option<ImageEntry>,
 }
@@ -614,19 +691,30 @@ impl<B: AsRef<[u8]>> Cursor<'_, B> {
     }
 
     fn advance(&mut self) -> Result<Option<ImageEntry>, FormatError> {
+        let header = &self.image.header;
         let first_of_group = self.rest.is_empty();
+        if first_of_group != (self.left == 0) {
+            return Err(bad("groups", "have other than the stated entries"));
+        }
         if first_of_group {
-            if self.next_group == self.image.header.groups.get() {
+            if self.next_group == header.groups.get() {
                 return Ok(None);
             }
             self.rest = self.image.group(self.next_group)?;
+            let before = self.next_group * GROUP_SIZE;
+            self.left = GROUP_SIZE.min(header.entries.get().saturating_sub(before));
             self.next_group += 1;
         }
+        self.left = self.left.saturating_sub(1);
         let previous = if first_of_group { 0 } else { self.key.len() };
         let (shared, suffix) = take_key(&mut self.rest, previous)?;
-        let ascends = self.key[shared..] < *suffix || self.key.is_empty();
-        if !ascends {
+        let replaced = &self.key[shared..];
+        if !self.key.is_empty() && replaced >= suffix {
             return Err(bad("key", "is not greater than the one before"));
+        }
+        // `get` relies on it.
+        if !first_of_group && replaced.first() == suffix.first() {
+            return Err(bad("key", "shares more than it says with the one before"));
         }
         self.key.truncate(shared);
         self.key.extend_from_slice(suffix);

@@ -32,22 +32,27 @@ pub enum MetaItem<'a> {
 }
 
 /// Appends an item.
+///
+/// # Panics
+/// If the name of an attribute is empty or longer than 255 bytes.
 pub fn put(target: &mut Vec<u8>, item: MetaItem<'_>) {
     let (tag, parts): (u8, [&[u8]; 3]) = match &item {
         MetaItem::Created(time) => (TAG_CREATED, [&time.to_le_bytes(), &[], &[]]),
         MetaItem::Digest { algorithm, bytes } => (TAG_DIGEST, [&[*algorithm], bytes, &[]]),
         MetaItem::Attribute { name, value } => (
             TAG_ATTRIBUTE,
-            [
-                &[u8::try_from(name.len()).unwrap_or(0)],
-                name.as_bytes(),
-                value,
-            ],
+            [&[name_length(name)], name.as_bytes(), value],
         ),
     };
     target.push(tag);
     varint::put(target, parts.iter().map(|part| part.len() as u64).sum());
     parts.iter().for_each(|part| target.extend_from_slice(part));
+}
+
+fn name_length(name: &str) -> u8 {
+    let length = u8::try_from(name.len()).unwrap_or(0);
+    assert!(length != 0, "a name of {} bytes", name.len());
+    length
 }
 
 /// The items of `meta`, in order; ends with the first that does not decode.

@@ -151,6 +151,7 @@ impl<'a> RecordView<'a> {
             "F-25",
             || format!("is {:#x}", header.flags),
         )?;
+        require(header.lsn != 0, name, "lsn", "F-25", || "is 0".to_owned())?;
         let (key, meta) = bytes[size_of::<RecordHeader>()..].split_at(key_length);
         let view = Self {
             header,

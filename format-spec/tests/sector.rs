@@ -1,0 +1,234 @@
+//! Whole sectors: recovery by the rules of `SPEC.md`, whole, torn and damaged.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use graviton_format::Structure;
+use graviton_format::frame::FrameHeader;
+use support::reader::{Failure, recover};
+use support::sample::{self, GEOMETRY, Sample};
+
+fn blobs(sector: &[u8]) -> BTreeMap<Vec<u8>, Result<Vec<u8>, String>> {
+    recover(sector).unwrap().blobs(sector)
+}
+
+fn expected() -> BTreeMap<Vec<u8>, Result<Vec<u8>, String>> {
+    sample::expected()
+        .into_iter()
+        .map(|(key, payload)| (key, Ok(payload)))
+        .collect()
+}
+
+fn zero(sector: &mut [u8], address: u64, length: u64) {
+    sector[address as usize..(address + length) as usize].fill(0);
+}
+
+#[test]
+fn the_sample_is_recovered_from_either_checkpoint() {
+    let Sample { writer, .. } = sample::sample();
+    let whole = recover(&writer.bytes).unwrap();
+    assert_eq!((whole.checkpoint, whole.frames), (2, 4));
+    assert_eq!(blobs(&writer.bytes), expected());
+    // [F-37]: without the newest root the older one serves; the log it needs is still there [F-55].
+    let mut older = writer.bytes.clone();
+    for address in GEOMETRY.roots(2) {
+        zero(&mut older, address, 512);
+    }
+    let older_state = recover(&older).unwrap();
+    assert_eq!((older_state.checkpoint, older_state.frames), (1, 9));
+    assert_eq!(older_state.blobs(&older), expected());
+    assert_eq!(older_state.tail, whole.tail);
+    // One copy of a root is enough.
+    for address in GEOMETRY.roots(2) {
+        let mut one = writer.bytes.clone();
+        zero(&mut one, address, 512);
+        assert_eq!(recover(&one).unwrap().checkpoint, 2);
+    }
+    // Its image damaged: the same, and replay must reach what the root covers.
+    let mut rotten = writer.bytes.clone();
+    rotten[GEOMETRY.segment_offset(3) as usize + 600] ^= 1;
+    assert_eq!(recover(&rotten).unwrap().checkpoint, 1);
+    assert_eq!(blobs(&rotten), expected());
+    let mut neither = rotten;
+    neither[GEOMETRY.segment_offset(0) as usize + 600] ^= 1;
+    assert_eq!(recover(&neither), Err(Failure::NoCheckpoint));
+}
+
+#[test]
+fn every_prefix_of_the_log_opens_and_no_acknowledged_frame_is_cut() {
+    let Sample { writer, .. } = sample::sample();
+    let frames = &writer.frames[5..];
+    for (number, &(address, length)) in frames.iter().enumerate() {
+        // The tail torn at every block of the frame, with all after it gone: cut.
+        let mut torn = writer.bytes.clone();
+        for &(address, length) in &frames[number + 1..] {
+            zero(&mut torn, address, length.into());
+        }
+        if number == 0 {
+            zero(&mut torn, GEOMETRY.segment_offset(5), 512);
+        }
+        for kept in (0..length).step_by(512) {
+            let mut torn = torn.clone();
+            zero(&mut torn, address + u64::from(kept), (length - kept).into());
+            let state = recover(&torn).unwrap();
+            assert_eq!(state.frames, number, "frame {number} torn at {kept}");
+            let (segment, offset) = state.tail;
+            let linked = GEOMETRY.segment_offset(5) + 512;
+            let end = GEOMETRY.segment_offset(segment) + offset;
+            assert!(end == address || (number == 1 && end == linked));
+        }
+        // The same damage with what came later in place: corruption [F-51], but for the last.
+        let mut rotten = writer.bytes.clone();
+        rotten[address as usize + 20] ^= 1;
+        let last = number + 1 == frames.len();
+        match recover(&rotten) {
+            Ok(state) => assert!(last && state.frames == number),
+            Err(Failure::Corruption { address: found, .. }) => assert!(!last && found == address),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_lost_link_is_corruption_even_if_only_frames_behind_it_tell() {
+    let Sample { writer, .. } = sample::sample();
+    for damage in [0, 4, 40, 100] {
+        let mut lost = writer.bytes.clone();
+        let header = GEOMETRY.segment_offset(5);
+        if damage == 0 {
+            zero(&mut lost, header, 512);
+        }
+        lost[header as usize + damage] ^= 8 * u8::from(damage != 0);
+        let error = recover(&lost).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Failure::Corruption {
+                    last: 9,
+                    durable: 12,
+                    ..
+                }
+            ),
+            "{error:?}"
+        );
+    }
+    // The header of the next segment was written while the last frame was still on its way, and so
+    // does not vouch for it; the frames after it do.
+    let mut writer = sample::Writer::new();
+    let blob =
+        |key: &'static [u8]| sample::draft(graviton_format::record::RecordKind::Blob, key, key);
+    writer.checkpoint(1, &[0, 1]);
+    writer.log_segment(2);
+    writer.frame(&[blob(b"a")]);
+    writer.frame(&[blob(b"b")]);
+    writer.durable = 1;
+    writer.log_segment(3);
+    writer.durable = 2;
+    writer.frame(&[blob(b"c")]);
+    let mut rotten = writer.bytes.clone();
+    rotten[writer.frames[1].0 as usize + 70] ^= 1;
+    assert!(matches!(
+        recover(&rotten),
+        Err(Failure::Corruption {
+            last: 1,
+            durable: 2,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn bad_payload_of_an_acknowledged_frame_fails_reads_of_it_alone() {
+    let Sample { writer, moved, .. } = sample::sample();
+    let mut rotten = writer.bytes.clone();
+    rotten[(moved.address + 200) as usize] ^= 1;
+    let state = recover(&rotten).unwrap();
+    assert_eq!(state.damaged, [writer.frames[6].0]);
+    let mut found = state.blobs(&rotten);
+    assert!(found.remove(&b"large"[..]).unwrap().is_err());
+    assert!(found.remove(&b"slice"[..]).unwrap().is_err());
+    let mut wanted = expected();
+    wanted.retain(|key, _| key != b"large" && key != b"slice");
+    assert_eq!(found, wanted);
+}
+
+#[test]
+fn frames_left_over_behind_a_cut_are_not_taken_for_continuations() {
+    let mut writer = sample::Writer::new();
+    let blob =
+        |key: &'static [u8]| sample::draft(graviton_format::record::RecordKind::Blob, key, key);
+    writer.checkpoint(1, &[0, 1]);
+    writer.log_segment(2);
+    writer.frame(&[blob(b"kept")]);
+    let mut crashed = writer.bytes.clone();
+    // Two frames in flight at once: the second arrives, the first does not.
+    writer.frame(&[blob(b"lost")]);
+    writer.durable = 1;
+    writer.frame(&[blob(b"left over")]);
+    let (lost, left_over) = (writer.frames[1].0 as usize, writer.frames[2].0 as usize);
+    crashed[left_over..left_over + 512].copy_from_slice(&writer.bytes[left_over..left_over + 512]);
+    let state = recover(&crashed).unwrap();
+    assert_eq!(state.last_lsn, 1);
+    // After the cut the log goes on there, with LSNs above all seen.
+    let mut second = sample::Writer::new();
+    second.checkpoint(1, &[0, 1]);
+    second.log_segment(2);
+    second.frame(&[blob(b"kept")]);
+    second.lsn = 3;
+    second.frame(&[blob(b"new")]);
+    crashed[lost..lost + 512].copy_from_slice(&second.bytes[lost..lost + 512]);
+    let state = recover(&crashed).unwrap();
+    let keys: Vec<_> = state.blobs(&crashed).into_keys().collect();
+    assert_eq!(keys, [b"kept".to_vec(), b"new".to_vec()]);
+}
+
+#[test]
+fn superblocks_stand_in_for_each_other_and_short_files_are_refused() {
+    let Sample { writer, .. } = sample::sample();
+    let size = writer.bytes.len();
+    for address in GEOMETRY.superblocks() {
+        let mut damaged = writer.bytes.clone();
+        damaged[address as usize + 70] ^= 1;
+        assert_eq!(blobs(&damaged), expected());
+    }
+    // Bytes behind the sector do not matter, as long as the front copy tells where it ends.
+    let mut longer = writer.bytes.clone();
+    longer.extend([7; 4096]);
+    assert_eq!(blobs(&longer), expected());
+    assert_eq!(recover(&writer.bytes[..size - 1]), Err(Failure::Truncated));
+    for length in [0, 1, 511, 512, 65536, 1 << 20] {
+        assert!(recover(&writer.bytes[..length]).is_err());
+    }
+    assert!(recover(&vec![0; size]).is_err());
+}
+
+/// Every byte that was ever written, damaged one at a time: what comes back is right or an error.
+#[test]
+fn no_damage_of_one_byte_gives_wrong_bytes_or_loses_other_blobs() {
+    let Sample { writer, note, .. } = sample::sample();
+    let whole = recover(&writer.bytes).unwrap();
+    let wanted = expected();
+    let written = (0..writer.bytes.len()).filter(|&at| writer.bytes[at] != 0);
+    // All structures bit by bit in `decoders.rs`; here a stride through all, headers included.
+    for place in written.step_by(11) {
+        let mut damaged = writer.bytes.clone();
+        damaged[place] ^= 1 << (place % 8);
+        let state = match recover(&damaged) {
+            Ok(state) => state,
+            Err(Failure::Corruption { .. }) => continue,
+            Err(other) => panic!("byte {place}: {other:?}"),
+        };
+        let in_note = (note..note + FrameHeader::SIZE as u64).contains(&(place as u64));
+        assert_eq!(
+            state.last_lsn,
+            whole.last_lsn - u64::from(in_note),
+            "byte {place}"
+        );
+        let found = state.blobs(&damaged);
+        assert_eq!(found.len(), wanted.len(), "byte {place}");
+        for (key, payload) in found {
+            assert!(payload.is_err() || payload == wanted[&key], "byte {place}");
+        }
+    }
+}

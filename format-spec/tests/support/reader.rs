@@ -1,0 +1,466 @@
+//! A second reader: recovers a sector that lies in memory by the rules of `SPEC.md`, with the
+//! decoders and nothing else. It is slow and plain, and the engine's tests do not use it; it shows
+//! that the rules suffice, and what they come to for a damaged sector.
+
+use std::collections::BTreeMap;
+
+use graviton_format::checkpoint::{CheckpointRoot, stored_image_length, verify_image_pages};
+use graviton_format::checksum::gather_chunks;
+use graviton_format::frame::{FrameHeader, records_checksum};
+use graviton_format::geometry::{AREA_SIZE, ROOT_SLOT_SIZE};
+use graviton_format::image::{Image, ImageValue};
+use graviton_format::record::{
+    ExtentRef, FLAG_MOVED, Manifest, RecordHeader, RecordKind, RecordView,
+};
+use graviton_format::segment::{KIND_CHECKPOINT, KIND_LOG, NONE, SegmentHeader};
+use graviton_format::superblock::Superblock;
+use graviton_format::{FormatError, Geometry, Identity, Structure};
+
+/// Why a sector is not opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// Neither superblock copy is good; the error of the front one.
+    Superblock(FormatError),
+    /// The file is shorter than its superblock says.
+    Truncated,
+    /// No root with a good image.
+    NoCheckpoint,
+    /// The log breaks off at `address`, yet more is known to have been durable.
+    Corruption {
+        address: u64,
+        last: u64,
+        durable: u64,
+    },
+}
+
+/// The newest version of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    pub lsn: u64,
+    /// The record's address and, of a manifest, its pieces; `None` for a tombstone.
+    pub place: Option<(u64, Option<Vec<ExtentRef>>)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    pub superblock: Superblock,
+    /// Sequence of the checkpoint that recovery began with.
+    pub checkpoint: u64,
+    pub index: BTreeMap<Vec<u8>, Version>,
+    /// Addresses of records whose payload pieces may name, by LSN.
+    pub payloads: BTreeMap<u64, u64>,
+    /// Where the next frame goes.
+    pub tail: (u32, u64),
+    pub last_lsn: u64,
+    pub frames: usize,
+    /// Addresses of acknowledged frames with bad payload.
+    pub damaged: Vec<u64>,
+}
+
+fn at(sector: &[u8], address: u64, length: u64) -> &[u8] {
+    let start = usize::try_from(address).unwrap_or(usize::MAX);
+    let end = address
+        .checked_add(length)
+        .and_then(|end| usize::try_from(end).ok())
+        .unwrap_or(usize::MAX);
+    sector.get(start..end.min(sector.len())).unwrap_or(&[])
+}
+
+/// [F-13]: of the good copies the one with the higher sequence, of equal ones the front one.
+fn superblock(sector: &[u8]) -> Result<Superblock, Failure> {
+    let decode = |address| Superblock::decode(at(sector, address, 512), address);
+    let front = decode(0);
+    let back_address = match &front {
+        Ok(copy) => copy.geometry().back_area(),
+        Err(_) => (sector.len() as u64).saturating_sub(AREA_SIZE),
+    };
+    let back = decode(back_address)
+        .ok()
+        .filter(|copy| copy.geometry().back_area() == back_address);
+    let newest = match (front, back) {
+        (Ok(front), Some(back)) if back.sequence > front.sequence => back,
+        (Ok(front), _) => front,
+        (Err(_), Some(back)) => back,
+        (Err(error), None) => return Err(Failure::Superblock(error)),
+    };
+    if (sector.len() as u64) < newest.sector_size.get() {
+        return Err(Failure::Truncated);
+    }
+    Ok(newest)
+}
+
+struct Reader<'a> {
+    sector: &'a [u8],
+    identity: Identity,
+    geometry: Geometry,
+    headers: Vec<Result<SegmentHeader, FormatError>>,
+}
+
+struct State {
+    recovered: Recovered,
+    /// Segment, offset, generation and last checksum of the log's end; no segment before the log.
+    segment: u32,
+    offset: u64,
+    generation: u64,
+    checksum: u32,
+}
+
+impl<'a> Reader<'a> {
+    fn roots(&self) -> Vec<(CheckpointRoot, Vec<u32>)> {
+        let mut roots: Vec<_> = [0, 1]
+            .into_iter()
+            .flat_map(|slot| self.geometry.roots(slot))
+            .filter_map(|address| {
+                let bytes = at(self.sector, address, ROOT_SLOT_SIZE as u64);
+                CheckpointRoot::decode(bytes, &self.identity, &self.geometry, address).ok()
+            })
+            .collect();
+        roots.sort_by_key(|(root, _)| std::cmp::Reverse(root.sequence.get()));
+        roots
+    }
+
+    fn image(&self, root: &CheckpointRoot, segments: &[u32]) -> Option<Image<Vec<u8>>> {
+        let mut stored = Vec::new();
+        for (part, &segment) in (0..).zip(segments) {
+            let header = self.headers[segment as usize].as_ref().ok()?;
+            let belongs = header.kind == KIND_CHECKPOINT
+                && header.previous_segment == part
+                && header.previous_generation == root.sequence;
+            if !belongs {
+                return None;
+            }
+            let address =
+                self.geometry.segment_offset(segment) + u64::from(self.geometry.block_size);
+            let room = self.geometry.image_bytes_per_segment();
+            let left = stored_image_length(root.image_length.get())? - stored.len() as u64;
+            stored.extend_from_slice(at(self.sector, address, room.min(left)));
+        }
+        let bytes = verify_image_pages(&stored, root).ok()?.to_vec();
+        let image = Image::open(bytes).ok()?;
+        image.check(&self.geometry).ok()?;
+        (image.header().length == root.image_length).then_some(image)
+    }
+
+    fn seed(&self, root: &CheckpointRoot, image: &Image<Vec<u8>>) -> Option<Recovered> {
+        let (superblock, tail) = (superblock(self.sector).ok()?, root.tail_segment.get());
+        let mut recovered = Recovered {
+            superblock,
+            checkpoint: root.sequence.get(),
+            index: BTreeMap::new(),
+            payloads: BTreeMap::new(),
+            tail: (tail, root.tail_offset.get().into()),
+            last_lsn: root.lsn.get(),
+            frames: 0,
+            damaged: Vec::new(),
+        };
+        for extent in image.extents() {
+            let record = extent.address.get() - u64::from(extent.head_length.get());
+            recovered.payloads.insert(extent.lsn.get(), record);
+        }
+        let mut cursor = image.seek(b"").ok()?;
+        while let Some(entry) = cursor.next().ok()? {
+            let place = match entry.value {
+                ImageValue::Tombstone => None,
+                ImageValue::Blob {
+                    address, extents, ..
+                } => {
+                    self.geometry.segment_of(address)?;
+                    // A blob's own record holds payload that pieces may name [F-53].
+                    if extents.is_none() {
+                        recovered.payloads.insert(entry.lsn, address);
+                    }
+                    Some((address, extents))
+                }
+            };
+            let version = Version {
+                lsn: entry.lsn,
+                place,
+            };
+            recovered.index.insert(cursor.key().to_vec(), version);
+        }
+        Some(recovered)
+    }
+
+    /// The highest LSN that anything good beyond the log's end says was durable [F-51].
+    fn evidence(&self, state: &State, newest_root: u64) -> u64 {
+        let mut durable = newest_root;
+        let block = u64::from(self.geometry.block_size);
+        for segment in 0..self.geometry.segment_count {
+            let own = segment == state.segment;
+            let from = match &self.headers[segment as usize] {
+                _ if own => state.offset,
+                // Old, or never used.
+                Ok(header) if header.generation <= state.generation => continue,
+                // Never used, unless a frame behind the zeros says otherwise.
+                Err(FormatError::Magic { found: 0, .. }) => {
+                    let address = self.geometry.segment_offset(segment) + block;
+                    if self.frame(address).is_err() {
+                        continue;
+                    }
+                    block
+                }
+                Ok(header) => {
+                    durable = durable.max(header.durable_lsn.get());
+                    if header.kind != KIND_LOG {
+                        continue;
+                    }
+                    block
+                }
+                Err(_) => block,
+            };
+            for offset in (from..self.geometry.segment_size).step_by(block as usize) {
+                let address = self.geometry.segment_offset(segment) + offset;
+                let Ok(frame) = self.frame(address) else {
+                    continue;
+                };
+                let newer = frame.generation > state.generation;
+                if newer && !own || own && frame.generation == state.generation {
+                    durable = durable.max(frame.durable_lsn.get());
+                }
+            }
+        }
+        durable
+    }
+
+    fn frame(&self, address: u64) -> Result<FrameHeader, FormatError> {
+        let bytes = at(self.sector, address, FrameHeader::SIZE as u64);
+        FrameHeader::decode(bytes, &self.identity, &self.geometry, address)
+    }
+
+    /// The records of a frame, if they are as its header says [F-23], and whether payload is good.
+    fn records(
+        &self,
+        address: u64,
+        frame: &FrameHeader,
+        last: u64,
+    ) -> Option<(Vec<(u64, RecordView<'a>)>, bool)> {
+        let bytes = at(self.sector, address, frame.length.get().into());
+        let used = frame.used.get() as usize;
+        let (mut offset, mut records, mut payload_good) = (FrameHeader::SIZE, Vec::new(), true);
+        while offset < used {
+            let place = address + offset as u64;
+            let rest = bytes.get(offset..used)?;
+            let view = RecordView::decode(rest, &self.identity, &self.geometry, place).ok()?;
+            let record = rest.get(..usize::try_from(view.length()).ok()?)?;
+            // [F-29]: only a moved record is older than its frame.
+            let lsn = view.header.lsn.get();
+            let moved = view.header.flags & FLAG_MOVED != 0;
+            if lsn > frame.lsn.get() || (!moved && lsn <= last) {
+                return None;
+            }
+            let payload = view.payload_offset();
+            let mut chunks = record[payload..].to_vec();
+            let mask = self.identity.chunk_mask(lsn);
+            payload_good &= gather_chunks(&mut chunks, mask, place + payload as u64).is_ok();
+            offset += record.len();
+            records.push((place, view));
+        }
+        let sum = records_checksum(records.iter().map(|(_, view)| view.header.checksum.get()));
+        let whole = records.len() == frame.records.get() as usize
+            && sum == frame.records_checksum.get()
+            && bytes.get(used..)?.iter().all(|&byte| byte == 0);
+        whole.then_some((records, payload_good))
+    }
+
+    /// Replays frames from the state's end as long as they continue the log [F-22].
+    fn replay(&self, state: &mut State, newest_root: u64) -> Result<(), Failure> {
+        while state.offset < self.geometry.segment_size {
+            let address = self.geometry.segment_offset(state.segment) + state.offset;
+            let last = state.recovered.last_lsn;
+            let Ok(frame) = self.frame(address) else {
+                return Ok(());
+            };
+            if !frame.continues(state.generation, state.checksum, last) {
+                return Ok(());
+            }
+            let Some((records, payload_good)) = self.records(address, &frame, last) else {
+                return Ok(());
+            };
+            if !payload_good {
+                if self.evidence(state, newest_root) < frame.lsn.get() {
+                    return Ok(());
+                }
+                state.recovered.damaged.push(address);
+            }
+            records
+                .iter()
+                .for_each(|(place, view)| apply(&mut state.recovered, *place, view));
+            state.recovered.last_lsn = frame.lsn.get();
+            state.recovered.frames += 1;
+            state.offset += u64::from(frame.length.get());
+            state.checksum = frame.checksum.get();
+        }
+        Ok(())
+    }
+
+    /// The log segment that goes on where the log ends [F-50].
+    fn next_segment(&self, state: &State) -> Option<&SegmentHeader> {
+        let links = |header: &&SegmentHeader| {
+            let from_none = state.segment == NONE && header.previous_segment == NONE;
+            let from_tail = header.previous_segment == state.segment
+                && header.previous_generation == state.generation
+                && u64::from(header.previous_end.get()) == state.offset
+                && header.previous_lsn == state.recovered.last_lsn
+                && header.previous_checksum == state.checksum;
+            header.kind == KIND_LOG
+                && header.generation > state.generation
+                && (from_none || state.segment != NONE && from_tail)
+        };
+        self.headers
+            .iter()
+            .flatten()
+            .filter(links)
+            .min_by_key(|header| header.generation.get())
+    }
+}
+
+/// [F-52]: the highest LSN of a key wins; of equal ones the later frame.
+fn apply(recovered: &mut Recovered, place: u64, view: &RecordView<'_>) {
+    let lsn = view.header.lsn.get();
+    if matches!(view.kind, RecordKind::Extent | RecordKind::Blob) {
+        recovered.payloads.insert(lsn, place);
+    }
+    let version = match view.kind {
+        RecordKind::Extent => return,
+        RecordKind::Tombstone => None,
+        RecordKind::Blob | RecordKind::Manifest => Some((place, None)),
+    };
+    let newer = recovered
+        .index
+        .get(view.key)
+        .is_none_or(|old| old.lsn <= lsn);
+    if newer {
+        let version = Version {
+            lsn,
+            place: version,
+        };
+        recovered.index.insert(view.key.to_vec(), version);
+    }
+}
+
+/// Recovers a sector.
+pub fn recover(sector: &[u8]) -> Result<Recovered, Failure> {
+    let superblock = superblock(sector)?;
+    let (identity, geometry) = (superblock.identity(), superblock.geometry());
+    let headers = (0..geometry.segment_count)
+        .map(|segment| {
+            let bytes = at(sector, geometry.segment_offset(segment), 128);
+            SegmentHeader::decode(bytes, &identity, &geometry, segment)
+        })
+        .collect();
+    let reader = Reader {
+        sector,
+        identity,
+        geometry,
+        headers,
+    };
+    let roots = reader.roots();
+    // [F-37]: the newest root whose image is good.
+    let (recovered, root) = roots
+        .iter()
+        .find_map(|(root, segments)| {
+            let image = reader.image(root, segments)?;
+            Some((reader.seed(root, &image)?, root))
+        })
+        .ok_or(Failure::NoCheckpoint)?;
+    let newest_root = roots.first().map_or(0, |(root, _)| root.lsn.get());
+    let mut state = State {
+        segment: root.tail_segment.get(),
+        offset: root.tail_offset.get().into(),
+        generation: if root.tail_segment == NONE {
+            root.generation.get()
+        } else {
+            root.tail_generation.get()
+        },
+        checksum: root.tail_checksum.get(),
+        recovered,
+    };
+    if state.segment != NONE {
+        reader.replay(&mut state, newest_root)?;
+    }
+    while let Some(header) = reader.next_segment(&state) {
+        state.segment = header.segment.get();
+        state.offset = geometry.block_size.into();
+        state.generation = header.generation.get();
+        state.checksum = header.checksum.get();
+        reader.replay(&mut state, newest_root)?;
+    }
+    let durable = reader.evidence(&state, newest_root);
+    let last = state.recovered.last_lsn;
+    if durable > last {
+        return Err(Failure::Corruption {
+            address: if state.segment == NONE {
+                0
+            } else {
+                geometry.segment_offset(state.segment) + state.offset
+            },
+            last,
+            durable,
+        });
+    }
+    state.recovered.tail = (state.segment, state.offset);
+    Ok(state.recovered)
+}
+
+impl Recovered {
+    fn record(&self, sector: &[u8], address: u64) -> Result<(RecordHeader, Vec<u8>), FormatError> {
+        let (identity, geometry) = (self.superblock.identity(), self.superblock.geometry());
+        let rest = at(sector, address, geometry.segment_size);
+        let view = RecordView::decode(rest, &identity, &geometry, address)?;
+        let start = view.payload_offset();
+        let stored = at(sector, address + start as u64, view.stored_payload());
+        let mut payload = stored.to_vec();
+        let mask = identity.chunk_mask(view.header.lsn.get());
+        let length = gather_chunks(&mut payload, mask, address + start as u64)
+            .map_err(|(_, error)| error)?;
+        payload.truncate(length);
+        Ok((view.header, payload))
+    }
+
+    /// A blob's bytes, every one of them verified; `None` if there is no such blob.
+    pub fn read(&self, sector: &[u8], key: &[u8]) -> Result<Option<Vec<u8>>, String> {
+        let Some((address, _)) = self
+            .index
+            .get(key)
+            .and_then(|version| version.place.as_ref())
+        else {
+            return Ok(None);
+        };
+        let (header, payload) = self
+            .record(sector, *address)
+            .map_err(|error| error.to_string())?;
+        if header.lsn != self.index[key].lsn {
+            return Err("a record of another version".to_owned());
+        }
+        if header.kind == RecordKind::Blob as u8 {
+            return Ok(Some(payload));
+        }
+        let manifest = Manifest::decode(&payload).map_err(|error| error.to_string())?;
+        let mut blob = Vec::new();
+        for piece in &manifest.extents {
+            // [F-53]: the piece's record is found through its LSN, wherever it lies now.
+            let place = self
+                .payloads
+                .get(&piece.lsn.get())
+                .ok_or("a piece of an unknown extent")?;
+            let (header, payload) = self
+                .record(sector, *place)
+                .map_err(|error| error.to_string())?;
+            let start = piece.offset.get() as usize;
+            let bytes = payload
+                .get(start..start + piece.length.get() as usize)
+                .filter(|_| header.lsn == piece.lsn)
+                .ok_or("a piece past the end of its extent")?;
+            blob.extend_from_slice(bytes);
+        }
+        Ok(Some(blob))
+    }
+
+    /// Every blob there is.
+    pub fn blobs(&self, sector: &[u8]) -> BTreeMap<Vec<u8>, Result<Vec<u8>, String>> {
+        self.index
+            .keys()
+            .filter_map(|key| Some((key.clone(), self.read(sector, key).transpose()?)))
+            .collect()
+    }
+}
