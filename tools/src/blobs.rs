@@ -19,7 +19,7 @@ use crate::failure::{Exit, Failure};
 use crate::files::{read_exactly, replace_file};
 use crate::keys;
 use crate::listing::{Listed, each};
-use crate::output::{Output, time_json, time_text, with_key};
+use crate::output::{Output, etag_text, time_json, time_text, with_key};
 use crate::session::Session;
 use crate::size::Human;
 use crate::transfer::{PIECE, pour_in, pour_out};
@@ -96,12 +96,12 @@ fn say_put(output: &Output, key: &BinaryKey, outcome: &PutOutcome) -> Result<(),
     output.object(&with_key(
         key,
         json!({"size": outcome.size, "version": outcome.version,
-            "etag": outcome.etag.to_string()}),
+            "etag": etag_text(outcome.etag)}),
     ))?;
     output.line(format!(
         "{key}: {}, ETag {}",
         output.bytes(outcome.size),
-        outcome.etag
+        etag_text(outcome.etag)
     ))
 }
 
@@ -136,7 +136,7 @@ pub fn get(session: &Session, args: &GetArgs) -> Result<(), Failure> {
         output.object(&with_key(
             &key,
             json!({"size": size, "start": range.start, "end": range.end, "version": version,
-                "etag": etag.to_string(), "file": args.output.to_string_lossy()}),
+                "etag": etag_text(etag), "file": args.output.to_string_lossy()}),
         ))
     })
 }
@@ -174,7 +174,7 @@ pub fn stat(session: &Session, args: &KeyArg) -> Result<(), Failure> {
         json!({
             "size": info.size,
             "allocated": info.allocated,
-            "etag": info.etag.to_string(),
+            "etag": etag_text(info.etag),
             "version": info.version,
             "created": time_json(info.created),
             "modified": time_json(info.modified),
@@ -193,7 +193,7 @@ pub fn stat(session: &Session, args: &KeyArg) -> Result<(), Failure> {
     };
     field("size", size)?;
     field("allocated", output.bytes(info.allocated))?;
-    field("ETag", info.etag.to_string())?;
+    field("ETag", etag_text(info.etag))?;
     field("version", info.version.to_string())?;
     field("created", time_text(info.created))?;
     field("modified", time_text(info.modified))?;
@@ -237,7 +237,7 @@ pub fn ls(session: &Session, args: &LsArgs) -> Result<(), Failure> {
 
 fn say_entry(output: &Output, entry: &ListEntry, long: bool) -> Result<(), Failure> {
     if output.is_json() {
-        let rest = json!({"size": entry.size, "etag": entry.etag.to_string(),
+        let rest = json!({"size": entry.size, "etag": etag_text(entry.etag),
             "version": entry.version, "modified": time_json(entry.modified)});
         return output.object(&with_key(&entry.key, rest));
     }
@@ -250,7 +250,8 @@ fn say_entry(output: &Output, entry: &ListEntry, long: bool) -> Result<(), Failu
         format!("{:>10}", Human(entry.size))
     };
     let modified = time_text(entry.modified);
-    output.line(format!("{size}  {modified}  {}  {}", entry.etag, entry.key))
+    let etag = etag_text(entry.etag);
+    output.line(format!("{size}  {modified}  {etag}  {}", entry.key))
 }
 
 fn say_prefix(output: &Output, prefix: &[u8], long: bool) -> Result<(), Failure> {
@@ -262,7 +263,7 @@ fn say_prefix(output: &Output, prefix: &[u8], long: bool) -> Result<(), Failure>
         return output.line(text);
     }
     let width = if output.is_verbose() { 15 } else { 10 };
-    output.line(format!("{:>width$}  {:<19}  {:<18}  {text}", "-", "", ""))
+    output.line(format!("{:>width$}  {:<19}  {:<16}  {text}", "-", "", ""))
 }
 
 /// `rm`.

@@ -53,7 +53,7 @@ Examples:
     name = "graviton",
     version,
     about = "Keeps blobs in a log-structured store of preallocated files",
-    help_template = format!("{{about}}\n\n{{usage-heading}} {{usage}}\n\n{COMMANDS}\n\n{{options}}\n\n{{after-help}}"),
+    help_template = format!("{{about}}\n\n{{usage-heading}} {{usage}}\n\n{COMMANDS}\n\nOptions:\n{{options}}{{after-help}}"),
     after_help = EXIT_CODES,
     arg_required_else_help = true,
     subcommand_required = true,
@@ -115,12 +115,12 @@ pub struct Global {
 /// How to talk to the disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum IoBackend {
-    /// io_uring if a probe with real I/O succeeds, else plain system calls.
+    /// Takes io_uring if a probe with real I/O succeeds, else plain system calls.
     #[default]
     Auto,
-    /// io_uring, or fail.
+    /// Takes io_uring, or fails.
     Uring,
-    /// Plain system calls.
+    /// Takes plain system calls.
     Syscall,
 }
 

@@ -260,27 +260,42 @@ struct Target {
 impl Target {
     fn open(session: &Session, args: &ExportArgs) -> Result<Self, Failure> {
         let path = &args.directory;
-        std::fs::create_dir_all(path).map_err(|error| Failure::file("make", path, &error))?;
-        let root = Root::open(path).map_err(|error| Failure::file("open", path, &error))?;
         let canonical = |path: &Path| {
             std::fs::canonicalize(path).map_err(|error| Failure::file("look at", path, &error))
         };
-        let (target, store) = (canonical(path)?, canonical(&session.global.store)?);
-        if target.starts_with(&store) {
-            let why = "it lies in the store's own directory";
-            return Err(Failure::file("export to", path, why));
+        let store = canonical(&session.global.store)?;
+        let refuse_store = |target: &Path| {
+            if target.starts_with(&store) {
+                let why = "it lies in the store's own directory";
+                return Err(Failure::file("export to", path, why));
+            }
+            Ok(())
+        };
+        // Once before anything is made, and once more for where it really is.
+        let absolute =
+            std::path::absolute(path).map_err(|error| Failure::file("look at", path, &error))?;
+        if let Some(nearest) = absolute.ancestors().find_map(|path| canonical(path).ok()) {
+            refuse_store(&nearest)?;
         }
+        std::fs::create_dir_all(path).map_err(|error| Failure::file("make", path, &error))?;
+        let root = Root::open(path).map_err(|error| Failure::file("open", path, &error))?;
+        let target = canonical(path)?;
+        refuse_store(&target)?;
         let store = store
             .strip_prefix(&target)
             .ok()
             .map(|relative| relative.as_os_str().as_bytes().to_vec());
-        Ok(Self {
+        Ok(Self::new(root, store, args.overwrite))
+    }
+
+    fn new(root: Root, store: Option<Vec<u8>>, overwrite: bool) -> Self {
+        Self {
             root,
-            overwrite: args.overwrite,
+            overwrite,
             store,
             last: None,
             began: None,
-        })
+        }
     }
 
     /// Whether `path` leads into the store's own directory, or stands in its place.
@@ -392,5 +407,117 @@ fn same_content(left: &mut File, right: &mut File) -> std::io::Result<bool> {
         if piece.is_empty() {
             return Ok(true);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn about(why: &dyn std::fmt::Display) -> Failure {
+        Failure::failed(why.to_string())
+    }
+
+    fn place(target: &mut Target, path: &str, content: &[u8]) -> Result<Placed, Failure> {
+        let restored = Restored {
+            mode: 0o644,
+            mtime: Some(1_700_000_000_123_456_789),
+        };
+        target.place(path.as_bytes(), restored, &about, &mut |file| {
+            file.write_all(content).map_err(|error| about(&error))
+        })
+    }
+
+    /// A directory to export to, with something outside of it, and links that lead there.
+    fn scene(overwrite: bool) -> (tempfile::TempDir, Target) {
+        let outer = tempfile::tempdir().expect("a directory");
+        let inner = outer.path().join("inner");
+        std::fs::create_dir_all(inner.join("folder")).expect("made");
+        std::fs::create_dir(inner.join("store")).expect("made");
+        std::fs::write(outer.path().join("precious"), b"precious").expect("written");
+        symlink("../precious", inner.join("link")).expect("linked");
+        symlink("..", inner.join("up")).expect("linked");
+        std::fs::write(inner.join("old"), b"old").expect("written");
+        let root = Root::open(&inner).expect("opened");
+        let target = Target::new(root, Some(b"store".to_vec()), overwrite);
+        (outer, target)
+    }
+
+    #[test]
+    fn files_are_placed_with_their_times() {
+        let (outer, mut target) = scene(false);
+        let placed = place(&mut target, "a/b/c", b"content").expect("placed");
+        assert_eq!(placed, Placed::Written);
+        let path = outer.path().join("inner/a/b/c");
+        assert_eq!(std::fs::read(&path).expect("read"), b"content");
+        let metadata = std::fs::metadata(&path).expect("there");
+        assert_eq!(
+            (metadata.mtime(), metadata.mtime_nsec()),
+            (1_700_000_000, 123_456_789)
+        );
+        let again = place(&mut target, "a/b/c", b"content").expect("there already");
+        assert_eq!(again, Placed::Identical);
+    }
+
+    #[test]
+    fn nothing_in_the_way_is_written_through() {
+        for overwrite in [false, true] {
+            let (outer, mut target) = scene(overwrite);
+            for path in [
+                "up/new",
+                "up/precious",
+                "link/new",
+                "old/new",
+                "folder",
+                "link",
+                "store",
+                "store/sector-0",
+                "store/new/deep",
+            ] {
+                assert!(place(&mut target, path, b"evil").is_err(), "{path}");
+            }
+            let mut names: Vec<String> = std::fs::read_dir(outer.path())
+                .expect("listed")
+                .chain(std::fs::read_dir(outer.path().join("inner")).expect("listed"))
+                .map(|entry| entry.expect("read").file_name().to_string_lossy().into())
+                .collect();
+            names.sort();
+            assert_eq!(
+                names,
+                ["folder", "inner", "link", "old", "precious", "store", "up"]
+            );
+            let precious = std::fs::read(outer.path().join("precious")).expect("read");
+            assert_eq!(precious, b"precious");
+        }
+    }
+
+    #[test]
+    fn files_with_other_content_are_replaced_only_when_told_to() {
+        let (outer, mut target) = scene(false);
+        assert!(place(&mut target, "old", b"new").is_err());
+        let (outer_too, mut target) = scene(true);
+        // What this export wrote itself stays: on a file system that folds case, two keys would
+        // fight for one name.
+        assert!(place(&mut target, "mine", b"first").is_ok());
+        assert!(place(&mut target, "mine", b"second").is_err());
+        let read = |outer: &tempfile::TempDir, name| {
+            std::fs::read(outer.path().join("inner").join(name)).expect("read")
+        };
+        assert_eq!(read(&outer, "old"), b"old");
+        assert_eq!(read(&outer_too, "mine"), b"first");
+    }
+
+    #[test]
+    fn old_files_are_overwritten() {
+        let (outer, mut target) = scene(true);
+        // Older than the export by more than one tick of the file system's clock.
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        assert_eq!(
+            place(&mut target, "old", b"new").expect("replaced"),
+            Placed::Written
+        );
+        let content = std::fs::read(outer.path().join("inner/old")).expect("read");
+        assert_eq!(content, b"new");
     }
 }

@@ -35,7 +35,7 @@ use crate::failure::{Exit, Failure};
 use crate::files::{Stamp, read_exactly};
 use crate::fit::fitted_sector_size;
 use crate::keys;
-use crate::output::{count, with_key};
+use crate::output::{count, etag_text, with_key};
 use crate::progress::Progress;
 use crate::session::Session;
 use crate::size::{Human, human_rate};
@@ -219,16 +219,25 @@ impl Import<'_> {
     }
 
     fn take_in(&self, path: &[u8]) -> Result<Work, Failure> {
+        let key = self.key_of(path)?;
+        self.take_in_as(path, key.clone())
+            .map_err(|failure| naming(&key, failure))
+    }
+
+    fn key_of(&self, path: &[u8]) -> Result<BinaryKey, Failure> {
         let mut key = self.prefix.to_vec();
         key.extend_from_slice(path);
-        let Ok(key) = BinaryKey::new(&key) else {
+        BinaryKey::new(&key).map_err(|_| {
             let why = format!(
                 "its key would have {} bytes, at most {} are allowed",
                 key.len(),
                 BinaryKey::MAX_LEN
             );
-            return Err(about(path, &why));
-        };
+            about(path, &why)
+        })
+    }
+
+    fn take_in_as(&self, path: &[u8], key: BinaryKey) -> Result<Work, Failure> {
         let skipped = |what| {
             let path = path.to_vec();
             Ok(Work::Settled(Settled::Skipped { path, what }))
@@ -384,7 +393,7 @@ impl Import<'_> {
                     Settled::Imported { key, outcome }
                 }
                 Err(error) => Settled::Failed {
-                    failure: error.into(),
+                    failure: naming(&key, error.into()),
                 },
             };
             self.settle(session, settled, tally);
@@ -418,6 +427,22 @@ impl io::Read for StopAt<'_> {
 /// A failure about one path in the tree.
 fn about(path: &[u8], why: &(impl std::fmt::Display + ?Sized)) -> Failure {
     Failure::failed(format!("{}: {why}", keys::text(path)))
+}
+
+/// The failure with the key it is about, if it does not name it already.
+fn naming(key: &BinaryKey, failure: Failure) -> Failure {
+    match failure {
+        Failure::Error {
+            exit,
+            kind,
+            message,
+        } if kind != "failed" && !message.contains(&key.to_string()) => Failure::Error {
+            exit,
+            kind,
+            message: format!("{key}: {message}"),
+        },
+        other => other,
+    }
 }
 
 /// An error if the file is not as it was when its stamp was taken.
@@ -462,7 +487,7 @@ impl Tally {
                     output.event(&with_key(
                         &key,
                         json!({"event": "imported", "size": outcome.size,
-                            "version": outcome.version, "etag": outcome.etag.to_string()}),
+                            "version": outcome.version, "etag": etag_text(outcome.etag)}),
                     ))?;
                 }
             }

@@ -23,6 +23,7 @@ mod svg;
 mod transfer;
 mod tree;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -106,6 +107,11 @@ fn explain(error: &clap::Error) -> Exit {
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();
+            Exit::Usage
+        }
+        // The parser takes options from the environment for arguments.
+        ErrorKind::MissingSubcommand if std::env::args_os().len() <= 1 => {
+            let _ = writeln!(std::io::stderr(), "{}", Cli::command().render_help());
             Exit::Usage
         }
         _ => {

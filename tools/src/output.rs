@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::time::SystemTime;
 
-use graviton_engine::port::BinaryKey;
+use graviton_engine::port::{BinaryKey, ETag};
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Map, Value, json};
 
@@ -164,6 +164,12 @@ pub fn with_key(key: &BinaryKey, rest: Value) -> Value {
         object.extend(rest);
     }
     Value::Object(object)
+}
+
+/// An ETag without the quotes of its text form, which shells and JSON would only have to escape;
+/// `--if-etag` takes it with and without.
+pub fn etag_text(etag: ETag) -> String {
+    etag.to_string().trim_matches('"').to_owned()
 }
 
 /// A time for machines: RFC 3339 in UTC.

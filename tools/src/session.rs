@@ -59,6 +59,7 @@ impl Session {
             } else {
                 DirectIo::Auto
             },
+            ..IoOptions::default()
         };
         OpenOptions {
             access,
