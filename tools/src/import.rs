@@ -11,12 +11,12 @@
 //! acknowledged it as durable; only then is it reported. So a killed import loses nothing that it
 //! said it had, and is simply repeated.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -27,18 +27,17 @@ use graviton_engine::port::{
 use graviton_engine::store::{Access, Store};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use serde_json::json;
 
 use crate::beneath::Root;
 use crate::cli::ImportArgs;
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 use crate::files::{Stamp, read_exactly};
 use crate::fit::fitted_sector_size;
 use crate::keys;
-use crate::output::{count, etag_text, with_key};
 use crate::progress::Progress;
 use crate::session::Session;
-use crate::size::{Human, human_rate};
+use crate::size::Human;
+use crate::tally::{Settled, Tally};
 use crate::transfer::{PIECE, TransferError, pour_in, same_bytes};
 use crate::tree::{Found, Identity, Survey, survey, walk};
 
@@ -130,15 +129,6 @@ struct SmallFile {
     key: BinaryKey,
     payload: Bytes,
     attributes: Attributes,
-}
-
-/// What became of something in the tree.
-enum Settled {
-    Imported { key: BinaryKey, outcome: PutOutcome },
-    Unchanged { key: BinaryKey, size: u64 },
-    Skipped { path: Vec<u8>, what: &'static str },
-    EmptyDirectory,
-    Failed { failure: Failure },
 }
 
 struct Import<'a> {
@@ -451,161 +441,6 @@ fn check_unchanged(file: &File, stamp: Stamp) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::other("it changed while it was read"))
-    }
-}
-
-/// What an import did.
-#[derive(Default)]
-struct Tally {
-    imported: u64,
-    imported_bytes: u64,
-    unchanged: u64,
-    unchanged_bytes: u64,
-    skipped: BTreeMap<&'static str, u64>,
-    empty_directories: u64,
-    failed: u64,
-    exit: Option<Exit>,
-    /// What ended it early.
-    ended_by: Option<Failure>,
-}
-
-impl Tally {
-    /// Counts, and says what is to be said. An error ends the import.
-    fn settle(
-        &mut self,
-        session: &Session,
-        progress: &Progress,
-        settled: Settled,
-    ) -> Result<(), Failure> {
-        let output = &session.output;
-        match settled {
-            Settled::Imported { key, outcome } => {
-                self.imported += 1;
-                self.imported_bytes += outcome.size;
-                progress.message(count(self.imported, "file", "files"));
-                if output.is_json() {
-                    output.event(&with_key(
-                        &key,
-                        json!({"event": "imported", "size": outcome.size,
-                            "version": outcome.version, "etag": etag_text(outcome.etag)}),
-                    ))?;
-                }
-            }
-            Settled::Unchanged { key, size } => {
-                self.unchanged += 1;
-                self.unchanged_bytes += size;
-                if output.is_json() {
-                    let object = json!({"event": "unchanged", "size": size});
-                    output.event(&with_key(&key, object))?;
-                }
-            }
-            Settled::Skipped { path, what } => {
-                *self.skipped.entry(what).or_default() += 1;
-                let path = keys::text(&path);
-                if output.is_json() {
-                    output.event(&json!({"event": "skipped", "path": path, "why": what}))?;
-                } else {
-                    output.note(format!("skipped {path}: {what}"), Some(progress));
-                }
-            }
-            Settled::EmptyDirectory => self.empty_directories += 1,
-            Settled::Failed { failure } => {
-                let exit = match failure.exit() {
-                    Exit::Corruption => Exit::Corruption,
-                    _ => Exit::Failed,
-                };
-                self.exit = Some(self.exit.map_or(exit, |before| before.worse(exit)));
-                if self.ended_by.is_some() {
-                    return Ok(());
-                }
-                if failure.ends_everything() {
-                    return Err(failure);
-                }
-                self.failed += 1;
-                output.report_under(&failure, Some(progress));
-            }
-        }
-        Ok(())
-    }
-
-    /// The summary, and the import's outcome.
-    fn finish(self, session: &Session, elapsed: Duration) -> Result<(), Failure> {
-        let output = &session.output;
-        if let Some(Failure::BrokenPipe) = self.ended_by {
-            // Nobody listens, but not everything was imported either.
-            return Err(Failure::Reported(Exit::Failed));
-        }
-        let seconds = elapsed.as_secs_f64();
-        let skipped: u64 = self.skipped.values().sum();
-        output.event(&json!({
-            "event": "summary",
-            "complete": self.ended_by.is_none(),
-            "imported": self.imported,
-            "imported_bytes": self.imported_bytes,
-            "unchanged": self.unchanged,
-            "unchanged_bytes": self.unchanged_bytes,
-            "skipped": skipped,
-            "skipped_why": self.skipped,
-            "empty_directories": self.empty_directories,
-            "failed": self.failed,
-            "seconds": seconds,
-            "path": session.global.store.to_string_lossy(),
-        }))?;
-        output.line(self.summary(output, skipped, seconds))?;
-        if let Some(failure) = self.ended_by {
-            let message = match &failure {
-                Failure::Error {
-                    exit,
-                    kind,
-                    message,
-                } => Failure::Error {
-                    exit: *exit,
-                    kind,
-                    message: format!("the import ended early: {message}"),
-                },
-                other => other.clone(),
-            };
-            return Err(message);
-        }
-        match self.exit {
-            Some(exit) => Err(Failure::Reported(exit)),
-            None => Ok(()),
-        }
-    }
-
-    fn summary(&self, output: &crate::output::Output, skipped: u64, seconds: f64) -> String {
-        let mut line = format!("{} imported", self.imported);
-        line.push_str(&format!(", {} unchanged", self.unchanged));
-        line.push_str(&format!(", {skipped} skipped"));
-        if skipped > 0 {
-            let why: Vec<String> = self
-                .skipped
-                .iter()
-                .map(|(what, number)| format!("{what}: {number}"))
-                .collect();
-            line.push_str(&format!(" ({})", why.join(", ")));
-        }
-        if self.empty_directories > 0 {
-            let directories = count(
-                self.empty_directories,
-                "empty directory",
-                "empty directories",
-            );
-            line.push_str(&format!(", {directories} left out"));
-        }
-        if self.failed > 0 {
-            line.push_str(&format!(", {} failed", self.failed));
-        }
-        if self.imported == 0 {
-            line.push_str(&format!("; nothing changed; {seconds:.1} s"));
-        } else {
-            line.push_str(&format!(
-                "; {} in {seconds:.1} s, {}",
-                output.bytes(self.imported_bytes),
-                human_rate(self.imported_bytes, seconds)
-            ));
-        }
-        line
     }
 }
 

@@ -20,6 +20,8 @@ mod session;
 mod size;
 mod stores;
 mod svg;
+mod tally;
+mod target;
 mod transfer;
 mod tree;
 
