@@ -1,0 +1,508 @@
+//! The command line, as it is typed.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::FalseyValueParser;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use graviton_engine::port::ETag;
+
+use crate::size::{ByteRange, parse, parse_positive, parse_range};
+
+/// The commands by what they are for. The test below keeps it complete.
+const COMMANDS: &str = "\
+Files:
+  import       Take a directory tree in; creates the store if there is none
+  export       Write blobs out as a directory tree
+
+Blobs:
+  put          Put a blob from a file or standard input
+  get          Read a blob, or a range of it
+  stat         Show what is known of a blob
+  ls           List blobs
+  rm           Delete blobs
+  cp           Copy a blob without moving its bytes
+  mv           Rename a blob
+
+Store:
+  init         Create a store
+  info         Show figures and health
+  verify       Read and check everything
+  compact      Turn garbage into free space
+  checkpoint   Write the index out now
+  map          Draw where live, garbage and free space lie
+  dump         Show structures as they lie on disk
+
+Shell:
+  completions  Write completions for a shell
+  help         Show help for a command";
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 failed, 2 called wrongly, 3 not found, 4 corruption found.
+
+Examples:
+  graviton import ./photos
+  graviton ls -l 2026/
+  graviton get 2026/cat.jpg -o cat.jpg
+  graviton --json info";
+
+/// Graviton: an embedded blob store in preallocated files.
+#[derive(Debug, Parser)]
+#[command(
+    name = "graviton",
+    version,
+    about = "Keeps blobs in a log-structured store of preallocated files",
+    help_template = format!("{{about}}\n\n{{usage-heading}} {{usage}}\n\n{COMMANDS}\n\nOptions:\n{{options}}{{after-help}}"),
+    after_help = EXIT_CODES,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// What holds for every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What holds for every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// The store's directory
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "GRAVITON_STORE",
+        default_value = "./graviton-store",
+        global = true,
+        hide_env_values = true
+    )]
+    pub store: PathBuf,
+
+    /// Print JSON objects, errors (on standard error) included
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Keys and prefixes are given in text form: \\ is a backslash, \xNN any byte (as `ls` prints them)
+    #[arg(long, global = true)]
+    pub escaped: bool,
+
+    /// Show exact byte counts too
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+
+    /// How to talk to the disk; auto takes io_uring where it works
+    #[arg(
+        long,
+        value_name = "BACKEND",
+        env = "GRAVITON_IO",
+        value_enum,
+        default_value_t,
+        global = true,
+        hide_env_values = true
+    )]
+    pub io: IoBackend,
+
+    /// Go through the page cache: no direct I/O
+    #[arg(long, env = "GRAVITON_BUFFERED", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new(), global = true, hide_env_values = true)]
+    pub buffered: bool,
+}
+
+/// How to talk to the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum IoBackend {
+    /// Takes io_uring if a probe with real I/O succeeds, else plain system calls.
+    #[default]
+    Auto,
+    /// Takes io_uring, or fails.
+    Uring,
+    /// Takes plain system calls.
+    Syscall,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create a store
+    #[command(
+        after_help = "Examples:\n  graviton init --sector-size 10GiB\n  graviton --store /srv/blobs init --sectors 2 --sector-size 64GiB"
+    )]
+    Init(Geometry),
+
+    /// Take a directory tree in; creates the store if there is none
+    ///
+    /// Every regular file below DIR becomes a blob whose key is PREFIX followed by the file's path
+    /// relative to DIR. Symbolic links, devices, sockets and pipes are reported, never followed.
+    /// A file that cannot be imported is reported and the rest goes on (exit code 1 at the end);
+    /// when the store is full or fails, the import ends. Each file is acknowledged once it is
+    /// durable, so an import that was killed is simply repeated.
+    ///
+    /// A file is unchanged, and skipped, if the blob has the same size and either the same
+    /// modification and change times were recorded with it, or the same content. Times within two
+    /// seconds of the import are not trusted.
+    ///
+    /// A store that is created is given 1.5 times the tree's bytes, at least 256 MiB, at most what
+    /// the disk has; --sector-size overrules that.
+    #[command(
+        after_help = "Examples:\n  graviton import ./photos\n  graviton import /usr/share/doc --prefix doc/ --sector-size 4GiB"
+    )]
+    Import(ImportArgs),
+
+    /// Write blobs out as a directory tree
+    ///
+    /// Each blob whose key begins with PREFIX becomes the file DIR/REST, where REST is the key
+    /// without PREFIX. Nothing is ever written outside of DIR: keys that are no plain relative path
+    /// (absolute, '..', '.', '//', NUL, names over 255 bytes) and keys that would have to pass
+    /// through a symbolic link or a file are reported and skipped (exit code 1 at the end). A file
+    /// that exists with other content is left alone and reported, unless --overwrite is given.
+    #[command(
+        after_help = "Examples:\n  graviton export ./restored\n  graviton export ./docs --prefix doc/"
+    )]
+    Export(ExportArgs),
+
+    /// Put a blob from a file or standard input
+    #[command(
+        after_help = "Examples:\n  graviton put notes/today today.txt\n  tar c src | graviton put backup/src.tar\n  graviton put config config.toml --if-etag 00000000000000ab"
+    )]
+    Put(PutArgs),
+
+    /// Read a blob, or a range of it
+    ///
+    /// Bytes are verified before they are written. With -o, the file appears (or is replaced) only
+    /// once it is complete.
+    #[command(
+        after_help = "Examples:\n  graviton get notes/today\n  graviton get backup/src.tar -o src.tar\n  graviton get disk.img --range 1MiB..2MiB -o part"
+    )]
+    Get(GetArgs),
+
+    /// Show what is known of a blob
+    #[command(
+        after_help = "Examples:\n  graviton stat notes/today\n  graviton --json stat notes/today"
+    )]
+    Stat(KeyArg),
+
+    /// List blobs
+    ///
+    /// Keys are printed in text form, in bytewise order: \\ for a backslash, \xNN for bytes that
+    /// are not printable. Hand them back with --escaped.
+    #[command(
+        after_help = "Examples:\n  graviton ls -l photos/\n  graviton ls --delimiter /\n  graviton --json ls photos/"
+    )]
+    Ls(LsArgs),
+
+    /// Delete blobs
+    ///
+    /// A key that does not exist is reported, the others are deleted all the same, and the exit
+    /// code is 3.
+    #[command(
+        after_help = "Examples:\n  graviton rm notes/today\n  graviton ls old/ | xargs -d '\\n' graviton --escaped rm"
+    )]
+    Rm(RmArgs),
+
+    /// Copy a blob without moving its bytes
+    #[command(after_help = "Example:\n  graviton cp notes/today notes/2026-01-31")]
+    Cp(CopyArgs),
+
+    /// Rename a blob
+    #[command(after_help = "Example:\n  graviton mv inbox/a.jpg photos/a.jpg --if-absent")]
+    Mv(CopyArgs),
+
+    /// Show figures and health
+    #[command(after_help = "Examples:\n  graviton info\n  graviton --json info")]
+    Info,
+
+    /// Read and check everything
+    ///
+    /// Opens the store for reading only, so that a damaged one can be checked. Exit code 4, and a
+    /// line for each finding, if anything is wrong.
+    #[command(after_help = "Examples:\n  graviton verify\n  graviton --json verify")]
+    Verify,
+
+    /// Turn garbage into free space
+    #[command(after_help = "Example:\n  graviton compact")]
+    Compact,
+
+    /// Write the index out now, so that the next open replays nothing
+    #[command(after_help = "Example:\n  graviton checkpoint")]
+    Checkpoint,
+
+    /// Draw where live, garbage and free space lie
+    #[command(
+        after_help = "Examples:\n  graviton map\n  graviton map --svg store.svg\n\nColours are left out when NO_COLOR is set or standard output is no terminal."
+    )]
+    Map(MapArgs),
+
+    /// Show structures as they lie on disk
+    ///
+    /// Reads the store's files itself, and so works on damaged and locked stores too.
+    #[command(
+        arg_required_else_help = true,
+        after_help = "Examples:\n  graviton dump superblock\n  graviton dump frames --segment 3\n  graviton dump record notes/today"
+    )]
+    Dump(DumpArgs),
+
+    /// Write completions for a shell
+    #[command(
+        after_help = "Examples:\n  graviton completions bash > /etc/bash_completion.d/graviton\n  graviton completions fish > ~/.config/fish/completions/graviton.fish"
+    )]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// The shape of a store that is created.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Shape of a new store")]
+pub struct Geometry {
+    /// How many sector files [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub sectors: Option<u16>,
+
+    /// Size of each sector file, such as 10GiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_positive)]
+    pub sector_size: Option<u64>,
+
+    /// Size of a segment, a power of two, such as 8MiB [default: fitted to the sector]
+    #[arg(long, value_name = "SIZE", value_parser = parse_positive)]
+    pub segment_size: Option<u64>,
+
+    /// Alignment of writes [default: the device's] [possible values: 512, 4096]
+    #[arg(long, value_name = "SIZE", value_parser = parse_block_size)]
+    pub block_size: Option<u32>,
+}
+
+impl Geometry {
+    /// Whether any of it was given.
+    pub fn is_given(&self) -> bool {
+        self.sectors.is_some()
+            || self.sector_size.is_some()
+            || self.segment_size.is_some()
+            || self.block_size.is_some()
+    }
+}
+
+fn parse_block_size(text: &str) -> Result<u32, String> {
+    match parse(text) {
+        Ok(512) => Ok(512),
+        Ok(4096) => Ok(4096),
+        _ => Err("expected 512 or 4096".to_owned()),
+    }
+}
+
+fn parse_etag(text: &str) -> Result<ETag, String> {
+    text.parse()
+        .map_err(|_| "expected 16 hex digits, as stat shows them".to_owned())
+}
+
+/// Arguments of `import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// The directory to take in
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+
+    /// Put before each path to make the key, as it is (end it with '/' for a folder)
+    #[arg(long, value_name = "PREFIX", default_value = "")]
+    pub prefix: OsString,
+
+    /// Compare the content of files even if size and times say that they are unchanged
+    #[arg(long)]
+    pub compare_content: bool,
+
+    /// For a store that is created.
+    #[command(flatten)]
+    pub geometry: Geometry,
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The directory to write to; made if absent
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+
+    /// Only keys that begin with this; it is left off the paths
+    #[arg(long, value_name = "PREFIX", default_value = "")]
+    pub prefix: OsString,
+
+    /// Replace files that exist with other content
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// Arguments of `put`.
+#[derive(Debug, Args)]
+pub struct PutArgs {
+    /// The blob's key
+    pub key: OsString,
+
+    /// The file to read; - is standard input
+    #[arg(default_value = "-")]
+    pub file: PathBuf,
+
+    /// Only if the key does not exist
+    #[arg(long, conflicts_with = "if_etag")]
+    pub if_absent: bool,
+
+    /// Only if the blob exists with this ETag
+    #[arg(long, value_name = "ETAG", value_parser = parse_etag)]
+    pub if_etag: Option<ETag>,
+}
+
+/// Arguments of `get`.
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// The blob's key
+    pub key: OsString,
+
+    /// The file to write; - is standard output
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub output: PathBuf,
+
+    /// Only these bytes: from A up to, not including, B; either may be left out
+    #[arg(long, value_name = "A..B", value_parser = parse_range)]
+    pub range: Option<ByteRange>,
+}
+
+/// One key.
+#[derive(Debug, Args)]
+pub struct KeyArg {
+    /// The blob's key
+    pub key: OsString,
+}
+
+/// Arguments of `ls`.
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    /// Only keys that begin with this
+    #[arg(default_value = "")]
+    pub prefix: OsString,
+
+    /// Show size, time of modification and ETag too
+    #[arg(short, long)]
+    pub long: bool,
+
+    /// Fold keys that contain this after the prefix into one line
+    #[arg(short, long, value_name = "TEXT")]
+    pub delimiter: Option<OsString>,
+
+    /// Only keys greater than this one
+    #[arg(long, value_name = "KEY")]
+    pub start_after: Option<OsString>,
+
+    /// At most so many lines
+    #[arg(long, value_name = "N")]
+    pub max: Option<u64>,
+}
+
+/// Arguments of `rm`.
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// The keys
+    #[arg(required = true, value_name = "KEY")]
+    pub keys: Vec<OsString>,
+}
+
+/// Arguments of `cp` and `mv`.
+#[derive(Debug, Args)]
+pub struct CopyArgs {
+    /// The key there is
+    pub source: OsString,
+
+    /// The key there will be; a blob that has it is replaced
+    pub target: OsString,
+
+    /// Only if the target does not exist
+    #[arg(long)]
+    pub if_absent: bool,
+}
+
+/// Arguments of `map`.
+#[derive(Debug, Args)]
+pub struct MapArgs {
+    /// Write the picture to this file as SVG
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+}
+
+/// Arguments of `dump`.
+#[derive(Debug, Args)]
+pub struct DumpArgs {
+    /// What to show.
+    #[command(subcommand)]
+    pub what: DumpWhat,
+
+    /// The sector's number
+    #[arg(long, value_name = "N", default_value_t = 0, global = true)]
+    pub sector: u16,
+}
+
+/// What `dump` shows.
+#[derive(Debug, Subcommand)]
+pub enum DumpWhat {
+    /// All copies of the superblock
+    Superblock,
+    /// The header of each segment
+    Segments {
+        /// Only this segment
+        #[arg(long, value_name = "N")]
+        segment: Option<u32>,
+    },
+    /// The frames of the log, and the records in them
+    Frames {
+        /// Only those of this segment
+        #[arg(long, value_name = "N")]
+        segment: Option<u32>,
+    },
+    /// The records of a blob
+    Record {
+        /// The blob's key
+        key: OsString,
+    },
+    /// Checkpoint roots, and the checkpoints they name
+    Checkpoint,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_grouped_list_names_every_command() {
+        for command in Cli::command().get_subcommands() {
+            let line = COMMANDS
+                .lines()
+                .find_map(|line| line.trim_start().strip_prefix(command.get_name()))
+                .unwrap_or_else(|| panic!("{} is missing", command.get_name()));
+            let about = command.get_about().expect("has one").to_string();
+            assert!(
+                about.starts_with(line.trim()),
+                "{}: {about}",
+                command.get_name()
+            );
+        }
+    }
+
+    #[test]
+    fn options_work_before_and_after_the_command() {
+        for line in [
+            ["graviton", "--json", "--store", "s", "info"],
+            ["graviton", "info", "--store", "s", "--json"],
+        ] {
+            let cli = Cli::try_parse_from(line).expect("parses");
+            assert!(cli.global.json);
+            assert_eq!(cli.global.store, PathBuf::from("s"));
+        }
+    }
+}
