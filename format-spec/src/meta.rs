@@ -2,11 +2,13 @@
 //! Tags below 128 must be understood, others may be skipped \[F-28\].
 
 use crate::FormatError;
+use crate::record::KEY_MAX_LEN;
 use crate::varint;
 
 const TAG_CREATED: u8 = 1;
 const TAG_DIGEST: u8 = 2;
 const TAG_ATTRIBUTE: u8 = 3;
+const TAG_SOURCE: u8 = 4;
 
 /// One item of metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +31,9 @@ pub enum MetaItem<'a> {
         /// Its value.
         value: &'a [u8],
     },
+    /// Tag 4, in a manifest that shares the payload of a blob record: the key that record was
+    /// current for when the manifest was written. 1 to 1024 bytes.
+    Source(&'a [u8]),
 }
 
 /// Appends an item.
@@ -39,6 +44,7 @@ pub fn put(target: &mut Vec<u8>, item: MetaItem<'_>) {
     let (tag, parts): (u8, [&[u8]; 3]) = match &item {
         MetaItem::Created(time) => (TAG_CREATED, [&time.to_le_bytes(), &[], &[]]),
         MetaItem::Digest { algorithm, bytes } => (TAG_DIGEST, [&[*algorithm], bytes, &[]]),
+        MetaItem::Source(key) => (TAG_SOURCE, [key, &[], &[]]),
         MetaItem::Attribute { name, value } => (
             TAG_ATTRIBUTE,
             [&[name_length(name)], name.as_bytes(), value],
@@ -110,6 +116,8 @@ fn take<'a>(rest: &mut &'a [u8]) -> Result<Option<MetaItem<'a>>, FormatError> {
                 .map_err(|_| bad("is an attribute whose name is not UTF-8"))?;
             Ok(Some(MetaItem::Attribute { name, value }))
         }
+        TAG_SOURCE if (1..=KEY_MAX_LEN).contains(&value.len()) => Ok(Some(MetaItem::Source(value))),
+        TAG_SOURCE => Err(bad("names a source whose key is empty or too long")),
         128.. => Ok(None),
         _ => Err(bad(&format!("has the unknown tag {tag}"))),
     }
@@ -155,7 +163,7 @@ mod tests {
     #[test]
     fn unknown_tags_are_skipped_or_refused() {
         assert_eq!(items(&[200, 2, 1, 1]).count(), 0);
-        assert!(items(&[4, 0]).next().unwrap().is_err());
+        assert!(items(&[5, 0]).next().unwrap().is_err());
         assert!(items(&[0, 0]).next().unwrap().is_err());
     }
 }

@@ -155,6 +155,12 @@ macro_rules! on_disk {
         }
 
         impl $name {
+            /// Its bytes.
+            #[must_use]
+            pub fn bytes(&self) -> &[u8] {
+                zerocopy::IntoBytes::as_bytes(self)
+            }
+
             /// The structure at the start of `bytes`, taken as it is.
             ///
             /// # Errors

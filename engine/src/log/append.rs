@@ -1,0 +1,174 @@
+//! The log's end, and the frames that are written there.
+
+use graviton_format::frame::{self, FrameHeader};
+use graviton_format::record::seal_record;
+use graviton_format::segment::{self, SegmentHeader};
+
+use super::sector::Sector;
+use crate::io::AlignedBuf;
+use crate::port::StorageError;
+
+const FRAME_HEADER: usize = size_of::<FrameHeader>();
+
+/// Where the log ends, and what the next frame continues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tail {
+    /// The segment, and its generation; `None` before the first.
+    pub segment: Option<(u32, u64)>,
+    /// Offset in the segment at which the next frame goes.
+    pub offset: u64,
+    /// Checksum of the last frame in the segment, or of the segment's header.
+    pub checksum: u32,
+    /// LSN of the last frame.
+    pub lsn: u64,
+    /// Time of the last frame, in milliseconds since 1970.
+    pub time: u64,
+}
+
+impl Tail {
+    /// Bytes left in the segment.
+    #[must_use]
+    pub fn room(&self, segment_size: u64) -> u64 {
+        if self.segment.is_some() { segment_size.saturating_sub(self.offset) } else { 0 }
+    }
+}
+
+/// Bytes a frame of records of `records` bytes takes, without padding.
+#[must_use]
+pub fn frame_length(records: u64) -> u64 {
+    FRAME_HEADER as u64 + records
+}
+
+/// Builds one frame in a buffer, record by record, in place.
+#[derive(Debug)]
+pub struct FrameBuilder<'a> {
+    sector: &'a Sector,
+    buffer: AlignedBuf,
+    /// Address of the buffer's first byte.
+    base: u64,
+    /// Where in the buffer the frame begins: behind the segment's header, if it opens one.
+    start: usize,
+    used: usize,
+    records: u32,
+    checksums: Vec<u32>,
+    tail: Tail,
+}
+
+/// A frame ready to be written.
+#[derive(Debug)]
+pub struct BuiltFrame {
+    /// Its bytes, whole blocks.
+    pub buffer: AlignedBuf,
+    /// Where they go.
+    pub address: u64,
+    /// The log's end once they are there.
+    pub tail: Tail,
+    /// Whether the frame opens its segment.
+    pub opens_segment: bool,
+}
+
+impl<'a> FrameBuilder<'a> {
+    /// Starts a frame of at most `length` bytes ([`frame_length`]) at `tail`, or in the new segment
+    /// `opened` (number and generation).
+    ///
+    /// # Errors
+    /// `Io` when there is no memory.
+    ///
+    /// # Panics
+    /// If the frame does not fit the segment.
+    pub fn new(sector: &'a Sector, tail: Tail, opened: Option<(u32, u64)>, length: u64, durable_lsn: u64) -> Result<Self, StorageError> {
+        let geometry = sector.geometry();
+        let block = u64::from(geometry.block_size);
+        let start = if opened.is_some() { block } else { 0 };
+        let length = geometry.round_up(start + length);
+        let mut buffer = sector.buffer(length)?;
+        let (segment, _) = opened.or(tail.segment).expect("a frame lies in a segment");
+        let offset = if opened.is_some() { 0 } else { tail.offset };
+        assert!(offset + length <= geometry.segment_size, "a frame fits its segment");
+        let base = geometry.segment_offset(segment) + offset;
+        let mut tail = tail;
+        if let Some((segment, generation)) = opened {
+            let (previous, previous_generation) = tail.segment.unwrap_or((segment::NONE, 0));
+            let header = SegmentHeader {
+                magic: segment::MAGIC.into(),
+                checksum: 0.into(),
+                kind: segment::KIND_LOG.into(),
+                segment: segment.into(),
+                generation: generation.into(),
+                first_lsn: (tail.lsn + 1).into(),
+                durable_lsn: durable_lsn.into(),
+                previous_segment: previous.into(),
+                previous_end: u32::try_from(tail.offset).unwrap_or(u32::MAX).into(),
+                previous_generation: previous_generation.into(),
+                previous_lsn: tail.lsn.into(),
+                previous_checksum: tail.checksum.into(),
+                reserved: [0; 60],
+            }
+            .sealed(sector.identity(), base);
+            buffer[..geometry.block_size as usize].fill(0);
+            buffer[..size_of::<SegmentHeader>()].copy_from_slice(header.bytes());
+            tail = Tail {
+                segment: opened,
+                offset: block,
+                checksum: header.checksum.get(),
+                ..tail
+            };
+        }
+        let start = usize::try_from(start).expect("a block fits memory");
+        Ok(Self { sector, buffer, base, start, used: FRAME_HEADER, records: 0, checksums: Vec::new(), tail })
+    }
+
+    /// Appends a record that [`graviton_format::record::write_record_head`] and
+    /// [`graviton_format::checksum::write_chunks`] wrote; returns its address.
+    ///
+    /// # Panics
+    /// If the frame was not made long enough.
+    pub fn push(&mut self, record: &[u8], lsn: u64, flags: u8) -> u64 {
+        let start = self.start + self.used;
+        let address = self.base + start as u64;
+        let target = &mut self.buffer[start..start + record.len()];
+        target.copy_from_slice(record);
+        self.checksums.push(seal_record(target, self.sector.identity(), address, lsn, flags));
+        self.used += record.len();
+        self.records += 1;
+        address
+    }
+
+    /// Ends the frame: pads it to whole blocks and seals its header.
+    ///
+    /// # Panics
+    /// If `lsn` is not above the last frame's and `durable_lsn`.
+    #[must_use]
+    pub fn finish(mut self, lsn: u64, durable_lsn: u64, time: u64) -> BuiltFrame {
+        assert!(lsn > self.tail.lsn && lsn > durable_lsn, "LSNs ascend: {lsn} after {}, durable {durable_lsn}", self.tail.lsn);
+        let length = usize::try_from(self.sector.geometry().round_up(self.used as u64)).expect("it is in memory");
+        let address = self.base + self.start as u64;
+        let narrow = |value: usize| u32::try_from(value).expect("a frame fits a segment").into();
+        let header = FrameHeader {
+            magic: frame::MAGIC.into(),
+            checksum: 0.into(),
+            generation: self.tail.segment.map_or(0, |(_, generation)| generation).into(),
+            lsn: lsn.into(),
+            durable_lsn: durable_lsn.into(),
+            previous: self.tail.checksum.into(),
+            length: narrow(length),
+            used: narrow(self.used),
+            records: self.records.into(),
+            records_checksum: frame::records_checksum(self.checksums.into_iter()).into(),
+            reserved: 0.into(),
+            time: time.into(),
+        }
+        .sealed(self.sector.identity(), address);
+        self.buffer[self.start..self.start + FRAME_HEADER].copy_from_slice(header.bytes());
+        self.buffer[self.start + self.used..self.start + length].fill(0);
+        self.buffer.set_len(self.start + length);
+        let tail = Tail {
+            offset: self.tail.offset + length as u64,
+            checksum: header.checksum.get(),
+            lsn,
+            time,
+            ..self.tail
+        };
+        BuiltFrame { buffer: self.buffer, address: self.base, tail, opens_segment: self.start != 0 }
+    }
+}

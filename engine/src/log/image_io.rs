@@ -1,0 +1,185 @@
+//! Checkpoints on disk: writing an image and its root, and reading them back.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use graviton_format::checkpoint::{CheckpointRoot, stored_image_length, verify_image_pages};
+use graviton_format::geometry::ROOT_SLOT_SIZE;
+use graviton_format::image::Image;
+use graviton_format::segment::{self, SegmentHeader};
+use graviton_format::{FormatError, Geometry};
+
+use super::sector::Sector;
+use crate::io::{AlignedBuf, BufferPool, IoOp, WriteSync};
+use crate::port::StorageError;
+
+/// Bytes of an image moved by one device call, and how many calls are under way at once.
+const TRANSFER: usize = 1 << 20;
+const TRANSFERS: usize = 8;
+
+/// An image in memory.
+pub type LoadedImage = Image<Bytes>;
+
+/// A checkpoint root that is valid, with the segments of its image.
+#[derive(Debug, Clone)]
+pub struct Root {
+    /// The root itself.
+    pub root: CheckpointRoot,
+    /// The segments of its image, in order.
+    pub segments: Vec<u32>,
+}
+
+/// Bytes an image takes in its segments.
+///
+/// # Panics
+/// If the image is larger than any sector can be.
+#[must_use]
+pub fn image_stored_length(length: usize) -> u64 {
+    stored_image_length(length as u64).expect("an image in memory is far below 2^64 bytes")
+}
+
+/// How many segments an image of `length` bytes takes.
+#[must_use]
+pub fn image_segments(geometry: &Geometry, length: usize) -> u32 {
+    u32::try_from(image_stored_length(length).div_ceil(geometry.image_bytes_per_segment())).unwrap_or(u32::MAX)
+}
+
+/// Writes a sealed image ([`graviton_format::checkpoint::seal_image`]) into `segments` (numbers and
+/// generations) as part of checkpoint `sequence`, and makes it, and the log before it, durable.
+///
+/// # Errors
+/// `Io`.
+pub async fn write_image(sector: &Sector, stored: &[u8], sequence: u64, segments: &[(u32, u64)]) -> Result<(), StorageError> {
+    let geometry = *sector.geometry();
+    let mut writes: VecDeque<(u64, IoOp)> = VecDeque::new();
+    let per_segment = usize::try_from(geometry.image_bytes_per_segment()).expect("a segment fits memory");
+    for (part, &(index, generation)) in segments.iter().enumerate() {
+        let base = geometry.segment_offset(index);
+        let mut header = sector.buffer(geometry.block_size.into())?;
+        header.fill(0);
+        let written = SegmentHeader {
+            magic: segment::MAGIC.into(),
+            checksum: 0.into(),
+            kind: segment::KIND_CHECKPOINT.into(),
+            segment: index.into(),
+            generation: generation.into(),
+            first_lsn: 0.into(),
+            durable_lsn: 0.into(),
+            previous_segment: u32::try_from(part).unwrap_or(u32::MAX).into(),
+            previous_end: 0.into(),
+            previous_generation: sequence.into(),
+            previous_lsn: 0.into(),
+            previous_checksum: 0.into(),
+            reserved: [0; 60],
+        };
+        header[..size_of::<SegmentHeader>()].copy_from_slice(written.sealed(sector.identity(), base).bytes());
+        writes.push_back((base, sector.disk().write(header, base, WriteSync::None)));
+        let bytes = stored.chunks(per_segment).nth(part).unwrap_or_default();
+        for (piece, at) in bytes.chunks(TRANSFER).zip((0..).step_by(TRANSFER)) {
+            let address = base + u64::from(geometry.block_size) + at;
+            let mut buffer = sector.buffer(geometry.round_up(piece.len() as u64))?;
+            buffer[..piece.len()].copy_from_slice(piece);
+            buffer[piece.len()..].fill(0);
+            writes.push_back((address, sector.disk().write(buffer, address, WriteSync::None)));
+            while writes.len() > TRANSFERS {
+                finish_write(sector, writes.pop_front()).await?;
+            }
+        }
+    }
+    while !writes.is_empty() {
+        finish_write(sector, writes.pop_front()).await?;
+    }
+    sector.sync().await
+}
+
+async fn finish_write(sector: &Sector, write: Option<(u64, IoOp)>) -> Result<(), StorageError> {
+    let Some((address, write)) = write else { return Ok(()) };
+    let (_, outcome) = write.await;
+    outcome.map_err(|source| sector.io_error("write", address, source))
+}
+
+/// Writes both copies of a root, durably. The image must be durable already.
+///
+/// # Errors
+/// `Io`.
+pub async fn write_root(sector: &Sector, root: &CheckpointRoot, segments: &[u32]) -> Result<(), StorageError> {
+    for address in sector.geometry().roots(root.sequence.get()) {
+        let bytes = root.encode(sector.identity(), address, segments);
+        let mut buffer = sector.buffer(sector.geometry().round_up(bytes.len() as u64))?;
+        buffer.fill(0);
+        buffer[..bytes.len()].copy_from_slice(&bytes);
+        sector.write(buffer, address, WriteSync::None).await?;
+        sector.sync().await?;
+    }
+    Ok(())
+}
+
+/// The valid roots, newest first, and what was found wrong with the others.
+///
+/// # Errors
+/// `Io`.
+pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, Vec<String>), StorageError> {
+    let mut roots: Vec<Root> = Vec::new();
+    let mut notes = Vec::new();
+    for address in [0, 1].into_iter().flat_map(|slot| sector.geometry().roots(slot)) {
+        let (buffer, skip) = sector.read(address..address + ROOT_SLOT_SIZE as u64).await?;
+        match CheckpointRoot::decode(&buffer[skip..], sector.identity(), sector.geometry(), address) {
+            Ok((root, segments)) => {
+                if !roots.iter().any(|known| known.root.sequence == root.sequence) {
+                    roots.push(Root { root, segments });
+                }
+            }
+            // A slot that was never used.
+            Err(FormatError::Magic { found: 0, .. }) if buffer[skip..].iter().all(|&byte| byte == 0) => {}
+            Err(error) => notes.push(format!("sector {}: the checkpoint root at {address} is damaged: {error}", sector.number())),
+        }
+    }
+    roots.sort_by_key(|root| std::cmp::Reverse(root.root.sequence.get()));
+    Ok((roots, notes))
+}
+
+/// Reads and verifies the image of a root.
+///
+/// # Errors
+/// `Io`, or `Corruption` where the image is damaged.
+pub async fn read_image(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImage, StorageError> {
+    let geometry = *sector.geometry();
+    let length = root.root.image_length.get();
+    let stored = stored_image_length(length).ok_or_else(|| sector.corruption(0, "oversized image"))?;
+    let per_segment = geometry.image_bytes_per_segment();
+    let whole = usize::try_from(geometry.round_up(stored)).map_err(|_| sector.corruption(0, "oversized image"))?;
+    let mut image = BufferPool::global().try_take(whole).map_err(|source| sector.io_error("allocate", 0, source))?;
+    let mut reads: VecDeque<(usize, u64, IoOp)> = VecDeque::new();
+    for (&segment, start) in root.segments.iter().zip((0..stored).step_by(usize::try_from(per_segment).unwrap_or(usize::MAX))) {
+        let base = geometry.segment_offset(segment) + u64::from(geometry.block_size);
+        let end = geometry.round_up(stored).min(start + per_segment);
+        for at in (start..end).step_by(TRANSFER) {
+            let buffer = sector.buffer((end - at).min(TRANSFER as u64))?;
+            let address = base + (at - start);
+            let target = usize::try_from(at).map_err(|_| sector.corruption(address, "oversized image"))?;
+            reads.push_back((target, address, sector.disk().read(buffer, address)));
+            if reads.len() > TRANSFERS {
+                finish_read(sector, reads.pop_front(), &mut image).await?;
+            }
+        }
+    }
+    while !reads.is_empty() {
+        finish_read(sector, reads.pop_front(), &mut image).await?;
+    }
+    let corruption = |(at, error): (usize, FormatError)| {
+        let part = at as u64 / per_segment;
+        let base = usize::try_from(part).ok().and_then(|part| root.segments.get(part)).map_or(0, |&segment| geometry.segment_offset(segment) + u64::from(geometry.block_size));
+        sector.corruption(base + at as u64 % per_segment, format!("checkpoint {}: {error}", root.root.sequence))
+    };
+    let length = verify_image_pages(&image, &root.root).map_err(corruption)?.len();
+    Image::open(Bytes::from_owner(image).slice(..length)).map_err(|error| corruption((0, error)))
+}
+
+async fn finish_read(sector: &Sector, read: Option<(usize, u64, IoOp)>, image: &mut AlignedBuf) -> Result<(), StorageError> {
+    let Some((target, address, read)) = read else { return Ok(()) };
+    let (buffer, outcome) = read.await;
+    outcome.map_err(|source| sector.io_error("read", address, source))?;
+    image[target..target + buffer.len()].copy_from_slice(&buffer);
+    Ok(())
+}

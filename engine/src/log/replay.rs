@@ -1,0 +1,503 @@
+//! Replay: reads the log from a checkpoint's tail to its end, and tells a torn tail from damage.
+//!
+//! The log is one chain: each frame names the checksum of the one before, each segment where the
+//! one before it ended. Where the chain breaks, one question decides: does anything that is valid
+//! claim to know of durable writes beyond the break? Every frame and every segment header carries
+//! the highest LSN known durable when it was written. If such a claim reaches past the last good
+//! frame, acknowledged writes are missing: that is damage, reported and never cut. If none does,
+//! the rest was never acknowledged: a torn tail, and the log goes on from the break \[F-50\].
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use graviton_format::FormatError;
+use graviton_format::checkpoint::CheckpointRoot;
+use graviton_format::checksum::{CHUNK_SIZE, verify_chunk};
+use graviton_format::frame::{FrameHeader, records_checksum};
+use graviton_format::record::{FLAG_MOVED, Manifest, RecordKind, RecordView};
+use graviton_format::segment::{KIND_CHECKPOINT, KIND_LOG, NONE, SegmentHeader};
+
+use super::append::Tail;
+use super::sector::Sector;
+use super::segments::{Segments, State};
+use crate::io::{AlignedBuf, IoOp};
+use crate::port::{BinaryKey, StorageError};
+
+/// Segment headers read at once.
+const HEADER_READS: usize = 32;
+/// Bytes read at once in search of frames behind a break.
+const SCAN_WINDOW: u64 = 1 << 20;
+
+/// One record of a replayed frame.
+#[derive(Debug, Clone)]
+pub struct LoggedRecord {
+    /// What it is.
+    pub kind: RecordKind,
+    /// Copied by compaction: its LSN is older than the frame.
+    pub moved: bool,
+    /// Its key.
+    pub key: BinaryKey,
+    /// Its LSN.
+    pub lsn: u64,
+    /// When it was first written, in milliseconds since 1970.
+    pub time: u64,
+    /// Where it lies.
+    pub address: u64,
+    /// Its metadata.
+    pub meta: Vec<u8>,
+    /// Bytes of payload.
+    pub payload_length: u32,
+    /// A manifest's list of extents.
+    pub manifest: Option<Manifest>,
+    /// Whether all its payload was read back right.
+    pub whole: bool,
+}
+
+/// One replayed frame.
+#[derive(Debug)]
+pub struct LoggedFrame {
+    /// Its LSN.
+    pub lsn: u64,
+    /// Its records, in order.
+    pub records: Vec<LoggedRecord>,
+    /// The log's end behind it.
+    pub tail: Tail,
+    /// Bytes it takes.
+    pub length: u64,
+}
+
+/// What was found wrong with a log.
+#[derive(Debug, Clone)]
+pub struct Damage {
+    /// The error to report.
+    pub error: StorageError,
+    /// Whether records are missing, so that the index would be wrong without them. Payload that
+    /// does not verify is not: the index is right, and reading the blob reports it.
+    pub records_lost: bool,
+}
+
+/// Decodes the frame that fills `buffer` and lies at `address`: its records, and the first of its
+/// chunks that is wrong.
+///
+/// # Errors
+/// What is wrong with the frame or one of its records.
+pub fn decode_frame(sector: &Sector, buffer: &[u8], header: &FrameHeader, address: u64) -> Result<(Vec<LoggedRecord>, Option<FormatError>), FormatError> {
+    let bad = |what: String| FormatError::Field { structure: "Frame", field: "records", what, rule: "F-23" };
+    let used = header.used.get() as usize;
+    let frame = buffer.get(..used).ok_or(FormatError::Truncated { structure: "Frame", needed: used, found: buffer.len() })?;
+    // A record takes at least 33 bytes, which bounds what is allocated.
+    let mut records = Vec::with_capacity((header.records.get() as usize).min(used / 33));
+    let mut checksums = Vec::with_capacity(records.capacity());
+    let mut wrong_chunk = None;
+    let mut offset = size_of::<FrameHeader>();
+    while offset < used {
+        let record_address = address + offset as u64;
+        let record = RecordView::decode(&frame[offset..], sector.identity(), sector.geometry(), record_address)?;
+        let end = usize::try_from(record.length()).ok().and_then(|length| offset.checked_add(length)).filter(|&end| end <= used);
+        let end = end.ok_or_else(|| bad(format!("reach past the frame's end at {offset}")))?;
+        let payload_start = offset + record.payload_offset();
+        let (payload, wrong) = verify_payload(sector, &frame[payload_start..end], address + payload_start as u64, record.header.lsn.get(), record.kind == RecordKind::Manifest);
+        let manifest = match (&wrong, record.kind) {
+            (None, RecordKind::Manifest) => Some(Manifest::decode(&payload)?),
+            _ => None,
+        };
+        let key = BinaryKey::new(record.key).map_err(|error| bad(error.to_string()))?;
+        records.push(LoggedRecord {
+            kind: record.kind,
+            moved: record.header.flags & FLAG_MOVED != 0,
+            key,
+            lsn: record.header.lsn.get(),
+            time: record.header.time.get(),
+            address: record_address,
+            meta: record.meta.to_vec(),
+            payload_length: record.header.payload_length.get(),
+            manifest,
+            whole: wrong.is_none(),
+        });
+        checksums.push(record.header.checksum.get());
+        if record.kind == RecordKind::Manifest
+            && let Some(wrong) = wrong
+        {
+            // Without its list of extents a manifest says nothing.
+            return Err(wrong);
+        }
+        wrong_chunk = wrong_chunk.or(wrong);
+        offset = end;
+    }
+    if records.len() != header.records.get() as usize || records_checksum(checksums.into_iter()) != header.records_checksum.get() {
+        return Err(bad(format!("are {}, the header says {}, or are others than it says", records.len(), header.records)));
+    }
+    if records.iter().any(|record| if record.moved { record.lsn >= header.lsn.get() } else { record.lsn > header.lsn.get() }) {
+        return Err(bad("have LSNs above the frame's".to_owned()));
+    }
+    Ok((records, wrong_chunk))
+}
+
+fn verify_payload(sector: &Sector, stored: &[u8], address: u64, lsn: u64, gather: bool) -> (Vec<u8>, Option<FormatError>) {
+    let mask = sector.identity().chunk_mask(lsn);
+    let mut payload = Vec::with_capacity(if gather { stored.len() } else { 0 });
+    for (chunk, at) in stored.chunks(CHUNK_SIZE).zip((address..).step_by(CHUNK_SIZE)) {
+        match verify_chunk(chunk, mask, at) {
+            Ok(length) if gather => payload.extend_from_slice(&chunk[..length]),
+            Ok(_) => {}
+            Err(error) => return (payload, Some(error)),
+        }
+    }
+    (payload, None)
+}
+
+/// A segment of the chain.
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    segment: u32,
+    header: SegmentHeader,
+}
+
+/// Reads a sector's log from a checkpoint to its end.
+#[derive(Debug)]
+pub struct Replay {
+    sector: Arc<Sector>,
+    /// Segments still to come, in order.
+    chain: VecDeque<Link>,
+    tail: Tail,
+    /// The highest LSN that anything valid claims durable.
+    claimed: u64,
+    /// The highest LSN of any frame seen, whether it is part of the log or not.
+    seen: u64,
+    /// The segment that was searched for frames behind a break, and their addresses.
+    searched: Option<(u32, Vec<u64>)>,
+    damage: Vec<Damage>,
+    bytes: u64,
+    ended: bool,
+}
+
+impl Replay {
+    /// Prepares to replay from `root` (or from the very beginning). Reads all segment headers, and
+    /// brings `segments`, which is as the checkpoint has it, up to what they say. `claimed` is the
+    /// LSN of a newer checkpoint whose image could not be used, or 0.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn start(sector: &Arc<Sector>, root: Option<&CheckpointRoot>, segments: &mut Segments, claimed: u64) -> Result<Self, StorageError> {
+        let headers = read_headers(sector).await?;
+        let (generation, tail_segment) = root.map_or((0, NONE), |root| (root.generation.get(), root.tail_segment.get()));
+        segments.raise_generation(generation);
+        let mut replay = Self {
+            sector: Arc::clone(sector),
+            chain: VecDeque::new(),
+            tail: Tail::default(),
+            claimed,
+            seen: 0,
+            searched: None,
+            damage: Vec::new(),
+            bytes: 0,
+            ended: false,
+        };
+        if let Some(root) = root {
+            replay.tail = Tail {
+                segment: (tail_segment != NONE).then_some((tail_segment, root.tail_generation.get())),
+                offset: root.tail_offset.get().into(),
+                checksum: root.tail_checksum.get(),
+                lsn: root.lsn.get(),
+                time: root.taken.get(),
+            };
+        }
+        let mut chain = Vec::new();
+        for (segment, found) in (0..).zip(headers) {
+            match found {
+                Found::Header(header) => {
+                    segments.raise_generation(header.generation.get());
+                    if header.generation.get() > generation && header.kind == KIND_LOG {
+                        replay.claimed = replay.claimed.max(header.durable_lsn.get());
+                        replay.seen = replay.seen.max(header.first_lsn.get());
+                        chain.push(Link { segment, header });
+                    }
+                    if header.generation.get() > generation && header.kind == KIND_CHECKPOINT {
+                        // A checkpoint that was being written; nothing names it.
+                        segments.set(segment, State::Free, header.generation.get(), 0);
+                    }
+                }
+                // A segment header that was lost with its log: its frames still claim.
+                Found::Frame(frame) if frame.generation.get() > generation => {
+                    replay.claimed = replay.claimed.max(frame.durable_lsn.get());
+                    segments.raise_generation(frame.generation.get());
+                    replay.search(segment, u64::from(sector.geometry().block_size), frame.generation.get()).await?;
+                }
+                Found::Frame(_) | Found::Nothing => {}
+            }
+        }
+        chain.sort_by_key(|link| link.header.generation.get());
+        replay.chain = chain.into();
+        Ok(replay)
+    }
+
+    /// The next frame, or `None` at the log's end.
+    ///
+    /// # Errors
+    /// `Io`. Damage is not an error here: see [`Replay::damage`].
+    pub async fn next(&mut self, segments: &mut Segments) -> Result<Option<LoggedFrame>, StorageError> {
+        while !self.ended {
+            if let Some(frame) = self.next_in_segment().await? {
+                self.bytes += frame.length;
+                if let Some((segment, _)) = self.tail.segment {
+                    segments.set_written(segment, self.tail.offset);
+                }
+                return Ok(Some(frame));
+            }
+            if !self.next_segment(segments).await? {
+                self.ended = true;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where the log ends.
+    #[must_use]
+    pub fn tail(&self) -> Tail {
+        self.tail
+    }
+
+    /// The highest LSN seen or claimed by anything.
+    #[must_use]
+    pub fn highest_lsn(&self) -> u64 {
+        self.claimed.max(self.tail.lsn).max(self.seen)
+    }
+
+    /// Bytes of frames that were replayed.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What was found wrong so far.
+    #[must_use]
+    pub fn damage(&self) -> &[Damage] {
+        &self.damage
+    }
+
+    async fn next_in_segment(&mut self) -> Result<Option<LoggedFrame>, StorageError> {
+        let Some((segment, generation)) = self.tail.segment else {
+            return Ok(None);
+        };
+        let sector = Arc::clone(&self.sector);
+        let geometry = *sector.geometry();
+        loop {
+            if self.tail.room(geometry.segment_size) < u64::from(geometry.block_size) {
+                return Ok(None);
+            }
+            let address = geometry.segment_offset(segment) + self.tail.offset;
+            let (header, buffer, skip) = match read_frame(&sector, address).await? {
+                Ok(found) if found.0.continues(generation, self.tail.checksum, self.tail.lsn) => found,
+                Ok(_) => {
+                    let reason = FormatError::Field { structure: "FrameHeader", field: "previous", what: "does not continue the log".to_owned(), rule: "F-22" };
+                    if self.resume_behind_break(segment, generation, &reason).await? { continue } else { return Ok(None) }
+                }
+                Err(reason) => {
+                    if self.resume_behind_break(segment, generation, &reason).await? { continue } else { return Ok(None) }
+                }
+            };
+            let length = u64::from(header.length.get());
+            let tail = Tail {
+                segment: self.tail.segment,
+                offset: self.tail.offset + length,
+                checksum: header.checksum.get(),
+                lsn: header.lsn.get(),
+                time: header.time.get().max(self.tail.time),
+            };
+            let decoded = decode_frame(&sector, &buffer[skip..], &header, address);
+            let (records, wrong) = match decoded {
+                Ok((records, None)) => (records, None),
+                Ok((records, Some(wrong))) => (records, Some(wrong)),
+                Err(wrong) => (Vec::new(), Some(wrong)),
+            };
+            if let Some(wrong) = wrong {
+                // A frame that is not whole was acknowledged only if something says so.
+                self.search(segment, self.tail.offset + length, generation).await?;
+                if self.claimed < header.lsn.get() {
+                    return Ok(None);
+                }
+                self.damage.push(Damage { error: sector.corruption(address, wrong), records_lost: records.is_empty() });
+            }
+            self.tail = tail;
+            self.claimed = self.claimed.max(header.durable_lsn.get());
+            return Ok(Some(LoggedFrame { lsn: header.lsn.get(), records, tail, length }));
+        }
+    }
+
+    /// The chain breaks at the tail. If acknowledged writes are missing, notes the damage and goes
+    /// on with the next good frame of the segment; returns whether there is one.
+    async fn resume_behind_break(&mut self, segment: u32, generation: u64, reason: &FormatError) -> Result<bool, StorageError> {
+        let geometry = *self.sector.geometry();
+        self.search(segment, self.tail.offset, generation).await?;
+        if self.claimed <= self.tail.lsn {
+            return Ok(false);
+        }
+        let at = geometry.segment_offset(segment) + self.tail.offset;
+        if self.continuation().is_some() {
+            return Ok(false);
+        }
+        self.damage.push(Damage {
+            error: self.sector.corruption(at, format!("acknowledged frames are missing after LSN {}: {reason}", self.tail.lsn)),
+            records_lost: true,
+        });
+        let candidates = self.searched.as_ref().map(|(_, addresses)| addresses.clone()).unwrap_or_default();
+        for address in candidates.into_iter().filter(|&address| address > at) {
+            let Ok((header, ..)) = read_frame(&self.sector, address).await? else { continue };
+            if header.generation == generation && header.lsn.get() > self.tail.lsn {
+                self.tail.offset = address - geometry.segment_offset(segment);
+                self.tail.checksum = header.previous.get();
+                return Ok(true);
+            }
+        }
+        // The damage reaches to the segment's end: what follows in other segments continues from there.
+        self.tail.offset = geometry.segment_size;
+        Ok(false)
+    }
+
+    /// Goes on to the next segment of the chain. Returns `false` at the log's end.
+    async fn next_segment(&mut self, segments: &mut Segments) -> Result<bool, StorageError> {
+        // Segments before the one that continues the log were left by a torn tail that was cut.
+        let continuation = self.continuation();
+        if let Some(position) = continuation {
+            self.chain.drain(..position);
+        } else if self.claimed <= self.tail.lsn {
+            // Whatever is left was written, but never acknowledged, after frames that did not arrive.
+            self.chain.clear();
+        }
+        let geometry = *self.sector.geometry();
+        let Some(Link { segment: next, header }) = self.chain.pop_front() else {
+            if self.claimed > self.tail.lsn {
+                let at = self.tail.segment.map_or(0, |(segment, _)| geometry.segment_offset(segment) + self.tail.offset);
+                self.note_loss(at, format!("the log ends at LSN {}, but LSN {} was acknowledged", self.tail.lsn, self.claimed));
+            }
+            return Ok(false);
+        };
+        if continuation.is_none() {
+            let at = geometry.segment_offset(next);
+            self.note_loss(at, format!("segment {next} does not continue the log, which breaks after LSN {}", self.tail.lsn));
+        }
+        if let Some((segment, generation)) = self.tail.segment {
+            segments.set(segment, State::Sealed, generation, self.tail.offset.min(geometry.segment_size));
+        }
+        self.tail = Tail {
+            segment: Some((next, header.generation.get())),
+            offset: geometry.block_size.into(),
+            checksum: header.checksum.get(),
+            lsn: self.tail.lsn.max(header.previous_lsn.get()),
+            time: self.tail.time,
+        };
+        segments.set(next, State::Open, header.generation.get(), self.tail.offset);
+        Ok(true)
+    }
+
+    /// Which segment of the chain continues the log at the tail.
+    fn continuation(&self) -> Option<usize> {
+        self.chain.iter().position(|Link { header, .. }| match self.tail.segment {
+            None => header.previous_segment == NONE,
+            Some((segment, generation)) => {
+                header.previous_segment == segment
+                    && header.previous_generation == generation
+                    && u64::from(header.previous_end.get()) == self.tail.offset
+                    && header.previous_checksum == self.tail.checksum
+            }
+        })
+    }
+
+    /// Notes that acknowledged records are missing; once, since one break shows in several ways.
+    fn note_loss(&mut self, at: u64, what: String) {
+        if !self.damage.iter().any(|damage| damage.records_lost) {
+            self.damage.push(Damage { error: self.sector.corruption(at, what), records_lost: true });
+        }
+    }
+
+    /// Looks for frames of `generation` from `offset` on in a segment, and takes in what they claim.
+    async fn search(&mut self, segment: u32, offset: u64, generation: u64) -> Result<(), StorageError> {
+        if self.searched.as_ref().is_some_and(|(searched, _)| *searched == segment) {
+            return Ok(());
+        }
+        let geometry = *self.sector.geometry();
+        let mut addresses = Vec::new();
+        let mut start = offset;
+        while start < geometry.segment_size {
+            let end = geometry.segment_size.min(start + SCAN_WINDOW);
+            let base = geometry.segment_offset(segment);
+            let (buffer, skip) = self.sector.read(base + start..base + end).await?;
+            let blocks = buffer[skip..].chunks(geometry.block_size as usize);
+            for (block, address) in blocks.zip((base + start..).step_by(geometry.block_size as usize)) {
+                if let Ok(header) = FrameHeader::decode(block, self.sector.identity(), &geometry, address)
+                    && header.generation == generation
+                {
+                    self.claimed = self.claimed.max(header.durable_lsn.get());
+                    self.seen = self.seen.max(header.lsn.get());
+                    addresses.push(address);
+                }
+            }
+            start = end;
+        }
+        self.searched = Some((segment, addresses));
+        Ok(())
+    }
+}
+
+/// Reads the frame at `address`: its header, and a buffer with where in it the frame begins.
+///
+/// # Errors
+/// `Io`; the inner error says why there is no frame.
+pub async fn read_frame(sector: &Sector, address: u64) -> Result<Result<(FrameHeader, AlignedBuf, usize), FormatError>, StorageError> {
+    /// Small frames come with their header in one read.
+    const FIRST_READ: u64 = 64 << 10;
+    let geometry = sector.geometry();
+    let Some((segment, _)) = geometry.segment_of(address) else {
+        return Err(sector.corruption(address, "no segment is here"));
+    };
+    let segment_end = geometry.segment_offset(segment) + geometry.segment_size;
+    let first_end = segment_end.min(address + FIRST_READ);
+    let (buffer, skip) = sector.read(address..first_end).await?;
+    let header = match FrameHeader::decode(&buffer[skip..], sector.identity(), geometry, address) {
+        Ok(header) => header,
+        Err(error) => return Ok(Err(error)),
+    };
+    let end = address + u64::from(header.length.get());
+    if end <= first_end {
+        return Ok(Ok((header, buffer, skip)));
+    }
+    let (buffer, skip) = sector.read(address..end).await?;
+    Ok(Ok((header, buffer, skip)))
+}
+
+enum Found {
+    Header(SegmentHeader),
+    /// No header, but a frame where the first one would be.
+    Frame(FrameHeader),
+    Nothing,
+}
+
+async fn read_headers(sector: &Sector) -> Result<Vec<Found>, StorageError> {
+    let geometry = sector.geometry();
+    let length = 2 * u64::from(geometry.block_size);
+    let range = |segment: u32| -> Range<u64> {
+        let start = geometry.segment_offset(segment);
+        start..start + length
+    };
+    let mut found = Vec::with_capacity(geometry.segment_count as usize);
+    let mut reads: VecDeque<(u32, IoOp)> = VecDeque::new();
+    let mut next = 0;
+    while found.len() < geometry.segment_count as usize {
+        while reads.len() < HEADER_READS && next < geometry.segment_count {
+            reads.push_back((next, sector.disk().read(sector.buffer(length)?, range(next).start)));
+            next += 1;
+        }
+        let Some((segment, read)) = reads.pop_front() else { break };
+        let (buffer, outcome) = read.await;
+        let address = range(segment).start;
+        outcome.map_err(|source| sector.io_error("read", address, source))?;
+        let (first, second) = buffer.split_at(geometry.block_size as usize);
+        found.push(match SegmentHeader::decode(first, sector.identity(), geometry, segment) {
+            Ok(header) => Found::Header(header),
+            Err(_) => FrameHeader::decode(second, sector.identity(), geometry, address + first.len() as u64)
+                .map_or(Found::Nothing, Found::Frame),
+        });
+    }
+    Ok(found)
+}

@@ -1,0 +1,308 @@
+//! A [`Sector`]: an open sector file with its identity and measures, and verified reads from it.
+
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use graviton_format::checksum::{
+    CHUNK_PAYLOAD, CHUNK_SIZE, Identity, gather_chunks, stored_length,
+};
+use graviton_format::geometry::AREA_SIZE;
+use graviton_format::record::RecordView;
+use graviton_format::superblock::Superblock;
+use graviton_format::{FormatError, Geometry};
+
+use crate::io::{AlignedBuf, BufferPool, Disk, WriteSync};
+use crate::port::{BinaryKey, Place, StorageError};
+
+/// The most bytes of payload one device read brings in.
+pub const READ_MAX: u64 = 4 << 20;
+
+/// Payload on disk: where its first chunk lies, how long it is, and the LSN that masks its chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Payload {
+    /// Address of the first chunk.
+    pub address: u64,
+    /// Bytes of payload, checksums not counted.
+    pub length: u64,
+    /// LSN of the record that holds it.
+    pub lsn: u64,
+}
+
+/// One open sector.
+#[derive(Debug)]
+pub struct Sector {
+    number: u16,
+    identity: Identity,
+    geometry: Geometry,
+    disk: Arc<dyn Disk>,
+    /// Readers that are at work in each segment: it is not reused before they are done.
+    pins: Box<[AtomicU32]>,
+    poisoned: OnceLock<String>,
+}
+
+impl Sector {
+    /// Writes the superblocks of a new sector on `disk`, which must be all zeros, and opens it.
+    ///
+    /// # Errors
+    /// What the disk reports.
+    pub async fn format(disk: Arc<dyn Disk>, superblock: Superblock) -> Result<Self, StorageError> {
+        let sector = Self::new(disk, superblock.sector_number.get(), &superblock)?;
+        for address in sector.geometry.superblocks() {
+            let block = u64::from(sector.geometry.block_size);
+            let mut buffer = sector.buffer(block)?;
+            buffer.fill(0);
+            buffer[..size_of::<Superblock>()].copy_from_slice(superblock.sealed(address).bytes());
+            sector.write(buffer, address, WriteSync::None).await?;
+        }
+        sector.sync().await?;
+        Ok(sector)
+    }
+
+    /// Opens the sector on `disk`. Returns what was found wrong with it without keeping it from
+    /// being opened.
+    ///
+    /// # Errors
+    /// `UnsupportedVersion`, or `InvalidStore` when it is foreign, damaged or truncated.
+    pub async fn open(disk: Arc<dyn Disk>, number: u16) -> Result<(Self, Vec<String>), StorageError> {
+        let path = disk.info().path.clone();
+        let invalid = |why: String| StorageError::InvalidStore { path: path.clone(), why };
+        let size = disk.size();
+        if size < AREA_SIZE * 2 {
+            return Err(invalid(format!("{size} bytes are too few for a sector")));
+        }
+        let mut found: Vec<Superblock> = Vec::new();
+        let mut wrong: Vec<FormatError> = Vec::new();
+        let mut place = vec![0];
+        let back = size - AREA_SIZE;
+        if back % 512 == 0 {
+            place.push(back);
+        }
+        for address in place {
+            let (buffer, outcome) = disk.read(BufferPool::global().take(4096), address).await;
+            outcome.map_err(|source| io_error("read", number, address, source))?;
+            match Superblock::decode(&buffer, address) {
+                Ok(superblock) => found.push(superblock),
+                Err(error) => wrong.push(error),
+            }
+        }
+        let Some(superblock) = found.iter().max_by_key(|superblock| superblock.sequence.get()) else {
+            return Err(match wrong.swap_remove(0) {
+                FormatError::Version { found, supported } => StorageError::UnsupportedVersion { path, found, supported },
+                FormatError::Magic { .. } => invalid("not a Graviton sector".to_owned()),
+                error => invalid(format!("no superblock is whole: {error}")),
+            });
+        };
+        let expected = superblock.geometry().sector_size();
+        if size < expected {
+            return Err(invalid(format!("truncated: {size} bytes, its superblock says {expected}")));
+        }
+        let mut notes: Vec<String> = Vec::new();
+        if found.len() < 2 && !(size > expected && wrong.len() == 1 && found[0].sealed(0) == found[0]) {
+            notes.extend(wrong.iter().map(|error| format!("sector {number}: a superblock copy is damaged: {error}")));
+        }
+        let superblock = *superblock;
+        Ok((Self::new(disk, number, &superblock)?, notes))
+    }
+
+    fn new(disk: Arc<dyn Disk>, number: u16, superblock: &Superblock) -> Result<Self, StorageError> {
+        let geometry = superblock.geometry();
+        let pins = (0..geometry.segment_count).map(|_| AtomicU32::new(0)).collect();
+        Ok(Self { number, identity: superblock.identity(), geometry, disk, pins, poisoned: OnceLock::new() })
+    }
+
+    /// Its number in the store.
+    #[must_use]
+    pub fn number(&self) -> u16 {
+        self.number
+    }
+
+    /// Its ids.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Its measures.
+    #[must_use]
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// The disk it lies on.
+    #[must_use]
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    /// Its file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.disk.info().path
+    }
+
+    /// A place in it, for errors.
+    #[must_use]
+    pub fn place(&self, offset: u64) -> Place {
+        Place { sector: self.number, offset }
+    }
+
+    /// The first failure of a write or sync, if there was one.
+    #[must_use]
+    pub fn poisoned(&self) -> Option<&str> {
+        self.poisoned.get().map(String::as_str)
+    }
+
+    /// Takes no more writes, because of `cause`.
+    pub fn poison(&self, cause: &StorageError) {
+        if self.poisoned.set(cause.to_string()).is_ok() {
+            tracing::error!(sector = self.number, %cause, "sector takes no more writes");
+        }
+    }
+
+    /// [`StorageError::SectorPoisoned`] if a write or sync failed.
+    ///
+    /// # Errors
+    /// That.
+    pub fn check_writable(&self) -> Result<(), StorageError> {
+        match self.poisoned() {
+            None => Ok(()),
+            Some(cause) => Err(StorageError::SectorPoisoned { sector: self.number, cause: cause.to_owned() }),
+        }
+    }
+
+    /// A corruption at `offset`.
+    pub fn corruption(&self, offset: u64, what: impl ToString) -> StorageError {
+        StorageError::Corruption { place: self.place(offset), key: None, what: what.to_string() }
+    }
+
+    pub(crate) fn io_error(&self, operation: &'static str, offset: u64, source: io::Error) -> StorageError {
+        io_error(operation, self.number, offset, source)
+    }
+
+    /// A buffer of `length` bytes with unspecified contents.
+    ///
+    /// # Errors
+    /// `Io` when there is no memory.
+    pub fn buffer(&self, length: u64) -> Result<AlignedBuf, StorageError> {
+        let length = usize::try_from(length).map_err(|_| self.io_error("allocate", 0, io::ErrorKind::OutOfMemory.into()))?;
+        BufferPool::global().try_take(length).map_err(|source| self.io_error("allocate", 0, source))
+    }
+
+    /// Writes a buffer of whole blocks.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn write(&self, buffer: AlignedBuf, address: u64, sync: WriteSync) -> Result<(), StorageError> {
+        let (_, outcome) = self.disk.write(buffer, address, sync).await;
+        outcome.map_err(|source| self.io_error("write", address, source))
+    }
+
+    /// Makes everything written before durable.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn sync(&self) -> Result<(), StorageError> {
+        let (_, outcome) = self.disk.sync().await;
+        outcome.map_err(|source| self.io_error("sync", 0, source))
+    }
+
+    /// Reads `range` of the sector: returns a buffer and where in it the range begins.
+    ///
+    /// # Errors
+    /// `Io`; `Corruption` if the range reaches past the sector's end.
+    pub async fn read(&self, range: Range<u64>) -> Result<(AlignedBuf, usize), StorageError> {
+        if range.start > range.end || range.end > self.disk.size() {
+            return Err(self.corruption(range.start, format!("points at {} bytes past the end of the sector", range.end.saturating_sub(range.start))));
+        }
+        let block = u64::from(self.disk.info().block_size);
+        let start = range.start - range.start % block;
+        let end = range.end.next_multiple_of(block).min(self.disk.size());
+        let buffer = self.buffer(end - start)?;
+        let (buffer, outcome) = self.disk.read(buffer, start).await;
+        outcome.map_err(|source| self.io_error("read", start, source))?;
+        let skip = usize::try_from(range.start - start).map_err(|_| self.corruption(start, "unaligned"))?;
+        Ok((buffer, skip))
+    }
+
+    /// Reads and verifies `range` of a payload: at most about [`READ_MAX`] bytes of it.
+    ///
+    /// # Errors
+    /// `Io`, `Corruption`.
+    pub async fn read_payload(&self, payload: Payload, range: Range<u64>) -> Result<Bytes, StorageError> {
+        debug_assert!(range.start <= range.end && range.end <= payload.length);
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let (chunk, size) = (CHUNK_PAYLOAD as u64, CHUNK_SIZE as u64);
+        let first = range.start / chunk;
+        let start = payload.address.saturating_add(first * size);
+        let stored_end = (range.end.div_ceil(chunk) * size).min(stored_length(payload.length));
+        let (mut buffer, skip) = self.read(start..payload.address.saturating_add(stored_end)).await?;
+        let stored = usize::try_from(payload.address + stored_end - start).map_err(|_| self.corruption(start, "oversized"))?;
+        let mask = self.identity.chunk_mask(payload.lsn);
+        gather_chunks(&mut buffer[skip..skip + stored], mask, start)
+            .map_err(|(offset, error)| self.corruption(start + offset as u64, error))?;
+        let offset = |position: u64| skip + usize::try_from(position - first * chunk).unwrap_or(usize::MAX);
+        Ok(Bytes::from_owner(buffer).slice(offset(range.start)..offset(range.end)))
+    }
+
+    /// Reads and verifies the head (header, key, metadata) of the record at `address`, which must
+    /// be `key`'s with this LSN, and returns its metadata.
+    ///
+    /// # Errors
+    /// `Io`, `Corruption`.
+    pub async fn read_meta(&self, address: u64, key: &BinaryKey, lsn: u64, meta_length: u32) -> Result<Vec<u8>, StorageError> {
+        let head = (32 + key.as_bytes().len()) as u64 + u64::from(meta_length);
+        let (buffer, skip) = self.read(address..address.saturating_add(head)).await?;
+        let record = RecordView::decode(&buffer[skip..], &self.identity, &self.geometry, address)
+            .map_err(|error| self.corruption(address, error))?;
+        if record.key != key.as_bytes() || record.header.lsn != lsn {
+            return Err(self.corruption(address, "holds another record than the index says"));
+        }
+        Ok(record.meta.to_vec())
+    }
+
+    /// Keeps the segments that `addresses` lie in from being reused until the pin is dropped.
+    /// Must be called while the index that gave the addresses can't change.
+    pub fn pin(self: &Arc<Self>, addresses: impl Iterator<Item = u64>) -> Pin {
+        let mut segments: Vec<u32> = addresses
+            .filter_map(|address| self.geometry.segment_of(address))
+            .map(|(segment, _)| segment)
+            .collect();
+        segments.sort_unstable();
+        segments.dedup();
+        for &segment in &segments {
+            self.pins[segment as usize].fetch_add(1, Ordering::AcqRel);
+        }
+        Pin { sector: Arc::clone(self), segments }
+    }
+
+    /// Whether a reader is at work in a segment.
+    #[must_use]
+    pub fn is_pinned(&self, segment: u32) -> bool {
+        self.pins[segment as usize].load(Ordering::Acquire) != 0
+    }
+}
+
+fn io_error(operation: &'static str, sector: u16, offset: u64, source: io::Error) -> StorageError {
+    StorageError::Io { operation, place: Place { sector, offset }, source: Arc::new(source) }
+}
+
+/// Keeps segments from being reused. See [`Sector::pin`].
+#[derive(Debug)]
+pub struct Pin {
+    sector: Arc<Sector>,
+    segments: Vec<u32>,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        for &segment in &self.segments {
+            self.sector.pins[segment as usize].fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! The table of a sector's segments: what each is used for, and how many of its bytes still live.
+
+use graviton_format::Geometry;
+use graviton_format::image::SegmentEntry;
+
+use super::sector::Sector;
+
+/// What a segment is used for. The numbers are those of the format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Can be taken into use.
+    Free = 0,
+    /// The log's end lies in it.
+    Open = 1,
+    /// A part of the log that is written to its end.
+    Sealed = 2,
+    /// Nothing in it lives, but a checkpoint that is kept may still name it.
+    Reclaimed = 3,
+    /// Holds a part of a checkpoint's image.
+    Checkpoint = 4,
+}
+
+impl State {
+    fn decode(state: u8) -> Option<Self> {
+        [Self::Free, Self::Open, Self::Sealed, Self::Reclaimed, Self::Checkpoint]
+            .into_iter()
+            .find(|known| *known as u8 == state)
+    }
+}
+
+/// One segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// What it is used for.
+    pub state: State,
+    /// Generation it was last taken into use with; 0: never.
+    pub generation: u64,
+    /// Bytes of live records in it.
+    pub live: u64,
+    /// Bytes written, up to the end of its last frame.
+    pub written: u64,
+    /// Whether all its blocks have been written before, with zeros if nothing else.
+    pub zeroed: bool,
+    /// Being zeroed, and not to be taken into use meanwhile.
+    pub busy: bool,
+    /// Reclaimed: the first checkpoint (by sequence) that lists it as reclaimed.
+    pub reclaimed_at: u64,
+    /// Bytes of it could not be read back: it is left as it is, for whatever may still be saved.
+    pub damaged: bool,
+}
+
+impl Segment {
+    const NEVER_USED: Self = Self {
+        state: State::Free,
+        generation: 0,
+        live: 0,
+        written: 0,
+        zeroed: false,
+        busy: false,
+        reclaimed_at: 0,
+        damaged: false,
+    };
+}
+
+/// For what a segment is wanted: how deep into the reserve the taking may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// Payload of callers.
+    Put,
+    /// Records that compaction moves: a segment or two are lent to it, and it gives back more.
+    Compaction,
+    /// Tombstones: deleting must always be possible.
+    Delete,
+    /// A checkpoint: the last reserve, since all reclaiming ends with one.
+    Checkpoint,
+}
+
+/// Segments kept back from puts, beside those of a checkpoint: what compaction and deletes need to
+/// proceed in a full sector.
+const RESERVE_COMPACTION: u32 = 2;
+const RESERVE_DELETE: u32 = 1;
+
+/// The table of a sector's segments.
+#[derive(Debug, Clone)]
+pub struct Segments {
+    table: Vec<Segment>,
+    free: u32,
+    /// The highest generation given out.
+    generation: u64,
+    /// Segments that the next checkpoint will take, as far as can be told.
+    checkpoint_reserve: u32,
+}
+
+impl Segments {
+    /// The table of a new sector.
+    #[must_use]
+    pub fn new(geometry: &Geometry) -> Self {
+        Self {
+            table: vec![Segment::NEVER_USED; geometry.segment_count as usize],
+            free: geometry.segment_count,
+            generation: 0,
+            checkpoint_reserve: 1,
+        }
+    }
+
+    /// The table as a checkpoint has it. `None` if it does not fit the sector.
+    #[must_use]
+    pub fn decode(entries: impl Iterator<Item = SegmentEntry>, geometry: &Geometry, sequence: u64) -> Option<Self> {
+        let table = entries
+            .map(|entry| {
+                Some(Segment {
+                    state: State::decode(entry.state)?,
+                    generation: entry.generation.get(),
+                    live: entry.live.get(),
+                    written: u64::from(entry.written.get()),
+                    zeroed: entry.zeroed == 1,
+                    reclaimed_at: sequence,
+                    ..Segment::NEVER_USED
+                })
+                .filter(|segment| segment.written <= geometry.segment_size && segment.live <= geometry.segment_size)
+            })
+            .collect::<Option<Vec<_>>>()?;
+        if table.len() != geometry.segment_count as usize {
+            return None;
+        }
+        let mut segments = Self { table, free: 0, generation: 0, checkpoint_reserve: 1 };
+        segments.recount();
+        Some(segments)
+    }
+
+    /// The table as a checkpoint keeps it.
+    #[must_use]
+    pub fn encode(&self) -> Vec<SegmentEntry> {
+        let entry = |segment: &Segment| SegmentEntry {
+            generation: segment.generation.into(),
+            live: segment.live.into(),
+            written: u32::try_from(segment.written).unwrap_or(u32::MAX).into(),
+            state: segment.state as u8,
+            zeroed: u8::from(segment.zeroed),
+            reserved: 0.into(),
+        };
+        self.table.iter().map(entry).collect()
+    }
+
+    fn recount(&mut self) {
+        self.free = u32::try_from(self.table.iter().filter(|segment| segment.state == State::Free).count()).unwrap_or(u32::MAX);
+    }
+
+    /// One segment.
+    #[must_use]
+    pub fn get(&self, segment: u32) -> &Segment {
+        &self.table[segment as usize]
+    }
+
+    /// All, by number.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Segment)> {
+        (0..).zip(&self.table)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        u32::try_from(self.table.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether fewer than `ahead` free segments are zeroed, and one could be.
+    #[must_use]
+    pub fn wants_zeroing(&self, ahead: usize) -> bool {
+        let free = || self.table.iter().filter(|segment| segment.state == State::Free && !segment.busy);
+        free().filter(|segment| segment.zeroed).count() < ahead && free().any(|segment| !segment.zeroed)
+    }
+
+    /// How many are free.
+    #[must_use]
+    pub fn free(&self) -> u32 {
+        self.free
+    }
+
+    /// How many are reclaimed but not yet free.
+    #[must_use]
+    pub fn reclaimed(&self) -> u32 {
+        u32::try_from(self.table.iter().filter(|segment| segment.state == State::Reclaimed).count()).unwrap_or(u32::MAX)
+    }
+
+    /// The highest generation given out.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Generations up to this one have been seen on disk.
+    pub fn raise_generation(&mut self, generation: u64) {
+        self.generation = self.generation.max(generation);
+    }
+
+    /// Keeps room for a checkpoint of so many segments.
+    pub fn set_checkpoint_reserve(&mut self, segments: u32) {
+        self.checkpoint_reserve = segments.max(1);
+    }
+
+    /// Segments kept back from `purpose`.
+    #[must_use]
+    pub fn reserve(&self, purpose: Purpose) -> u32 {
+        match purpose {
+            Purpose::Put => self.checkpoint_reserve + RESERVE_DELETE + RESERVE_COMPACTION,
+            Purpose::Compaction => self.checkpoint_reserve + RESERVE_DELETE,
+            Purpose::Delete => self.checkpoint_reserve,
+            Purpose::Checkpoint => 0,
+        }
+    }
+
+    /// Segments of the sector that can hold live records: all but the reserve and the two
+    /// checkpoints that are kept.
+    #[must_use]
+    pub fn usable(&self) -> u32 {
+        let kept = self.reserve(Purpose::Put) + 2 * self.checkpoint_reserve;
+        u32::try_from(self.table.len()).unwrap_or(u32::MAX).saturating_sub(kept)
+    }
+
+    /// Takes a free segment into use as `state`, with a new generation. `None` if what is free is
+    /// kept back from `purpose`.
+    pub fn take(&mut self, purpose: Purpose, state: State) -> Option<(u32, u64)> {
+        if self.free <= self.reserve(purpose) {
+            return None;
+        }
+        let free = |segment: &Segment| segment.state == State::Free && !segment.busy;
+        let index = self
+            .table
+            .iter()
+            .position(|segment| free(segment) && segment.zeroed)
+            .or_else(|| self.table.iter().position(free))?;
+        self.generation += 1;
+        self.free -= 1;
+        self.table[index] = Segment { state, generation: self.generation, zeroed: self.table[index].zeroed, ..Segment::NEVER_USED };
+        Some((u32::try_from(index).ok()?, self.generation))
+    }
+
+    /// A free segment was never used and should be zeroed: takes it for that.
+    pub fn take_for_zeroing(&mut self, ahead: usize) -> Option<u32> {
+        let zeroed = self.table.iter().filter(|segment| segment.state == State::Free && segment.zeroed).count();
+        if zeroed >= ahead {
+            return None;
+        }
+        let index = self.table.iter().position(|segment| segment.state == State::Free && !segment.zeroed && !segment.busy)?;
+        self.table[index].busy = true;
+        u32::try_from(index).ok()
+    }
+
+    /// Ends what [`Segments::take_for_zeroing`] began.
+    pub fn zeroing_done(&mut self, segment: u32, zeroed: bool) {
+        let segment = &mut self.table[segment as usize];
+        segment.busy = false;
+        segment.zeroed |= zeroed;
+    }
+
+    /// Puts a segment into a state that was learned from the disk.
+    pub fn set(&mut self, segment: u32, state: State, generation: u64, written: u64) {
+        let live = if generation == self.get(segment).generation { self.get(segment).live } else { 0 };
+        let zeroed = self.get(segment).zeroed || generation > 0;
+        self.table[segment as usize] = Segment { state, generation, live, written, zeroed, ..Segment::NEVER_USED };
+        self.raise_generation(generation);
+        self.recount();
+    }
+
+    /// The log ends at `written` in this segment.
+    pub fn set_written(&mut self, segment: u32, written: u64) {
+        self.table[segment as usize].written = written;
+    }
+
+    /// The log went on elsewhere.
+    pub fn seal(&mut self, segment: u32) {
+        let segment = &mut self.table[segment as usize];
+        segment.state = State::Sealed;
+        segment.zeroed = true;
+    }
+
+    /// A segment of a checkpoint is written to `written`.
+    pub fn set_image(&mut self, segment: u32, written: u64) {
+        let segment = &mut self.table[segment as usize];
+        segment.written = written;
+        segment.zeroed = true;
+    }
+
+    /// `bytes` of live records were added.
+    pub fn add_live(&mut self, segment: u32, bytes: u64) {
+        self.table[segment as usize].live += bytes;
+    }
+
+    /// `bytes` of live records died.
+    pub fn remove_live(&mut self, segment: u32, bytes: u64) {
+        let live = &mut self.table[segment as usize].live;
+        debug_assert!(*live >= bytes, "segment {segment}: {bytes} bytes died of {live}");
+        *live = live.saturating_sub(bytes);
+    }
+
+    /// Nothing of this segment can be read back; it is kept from compaction.
+    pub fn set_damaged(&mut self, segment: u32) {
+        self.table[segment as usize].damaged = true;
+    }
+
+    /// Sealed segments in which nothing lives become reclaimed; `next_checkpoint` is the sequence
+    /// of the checkpoint that will be the first to list them so.
+    pub fn reclaim_dead(&mut self, next_checkpoint: u64) -> u32 {
+        let mut reclaimed = 0;
+        for segment in &mut self.table {
+            if segment.state == State::Sealed && segment.live == 0 && !segment.damaged {
+                segment.state = State::Reclaimed;
+                segment.reclaimed_at = next_checkpoint;
+                reclaimed += 1;
+            }
+        }
+        reclaimed
+    }
+
+    /// Frees what no kept checkpoint needs: reclaimed segments that `oldest_kept`, the older of
+    /// the two kept checkpoints, lists as such, and images of checkpoints that are not in `images`.
+    /// Segments that `sector`'s readers are at work in stay as they are.
+    pub fn release(&mut self, oldest_kept: u64, images: &[&[u32]], sector: &Sector) -> u32 {
+        let mut released = 0;
+        for (index, segment) in (0..).zip(&mut self.table) {
+            let over = match segment.state {
+                State::Reclaimed => segment.reclaimed_at <= oldest_kept && !sector.is_pinned(index),
+                State::Checkpoint => !segment.busy && !images.iter().any(|image| image.contains(&index)),
+                _ => false,
+            };
+            if over {
+                segment.state = State::Free;
+                segment.written = 0;
+                segment.live = 0;
+                released += 1;
+            }
+        }
+        self.free += released;
+        released
+    }
+
+    /// Gives back a segment that was taken for a checkpoint that failed.
+    pub fn give_back(&mut self, segment: u32) {
+        let segment = &mut self.table[segment as usize];
+        segment.state = State::Free;
+        segment.written = 0;
+        self.free += 1;
+    }
+
+    /// Marks a segment of an image as being written, so that it is not taken for a leftover.
+    pub fn set_busy(&mut self, segment: u32, busy: bool) {
+        self.table[segment as usize].busy = busy;
+    }
+
+    /// Bytes of live records.
+    #[must_use]
+    pub fn live(&self) -> u64 {
+        self.table.iter().map(|segment| segment.live).sum()
+    }
+
+    /// The sealed segment whose compaction frees most, and the share of it that lives.
+    #[must_use]
+    pub fn victim(&self, geometry: &Geometry, sector: &Sector) -> Option<u32> {
+        self.iter()
+            .filter(|(index, segment)| segment.state == State::Sealed && !segment.damaged && !sector.is_pinned(*index))
+            .filter(|(_, segment)| segment.live + geometry.segment_size / 64 < geometry.segment_size)
+            .min_by_key(|(_, segment)| segment.live)
+            .map(|(index, _)| index)
+    }
+}

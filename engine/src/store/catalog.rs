@@ -1,0 +1,95 @@
+//! The store file: `graviton.toml`, which names a store's sectors.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use graviton_format::FORMAT_VERSION;
+use graviton_format::structure::hex;
+use serde::{Deserialize, Serialize};
+
+use crate::io::Backend;
+use crate::port::StorageError;
+
+/// Its name in the store's directory.
+pub const FILE: &str = "graviton.toml";
+/// Name of the lock file beside it.
+pub const LOCK_FILE: &str = "graviton.lock";
+/// A store file is never near this long.
+const LENGTH_MAX: usize = 1 << 20;
+/// The most sectors a store has.
+pub const SECTORS_MAX: usize = 64;
+
+/// What the store file says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Catalog {
+    /// Version of the format of the sectors.
+    pub format_version: u32,
+    /// Id of the store, 32 hex digits.
+    pub store_id: String,
+    /// The sectors, by number.
+    #[serde(rename = "sector")]
+    pub sectors: Vec<CatalogSector>,
+}
+
+/// One sector of the store file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CatalogSector {
+    /// Its file or block device; relative to the store's directory.
+    pub file: PathBuf,
+    /// Its id, 16 hex digits.
+    pub id: String,
+}
+
+#[derive(Deserialize)]
+struct VersionOnly {
+    format_version: u32,
+}
+
+impl Catalog {
+    /// The store file of a store.
+    pub fn new(store_id: &[u8; 16], sectors: &[(PathBuf, u64)]) -> Self {
+        let sector = |(file, id): &(PathBuf, u64)| CatalogSector { file: file.clone(), id: format!("{id:016x}") };
+        Self { format_version: FORMAT_VERSION, store_id: hex(store_id), sectors: sectors.iter().map(sector).collect() }
+    }
+
+    /// Reads the store file of the store in `directory`.
+    ///
+    /// # Errors
+    /// `NoStore`, `UnsupportedVersion`, `InvalidStore`, `File`.
+    pub fn read(backend: &dyn Backend, directory: &Path) -> Result<Self, StorageError> {
+        let path = directory.join(FILE);
+        let invalid = |why: String| StorageError::InvalidStore { path: path.clone(), why };
+        let bytes = backend.read_file(&path, LENGTH_MAX).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
+                StorageError::NoStore { path: directory.to_owned(), why: format!("it has no {FILE}") }
+            }
+            std::io::ErrorKind::InvalidData => invalid("too long for a store file".to_owned()),
+            _ => StorageError::File { operation: "read", path: path.clone(), source: Arc::new(error) },
+        })?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| invalid("not a text file".to_owned()))?;
+        let brief = |error: toml::de::Error| invalid(error.message().to_owned());
+        // The version first: a newer file may have other fields.
+        let VersionOnly { format_version } = toml::from_str(text).map_err(brief)?;
+        if format_version > FORMAT_VERSION {
+            return Err(StorageError::UnsupportedVersion { path, found: format_version, supported: FORMAT_VERSION });
+        }
+        let catalog: Self = toml::from_str(text).map_err(brief)?;
+        if catalog.sectors.is_empty() || catalog.sectors.len() > SECTORS_MAX {
+            return Err(invalid(format!("names {} sectors, must be 1 to {SECTORS_MAX}", catalog.sectors.len())));
+        }
+        Ok(catalog)
+    }
+
+    /// Writes the store file, atomically and durably.
+    ///
+    /// # Errors
+    /// `File`.
+    pub fn write(&self, backend: &dyn Backend, directory: &Path) -> Result<(), StorageError> {
+        let path = directory.join(FILE);
+        let text = toml::to_string(self).map_err(|error| StorageError::InvalidStore { path: path.clone(), why: error.to_string() })?;
+        let text = format!("# A Graviton store. Written by the engine; the sectors hold the same ids.\n{text}");
+        backend.replace_file(&path, text.as_bytes()).map_err(|error| StorageError::File { operation: "write", path, source: Arc::new(error) })
+    }
+}

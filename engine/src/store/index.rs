@@ -1,0 +1,810 @@
+//! The index: which version of each key is current, and where its bytes lie.
+//!
+//! Per sector, an immutable `base` (the newest checkpoint's image, searched where it lies) under a
+//! small ordered `delta` of what changed since. While a checkpoint is being written the delta it
+//! folds in is `frozen` between the two. A lookup asks delta, frozen, base, in this order.
+//!
+//! Everything that changes the index goes through [`Index::apply`], record by record in the order
+//! of the log: live commits and replay take the same path, so that what recovery rebuilds is what
+//! was there. Each live key has one entry over all sectors.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::{Bound, Range};
+use std::sync::Arc;
+
+use graviton_format::FormatError;
+use graviton_format::image::{Cursor, ExtentEntry, ImageBuilder, ImageEntry, ImageValue};
+use graviton_format::record::{ExtentRef, Manifest, RecordKind, record_length};
+
+use parking_lot::Mutex;
+
+use crate::log::image_io::LoadedImage;
+use crate::log::sector::Payload;
+use crate::log::{Sector, Segments, Tail};
+use crate::port::{BinaryKey, StorageError};
+
+/// One version of a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its LSN.
+    pub lsn: u64,
+    /// Address of its record.
+    pub address: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When this version was made, in milliseconds since 1970.
+    pub time: u64,
+    /// Bytes of its record's metadata.
+    pub meta_length: u32,
+    /// Its pieces, unless its payload is in the record itself.
+    pub extents: Option<Arc<[ExtentRef]>>,
+}
+
+impl Entry {
+    /// Bytes its record takes on disk.
+    pub fn record_length(&self, key: &[u8]) -> u64 {
+        let payload = match &self.extents {
+            None => self.size,
+            Some(extents) => Manifest::payload_length(extents.len()) as u64,
+        };
+        record_length(key.len(), self.meta_length as usize, payload)
+    }
+
+    /// Bytes of its record before the payload.
+    pub fn head_length(&self, key: &[u8]) -> u64 {
+        record_length(key.len(), self.meta_length as usize, 0)
+    }
+
+    fn of_image(entry: ImageEntry) -> Slot {
+        match entry.value {
+            ImageValue::Tombstone => Slot::Tombstone { lsn: entry.lsn },
+            ImageValue::Blob { address, size, time, meta_length, extents } => Slot::Live(Self {
+                lsn: entry.lsn,
+                address,
+                size,
+                time,
+                meta_length,
+                extents: extents.map(Into::into),
+            }),
+        }
+    }
+
+    fn to_image(&self) -> ImageEntry {
+        ImageEntry {
+            lsn: self.lsn,
+            value: ImageValue::Blob {
+                address: self.address,
+                size: self.size,
+                time: self.time,
+                meta_length: self.meta_length,
+                extents: self.extents.as_ref().map(|extents| extents.to_vec()),
+            },
+        }
+    }
+}
+
+/// What a sector's index says of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Slot {
+    /// The blob lies here.
+    Live(Entry),
+    /// It was deleted at this LSN; kept while another sector could bring it back.
+    Tombstone {
+        /// LSN of the delete.
+        lsn: u64,
+    },
+    /// It lies in another sector now; hides what an older layer says.
+    Gone,
+}
+
+/// A payload that manifests name by its LSN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Address of its first chunk.
+    pub address: u64,
+    /// Bytes of payload.
+    pub payload_length: u32,
+    /// Bytes of its record before the payload.
+    pub head_length: u32,
+    /// Pieces that manifests have of it, and the blob itself if its record is one.
+    pub references: u32,
+    /// A blob on its way in that it belongs to, but no manifest names yet.
+    pub held: bool,
+}
+
+impl Extent {
+    fn record_length(&self) -> u64 {
+        u64::from(self.head_length) + graviton_format::checksum::stored_length(self.payload_length.into())
+    }
+
+    fn record_address(&self) -> u64 {
+        self.address - u64::from(self.head_length)
+    }
+
+    fn is_dead(&self) -> bool {
+        self.references == 0 && !self.held
+    }
+}
+
+/// One record that became part of the log.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// What it is.
+    pub kind: RecordKind,
+    /// Copied by compaction.
+    pub moved: bool,
+    /// Its key.
+    pub key: BinaryKey,
+    /// Its LSN.
+    pub lsn: u64,
+    /// When it was first written, in milliseconds since 1970.
+    pub time: u64,
+    /// Where it lies.
+    pub address: u64,
+    /// Bytes of its metadata.
+    pub meta_length: u32,
+    /// Bytes of its payload.
+    pub payload_length: u32,
+    /// A manifest's blob size and pieces.
+    pub manifest: Option<(u64, Arc<[ExtentRef]>)>,
+    /// A manifest that shares the payload of this key's blob record: the key.
+    pub source: Option<BinaryKey>,
+    /// What an extent belongs to until a manifest names it; `None` in replay, where the end of
+    /// the log decides.
+    pub hold: Option<Arc<Hold>>,
+}
+
+/// The extents of one blob that is on its way in.
+#[derive(Debug, Default)]
+pub struct Hold {
+    /// `None` once the blob was given up or has become one.
+    lsns: Mutex<Option<Vec<u64>>>,
+}
+
+impl Hold {
+    /// A hold on nothing yet.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { lsns: Mutex::new(Some(Vec::new())) })
+    }
+
+    /// Takes an extent in. `false` if the blob was given up meanwhile.
+    fn add(&self, lsn: u64) -> bool {
+        self.lsns.lock().as_mut().map(|lsns| lsns.push(lsn)).is_some()
+    }
+
+    /// Ends the hold: returns the extents it held. Only while the index is locked for writing.
+    pub fn end(&self) -> Vec<u64> {
+        self.lsns.lock().take().unwrap_or_default()
+    }
+}
+
+impl Applied {
+    fn length(&self) -> u64 {
+        record_length(self.key.as_bytes().len(), self.meta_length as usize, self.payload_length.into())
+    }
+
+    fn head_length(&self) -> u64 {
+        record_length(self.key.as_bytes().len(), self.meta_length as usize, 0)
+    }
+}
+
+type Delta = BTreeMap<BinaryKey, Slot>;
+
+/// One sector's part of the index.
+#[derive(Debug)]
+pub struct SectorIndex {
+    sector: Arc<Sector>,
+    base: Option<Arc<LoadedImage>>,
+    frozen: Option<Arc<Delta>>,
+    delta: Delta,
+    extents: HashMap<u64, Extent>,
+    /// The table of its segments.
+    pub segments: Segments,
+    /// The log's end, as far as it is applied.
+    pub tail: Tail,
+    /// Log bytes behind the newest checkpoint.
+    pub replay_bytes: u64,
+    /// Number of blobs that lie here.
+    pub blobs: u64,
+    /// Their sizes, summed.
+    pub logical_bytes: u64,
+    /// Key bytes that the delta holds, for the estimate of the next image's size.
+    delta_key_bytes: u64,
+}
+
+fn corrupt(sector: &Sector, error: &FormatError) -> StorageError {
+    sector.corruption(0, format!("the index: {error}"))
+}
+
+impl SectorIndex {
+    /// The index of a sector that begins with `base`.
+    pub fn new(sector: Arc<Sector>, base: Option<Arc<LoadedImage>>, segments: Segments) -> Self {
+        let extents = base.iter().flat_map(|base| base.extents().collect::<Vec<_>>());
+        let extents = extents
+            .map(|entry| {
+                let extent = Extent {
+                    address: entry.address.get(),
+                    payload_length: entry.payload_length.get(),
+                    head_length: entry.head_length.get(),
+                    references: entry.references.get(),
+                    held: false,
+                };
+                (entry.lsn.get(), extent)
+            })
+            .collect();
+        Self { sector, base, frozen: None, delta: Delta::new(), extents, segments, tail: Tail::default(), replay_bytes: 0, blobs: 0, logical_bytes: 0, delta_key_bytes: 0 }
+    }
+
+    /// The sector itself.
+    pub fn sector(&self) -> &Arc<Sector> {
+        &self.sector
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Slot>, StorageError> {
+        let layered = self.delta.get(key).or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.get(key)));
+        if let Some(slot) = layered {
+            return Ok(Some(slot.clone()));
+        }
+        let Some(base) = &self.base else { return Ok(None) };
+        let entry = base.get(key).map_err(|error| corrupt(&self.sector, &error))?;
+        Ok(entry.map(Entry::of_image))
+    }
+
+    fn set(&mut self, key: BinaryKey, slot: Slot) {
+        self.delta_key_bytes += key.as_bytes().len() as u64;
+        self.delta.insert(key, slot);
+    }
+
+    /// How many entries changed since the last checkpoint.
+    pub fn delta_len(&self) -> usize {
+        self.delta.len() + self.frozen.as_ref().map_or(0, |frozen| frozen.len())
+    }
+
+    /// About how many bytes of memory it takes.
+    pub fn memory(&self) -> u64 {
+        /// A node's share of the map, the slot, and the key's own allocation.
+        const PER_DELTA_ENTRY: u64 = 176;
+        let base = self.base.as_ref().map_or(0, |base| base.bytes().len()) as u64;
+        base + self.delta_len() as u64 * PER_DELTA_ENTRY + self.delta_key_bytes + self.extents.len() as u64 * 48
+    }
+
+    /// An upper estimate of the next image's size in bytes.
+    pub fn image_estimate(&self) -> usize {
+        /// Everything of an entry but its key.
+        const PER_ENTRY: usize = 40;
+        let base = self.base.as_ref().map_or(4096, |base| base.bytes().len());
+        let delta = self.delta_len() * PER_ENTRY + usize::try_from(self.delta_key_bytes).unwrap_or(usize::MAX);
+        base + delta + self.extents.len() * size_of::<ExtentEntry>()
+    }
+
+    /// Where `range` of a blob lies: payloads and the ranges of them, in order.
+    ///
+    /// # Errors
+    /// `Corruption` if it names an extent that is not there.
+    pub fn pieces(&self, key: &BinaryKey, entry: &Entry, range: &Range<u64>) -> Result<Vec<(Payload, Range<u64>)>, StorageError> {
+        let Some(extents) = &entry.extents else {
+            let payload = Payload { address: entry.address + entry.head_length(key.as_bytes()), length: entry.size, lsn: entry.lsn };
+            return Ok(vec![(payload, range.clone())]);
+        };
+        let mut pieces = Vec::new();
+        let mut position = 0;
+        for piece in extents.iter() {
+            let end = position + u64::from(piece.length.get());
+            let wanted = range.start.max(position)..range.end.min(end);
+            if wanted.start < wanted.end {
+                let shift = u64::from(piece.offset.get());
+                let within = wanted.start - position + shift..wanted.end - position + shift;
+                pieces.push((self.extent_payload(key, entry, piece, within.end)?, within));
+            }
+            position = end;
+        }
+        Ok(pieces)
+    }
+
+    fn extent_payload(&self, key: &BinaryKey, entry: &Entry, piece: &ExtentRef, end: u64) -> Result<Payload, StorageError> {
+        let lsn = piece.lsn.get();
+        let extent = self.extents.get(&lsn).filter(|extent| end <= extent.payload_length.into());
+        extent.map(|extent| Payload { address: extent.address, length: extent.payload_length.into(), lsn }).ok_or_else(|| StorageError::Corruption {
+            place: self.sector.place(entry.address),
+            key: Some(key.clone()),
+            what: format!("the manifest names extent {lsn}, which is not there"),
+        })
+    }
+
+    /// Bytes a blob takes: its record, and whole extents.
+    pub fn allocated(&self, key: &BinaryKey, entry: &Entry) -> u64 {
+        let mut lsns: Vec<u64> = entry.extents.iter().flat_map(|extents| extents.iter()).map(|piece| piece.lsn.get()).collect();
+        lsns.sort_unstable();
+        lsns.dedup();
+        let extents: u64 = lsns.iter().filter_map(|lsn| self.extents.get(lsn)).map(Extent::record_length).sum();
+        entry.record_length(key.as_bytes()) + extents
+    }
+
+    fn segment(&self, address: u64) -> Option<u32> {
+        self.sector.geometry().segment_of(address).map(|(segment, _)| segment)
+    }
+
+    fn add_live(&mut self, address: u64, length: u64) {
+        if let Some(segment) = self.segment(address) {
+            self.segments.add_live(segment, length);
+        }
+    }
+
+    fn remove_live(&mut self, address: u64, length: u64) {
+        if let Some(segment) = self.segment(address) {
+            self.segments.remove_live(segment, length);
+        }
+    }
+
+    /// One reference to an extent is gone.
+    fn release_extent(&mut self, lsn: u64) {
+        let Some(extent) = self.extents.get_mut(&lsn) else { return };
+        extent.references = extent.references.saturating_sub(1);
+        self.drop_if_dead(lsn);
+    }
+
+    fn drop_if_dead(&mut self, lsn: u64) {
+        if let Some(extent) = self.extents.get(&lsn).copied()
+            && extent.is_dead()
+        {
+            self.extents.remove(&lsn);
+            self.remove_live(extent.record_address(), extent.record_length());
+        }
+    }
+
+    /// The version in `entry` is current no more.
+    fn release(&mut self, key: &BinaryKey, entry: &Entry) {
+        self.blobs -= 1;
+        self.logical_bytes -= entry.size;
+        match &entry.extents {
+            // Copies may still share the payload of the record.
+            None if self.extents.contains_key(&entry.lsn) => self.release_extent(entry.lsn),
+            None => self.remove_live(entry.address, entry.record_length(key.as_bytes())),
+            Some(extents) => {
+                self.remove_live(entry.address, entry.record_length(key.as_bytes()));
+                extents.iter().for_each(|piece| self.release_extent(piece.lsn.get()));
+            }
+        }
+    }
+
+    /// Addresses and lengths of the records that hold extents.
+    pub fn extent_records(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.extents.values().map(|extent| (extent.record_address(), extent.record_length()))
+    }
+
+    /// Whether a record's payload is known as an extent.
+    pub fn names(&self, lsn: u64) -> bool {
+        self.extents.contains_key(&lsn)
+    }
+
+    /// Gives up the extents of a blob that will not come to be.
+    pub fn abandon(&mut self, lsns: &[u64]) {
+        for &lsn in lsns {
+            if let Some(extent) = self.extents.get_mut(&lsn) {
+                extent.held = false;
+            }
+            self.drop_if_dead(lsn);
+        }
+    }
+
+    /// Gives up all extents that nothing names: at the end of recovery nothing is on its way in.
+    pub fn abandon_unnamed(&mut self) {
+        let unnamed: Vec<u64> = self.extents.iter().filter(|(_, extent)| extent.references == 0).map(|(lsn, _)| *lsn).collect();
+        self.abandon(&unnamed);
+    }
+
+    /// Whether compaction must keep a record of this sector.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn is_live(&self, kind: RecordKind, key: &[u8], lsn: u64, address: u64) -> Result<bool, StorageError> {
+        let named = |head: u64| self.extents.get(&lsn).is_some_and(|extent| extent.address == address + head);
+        Ok(match kind {
+            RecordKind::Tombstone => false,
+            RecordKind::Extent => self.extents.get(&lsn).is_some_and(|extent| extent.record_address() == address),
+            RecordKind::Blob | RecordKind::Manifest => {
+                let current = matches!(self.get(key)?, Some(Slot::Live(entry)) if entry.lsn == lsn && entry.address == address);
+                current || self.extents.get(&lsn).is_some_and(|extent| named(extent.head_length.into()))
+            }
+        })
+    }
+
+    /// Compaction moved a record: whoever names it learns the new place.
+    fn relocate(&mut self, applied: &Applied) -> Result<(), StorageError> {
+        let key = applied.key.as_bytes();
+        let mut old = None;
+        if let Some(Slot::Live(entry)) = self.get(key)?
+            && entry.lsn == applied.lsn
+            && applied.kind != RecordKind::Extent
+        {
+            old = Some(entry.address);
+            self.set(applied.key.clone(), Slot::Live(Entry { address: applied.address, ..entry }));
+        }
+        if let Some(extent) = self.extents.get_mut(&applied.lsn) {
+            old = Some(extent.record_address());
+            extent.address = applied.address + applied.head_length();
+        }
+        if let Some(old) = old {
+            self.remove_live(old, applied.length());
+            self.add_live(applied.address, applied.length());
+        }
+        Ok(())
+    }
+
+    /// Names the payload of the blob record that is current for `source`, so that a manifest can
+    /// share it.
+    fn share(&mut self, source: &BinaryKey, lsn: u64) -> Result<(), StorageError> {
+        if self.extents.contains_key(&lsn) {
+            return Ok(());
+        }
+        if let Some(Slot::Live(entry)) = self.get(source.as_bytes())?
+            && entry.lsn == lsn
+            && entry.extents.is_none()
+        {
+            let head_length = entry.head_length(source.as_bytes());
+            let extent = Extent {
+                address: entry.address + head_length,
+                payload_length: u32::try_from(entry.size).unwrap_or(u32::MAX),
+                head_length: u32::try_from(head_length).unwrap_or(u32::MAX),
+                references: 1,
+                held: false,
+            };
+            self.extents.insert(lsn, extent);
+        }
+        Ok(())
+    }
+
+    /// The entries with keys of `from` or greater, in order, at most `count` that are live.
+    fn range(&self, from: &[u8]) -> Result<MergedRange<'_>, StorageError> {
+        let bounds = (Bound::Included(from), Bound::Unbounded);
+        let base = match &self.base {
+            Some(base) => Some(BaseRange::new(base.seek(from).map_err(|error| corrupt(&self.sector, &error))?)),
+            None => None,
+        };
+        let mut range = MergedRange {
+            sector: &self.sector,
+            delta: self.delta.range::<[u8], _>(bounds).peekable(),
+            frozen: self.frozen.as_deref().map(|frozen| frozen.range::<[u8], _>(bounds).peekable()),
+            base,
+        };
+        if let Some(base) = &mut range.base {
+            base.advance(range.sector)?;
+        }
+        Ok(range)
+    }
+}
+
+type DeltaRange<'a> = std::iter::Peekable<std::collections::btree_map::Range<'a, BinaryKey, Slot>>;
+
+struct BaseRange<'a> {
+    cursor: Cursor<'a, bytes::Bytes>,
+    current: Option<ImageEntry>,
+}
+
+impl<'a> BaseRange<'a> {
+    fn new(cursor: Cursor<'a, bytes::Bytes>) -> Self {
+        Self { cursor, current: None }
+    }
+
+    fn advance(&mut self, sector: &Sector) -> Result<(), StorageError> {
+        self.current = self.cursor.next().map_err(|error| corrupt(sector, &error))?;
+        Ok(())
+    }
+}
+
+/// Walks the layers of one sector's index as one.
+struct MergedRange<'a> {
+    sector: &'a Sector,
+    delta: DeltaRange<'a>,
+    frozen: Option<DeltaRange<'a>>,
+    base: Option<BaseRange<'a>>,
+}
+
+impl MergedRange<'_> {
+    /// The next key, into `key`, and what the newest layer says of it.
+    fn next(&mut self, key: &mut Vec<u8>) -> Result<Option<Slot>, StorageError> {
+        let delta = self.delta.peek().map(|(key, _)| key.as_bytes());
+        let frozen = self.frozen.as_mut().and_then(|frozen| frozen.peek()).map(|(key, _)| key.as_bytes());
+        let base = self.base.as_ref().filter(|base| base.current.is_some()).map(|base| base.cursor.key());
+        let Some(least) = [delta, frozen, base].into_iter().flatten().min() else { return Ok(None) };
+        key.clear();
+        key.extend_from_slice(least);
+        let (in_delta, in_frozen, in_base) = (delta == Some(least), frozen == Some(least), base == Some(least));
+        let mut slot = None;
+        if in_base && let Some(base) = &mut self.base {
+            slot = base.current.take().map(Entry::of_image);
+            base.advance(self.sector)?;
+        }
+        if in_frozen && let Some(frozen) = &mut self.frozen {
+            slot = frozen.next().map(|(_, slot)| slot.clone()).or(slot);
+        }
+        if in_delta {
+            slot = self.delta.next().map(|(_, slot)| slot.clone()).or(slot);
+        }
+        Ok(slot)
+    }
+}
+
+/// What a checkpoint folds into its image: one consistent view of a sector's index.
+#[derive(Debug)]
+pub struct Cut {
+    base: Option<Arc<LoadedImage>>,
+    frozen: Arc<Delta>,
+    extents: Vec<ExtentEntry>,
+    /// The log's end that the view reflects.
+    pub tail: Tail,
+    /// The table of segments.
+    pub segments: Segments,
+    /// Number of blobs.
+    pub blobs: u64,
+    /// Their sizes, summed.
+    pub logical_bytes: u64,
+}
+
+impl Cut {
+    /// Builds the image. Tombstones up to `forget` are left out: no sector can bring the blob back.
+    ///
+    /// # Errors
+    /// `Corruption` of the image that is folded in.
+    pub fn build(&self, sector: &Sector, forget: u64) -> Result<Vec<u8>, StorageError> {
+        let empty = Delta::new();
+        let mut range = MergedRange {
+            sector,
+            delta: empty.range::<[u8], _>(..).peekable(),
+            frozen: Some(self.frozen.range::<[u8], _>(..).peekable()),
+            base: match &self.base {
+                Some(base) => Some(BaseRange::new(base.seek(&[]).map_err(|error| corrupt(sector, &error))?)),
+                None => None,
+            },
+        };
+        if let Some(base) = &mut range.base {
+            base.advance(sector)?;
+        }
+        let mut builder = ImageBuilder::new(self.tail.lsn, self.tail.time);
+        let mut key = Vec::new();
+        while let Some(slot) = range.next(&mut key)? {
+            match slot {
+                Slot::Live(entry) => builder.push(&key, &entry.to_image()),
+                Slot::Tombstone { lsn } if lsn > forget => builder.push(&key, &ImageEntry { lsn, value: ImageValue::Tombstone }),
+                Slot::Tombstone { .. } | Slot::Gone => {}
+            }
+        }
+        Ok(builder.finish(&self.extents, &self.segments.encode()))
+    }
+}
+
+/// The index of a store.
+#[derive(Debug)]
+pub struct Index {
+    /// Its sectors' parts, by number.
+    pub sectors: Vec<SectorIndex>,
+}
+
+impl Index {
+    /// Where the current version of `key` lies.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn lookup(&self, key: &[u8]) -> Result<Option<(usize, Entry)>, StorageError> {
+        for (number, sector) in self.sectors.iter().enumerate() {
+            if let Some(Slot::Live(entry)) = sector.get(key)? {
+                return Ok(Some((number, entry)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes in one record that sector `number` wrote, in the order of the log.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn apply(&mut self, number: usize, applied: &Applied) -> Result<(), StorageError> {
+        if applied.moved {
+            return self.sectors[number].relocate(applied);
+        }
+        match applied.kind {
+            RecordKind::Extent => {
+                let sector = &mut self.sectors[number];
+                let head_length = applied.head_length();
+                let extent = Extent {
+                    address: applied.address + head_length,
+                    payload_length: applied.payload_length,
+                    head_length: u32::try_from(head_length).unwrap_or(u32::MAX),
+                    references: 0,
+                    held: applied.hold.as_ref().is_some_and(|hold| hold.add(applied.lsn)),
+                };
+                sector.extents.insert(applied.lsn, extent);
+                sector.add_live(applied.address, applied.length());
+                if applied.hold.is_some() {
+                    sector.drop_if_dead(applied.lsn);
+                }
+                Ok(())
+            }
+            RecordKind::Tombstone => {
+                if self.retire(applied)? {
+                    self.sectors[number].set(applied.key.clone(), Slot::Tombstone { lsn: applied.lsn });
+                }
+                Ok(())
+            }
+            RecordKind::Blob | RecordKind::Manifest => self.apply_version(number, applied),
+        }
+    }
+
+    fn apply_version(&mut self, number: usize, applied: &Applied) -> Result<(), StorageError> {
+        let (size, extents) = match &applied.manifest {
+            None => (u64::from(applied.payload_length), None),
+            Some((size, extents)) => (*size, Some(Arc::clone(extents))),
+        };
+        let sector = &mut self.sectors[number];
+        // References first: the version that goes may be the one whose payload is shared.
+        if let (Some(source), Some(extents)) = (&applied.source, &extents) {
+            for piece in extents.iter() {
+                sector.share(source, piece.lsn.get())?;
+            }
+        }
+        for piece in extents.iter().flat_map(|extents| extents.iter()) {
+            if let Some(extent) = sector.extents.get_mut(&piece.lsn.get()) {
+                extent.references += 1;
+                extent.held = false;
+            }
+        }
+        let current = self.retire(applied)?;
+        let sector = &mut self.sectors[number];
+        let entry = Entry { lsn: applied.lsn, address: applied.address, size, time: applied.time, meta_length: applied.meta_length, extents };
+        sector.add_live(entry.address, applied.length());
+        sector.blobs += 1;
+        sector.logical_bytes += size;
+        if current {
+            sector.set(applied.key.clone(), Slot::Live(entry));
+        } else {
+            sector.release(&applied.key, &entry);
+        }
+        Ok(())
+    }
+
+    /// Takes whatever is older than `applied` out of the index, in all sectors. Returns whether
+    /// `applied` is the newest.
+    fn retire(&mut self, applied: &Applied) -> Result<bool, StorageError> {
+        let key = applied.key.as_bytes();
+        let mut newest = true;
+        for sector in &mut self.sectors {
+            match sector.get(key)? {
+                Some(Slot::Live(entry)) if entry.lsn <= applied.lsn => {
+                    sector.release(&applied.key, &entry);
+                    sector.set(applied.key.clone(), Slot::Gone);
+                }
+                Some(Slot::Live(_)) => newest = false,
+                Some(Slot::Tombstone { lsn }) if lsn > applied.lsn => newest = false,
+                _ => {}
+            }
+        }
+        Ok(newest)
+    }
+
+    /// Where several sectors list a key, the highest LSN holds; the others' entries go. Needed once,
+    /// after the sectors' checkpoints, which are of different ages, were put together.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn settle(&mut self) -> Result<(), StorageError> {
+        if self.sectors.len() < 2 {
+            return Ok(());
+        }
+        let mut losers: Vec<(usize, BinaryKey, Entry)> = Vec::new();
+        for (number, sector) in self.sectors.iter().enumerate() {
+            let mut range = sector.range(&[])?;
+            let mut key = Vec::new();
+            while let Some(slot) = range.next(&mut key)? {
+                let Slot::Live(entry) = slot else { continue };
+                let newer = |other: &SectorIndex| {
+                    Ok::<bool, StorageError>(match other.get(&key)? {
+                        Some(Slot::Live(rival)) => rival.lsn > entry.lsn,
+                        Some(Slot::Tombstone { lsn }) => lsn > entry.lsn,
+                        Some(Slot::Gone) | None => false,
+                    })
+                };
+                let mut lost = false;
+                for (_, other) in self.sectors.iter().enumerate().filter(|(other, _)| *other != number) {
+                    lost |= newer(other)?;
+                }
+                if lost && let Ok(key) = BinaryKey::new(&key) {
+                    losers.push((number, key, entry));
+                }
+            }
+        }
+        for (number, key, entry) in losers {
+            let sector = &mut self.sectors[number];
+            sector.release(&key, &entry);
+            sector.set(key, Slot::Gone);
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with the live entries whose keys are `from` or greater, in order, until it
+    /// returns `false`.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn scan(&self, from: &[u8], mut each: impl FnMut(usize, &[u8], Entry) -> Result<bool, StorageError>) -> Result<(), StorageError> {
+        struct Head<'a> {
+            range: MergedRange<'a>,
+            key: Vec<u8>,
+            entry: Option<Entry>,
+        }
+        impl Head<'_> {
+            fn advance(&mut self) -> Result<(), StorageError> {
+                self.entry = loop {
+                    match self.range.next(&mut self.key)? {
+                        Some(Slot::Live(entry)) => break Some(entry),
+                        Some(Slot::Tombstone { .. } | Slot::Gone) => {}
+                        None => break None,
+                    }
+                };
+                Ok(())
+            }
+        }
+        let mut heads = Vec::with_capacity(self.sectors.len());
+        for sector in &self.sectors {
+            let mut head = Head { range: sector.range(from)?, key: Vec::new(), entry: None };
+            head.advance()?;
+            heads.push(head);
+        }
+        loop {
+            let least = heads.iter_mut().enumerate().filter(|(_, head)| head.entry.is_some()).min_by(|(_, a), (_, b)| a.key.cmp(&b.key));
+            let Some((number, head)) = least else { return Ok(()) };
+            let Some(entry) = head.entry.take() else { return Ok(()) };
+            if !each(number, &head.key, entry)? {
+                return Ok(());
+            }
+            head.advance()?;
+        }
+    }
+
+    /// Freezes a sector's delta for a checkpoint. `None` while one is under way.
+    pub fn cut(&mut self, number: usize) -> Option<Cut> {
+        let sector = &mut self.sectors[number];
+        if sector.frozen.is_some() {
+            return None;
+        }
+        let frozen = Arc::new(std::mem::take(&mut sector.delta));
+        sector.frozen = Some(Arc::clone(&frozen));
+        let mut extents: Vec<ExtentEntry> = sector
+            .extents
+            .iter()
+            .map(|(&lsn, extent)| ExtentEntry {
+                lsn: lsn.into(),
+                address: extent.address.into(),
+                payload_length: extent.payload_length.into(),
+                head_length: extent.head_length.into(),
+                references: extent.references.into(),
+                reserved: 0.into(),
+            })
+            .collect();
+        extents.sort_unstable_by_key(|extent| extent.lsn.get());
+        Some(Cut {
+            base: sector.base.clone(),
+            frozen,
+            extents,
+            tail: sector.tail,
+            segments: sector.segments.clone(),
+            blobs: sector.blobs,
+            logical_bytes: sector.logical_bytes,
+        })
+    }
+
+    /// Ends a checkpoint: `base` has the frozen delta folded in.
+    pub fn folded(&mut self, number: usize, base: LoadedImage) {
+        let sector = &mut self.sectors[number];
+        sector.base = Some(Arc::new(base));
+        sector.frozen = None;
+        sector.delta_key_bytes = sector.delta.keys().map(|key| key.as_bytes().len() as u64).sum();
+    }
+
+    /// Ends a checkpoint that failed: the frozen delta goes back under the live one.
+    pub fn unfreeze(&mut self, number: usize) {
+        let sector = &mut self.sectors[number];
+        let Some(frozen) = sector.frozen.take() else { return };
+        let newer = std::mem::replace(&mut sector.delta, Arc::unwrap_or_clone(frozen));
+        sector.delta.extend(newer);
+    }
+}

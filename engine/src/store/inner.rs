@@ -1,0 +1,605 @@
+//! The state of an open store that its parts share, and how it is put together: creation,
+//! recovery, closing.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::Sender;
+use graviton_format::checksum::Identity;
+use graviton_format::superblock::Superblock;
+use graviton_format::{FORMAT_VERSION, Geometry};
+use parking_lot::{Mutex, RwLock};
+
+use super::catalog::{self, Catalog, SECTORS_MAX};
+use super::commit::{Commits, Work};
+use super::index::{Applied, Index, SectorIndex};
+use super::maintain::Kept;
+use super::options::{Access, CreateOptions, MIB, OpenOptions};
+use super::record::{self, Details};
+use super::ticket::CommitSource;
+use crate::io::{Backend, Lock, OpenAccess, open_backend};
+use crate::log::image_io::{Root, read_image, read_roots};
+use crate::log::replay::{LoggedFrame, LoggedRecord};
+use crate::log::{Replay, Sector, Segments, State};
+use crate::port::op::{Driver, Signal};
+use crate::port::{BinaryKey, ErrorKind, StorageError};
+
+/// How long a store is waited for whose owner is dead: a ring can hold its files a moment longer.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// Log bytes left to replay at a close above which a checkpoint is taken first.
+const REPLAY_AT_CLOSE: u64 = 16 * MIB;
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
+/// Everything an open store is.
+#[derive(Debug)]
+pub struct Inner {
+    pub path: PathBuf,
+    pub store_id: [u8; 16],
+    pub options: OpenOptions,
+    pub backend: Arc<dyn Backend>,
+    pub notice: Option<String>,
+    pub sectors: Vec<Arc<Sector>>,
+    pub index: RwLock<Index>,
+    pub commits: Mutex<Commits>,
+    /// The checkpoints that are kept, by sector. Held while one is being written.
+    pub kept: Mutex<Vec<Kept>>,
+    /// Held by whoever does maintenance: one step at a time.
+    pub maintenance: Mutex<()>,
+    /// What was found wrong, a line each.
+    pub health: Mutex<Vec<String>>,
+    sources: Vec<Arc<SectorSource>>,
+    kick: Sender<()>,
+    clock: AtomicU64,
+    closed: AtomicBool,
+    lock: Mutex<Option<Box<dyn Lock>>>,
+}
+
+/// What waiters of one sector's commits drive.
+#[derive(Debug)]
+struct SectorSource {
+    inner: Weak<Inner>,
+    number: usize,
+    driver: Arc<SectorDriver>,
+    erased: ErasedDriver,
+}
+
+/// The same driver, as the trait's users want it.
+struct ErasedDriver(Arc<dyn Driver>);
+
+impl std::fmt::Debug for ErasedDriver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Driver")
+    }
+}
+
+#[derive(Debug)]
+struct SectorDriver {
+    inner: Weak<Inner>,
+    number: usize,
+}
+
+impl Driver for SectorDriver {
+    fn drive(&self, signal: &Signal) {
+        let Some(inner) = self.inner.upgrade() else { return signal.park() };
+        let (in_flight, stalled) = {
+            let commits = inner.commits.lock();
+            (commits.in_flight(self.number), commits.is_stalled(self.number))
+        };
+        match in_flight {
+            Some(number) => match inner.sectors[number].disk().driver() {
+                Some(driver) => driver.drive(signal),
+                None => signal.park(),
+            },
+            // Without a thread of its own the store makes room on the thread that waits for it.
+            None if stalled && !inner.options.background => {
+                if let Err(error) = inner.step() {
+                    tracing::warn!(%error, "maintenance failed");
+                    inner.fail_stalled(self.number);
+                }
+            }
+            None => signal.park(),
+        }
+    }
+}
+
+impl CommitSource for SectorSource {
+    fn driver(&self) -> &Arc<dyn Driver> {
+        &self.erased.0
+    }
+
+    fn complete_in_background(&self) {
+        debug_assert_eq!(self.number, self.driver.number);
+        if let Some(inner) = self.inner.upgrade() {
+            inner.sectors.iter().for_each(|sector| sector.disk().reap_in_background());
+        }
+    }
+}
+
+/// A store being put together.
+struct Parts {
+    path: PathBuf,
+    store_id: [u8; 16],
+    options: OpenOptions,
+    backend: Arc<dyn Backend>,
+    notice: Option<String>,
+    sectors: Vec<Arc<Sector>>,
+    lock: Option<Box<dyn Lock>>,
+    health: Vec<String>,
+}
+
+fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StorageError {
+    let path = path.to_owned();
+    move |source| StorageError::File { operation, path, source: Arc::new(source) }
+}
+
+fn random<const N: usize>() -> Result<[u8; N], StorageError> {
+    let mut bytes = [0; N];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| file_error("get random bytes for", Path::new("the store's id"))(error.into()))?;
+    Ok(bytes)
+}
+
+/// Takes the store's lock. A living owner is reported at once, a dead one is outwaited.
+fn take_lock(backend: &dyn Backend, directory: &Path, access: Access) -> Result<Option<Box<dyn Lock>>, StorageError> {
+    let path = directory.join(catalog::LOCK_FILE);
+    let begun = Instant::now();
+    loop {
+        let error = match backend.lock(&path, access == Access::ReadWrite) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err(error) => error,
+        };
+        match error.kind() {
+            std::io::ErrorKind::WouldBlock => {}
+            // A reader can do without where it may not write.
+            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem if access == Access::ReadOnly => return Ok(None),
+            _ => return Err(file_error("lock", &path)(error)),
+        }
+        let owner = backend.read_file(&path, 64).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let process = owner.as_deref().and_then(|text| text.trim().parse::<u32>().ok());
+        let dead = process.is_none_or(|process| process != std::process::id() && !Path::new(&format!("/proc/{process}")).exists());
+        if !dead || begun.elapsed() > LOCK_PATIENCE {
+            let owner = match process {
+                Some(process) if !dead => format!("process {process}"),
+                _ => "another process".to_owned(),
+            };
+            return Err(StorageError::Locked { path: directory.to_owned(), owner });
+        }
+        std::thread::sleep(LOCK_RETRY);
+    }
+}
+
+/// Bytes of a segment fitted to a sector: about 1/128 of it.
+fn fitted_segment_size(sector_size: u64) -> u64 {
+    let fitted = (sector_size / 128).max(1).next_power_of_two();
+    fitted.clamp(graviton_format::geometry::SEGMENT_SIZES.0, 64 * MIB)
+}
+
+fn geometry(options: &CreateOptions, physical_block_size: u32) -> Result<Geometry, StorageError> {
+    let sector_size = options.sector_size;
+    if sector_size < 4 * MIB {
+        return Err(StorageError::invalid(format!("sector size {sector_size}, must be at least {} (4 MiB)", 4 * MIB)));
+    }
+    let segment_size = options.segment_size.unwrap_or_else(|| fitted_segment_size(sector_size));
+    let room = sector_size.saturating_sub(2 * graviton_format::geometry::AREA_SIZE);
+    let segment_count = u32::try_from(room / segment_size.max(1)).map_err(|_| StorageError::invalid(format!("sector size {sector_size} is too large")))?;
+    let geometry = Geometry {
+        block_size: options.block_size.unwrap_or(if physical_block_size <= 512 { 512 } else { 4096 }),
+        segment_size,
+        segment_count,
+    };
+    geometry.check().map_err(|error| StorageError::invalid(error.to_string()))?;
+    Ok(geometry)
+}
+
+impl Inner {
+    /// Creates a store and opens it.
+    pub fn create(path: &Path, options: CreateOptions, kick: Sender<()>) -> Result<Arc<Self>, StorageError> {
+        if options.open.access == Access::ReadOnly {
+            return Err(StorageError::ReadOnly);
+        }
+        if options.sectors == 0 || usize::from(options.sectors) > SECTORS_MAX {
+            return Err(StorageError::invalid(format!("{} sectors, must be 1 to {SECTORS_MAX}", options.sectors)));
+        }
+        geometry(&options, 4096)?;
+        let (backend, notice) = open_backend(&options.open.io).map_err(file_error("open the I/O backend for", path))?;
+        backend.create_directory(path).map_err(file_error("create", path))?;
+        let lock = take_lock(backend.as_ref(), path, Access::ReadWrite)?;
+        let catalog_path = path.join(catalog::FILE);
+        if catalog_path.exists() {
+            return Err(StorageError::AlreadyExists { path: catalog_path });
+        }
+        let files: Vec<PathBuf> = (0..options.sectors).map(|number| PathBuf::from(format!("sector-{number:03}.graviton"))).collect();
+        let mut made = Vec::new();
+        let outcome = Self::create_in(path, &options, backend.clone(), notice, lock, &files, &mut made, kick);
+        if outcome.is_err() {
+            for path in made {
+                let _ = backend.remove_file(&path);
+            }
+        }
+        outcome
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one step of `create`, split off for its clean-up")]
+    fn create_in(
+        path: &Path,
+        options: &CreateOptions,
+        backend: Arc<dyn Backend>,
+        notice: Option<String>,
+        lock: Option<Box<dyn Lock>>,
+        files: &[PathBuf],
+        made: &mut Vec<PathBuf>,
+        kick: Sender<()>,
+    ) -> Result<Arc<Self>, StorageError> {
+        let store_id: [u8; 16] = random()?;
+        let mut sectors = Vec::new();
+        let mut named = Vec::new();
+        let created = record::now();
+        // The device's block is known once a file lies on it.
+        let mut measures = options.clone();
+        for (number, file) in (0_u16..).zip(files) {
+            let path = path.join(file);
+            let already = |error: std::io::Error| match error.kind() {
+                std::io::ErrorKind::AlreadyExists => StorageError::AlreadyExists { path: path.clone() },
+                _ => file_error("create", &path)(error),
+            };
+            let mut disk = backend.create(&path, geometry(&measures, 4096)?.sector_size()).map_err(already)?;
+            made.push(path.clone());
+            if measures.block_size.is_none() {
+                measures.block_size = Some(geometry(&measures, disk.info().physical_block_size)?.block_size);
+            }
+            let geometry = geometry(&measures, 4096)?;
+            if disk.size() != geometry.sector_size() {
+                disk = backend.open(&path, OpenAccess::ReadWrite).map_err(file_error("open", &path))?;
+            }
+            let identity = Identity { store_id, sector_id: u64::from_le_bytes(random()?) };
+            let superblock = Superblock::new(identity, number, options.sectors, &geometry, created);
+            sectors.push(Arc::new(crate::port::op::wait_for(Sector::format(disk, superblock))?));
+            named.push((file.clone(), identity.sector_id));
+        }
+        let indexes = sectors.iter().map(|sector| SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry()))).collect();
+        let kept = sectors.iter().map(|_| Kept::default()).collect();
+        let parts = Parts { path: path.to_owned(), store_id, options: options.open.clone(), backend, notice, sectors, lock, health: Vec::new() };
+        let inner = Self::assemble_parts(parts, Index { sectors: indexes }, kept, 1, kick);
+        inner.checkpoint_all()?;
+        Catalog::new(&store_id, &named).write(inner.backend.as_ref(), path)?;
+        Ok(inner)
+    }
+
+    /// Opens a store: recovers each sector, and puts their logs together by LSN.
+    pub fn open(path: &Path, options: OpenOptions, kick: Sender<()>) -> Result<Arc<Self>, StorageError> {
+        let (backend, notice) = open_backend(&options.io).map_err(file_error("open the I/O backend for", path))?;
+        let catalog = Catalog::read(backend.as_ref(), path)?;
+        let lock = take_lock(backend.as_ref(), path, options.access)?;
+        crate::port::op::wait_for(Self::open_sectors(path, options, backend, notice, &catalog, lock, kick))
+    }
+
+    async fn open_sectors(
+        path: &Path,
+        options: OpenOptions,
+        backend: Arc<dyn Backend>,
+        notice: Option<String>,
+        catalog: &Catalog,
+        lock: Option<Box<dyn Lock>>,
+        kick: Sender<()>,
+    ) -> Result<Arc<Self>, StorageError> {
+        let writing = options.access == Access::ReadWrite;
+        let mut health = Vec::new();
+        let mut sectors = Vec::new();
+        let mut store_id = [0; 16];
+        for (number, named) in (0_u16..).zip(&catalog.sectors) {
+            let file = path.join(&named.file);
+            let access = if writing { OpenAccess::ReadWrite } else { OpenAccess::ReadOnly };
+            let disk = backend.open(&file, access).map_err(|error| match error.kind() {
+                std::io::ErrorKind::InvalidInput => StorageError::InvalidStore { path: file.clone(), why: error.to_string() },
+                _ => file_error("open", &file)(error),
+            })?;
+            let (sector, notes) = Sector::open(disk, number).await?;
+            health.extend(notes);
+            check_identity(&sector, &file, catalog, number)?;
+            store_id = sector.identity().store_id;
+            sectors.push(Arc::new(sector));
+        }
+        let mut recovery = Recovery { index: Index { sectors: Vec::new() }, replays: Vec::new(), kept: Vec::new(), health, writing };
+        for sector in &sectors {
+            recovery.load(sector).await?;
+        }
+        let next_lsn = recovery.replay().await?;
+        if writing {
+            // What was read may not be durable yet; from here on the log says that it is.
+            for sector in &sectors {
+                sector.sync().await?;
+            }
+        }
+        let Recovery { index, kept, health, .. } = recovery;
+        let parts = Parts { path: path.to_owned(), store_id, options, backend, notice, sectors, lock, health };
+        Ok(Self::assemble_parts(parts, index, kept, next_lsn, kick))
+    }
+
+    fn assemble_parts(parts: Parts, index: Index, kept: Vec<Kept>, next_lsn: u64, kick: Sender<()>) -> Arc<Self> {
+        let Parts { path, store_id, options, backend, notice, sectors, lock, health } = parts;
+        let tails: Vec<_> = index.sectors.iter().map(|sector| sector.tail).collect();
+        let latest = tails.iter().map(|tail| tail.time).max().unwrap_or(0);
+        Arc::new_cyclic(|inner: &Weak<Self>| {
+            let source = |number| {
+                let driver = Arc::new(SectorDriver { inner: Weak::clone(inner), number });
+                let erased = ErasedDriver(Arc::clone(&driver) as Arc<dyn Driver>);
+                Arc::new(SectorSource { inner: Weak::clone(inner), number, driver, erased })
+            };
+            Self {
+                path,
+                store_id,
+                options,
+                backend,
+                notice,
+                sources: (0..sectors.len()).map(source).collect(),
+                sectors,
+                commits: Mutex::new(Commits::new(&tails, next_lsn)),
+                index: RwLock::new(index),
+                kept: Mutex::new(kept),
+                maintenance: Mutex::new(()),
+                health: Mutex::new(health),
+                kick,
+                clock: AtomicU64::new(latest),
+                closed: AtomicBool::new(false),
+                lock: Mutex::new(lock),
+            }
+        })
+    }
+
+    /// What waiters of a sector's commits drive.
+    pub fn commit_source(&self, number: usize) -> Arc<dyn CommitSource> {
+        Arc::clone(&self.sources[number]) as Arc<dyn CommitSource>
+    }
+
+    /// The time now in milliseconds since 1970; never less than it was before.
+    pub fn now(&self) -> u64 {
+        let now = record::now();
+        self.clock.fetch_max(now, Ordering::AcqRel).max(now)
+    }
+
+    /// `Closed` if the store was closed.
+    pub fn check_open(&self) -> Result<(), StorageError> {
+        if self.closed.load(Ordering::Acquire) { Err(StorageError::Closed) } else { Ok(()) }
+    }
+
+    /// Why the store takes no changes, if it takes none.
+    pub fn check_writable(&self) -> Result<(), StorageError> {
+        self.check_open()?;
+        match self.options.access {
+            Access::ReadWrite => Ok(()),
+            Access::ReadOnly => Err(StorageError::ReadOnly),
+        }
+    }
+
+    /// Turns the store away from new calls. Returns whether it was open.
+    pub fn begin_close(&self) -> bool {
+        !self.closed.swap(true, Ordering::AcqRel)
+    }
+
+    /// Waits for what was submitted and leaves the store as it is quickest to open.
+    pub fn finish(self: &Arc<Self>) -> Result<(), StorageError> {
+        if self.options.access == Access::ReadOnly {
+            return Ok(());
+        }
+        let mut outcome = Ok(());
+        for number in 0..self.sectors.len() {
+            self.fail_stalled(number);
+            if self.sectors[number].poisoned().is_some() {
+                continue;
+            }
+            // The queue is served in order: this sync ends behind everything submitted before it.
+            outcome = outcome.and(crate::port::op::wait_for(self.submit(number, Work::Sync, true)).map(|_| ()));
+        }
+        self.note_durable();
+        let long = (0..self.sectors.len()).any(|number| self.index.read().sectors[number].replay_bytes > REPLAY_AT_CLOSE);
+        if long && self.sectors.iter().all(|sector| sector.poisoned().is_none()) {
+            outcome = outcome.and(self.checkpoint_all().map(|_| ()));
+        }
+        outcome
+    }
+
+    /// Gives up the lock.
+    pub fn unlock(&self) {
+        self.lock.lock().take();
+    }
+
+    /// Wakes the maintenance thread.
+    pub fn kick_maintenance(&self) {
+        let _ = self.kick.try_send(());
+    }
+
+    /// Remembers something that is wrong with the store.
+    pub fn note(&self, what: String) {
+        tracing::warn!("{what}");
+        let mut health = self.health.lock();
+        if !health.contains(&what) {
+            health.push(what);
+        }
+    }
+
+    /// The sector a new version of `key` of about `needed` bytes goes to: where it lies, if there
+    /// is room, else where there is most.
+    pub fn place(&self, key: &BinaryKey, needed: u64) -> Result<usize, StorageError> {
+        if self.sectors.len() == 1 {
+            return Ok(0);
+        }
+        let commits = self.commits.lock();
+        let index = self.index.read();
+        let room = |number: usize| {
+            let room = self.available(&index, number).saturating_sub(commits.pending(number));
+            if self.sectors[number].poisoned().is_some() { 0 } else { room }
+        };
+        if let Some((number, _)) = index.lookup(key.as_bytes())?
+            && room(number) >= needed
+        {
+            return Ok(number);
+        }
+        Ok((0..self.sectors.len()).max_by_key(|&number| (room(number), std::cmp::Reverse(number))).unwrap_or(0))
+    }
+
+    /// Bytes of records that puts can still add to a sector, those under way not counted.
+    pub fn available(&self, index: &Index, number: usize) -> u64 {
+        let segments = &index.sectors[number].segments;
+        let per_segment = self.sectors[number].geometry().image_bytes_per_segment();
+        // A sixteenth is lost where records do not fill segments to the end, or is what compaction
+        // gains by.
+        let capacity = u64::from(segments.usable()) * (per_segment - per_segment / 16);
+        capacity.saturating_sub(segments.live())
+    }
+}
+
+fn check_identity(sector: &Sector, file: &Path, catalog: &Catalog, number: u16) -> Result<(), StorageError> {
+    let identity = sector.identity();
+    let store_id = graviton_format::structure::hex(&identity.store_id);
+    let named = &catalog.sectors[usize::from(number)];
+    let why = if store_id != catalog.store_id {
+        format!("belongs to store {store_id}, not to {}", catalog.store_id)
+    } else if format!("{:016x}", identity.sector_id) != named.id {
+        format!("is sector {:016x}, not {}", identity.sector_id, named.id)
+    } else if catalog.format_version != FORMAT_VERSION {
+        format!("the store file says format version {}", catalog.format_version)
+    } else {
+        return Ok(());
+    };
+    Err(StorageError::InvalidStore { path: file.to_owned(), why })
+}
+
+/// Recovery under way: images are loaded sector by sector, then the logs replayed as one.
+struct Recovery {
+    index: Index,
+    replays: Vec<Replay>,
+    kept: Vec<Kept>,
+    health: Vec<String>,
+    writing: bool,
+}
+
+impl Recovery {
+    /// Loads the newest whole checkpoint of a sector, and prepares to replay its log.
+    async fn load(&mut self, sector: &Arc<Sector>) -> Result<(), StorageError> {
+        let (roots, notes) = read_roots(sector).await?;
+        self.health.extend(notes);
+        let highest = roots.iter().map(|root| root.root.sequence.get()).max().unwrap_or(0);
+        let mut claimed = 0;
+        let mut loaded: Option<(Root, Arc<_>, Segments)> = None;
+        let mut others: Vec<Root> = Vec::new();
+        let mut last_error = None;
+        for root in roots {
+            if loaded.is_some() {
+                others.push(root);
+                continue;
+            }
+            let image = match read_image(sector, &root).await {
+                Ok(image) => image,
+                Err(error) if error.kind() == ErrorKind::Corruption => {
+                    self.health.push(error.to_string());
+                    claimed = claimed.max(root.root.lsn.get());
+                    last_error = Some(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            match Segments::decode(image.segments(), sector.geometry(), root.root.sequence.get()) {
+                Some(segments) => loaded = Some((root, Arc::new(image), segments)),
+                None => {
+                    let error = sector.corruption(0, format!("checkpoint {} lists other segments than the sector has", root.root.sequence));
+                    self.health.push(error.to_string());
+                    claimed = claimed.max(root.root.lsn.get());
+                    last_error = Some(error);
+                }
+            }
+        }
+        if loaded.is_none() && self.writing {
+            return Err(last_error.unwrap_or_else(|| sector.corruption(0, "no checkpoint root is whole; open it for reading only to save what can be")));
+        }
+        let (mut index, root) = match loaded {
+            Some((root, image, segments)) => {
+                let mut index = SectorIndex::new(Arc::clone(sector), Some(image), segments);
+                index.blobs = root.root.blobs.get();
+                index.logical_bytes = root.root.logical_bytes.get();
+                (index, Some(root))
+            }
+            None => {
+                self.health.push(format!(
+                    "sector {}: no checkpoint is whole; the index is rebuilt from the log, and blobs that were deleted may show again",
+                    sector.number()
+                ));
+                (SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry())), None)
+            }
+        };
+        let replay = Replay::start(sector, root.as_ref().map(|root| &root.root), &mut index.segments, claimed).await?;
+        // Of the other roots, only one that is older and whole is of use.
+        let older = others.into_iter().next();
+        let kept = Kept::recovered(root, older, highest);
+        for segment in kept.image_segments() {
+            let known = *index.segments.get(segment);
+            index.segments.set(segment, State::Checkpoint, known.generation, sector.geometry().segment_size);
+        }
+        kept.release(&mut index.segments, sector);
+        index.tail = replay.tail();
+        self.index.sectors.push(index);
+        self.replays.push(replay);
+        self.kept.push(kept);
+        Ok(())
+    }
+
+    /// Replays all logs, merged by LSN. Returns the next LSN to give out.
+    async fn replay(&mut self) -> Result<u64, StorageError> {
+        let mut heads: Vec<Option<LoggedFrame>> = Vec::new();
+        for (number, replay) in self.replays.iter_mut().enumerate() {
+            heads.push(replay.next(&mut self.index.sectors[number].segments).await?);
+        }
+        loop {
+            let least = heads.iter().enumerate().filter_map(|(number, head)| Some((number, head.as_ref()?.lsn))).min_by_key(|(_, lsn)| *lsn);
+            let Some((number, _)) = least else { break };
+            if let Some(frame) = heads[number].take() {
+                self.apply(number, frame)?;
+            }
+            heads[number] = self.replays[number].next(&mut self.index.sectors[number].segments).await?;
+        }
+        self.index.settle()?;
+        let mut highest = 0;
+        for (replay, index) in self.replays.iter().zip(&mut self.index.sectors) {
+            index.abandon_unnamed();
+            index.tail = replay.tail();
+            index.replay_bytes = replay.bytes();
+            highest = highest.max(replay.highest_lsn());
+            for damage in replay.damage() {
+                if damage.records_lost && self.writing {
+                    return Err(damage.error.clone());
+                }
+                self.health.push(damage.error.to_string());
+            }
+        }
+        Ok(highest + 1)
+    }
+
+    fn apply(&mut self, number: usize, frame: LoggedFrame) -> Result<(), StorageError> {
+        for record in frame.records {
+            let applied = applied(record).map_err(|error| self.index.sectors[number].sector().corruption(0, error))?;
+            self.index.apply(number, &applied)?;
+        }
+        Ok(())
+    }
+}
+
+fn applied(record: LoggedRecord) -> Result<Applied, graviton_format::FormatError> {
+    let source = match &record.manifest {
+        Some(_) => Details::decode(&record.meta)?.source,
+        None => None,
+    };
+    Ok(Applied {
+        kind: record.kind,
+        moved: record.moved,
+        key: record.key,
+        lsn: record.lsn,
+        time: record.time,
+        address: record.address,
+        meta_length: u32::try_from(record.meta.len()).unwrap_or(u32::MAX),
+        payload_length: record.payload_length,
+        manifest: record.manifest.map(|manifest| (manifest.size, manifest.extents.into())),
+        source,
+        hold: None,
+    })
+}

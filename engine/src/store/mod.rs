@@ -1,0 +1,236 @@
+//! The store: the ports implemented over sectors.
+//!
+//! A put is encoded by its caller ([`record`]), queued and written by group commit ([`commit`]),
+//! and enters the index ([`index`]) once it is durable. A get looks the index up and reads the
+//! device ([`read`]). Recovery ([`inner`]) loads each sector's newest checkpoint and replays the
+//! logs as one; [`maintain`] keeps checkpoints fresh and space coming back.
+
+mod catalog;
+mod commit;
+mod figures;
+mod index;
+mod info;
+mod inner;
+mod maintain;
+mod options;
+mod read;
+mod record;
+mod ticket;
+mod verify;
+mod write;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use crossbeam::channel::bounded;
+use parking_lot::Mutex;
+
+pub use info::{CheckpointInfo, CompactReport, Finding, SectorInfo, SegmentInfo, SegmentState, Space, StoreInfo, VerifyProgress, VerifyReport};
+pub use options::{Access, CreateOptions, GIB, KIB, MIB, OpenOptions};
+pub use read::GET_MAX;
+
+use crate::port::blob::BatchItemOutcome;
+use crate::port::{
+    Batch, BinaryKey, Blob, BlobInfo, BlobReader, BlobStore, BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, GetOptions, ListPage, ListRequest, Op, PutOptions, PutOutcome, StorageError,
+    StoreOp,
+};
+use inner::Inner;
+
+/// An open store. Share it as `Arc<Store>`, or as `Arc<dyn BlobStore>`.
+///
+/// Dropped, it is closed as by [`Store::close`], errors going to the log only.
+///
+/// ```
+/// use graviton_engine::port::{BinaryKey, BlobStore, GetOptions, PutOptions};
+/// use graviton_engine::store::{CreateOptions, MIB, Store};
+///
+/// # let directory = tempfile::tempdir()?;
+/// # let path = directory.path().join("store");
+/// let store = Store::create(&path, CreateOptions { sector_size: 16 * MIB, ..CreateOptions::default() })?;
+/// let key = BinaryKey::new("greeting")?;
+/// store.put(&key, "hello".into(), PutOptions::default()).wait()?; // durable from here on
+/// let blob = store.get(&key, GetOptions::default()).wait()?;
+/// assert_eq!(blob.bytes, "hello");
+/// store.close()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Store {
+    inner: Arc<Inner>,
+    maintenance: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Store {
+    /// Creates a store in the directory `path`, which is made if it is absent, and opens it.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if there is a store or a sector file, `InvalidArgument` for measures that
+    /// do not fit each other, `File` with what the system reports (no space, above all); nothing
+    /// is left behind then.
+    pub fn create(path: impl AsRef<Path>, options: CreateOptions) -> Result<Self, StorageError> {
+        let (kick, kicks) = bounded(1);
+        Self::start(Inner::create(path.as_ref(), options, kick)?, kicks)
+    }
+
+    /// Opens the store in the directory `path` for reading and writing.
+    ///
+    /// # Errors
+    /// `NoStore`, `Locked`, `UnsupportedVersion`, `InvalidStore` (foreign or truncated files),
+    /// `Corruption` (acknowledged writes are damaged in a way that the index would be wrong
+    /// without them; [`OpenOptions::read_only`] opens what can be read), `File`, `Io`.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, StorageError> {
+        Self::open_with(path, OpenOptions::default())
+    }
+
+    /// Opens the store in the directory `path`.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self, StorageError> {
+        let (kick, kicks) = bounded(1);
+        Self::start(Inner::open(path.as_ref(), options, kick)?, kicks)
+    }
+
+    fn start(inner: Arc<Inner>, kicks: crossbeam::channel::Receiver<()>) -> Result<Self, StorageError> {
+        let mut maintenance = None;
+        if inner.options.background && inner.options.access == Access::ReadWrite {
+            let worker = Arc::clone(&inner);
+            let thread = std::thread::Builder::new().name("graviton-maintain".to_owned()).spawn(move || worker.run_maintenance(&kicks));
+            let path = inner.path.clone();
+            maintenance = Some(thread.map_err(|source| StorageError::File { operation: "start the maintenance thread of", path, source: Arc::new(source) })?);
+        }
+        Ok(Self { inner, maintenance: Mutex::new(maintenance) })
+    }
+
+    /// Closes the store: waits for what was submitted, leaves a note of what is durable (a
+    /// checkpoint, if replaying the log would take long), and gives up the lock. Later calls fail
+    /// with `Closed`; closing again does nothing.
+    ///
+    /// # Errors
+    /// What the disk reports. The store is closed all the same, and what was acknowledged is safe.
+    pub fn close(&self) -> Result<(), StorageError> {
+        if !self.inner.begin_close() {
+            return Ok(());
+        }
+        self.inner.kick_maintenance();
+        if let Some(thread) = self.maintenance.lock().take() {
+            // It only ends early by a bug of ours, which its own panic message reports.
+            let _ = thread.join();
+        }
+        let outcome = self.inner.finish();
+        self.inner.unlock();
+        outcome
+    }
+
+    /// The store's figures now.
+    #[must_use]
+    pub fn info(&self) -> StoreInfo {
+        self.inner.info()
+    }
+
+    /// The segments of a sector, by number; empty if there is no such sector.
+    #[must_use]
+    pub fn segments(&self, sector: u16) -> Vec<SegmentInfo> {
+        self.inner.segments(sector.into())
+    }
+
+    /// Takes a checkpoint of every sector now, writers going on.
+    ///
+    /// # Errors
+    /// `ReadOnly`, `Io`, `NoSpace`.
+    pub fn checkpoint(&self) -> Result<Vec<CheckpointInfo>, StorageError> {
+        self.inner.check_writable()?;
+        self.inner.checkpoint_all()
+    }
+
+    /// Reclaims all garbage that is worth it (a sixty-fourth of a segment), readers and writers
+    /// going on.
+    ///
+    /// # Errors
+    /// `ReadOnly`, `Io`, `NoSpace`.
+    pub fn compact(&self) -> Result<CompactReport, StorageError> {
+        self.inner.check_writable()?;
+        self.inner.compact_all()
+    }
+
+    /// Reads everything back from the disk and checks it: superblocks, checkpoints, every frame
+    /// and record, every blob of the index, and the sums of the accounting. Damage is a finding of
+    /// the report, not an error.
+    ///
+    /// # Errors
+    /// What keeps it from going on.
+    pub fn verify(&self, progress: &mut dyn FnMut(VerifyProgress)) -> Result<VerifyReport, StorageError> {
+        self.inner.verify(progress)
+    }
+
+    /// Does one unit of maintenance (a checkpoint, the compaction of a segment, ...) on this
+    /// thread; `false` when there is nothing to do. Only needed with
+    /// [`OpenOptions::background`] off.
+    ///
+    /// # Errors
+    /// What the disk reports, or damage that was met.
+    pub fn step(&self) -> Result<bool, StorageError> {
+        self.inner.check_writable()?;
+        self.inner.step()
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::warn!(%error, "closing the store");
+        }
+    }
+}
+
+impl BlobStore for Store {
+    fn put(&self, key: &BinaryKey, payload: Bytes, options: PutOptions) -> StoreOp<PutOutcome> {
+        self.inner.put(key, &payload, options)
+    }
+
+    fn put_stream(&self, key: &BinaryKey, options: PutOptions) -> Result<BlobWriter, StorageError> {
+        self.inner.put_stream(key, options)
+    }
+
+    fn get(&self, key: &BinaryKey, options: GetOptions) -> StoreOp<Blob> {
+        self.inner.get(key, &options)
+    }
+
+    fn get_stream(&self, key: &BinaryKey, options: GetOptions) -> StoreOp<BlobReader> {
+        self.inner.get_stream(key, &options)
+    }
+
+    fn exists(&self, key: &BinaryKey) -> StoreOp<bool> {
+        Op::ready(self.inner.exists(key))
+    }
+
+    fn stat(&self, key: &BinaryKey) -> StoreOp<BlobInfo> {
+        self.inner.stat(key)
+    }
+
+    fn delete(&self, key: &BinaryKey, options: DeleteOptions) -> StoreOp<DeleteOutcome> {
+        self.inner.delete(key, &options)
+    }
+
+    fn list(&self, request: ListRequest) -> StoreOp<ListPage> {
+        Op::ready(self.inner.list(&request))
+    }
+
+    fn batch(&self, batch: Batch) -> StoreOp<Vec<BatchItemOutcome>> {
+        self.inner.batch(batch)
+    }
+
+    fn copy(&self, source: &BinaryKey, target: &BinaryKey, options: CopyOptions) -> StoreOp<PutOutcome> {
+        self.inner.copy(source, target, options, false)
+    }
+
+    fn rename(&self, source: &BinaryKey, target: &BinaryKey, options: CopyOptions) -> StoreOp<PutOutcome> {
+        self.inner.copy(source, target, options, true)
+    }
+
+    fn flush(&self) -> StoreOp<()> {
+        self.inner.flush()
+    }
+}

@@ -1,0 +1,243 @@
+//! Reading blobs: a snapshot under the index's lock, then verified device reads without it.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::index::Entry;
+use super::inner::Inner;
+use super::record::{Details, system_time};
+use crate::log::Sector;
+use crate::log::sector::{Payload, Pin, READ_MAX};
+use crate::port::blob::resolve_range;
+use crate::port::{
+    BinaryKey, Blob, BlobInfo, BlobReader, ETag, GetOptions, ListEntry, ListPage, ListRequest, Op, Precondition, ReadBlob, StorageError, StoreOp,
+};
+
+/// The most bytes a get brings into memory at once; larger blobs are streamed.
+pub const GET_MAX: u64 = 4 << 30;
+/// Bytes of a piece that a stream hands out.
+const STREAM_PIECE: u64 = 1 << 20;
+/// Device reads a large get or a stream keeps under way.
+const READ_AHEAD: usize = 4;
+
+/// One version of a blob, kept readable: its segments are not reused while this lives.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub sector: Arc<Sector>,
+    pub key: BinaryKey,
+    pub entry: Entry,
+    /// The bytes asked for.
+    pub range: Range<u64>,
+    pieces: Vec<(Payload, Range<u64>)>,
+    _pin: Pin,
+}
+
+/// Checks a precondition of a read.
+fn check(key: &BinaryKey, precondition: Precondition, lsn: u64) -> Result<(), StorageError> {
+    if precondition.holds(Some(lsn)) {
+        return Ok(());
+    }
+    Err(StorageError::PreconditionFailed { key: key.clone(), actual: Some(ETag::of_version(lsn)) })
+}
+
+impl Inner {
+    /// Takes hold of the current version of `key`.
+    pub fn snapshot(&self, key: &BinaryKey, options: &GetOptions) -> Result<Snapshot, StorageError> {
+        self.check_open()?;
+        let index = self.index.read();
+        let Some((number, entry)) = index.lookup(key.as_bytes())? else {
+            return Err(StorageError::NotFound { key: key.clone() });
+        };
+        check(key, options.precondition, entry.lsn)?;
+        let range = resolve_range(key, options.range.as_ref(), entry.size)?;
+        let part = &index.sectors[number];
+        let pieces = part.pieces(key, &entry, &range)?;
+        let sector = Arc::clone(&self.sectors[number]);
+        let pin = sector.pin(pieces.iter().map(|(payload, _)| payload.address));
+        Ok(Snapshot { sector, key: key.clone(), entry, range, pieces, _pin: pin })
+    }
+
+    /// See [`BlobStore::get`](crate::port::BlobStore::get).
+    pub fn get(self: &Arc<Self>, key: &BinaryKey, options: &GetOptions) -> StoreOp<Blob> {
+        let snapshot = match self.snapshot(key, options) {
+            Ok(snapshot) => snapshot,
+            Err(error) => return Op::fail(error),
+        };
+        let length = snapshot.range.end - snapshot.range.start;
+        if length > GET_MAX {
+            return Op::fail(StorageError::invalid(format!("a get of {length} bytes, at most {GET_MAX}; stream it")));
+        }
+        Op::start(async move {
+            let bytes = snapshot.read_all().await?;
+            Ok(Blob {
+                bytes,
+                range: snapshot.range.clone(),
+                size: snapshot.entry.size,
+                etag: ETag::of_version(snapshot.entry.lsn),
+                version: snapshot.entry.lsn,
+            })
+        })
+    }
+
+    /// See [`BlobStore::get_stream`](crate::port::BlobStore::get_stream).
+    pub fn get_stream(self: &Arc<Self>, key: &BinaryKey, options: &GetOptions) -> StoreOp<BlobReader> {
+        Op::ready(self.snapshot(key, options).map(|snapshot| {
+            let (range, size, version) = (snapshot.range.clone(), snapshot.entry.size, snapshot.entry.lsn);
+            BlobReader::new(Reader::new(Arc::new(snapshot)), range, size, version)
+        }))
+    }
+
+    /// See [`BlobStore::exists`](crate::port::BlobStore::exists).
+    pub fn exists(&self, key: &BinaryKey) -> Result<bool, StorageError> {
+        self.check_open()?;
+        Ok(self.index.read().lookup(key.as_bytes())?.is_some())
+    }
+
+    /// See [`BlobStore::stat`](crate::port::BlobStore::stat).
+    pub fn stat(self: &Arc<Self>, key: &BinaryKey) -> StoreOp<BlobInfo> {
+        let found = self.check_open().and_then(|()| {
+            let index = self.index.read();
+            let Some((number, entry)) = index.lookup(key.as_bytes())? else {
+                return Err(StorageError::NotFound { key: key.clone() });
+            };
+            let sector = Arc::clone(&self.sectors[number]);
+            let pin = sector.pin(std::iter::once(entry.address));
+            let allocated = index.sectors[number].allocated(key, &entry);
+            Ok((sector, pin, entry, allocated))
+        });
+        let (sector, pin, entry, allocated) = match found {
+            Ok(found) => found,
+            Err(error) => return Op::fail(error),
+        };
+        let key = key.clone();
+        Op::start(async move {
+            let details = read_details(&sector, &key, &entry).await?;
+            drop(pin);
+            Ok(BlobInfo {
+                size: entry.size,
+                allocated,
+                etag: ETag::of_version(entry.lsn),
+                version: entry.lsn,
+                created: system_time(details.created.unwrap_or(entry.time)),
+                modified: system_time(entry.time),
+                digests: details.digests,
+                attributes: details.attributes,
+                sectors: vec![sector.number()],
+                key,
+            })
+        })
+    }
+
+    /// See [`BlobStore::list`](crate::port::BlobStore::list).
+    pub fn list(&self, request: &ListRequest) -> Result<ListPage, StorageError> {
+        self.check_open()?;
+        let index = self.index.read();
+        crate::port::list::build_page(request, |from, limit| {
+            let mut entries = Vec::new();
+            if limit == 0 {
+                return Ok(entries);
+            }
+            index.scan(from, |_, key, entry| {
+                entries.push(ListEntry::new(BinaryKey::new(key)?, entry.size, entry.lsn, system_time(entry.time)));
+                Ok(entries.len() < limit)
+            })?;
+            Ok(entries)
+        })
+    }
+}
+
+/// Reads what the record of a version says beside its payload.
+///
+/// # Errors
+/// `Io`, `Corruption`.
+pub async fn read_details(sector: &Sector, key: &BinaryKey, entry: &Entry) -> Result<Details, StorageError> {
+    if entry.meta_length == 0 {
+        return Ok(Details::default());
+    }
+    let meta = sector.read_meta(entry.address, key, entry.lsn, entry.meta_length).await?;
+    Details::decode(&meta).map_err(|error| StorageError::Corruption { place: sector.place(entry.address), key: Some(key.clone()), what: error.to_string() })
+}
+
+impl Snapshot {
+    fn named(&self, error: StorageError) -> StorageError {
+        match error {
+            StorageError::Corruption { place, what, .. } => StorageError::Corruption { place, key: Some(self.key.clone()), what },
+            other => other,
+        }
+    }
+
+    /// Device reads for the snapshot's bytes, each of at most `piece` bytes of payload.
+    fn reads(&self, piece: u64) -> impl Iterator<Item = (Payload, Range<u64>)> + '_ {
+        self.pieces.iter().flat_map(move |(payload, range)| {
+            let step = usize::try_from(piece).unwrap_or(usize::MAX);
+            (range.start..range.end).step_by(step).map(move |start| (*payload, start..range.end.min(start + piece)))
+        })
+    }
+
+    async fn read_all(&self) -> Result<Bytes, StorageError> {
+        if let [(payload, range)] = self.pieces.as_slice()
+            && range.end - range.start <= READ_MAX
+        {
+            return self.sector.read_payload(*payload, range.clone()).await.map_err(|error| self.named(error));
+        }
+        let length = usize::try_from(self.range.end - self.range.start).unwrap_or(usize::MAX);
+        let mut whole = Vec::new();
+        whole.try_reserve_exact(length).map_err(|_| self.sector.io_error("allocate", 0, std::io::ErrorKind::OutOfMemory.into()))?;
+        let mut ahead: VecDeque<StoreOp<Bytes>> = VecDeque::new();
+        let mut reads = self.reads(STREAM_PIECE);
+        loop {
+            while ahead.len() < READ_AHEAD
+                && let Some((payload, range)) = reads.next()
+            {
+                ahead.push_back(start_read(&self.sector, payload, range));
+            }
+            let Some(read) = ahead.pop_front() else { return Ok(whole.into()) };
+            whole.extend_from_slice(&read.await.map_err(|error| self.named(error))?);
+        }
+    }
+}
+
+fn start_read(sector: &Arc<Sector>, payload: Payload, range: Range<u64>) -> StoreOp<Bytes> {
+    let sector = Arc::clone(sector);
+    Op::start(async move { sector.read_payload(payload, range).await })
+}
+
+/// Streams a snapshot, some reads ahead of its reader.
+struct Reader {
+    snapshot: Arc<Snapshot>,
+    to_read: VecDeque<(Payload, Range<u64>)>,
+    next_piece: usize,
+    ahead: VecDeque<StoreOp<Bytes>>,
+}
+
+impl Reader {
+    fn new(snapshot: Arc<Snapshot>) -> Self {
+        Self { snapshot, to_read: VecDeque::new(), next_piece: 0, ahead: VecDeque::new() }
+    }
+
+    /// The next device read, cut from the snapshot's pieces one at a time.
+    fn next_read(&mut self) -> Option<(Payload, Range<u64>)> {
+        while self.to_read.is_empty() {
+            let (payload, range) = self.snapshot.pieces.get(self.next_piece)?;
+            self.next_piece += 1;
+            let step = usize::try_from(STREAM_PIECE).unwrap_or(usize::MAX);
+            self.to_read.extend((range.start..range.end).step_by(step).map(|start| (*payload, start..range.end.min(start + STREAM_PIECE))));
+        }
+        self.to_read.pop_front()
+    }
+}
+
+impl ReadBlob for Reader {
+    fn next(&mut self) -> StoreOp<Option<Bytes>> {
+        while self.ahead.len() < READ_AHEAD {
+            let Some((payload, range)) = self.next_read() else { break };
+            self.ahead.push_back(start_read(&self.snapshot.sector, payload, range));
+        }
+        let Some(read) = self.ahead.pop_front() else { return Op::ready(Ok(None)) };
+        let snapshot = Arc::clone(&self.snapshot);
+        Op::start(async move { read.await.map(Some).map_err(|error| snapshot.named(error)) })
+    }
+}

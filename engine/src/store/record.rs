@@ -1,0 +1,106 @@
+//! Records in memory: encoding heads, chunks and metadata, and reading metadata back.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use graviton_format::FormatError;
+use graviton_format::checksum::{stored_length, write_chunks};
+use graviton_format::meta::{self, MetaItem};
+use graviton_format::record::{RecordKind, write_record_head};
+
+use super::commit::Encoded;
+use crate::port::{Attributes, BinaryKey, Digest, DigestAlgorithm};
+
+const HEADER: usize = size_of::<graviton_format::record::RecordHeader>();
+
+/// Encodes a record but for what depends on its place: head, then chunks with unmasked checksums.
+///
+/// # Panics
+/// If the payload does not fit a record: callers cut it to size.
+pub fn encode(kind: RecordKind, key: &BinaryKey, meta: &[u8], payload: &[u8], time: u64) -> Encoded {
+    let head = HEADER + key.as_bytes().len() + meta.len();
+    let stored = usize::try_from(stored_length(payload.len() as u64)).expect("it is in memory");
+    let mut record = vec![0; head + stored];
+    let length = u32::try_from(payload.len()).expect("a record's payload is smaller than a segment");
+    write_record_head(&mut record, kind, key.as_bytes(), meta, length, time);
+    write_chunks(payload, &mut record[head..]);
+    record
+}
+
+/// What the metadata of a blob says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Details {
+    /// When the payload was put, if that is not when the record was written.
+    pub created: Option<u64>,
+    /// Confirmed digests.
+    pub digests: Vec<Digest>,
+    /// The caller's attributes.
+    pub attributes: Attributes,
+    /// The key whose blob record a manifest shares.
+    pub source: Option<BinaryKey>,
+}
+
+impl Details {
+    /// Encodes all but the source, which depends on the time of commit.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if let Some(created) = self.created {
+            meta::put(&mut bytes, MetaItem::Created(created));
+        }
+        for digest in &self.digests {
+            let algorithm = match digest.algorithm {
+                DigestAlgorithm::Sha256 => 1,
+                DigestAlgorithm::Blake3 => 2,
+            };
+            meta::put(&mut bytes, MetaItem::Digest { algorithm, bytes: digest.bytes });
+        }
+        for (name, value) in &self.attributes {
+            meta::put(&mut bytes, MetaItem::Attribute { name, value });
+        }
+        bytes
+    }
+
+    /// Decodes a record's metadata.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let mut details = Self::default();
+        for item in meta::items(bytes) {
+            match item? {
+                MetaItem::Created(time) => details.created = Some(time),
+                MetaItem::Digest { algorithm, bytes } => {
+                    let algorithm = match algorithm {
+                        1 => DigestAlgorithm::Sha256,
+                        2 => DigestAlgorithm::Blake3,
+                        // Of no use to this build, and no harm to the blob.
+                        _ => continue,
+                    };
+                    details.digests.push(Digest { algorithm, bytes });
+                }
+                MetaItem::Attribute { name, value } => {
+                    details.attributes.insert(name.to_owned(), Bytes::copy_from_slice(value));
+                }
+                MetaItem::Source(key) => details.source = BinaryKey::new(key).ok(),
+                _ => {}
+            }
+        }
+        Ok(details)
+    }
+}
+
+/// Appends the name of the key whose blob record a manifest shares.
+pub fn put_source(meta: &mut Vec<u8>, source: &BinaryKey) {
+    meta::put(meta, MetaItem::Source(source.as_bytes()));
+}
+
+/// A time of the format as a time of the API.
+pub fn system_time(milliseconds: u64) -> SystemTime {
+    UNIX_EPOCH.checked_add(Duration::from_millis(milliseconds)).unwrap_or(UNIX_EPOCH)
+}
+
+/// The time now, as the format has it.
+pub fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,479 @@
+//! Writing blobs: puts, streams, deletes, copies, batches; everything up to the queue of the log.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use graviton_format::record::{BLOB_MAX_LEN, ExtentRef, Manifest, RecordKind};
+use parking_lot::Mutex;
+
+use super::commit::{Done, Mutation, MutationOutcome, Work};
+use super::index::Hold;
+use super::inner::Inner;
+use super::read::read_details;
+use super::record::{self, Details};
+use super::ticket::Ticket;
+use crate::port::blob::{BatchItemOutcome, check_attributes};
+use crate::port::{
+    Batch, BatchItem, BinaryKey, BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest, DigestHasher, Durability, ETag, Op, Place, PutOptions, PutOutcome, StorageError, StoreOp,
+    WriteBlob,
+};
+
+/// Extents of one stream that are on their way to the log at once.
+const EXTENTS_IN_FLIGHT: usize = 2;
+
+fn durable(durability: Durability) -> bool {
+    durability == Durability::Durable
+}
+
+fn put_outcome(outcome: &MutationOutcome) -> Option<PutOutcome> {
+    match outcome {
+        MutationOutcome::Put { version, size } => Some(PutOutcome { etag: ETag::of_version(*version), version: *version, size: *size }),
+        MutationOutcome::Deleted { .. } => None,
+    }
+}
+
+/// The log answers a request with what was asked for; anything else is a bug of ours, reported
+/// without taking the program down.
+fn unexpected() -> StorageError {
+    StorageError::Corruption { place: Place { sector: 0, offset: 0 }, key: None, what: "the log gave an answer to another question".to_owned() }
+}
+
+async fn committed(ticket: Ticket<Result<Done, StorageError>>) -> Result<Vec<MutationOutcome>, StorageError> {
+    match ticket.await? {
+        Done::Mutations(outcomes) => Ok(outcomes),
+        _ => Err(unexpected()),
+    }
+}
+
+async fn committed_put(ticket: Ticket<Result<Done, StorageError>>) -> Result<PutOutcome, StorageError> {
+    committed(ticket).await?.first().and_then(put_outcome).ok_or_else(unexpected)
+}
+
+/// Checks size and digest of a payload against what was declared.
+fn check_declared(key: &BinaryKey, options: &PutOptions, size: u64, digest: Option<Digest>) -> Result<(), StorageError> {
+    if let Some(declared) = options.size
+        && declared != size
+    {
+        return Err(StorageError::SizeMismatch { key: key.clone(), declared, actual: size });
+    }
+    match (options.digest, digest) {
+        (Some(declared), Some(actual)) if declared != actual => {
+            Err(StorageError::DigestMismatch { key: key.clone(), declared: declared.to_string(), actual: actual.to_string() })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn metadata(options: &PutOptions) -> Vec<u8> {
+    Details { digests: options.digest.into_iter().collect(), attributes: options.attributes.clone(), ..Details::default() }.encode()
+}
+
+impl Inner {
+    /// The longest payload that lies in its blob's own record.
+    pub fn inline_max(&self, number: usize) -> usize {
+        let sixteenth = self.sectors[number].geometry().segment_size / 16;
+        usize::try_from(sixteenth.min(1 << 20)).unwrap_or(1 << 20)
+    }
+
+    /// The longest extent: a record that is a good part of a segment leaves it half filled.
+    fn extent_max(&self, number: usize) -> usize {
+        let sixteenth = self.sectors[number].geometry().segment_size / 16;
+        usize::try_from(sixteenth.min(4 << 20)).unwrap_or(4 << 20)
+    }
+
+    fn check_put(&self, key: &BinaryKey, options: &PutOptions) -> Result<(), StorageError> {
+        self.check_writable()?;
+        check_attributes(&options.attributes)?;
+        match options.size {
+            Some(size) if size > BLOB_MAX_LEN => Err(StorageError::TooLarge { key: key.clone(), size, limit: BLOB_MAX_LEN }),
+            _ => Ok(()),
+        }
+    }
+
+    /// See [`BlobStore::put`](crate::port::BlobStore::put).
+    pub fn put(self: &Arc<Self>, key: &BinaryKey, payload: &Bytes, options: PutOptions) -> StoreOp<PutOutcome> {
+        let started = self.check_put(key, &options).and_then(|()| self.place(key, payload.len() as u64 + 4096));
+        let number = match started {
+            Ok(number) => number,
+            Err(error) => return Op::fail(error),
+        };
+        if payload.len() > self.inline_max(number) {
+            let mut upload = match Upload::new(self, key, number, options) {
+                Ok(upload) => upload,
+                Err(error) => return Op::fail(error),
+            };
+            let payload = payload.clone();
+            return Op::start(async move {
+                let step = upload.extent_max;
+                for start in (0..payload.len()).step_by(step) {
+                    upload.take(&payload[start..payload.len().min(start + step)])?;
+                    upload.wait_for_room().await?;
+                }
+                let mutation = poll_fn(|context| upload.poll_mutation(context)).await?;
+                committed_put(upload.commit(mutation)).await
+            });
+        }
+        let digest = options.digest.map(|declared| Digest::of(declared.algorithm, payload));
+        if let Err(error) = check_declared(key, &options, payload.len() as u64, digest) {
+            return Op::fail(error);
+        }
+        let mutation = self.inline_put(key, payload, &options);
+        let ticket = self.submit(number, Work::Mutations(vec![mutation]), durable(options.durability));
+        Op::start(committed_put(ticket))
+    }
+
+    fn inline_put(&self, key: &BinaryKey, payload: &[u8], options: &PutOptions) -> Mutation {
+        let time = self.now();
+        let meta = metadata(options);
+        Mutation::Put {
+            key: key.clone(),
+            precondition: options.precondition,
+            record: record::encode(RecordKind::Blob, key, &meta, payload, time),
+            kind: RecordKind::Blob,
+            time,
+            meta_length: u32::try_from(meta.len()).unwrap_or(u32::MAX),
+            payload_length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
+            manifest: None,
+        }
+    }
+
+    /// See [`BlobStore::put_stream`](crate::port::BlobStore::put_stream).
+    pub fn put_stream(self: &Arc<Self>, key: &BinaryKey, options: PutOptions) -> Result<BlobWriter, StorageError> {
+        self.check_put(key, &options)?;
+        let number = self.place(key, options.size.unwrap_or(0))?;
+        let upload = Upload::new(self, key, number, options)?;
+        Ok(BlobWriter::new(Writer { upload: Arc::new(Mutex::new(upload)) }))
+    }
+
+    /// See [`BlobStore::delete`](crate::port::BlobStore::delete).
+    pub fn delete(self: &Arc<Self>, key: &BinaryKey, options: &DeleteOptions) -> StoreOp<DeleteOutcome> {
+        let started = self.check_writable().and_then(|()| self.place(key, 0));
+        let number = match started {
+            Ok(number) => number,
+            Err(error) => return Op::fail(error),
+        };
+        let mutation = Mutation::Delete { key: key.clone(), precondition: options.precondition, strict: options.strict, time: self.now() };
+        let ticket = self.submit(number, Work::Mutations(vec![mutation]), durable(options.durability));
+        Op::start(async move {
+            match committed(ticket).await?.first() {
+                Some(MutationOutcome::Deleted { existed }) => Ok(DeleteOutcome { existed: *existed }),
+                _ => Err(unexpected()),
+            }
+        })
+    }
+
+    /// See [`BlobStore::copy`](crate::port::BlobStore::copy) and
+    /// [`BlobStore::rename`](crate::port::BlobStore::rename).
+    pub fn copy(self: &Arc<Self>, source: &BinaryKey, target: &BinaryKey, options: CopyOptions, rename: bool) -> StoreOp<PutOutcome> {
+        if let Err(error) = self.check_writable() {
+            return Op::fail(error);
+        }
+        let (inner, source, target) = (Arc::clone(self), source.clone(), target.clone());
+        Op::start(async move {
+            loop {
+                let (number, entry, pin) = {
+                    let index = inner.index.read();
+                    let Some((number, entry)) = index.lookup(source.as_bytes())? else {
+                        return Err(StorageError::NotFound { key: source });
+                    };
+                    let pin = inner.sectors[number].pin(std::iter::once(entry.address));
+                    (number, entry, pin)
+                };
+                let mut details = read_details(&inner.sectors[number], &source, &entry).await?;
+                drop(pin);
+                details.created.get_or_insert(entry.time);
+                details.source = None;
+                let mutation = Mutation::Copy {
+                    source: source.clone(),
+                    expected: entry.lsn,
+                    source_precondition: options.source_precondition,
+                    target: target.clone(),
+                    target_precondition: options.target_precondition,
+                    meta: details.encode(),
+                    time: inner.now(),
+                    rename,
+                };
+                match inner.submit(number, Work::Mutations(vec![mutation]), durable(options.durability)).await? {
+                    Done::Mutations(outcomes) => return outcomes.first().and_then(put_outcome).ok_or_else(unexpected),
+                    // The source was replaced meanwhile.
+                    Done::Changed => {}
+                    _ => return Err(unexpected()),
+                }
+            }
+        })
+    }
+
+    /// See [`BlobStore::batch`](crate::port::BlobStore::batch).
+    pub fn batch(self: &Arc<Self>, batch: Batch) -> StoreOp<Vec<BatchItemOutcome>> {
+        if let Err(error) = self.check_batch(&batch) {
+            return Op::fail(error);
+        }
+        let Some(first) = batch.items.first() else { return Op::ready(Ok(Vec::new())) };
+        let (BatchItem::Put { key, .. } | BatchItem::Delete { key, .. }) = first;
+        let total: u64 = batch.items.iter().map(|item| if let BatchItem::Put { payload, .. } = item { payload.len() as u64 } else { 0 }).sum();
+        let number = match self.place(key, total) {
+            Ok(number) => number,
+            Err(error) => return Op::fail(error),
+        };
+        let inner = Arc::clone(self);
+        Op::start(async move {
+            // What does not fit a record, or all together one frame, goes ahead as extents.
+            let frame = usize::try_from(inner.sectors[number].geometry().segment_size / 2).unwrap_or(usize::MAX);
+            let crowded = usize::try_from(total).is_ok_and(|total| total > frame);
+            let mut mutations = Vec::with_capacity(batch.items.len());
+            let mut holds = Vec::new();
+            for item in batch.items {
+                match item {
+                    BatchItem::Put { key, payload, options } if payload.len() > inner.inline_max(number) || (crowded && payload.len() > 4096) => {
+                        let mut upload = Upload::new(&inner, &key, number, options)?;
+                        for start in (0..payload.len()).step_by(upload.extent_max) {
+                            upload.take(&payload[start..payload.len().min(start + upload.extent_max)])?;
+                            upload.wait_for_room().await?;
+                        }
+                        mutations.push(upload.into_manifest().await?);
+                        holds.push(upload);
+                    }
+                    BatchItem::Put { key, payload, options } => mutations.push(inner.inline_put(&key, &payload, &options)),
+                    BatchItem::Delete { key, options } => {
+                        mutations.push(Mutation::Delete { key, precondition: options.precondition, strict: options.strict, time: inner.now() });
+                    }
+                }
+            }
+            let outcomes = committed(inner.submit(number, Work::Mutations(mutations), durable(batch.durability))).await?;
+            let outcome = |outcome: &MutationOutcome| match outcome {
+                MutationOutcome::Deleted { existed } => Some(BatchItemOutcome::Delete(DeleteOutcome { existed: *existed })),
+                put @ MutationOutcome::Put { .. } => put_outcome(put).map(BatchItemOutcome::Put),
+            };
+            outcomes.iter().map(outcome).collect::<Option<Vec<_>>>().ok_or_else(unexpected)
+        })
+    }
+
+    fn check_batch(&self, batch: &Batch) -> Result<(), StorageError> {
+        self.check_writable()?;
+        for item in &batch.items {
+            if let BatchItem::Put { key, payload, options } = item {
+                self.check_put(key, options)?;
+                let digest = options.digest.map(|declared| Digest::of(declared.algorithm, payload));
+                check_declared(key, options, payload.len() as u64, digest)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// See [`BlobStore::flush`](crate::port::BlobStore::flush).
+    pub fn flush(self: &Arc<Self>) -> StoreOp<()> {
+        if let Err(error) = self.check_writable() {
+            return Op::fail(error);
+        }
+        let tickets: Vec<_> = (0..self.sectors.len()).map(|number| self.submit(number, Work::Sync, true)).collect();
+        Op::start(async move {
+            for ticket in tickets {
+                ticket.await?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// A blob on its way in: payload becomes extents as it comes, and a manifest at the end. Dropped
+/// before that, it gives its extents up.
+struct Upload {
+    inner: Arc<Inner>,
+    number: usize,
+    key: BinaryKey,
+    options: PutOptions,
+    hold: Arc<Hold>,
+    extent_max: usize,
+    /// Payload that is not yet an extent.
+    buffer: Vec<u8>,
+    extents: Vec<ExtentRef>,
+    in_flight: VecDeque<(u32, Ticket<Result<Done, StorageError>>)>,
+    size: u64,
+    hasher: Option<DigestHasher>,
+    /// Its end has come: size and digest are checked, the last extent is sent.
+    checked: bool,
+    /// The first failure: nothing can come of the blob any more.
+    failed: Option<StorageError>,
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let mut index = self.inner.index.write();
+        let lsns = self.hold.end();
+        index.sectors[self.number].abandon(&lsns);
+    }
+}
+
+impl Upload {
+    fn new(inner: &Arc<Inner>, key: &BinaryKey, number: usize, options: PutOptions) -> Result<Self, StorageError> {
+        inner.sectors[number].check_writable()?;
+        if let Some(needed) = options.size {
+            // What is known not to fit is refused before anything is written.
+            let available = inner.available(&inner.index.read(), number);
+            if needed > available {
+                return Err(StorageError::NoSpace { needed, available });
+            }
+        }
+        Ok(Self {
+            inner: Arc::clone(inner),
+            number,
+            key: key.clone(),
+            hold: Hold::new(),
+            extent_max: inner.extent_max(number),
+            buffer: Vec::new(),
+            extents: Vec::new(),
+            in_flight: VecDeque::new(),
+            size: 0,
+            hasher: options.digest.map(|declared| DigestHasher::new(declared.algorithm)),
+            options,
+            checked: false,
+            failed: None,
+        })
+    }
+
+    /// Takes in payload; whole extents go to the log.
+    fn take(&mut self, mut piece: &[u8]) -> Result<(), StorageError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        self.size += piece.len() as u64;
+        if self.size > BLOB_MAX_LEN {
+            return Err(self.fail(StorageError::TooLarge { key: self.key.clone(), size: self.size, limit: BLOB_MAX_LEN }));
+        }
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(piece);
+        }
+        while !piece.is_empty() {
+            let (now, later) = piece.split_at(piece.len().min(self.extent_max - self.buffer.len()));
+            self.buffer.extend_from_slice(now);
+            piece = later;
+            if self.buffer.len() == self.extent_max {
+                self.send_extent();
+            }
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, error: StorageError) -> StorageError {
+        self.failed.get_or_insert(error).clone()
+    }
+
+    /// Hands the buffer to the log as one extent.
+    fn send_extent(&mut self) {
+        let time = self.inner.now();
+        let length = u32::try_from(self.buffer.len()).unwrap_or(u32::MAX);
+        let work = Work::Extent {
+            key: self.key.clone(),
+            time,
+            payload_length: length,
+            record: record::encode(RecordKind::Extent, &self.key, &[], &self.buffer, time),
+            hold: Arc::clone(&self.hold),
+        };
+        self.buffer.clear();
+        // Not durable by itself: the manifest's frame makes durable what comes before it.
+        self.in_flight.push_back((length, self.inner.submit(self.number, work, false)));
+    }
+
+    /// Ready once at most `most` extents are on their way.
+    fn poll_in_flight(&mut self, context: &mut Context<'_>, most: usize) -> Poll<Result<(), StorageError>> {
+        while self.in_flight.len() > most
+            && let Some((length, ticket)) = self.in_flight.front_mut()
+        {
+            let Poll::Ready(landed) = Pin::new(ticket).poll(context) else { return Poll::Pending };
+            let length = *length;
+            self.in_flight.pop_front();
+            match landed {
+                Ok(Done::Extent(lsn)) => self.extents.push(ExtentRef { lsn: lsn.into(), offset: 0.into(), length: length.into() }),
+                Ok(_) => return Poll::Ready(Err(self.fail(unexpected()))),
+                Err(error) => return Poll::Ready(Err(self.fail(error))),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    async fn wait_for_room(&mut self) -> Result<(), StorageError> {
+        poll_fn(|context| self.poll_in_flight(context, EXTENTS_IN_FLIGHT)).await
+    }
+
+    fn check_complete(&mut self) -> Result<(), StorageError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let digest = self.hasher.take().map(DigestHasher::finish);
+        check_declared(&self.key, &self.options, self.size, digest)
+    }
+
+    /// Sends what is left as an extent, waits for all, and makes the manifest that names them.
+    fn poll_manifest(&mut self, context: &mut Context<'_>) -> Poll<Result<Mutation, StorageError>> {
+        if !self.checked {
+            self.checked = true;
+            self.check_complete()?;
+            if !self.buffer.is_empty() {
+                self.send_extent();
+            }
+        }
+        ready!(self.poll_in_flight(context, 0))?;
+        let time = self.inner.now();
+        let meta = metadata(&self.options);
+        let manifest = Manifest { size: self.size, extents: std::mem::take(&mut self.extents) };
+        let payload = manifest.encode();
+        Poll::Ready(Ok(Mutation::Put {
+            key: self.key.clone(),
+            precondition: self.options.precondition,
+            record: record::encode(RecordKind::Manifest, &self.key, &meta, &payload, time),
+            kind: RecordKind::Manifest,
+            time,
+            meta_length: u32::try_from(meta.len()).unwrap_or(u32::MAX),
+            payload_length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
+            manifest: Some((self.size, manifest.extents.into())),
+        }))
+    }
+
+    async fn into_manifest(&mut self) -> Result<Mutation, StorageError> {
+        poll_fn(|context| self.poll_manifest(context)).await
+    }
+
+    /// Makes what commits the blob: a record of its own if it is small, else a manifest.
+    fn poll_mutation(&mut self, context: &mut Context<'_>) -> Poll<Result<Mutation, StorageError>> {
+        let whole = !self.checked && self.extents.is_empty() && self.in_flight.is_empty() && self.buffer.len() <= self.inner.inline_max(self.number);
+        if whole {
+            self.check_complete()?;
+            return Poll::Ready(Ok(self.inner.inline_put(&self.key, &self.buffer, &self.options)));
+        }
+        self.poll_manifest(context)
+    }
+
+    /// Commits the blob. The upload must live until the ticket is answered: it holds the extents.
+    fn commit(&self, mutation: Mutation) -> Ticket<Result<Done, StorageError>> {
+        self.inner.submit(self.number, Work::Mutations(vec![mutation]), durable(self.options.durability))
+    }
+}
+
+/// The port's face of an upload. Pieces are taken in when they come, in order; an `Op` only waits
+/// until few enough of them are on their way.
+struct Writer {
+    upload: Arc<Mutex<Upload>>,
+}
+
+impl WriteBlob for Writer {
+    fn write(&mut self, piece: Bytes) -> StoreOp<()> {
+        let upload = Arc::clone(&self.upload);
+        if let Err(error) = upload.lock().take(&piece) {
+            return Op::fail(error);
+        }
+        Op::start(poll_fn(move |context| upload.lock().poll_in_flight(context, EXTENTS_IN_FLIGHT)))
+    }
+
+    fn finish(self: Box<Self>) -> StoreOp<PutOutcome> {
+        let Self { upload } = *self;
+        Op::start(async move {
+            let mutation = poll_fn(|context| upload.lock().poll_mutation(context)).await?;
+            let ticket = upload.lock().commit(mutation);
+            committed_put(ticket).await
+        })
+    }
+}
