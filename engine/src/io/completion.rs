@@ -14,7 +14,7 @@
 //! thread is already running one: then it is queued and run when that one returns. A chain of
 //! callbacks, each submitting the next transfer to a backend that completes inline, is thus a
 //! loop and not a recursion. A thread that waits for I/O inside a callback runs what is queued
-//! before it blocks (see [`run_deferred`]).
+//! before it blocks (see `run_deferred`).
 
 use std::cell::{Cell as ThreadCell, RefCell};
 use std::collections::VecDeque;
@@ -105,9 +105,10 @@ impl IoOp {
     /// Hands the outcome to `callback`, on whichever thread completes the transfer, or on this
     /// one if it is over.
     ///
-    /// The callback may submit more I/O. It must not block on a lock that another thread holds
-    /// while that thread waits for I/O, nor on another callback: the thread that runs it may be
-    /// the one that reaps for everybody. A panic in it is caught and logged.
+    /// The callback may submit more I/O, and is best brief: the thread that runs it may be the one
+    /// that reaps for everybody. So it must not wait: not for I/O, not for another callback, nor
+    /// for a lock that another thread holds while that thread waits for I/O. A panic in it is
+    /// caught and logged.
     ///
     /// Nothing here makes sure that the completion is reaped: some thread must drive
     /// [`Disk::driver`](super::Disk::driver), or [`Disk::reap_in_background`] must have been

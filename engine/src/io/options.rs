@@ -102,14 +102,15 @@ fn open_uring(options: &IoOptions) -> io::Result<HostBackend> {
 
 /// Says what an error from the setup of a ring means.
 fn explained(error: io::Error) -> io::Error {
-    let meaning = match Errno::from_io_error(&error) {
-        Some(Errno::PERM | Errno::ACCESS) => "is not permitted here",
-        Some(Errno::NOSYS) => "is not supported by this kernel",
-        Some(Errno::NOMEM) => "may not lock enough memory here",
-        Some(Errno::MFILE | Errno::NFILE) => "found no free file descriptor",
-        _ => "cannot be used here",
+    let message = match Errno::from_io_error(&error) {
+        Some(Errno::PERM) => "io_uring is not permitted here (EPERM)".to_owned(),
+        Some(Errno::ACCESS) => "io_uring is not permitted here (EACCES)".to_owned(),
+        Some(Errno::NOSYS) => "this kernel has no io_uring (ENOSYS)".to_owned(),
+        Some(Errno::NOMEM) => "io_uring may not lock enough memory here (ENOMEM)".to_owned(),
+        Some(Errno::MFILE | Errno::NFILE) => "io_uring finds no free descriptor".to_owned(),
+        _ => format!("io_uring cannot be used here: {error}"),
     };
-    io::Error::new(error.kind(), format!("io_uring {meaning} ({error})"))
+    io::Error::new(error.kind(), message)
 }
 
 /// Writes, syncs and reads back a file in memory: a seccomp filter, say, may allow the setup of a
@@ -134,4 +135,29 @@ fn pattern() -> AlignedBuf {
         *byte = value;
     }
     buffer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forbidden_ring_is_explained_in_one_line() {
+        let error = explained(io::Error::from_raw_os_error(Errno::PERM.raw_os_error()));
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(error.to_string(), "io_uring is not permitted here (EPERM)");
+    }
+
+    #[test]
+    fn silly_numbers_are_made_to_work() {
+        for (read_rings, ring_entries) in [(0, 0), (1, 1), (1, u32::MAX)] {
+            let options = IoOptions {
+                read_rings,
+                ring_entries,
+                ..IoOptions::default()
+            };
+            let (backend, notice) = open_backend(&options).unwrap();
+            eprintln!("{}: {notice:?}", backend.name());
+        }
+    }
 }

@@ -19,7 +19,8 @@
 //!   there or will come.
 //!
 //! A callback that itself waits for I/O on this ring enters `drive` on a thread that holds the role:
-//! it goes on reaping ([`Turn::ReapNested`]).
+//! it goes on reaping ([`Turn::ReapNested`]). It is not to wait for I/O on other rings, where the
+//! reaper may be doing the reverse.
 //!
 //! Flags: none. `COOP_TASKRUN`, `DEFER_TASKRUN` and `SINGLE_ISSUER` assume that the submitting thread
 //! comes back to the ring, which threads here need not; `SQPOLL` costs a core.
@@ -116,8 +117,9 @@ impl Drop for Held<'_> {
 impl Ring {
     /// A ring that lets the kernel have up to `entries` requests at a time.
     pub(super) fn new(entries: u32) -> io::Result<Arc<Self>> {
+        let entries = entries.max(2);
         let uring = IoUring::builder()
-            .setup_cqsize(entries.max(2))
+            .setup_cqsize(entries)
             .setup_clamp()
             .build(SUBMISSION_ENTRIES.min(entries))?;
         let parameters = uring.params();

@@ -55,7 +55,8 @@ pub(super) fn read_file(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
     let file = File::from(open(path, flags, Mode::empty())?);
     check_is_file(&file, path)?;
     let mut contents = Vec::new();
-    file.take(limit as u64 + 1).read_to_end(&mut contents)?;
+    file.take((limit as u64).saturating_add(1))
+        .read_to_end(&mut contents)?;
     if contents.len() > limit {
         let message = format!("{} is larger than {limit} bytes", path.display());
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
