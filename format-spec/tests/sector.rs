@@ -1,5 +1,11 @@
 //! Whole sectors: recovery by the rules of `SPEC.md`, whole, torn and damaged.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "tests"
+)]
+
 mod support;
 
 use std::collections::BTreeMap;
