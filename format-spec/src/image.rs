@@ -415,10 +415,10 @@ impl<B: AsRef<[u8]>> Image<B> {
                 || entry.live > geometry.segment_size
                 || u64::from(entry.written.get()) > geometry.segment_size
         };
-        let segment = self.segments().position(|entry| wrong(&entry));
-        require(segment.is_none(), name, "segments", "F-36", || {
-            format!("has an impossible entry for segment {segment:?}")
-        })?;
+        if let Some(segment) = self.segments().position(|entry| wrong(&entry)) {
+            let what = format!("has an impossible entry for segment {segment}");
+            return Err(FormatError::field(name, "segments", "F-36", what));
+        }
         let mut last = 0;
         for extent in self.extents() {
             let head = u64::from(extent.head_length.get());

@@ -1,5 +1,6 @@
 //! One declaration per on-disk structure: [`on_disk!`] yields the struct, the assertion of its
-//! size, its field table, and with them the dump and the tables of `SPEC.md`.
+//! size, its field table, and with them the dump and the tables of `SPEC.md`. Integers are
+//! little-endian, and no structure has padding \[F-5\].
 
 use zerocopy::little_endian::{U16, U32, U64};
 

@@ -1,6 +1,12 @@
 //! The fuzz targets on stable: over their seeds, over random bytes, and over damaged seeds.
 //! `UPDATE_CORPUS=1` writes the seeds anew from the golden vectors.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "tests"
+)]
+
 mod support;
 #[allow(dead_code, reason = "tests use a part")]
 #[path = "../../fuzz/src/lib.rs"]
@@ -21,7 +27,7 @@ fn folder(target: &str) -> PathBuf {
 }
 
 /// The seeds of a target: vectors of its kind, each as it is and with checksums put right.
-fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
+fn seeds(target: &str) -> Seeds {
     let kind = match target {
         "frame_header" => "frame".to_owned(),
         other => other.replace('_', "-"),
@@ -40,7 +46,10 @@ fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
-static SEEDS: LazyLock<Vec<Vec<(String, Vec<u8>)>>> =
+/// File names and contents.
+type Seeds = Vec<(String, Vec<u8>)>;
+
+static SEEDS: LazyLock<Vec<Seeds>> =
     LazyLock::new(|| TARGETS.iter().map(|(name, _)| seeds(name)).collect());
 
 #[test]

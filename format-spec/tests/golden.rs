@@ -2,6 +2,12 @@
 //! back; damaged vectors give the errors they name. `UPDATE_VECTORS=1` writes the files anew, which
 //! only a new format version has a reason for.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "tests"
+)]
+
 mod support;
 
 use graviton_format::checkpoint::{CheckpointRoot, stored_image_length, verify_image_pages};
@@ -338,6 +344,19 @@ fn broken(whole: &[Vector], sample: &Sample) -> Vec<Vector> {
                 reseal_front(bytes, 64, note.address);
             },
         ),
+        damaged(
+            note,
+            "records",
+            "Says that it has a record. Checksum right.",
+            |bytes| {
+                bytes[44] = 1;
+                reseal_front(bytes, 64, note.address);
+            },
+        ),
+        damaged(blob, "no-lsn", "LSN 0, checksum right.", |bytes| {
+            bytes[8] = 0;
+            reseal_record(bytes, blob.address);
+        }),
         damaged(blob, "flipped-key", "One bit of the key.", |bytes| {
             bytes[33] ^= 1
         }),
@@ -402,6 +421,42 @@ fn broken(whole: &[Vector], sample: &Sample) -> Vec<Vector> {
             |bytes| {
                 let at = bytes.windows(4).position(|bytes| bytes == b"gone").unwrap();
                 bytes[at] = b'a';
+            },
+        ),
+        damaged(
+            image,
+            "shares-too-little",
+            "A key shares more than it says.",
+            |bytes| {
+                let at = bytes
+                    .windows(10)
+                    .position(|bytes| bytes == b"two-chunks")
+                    .unwrap();
+                bytes[at] = b'h';
+            },
+        ),
+        damaged(
+            image,
+            "entry-count",
+            "Fewer entries than the group holds.",
+            |bytes| bytes[8] -= 1,
+        ),
+        damaged(
+            image,
+            "segment-state",
+            "The last segment is in state 9.",
+            |bytes| {
+                let at = bytes.len() - 4;
+                bytes[at] = 9;
+            },
+        ),
+        damaged(
+            image,
+            "extent-order",
+            "The first extent has LSN 200.",
+            |bytes| {
+                let at = bytes[48..52].try_into().unwrap();
+                bytes[u32::from_le_bytes(at) as usize] = 200;
             },
         ),
         damaged(stored, "flipped-page", "One bit of the image.", |bytes| {

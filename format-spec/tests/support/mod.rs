@@ -1,10 +1,5 @@
 //! What the format's tests share: a sample sector, a reader written from `SPEC.md`, vector files.
 #![allow(dead_code, reason = "each test binary uses a part")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    reason = "tests"
-)]
 
 pub mod reader;
 pub mod sample;

@@ -197,6 +197,7 @@ impl Writer {
         let mut bytes = vec![0; FrameHeader::SIZE];
         let mut written = Vec::new();
         let mut checksums = Vec::new();
+        // A frame's time is never less than that of the one before [F-54].
         self.time += 1000;
         for draft in drafts {
             let lsn = draft.moved.unwrap_or_else(|| {
@@ -457,6 +458,7 @@ pub fn sample() -> Sample {
     large.meta = every_meta();
     let manifests = writer.frame(&[large, draft(Blob, b"gone", b"soon")]);
     let tombstones = writer.frame(&[draft(Tombstone, b"gone", [])]);
+    // The tombstone stays in the image: checkpoint 1, still retained, does not cover it [F-56].
     writer.checkpoint(2, &[3, 4]);
     // A copy that shares the payload of a blob's record, which is in the image as a blob only.
     writer.frame(&[draft(
