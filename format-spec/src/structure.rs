@@ -1,4 +1,4 @@
-//! One declaration per on-disk structure: [`on_disk!`] yields the struct, the assertion of its
+//! One declaration per on-disk structure: `on_disk!` yields the struct, the assertion of its
 //! size, its field table, and with them the dump and the tables of `SPEC.md`. Integers are
 //! little-endian, and no structure has padding \[F-5\].
 
@@ -112,7 +112,7 @@ impl<const N: usize> FieldType for [u8; N] {
     }
 }
 
-/// Makes the table entry of a field; used by [`on_disk!`].
+/// Makes the table entry of a field; used by `on_disk!`.
 #[doc(hidden)]
 #[must_use]
 pub const fn field<T: FieldType>(name: &'static str, offset: usize, doc: &'static str) -> Field {
