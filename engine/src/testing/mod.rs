@@ -31,6 +31,8 @@ mod history;
 mod model;
 mod random;
 mod support;
+#[cfg(test)]
+mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -284,7 +284,8 @@ impl<'a> Pair<'a> {
             }
             Declared::WrongSize => options.size = Some(size ^ 1),
             Declared::WrongDigest => {
-                options.digest = Some(Digest::of(DigestAlgorithm::Sha256, b"something else"));
+                let algorithms = [DigestAlgorithm::Sha256, DigestAlgorithm::Blake3];
+                options.digest = Some(Digest::of(algorithms[bytes.len() % 2], b"other bytes"));
             }
             Declared::WrongAttributes => {
                 options.attributes = Attributes::from([(String::new(), Bytes::new())]);
@@ -473,6 +474,10 @@ impl<'a> Pair<'a> {
                 "{key}: created {:?}, before it was {created:?}",
                 info.created
             );
+        }
+        if model.created == model.modified && info.created != info.modified {
+            let (created, modified) = (info.created, info.modified);
+            differ!("{key}: was put, but created {created:?}, modified {modified:?}");
         }
         let modified = self.modified.entry(model.version).or_insert(info.modified);
         if *modified != info.modified {

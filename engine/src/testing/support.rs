@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 
 use super::random::Random;
 use crate::port::{
-    BinaryKey, Blob, BlobInfo, BlobStore, CopyOptions, DeleteOptions, ETag, GetOptions, ListEntry,
-    ListRequest, Precondition, PutOptions, PutOutcome, StorageError,
+    BinaryKey, Blob, BlobInfo, BlobStore, CopyOptions, DeleteOptions, Durability, ETag, GetOptions,
+    ListEntry, ListRequest, Precondition, PutOptions, PutOutcome, StorageError,
 };
 
 pub(super) type Store = Arc<dyn BlobStore>;
@@ -239,6 +240,10 @@ pub(super) trait Short: BlobStore {
             assert!(count <= request.max, "{count} on a page of {}", request.max);
             blobs.extend(page.blobs);
             prefixes.extend(page.common_prefixes);
+            // Or it might never end.
+            let ascending = blobs.is_sorted_by(|a: &ListEntry, b| a.key < b.key);
+            assert!(ascending, "keys don't ascend over the pages");
+            assert!(prefixes.is_sorted_by(|a, b| a < b), "prefixes don't ascend");
             if page.next.is_none() {
                 return (blobs, prefixes);
             }
@@ -252,6 +257,22 @@ pub(super) trait Short: BlobStore {
     fn keys(&self) -> Vec<BinaryKey> {
         let (blobs, _) = self.list_all(ListRequest::default());
         blobs.into_iter().map(|blob| blob.key).collect()
+    }
+
+    /// Puts until the store's clock has gone on since `time` (or seems to stand still).
+    #[track_caller]
+    fn let_the_clock_tick(&self, time: SystemTime) {
+        for _ in 0..5000 {
+            let written = PutOptions {
+                durability: Durability::Written,
+                ..PutOptions::default()
+            };
+            self.save_with("tick", "", written).expect("a plain put");
+            if self.info("tick").modified != time {
+                break;
+            }
+        }
+        assert!(self.remove("tick"));
     }
 
     /// Saves small blobs under these names; all are on their way before the first is waited for.

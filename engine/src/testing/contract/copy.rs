@@ -93,6 +93,7 @@ pub(super) fn copy_and_rename_keep_what_is_known(subject: &mut dyn Subject) {
         ..PutOptions::default()
     };
     store.save_with("copied", "old", other).expect("plain");
+    store.let_the_clock_tick(original.created);
     store.duplicate("source", "copied");
     store.move_to("copied", "renamed");
     store.duplicate("renamed", "copied");

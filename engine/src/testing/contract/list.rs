@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc;
 
 use crate::port::{BinaryKey, ErrorKind, ListRequest, ListToken, StorageError};
 use crate::testing::Subject;
@@ -52,7 +53,11 @@ fn check(store: &Store, keys: &BTreeSet<Vec<u8>>, request: &ListRequest) {
             .expect("list answers");
         let before = listed.keys.len() + listed.prefixes.len();
         let on_page = page.blobs.len() + page.common_prefixes.len();
-        assert_eq!(on_page, request.max.min(total - before), "{request:?}");
+        assert_eq!(
+            on_page,
+            request.max.min(total.saturating_sub(before)),
+            "{request:?}"
+        );
         let keys = page.blobs.iter().map(|blob| blob.key.as_bytes().to_vec());
         listed.keys.extend(keys);
         listed.prefixes.extend(page.common_prefixes);
@@ -390,7 +395,8 @@ pub(super) fn a_key_that_lives_through_a_scan_appears_once(subject: &mut dyn Sub
     let mut seen = BTreeMap::<Vec<u8>, u32>::new();
     let mut last: Option<Vec<u8>> = None;
     std::thread::scope(|scope| {
-        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let (stop, stopped) = mpsc::channel::<()>();
+        let (start, started) = mpsc::channel();
         let changing = &store;
         scope.spawn(move || {
             let mut random = Random::new(7);
@@ -402,11 +408,13 @@ pub(super) fn a_key_that_lives_through_a_scan_appears_once(subject: &mut dyn Sub
                     2 => drop(changing.save(format!("{n:03}/steady"), "changed")),
                     _ => drop(changing.duplicate(format!("{n:03}/steady"), format!("{n:03}/x"))),
                 }
-                if stopped.try_recv() != Err(std::sync::mpsc::TryRecvError::Empty) {
+                let _ = start.send(());
+                if stopped.try_recv() != Err(mpsc::TryRecvError::Empty) {
                     break;
                 }
             }
         });
+        started.recv().expect("changes are made");
         for max in [1, 7, 1000] {
             let mut request = ListRequest {
                 max,

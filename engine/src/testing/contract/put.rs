@@ -127,6 +127,8 @@ pub(super) fn put_replaces_attributes_and_digests(subject: &mut dyn Subject) {
         ..PutOptions::default()
     };
     store.save_with("k", bytes, options).expect("as declared");
+    let old = store.info("k");
+    store.let_the_clock_tick(old.created);
     let changed = PutOptions {
         attributes: attributes([("b", b"3")]),
         ..PutOptions::default()
