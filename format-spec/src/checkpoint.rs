@@ -33,8 +33,6 @@ on_disk! {
         store_lsn: U64,
         /// When it was taken, in milliseconds since 1970.
         taken: U64,
-        /// The highest generation of a segment in use then.
-        generation: U64,
         /// The segment in which the log goes on, or 4294967295 if there is no log yet.
         tail_segment: U32,
         /// Where in it replay begins.
@@ -54,7 +52,7 @@ on_disk! {
         /// Their sizes in bytes, summed.
         logical_bytes: U64,
         /// Zeros.
-        reserved: [u8; 24],
+        reserved: [u8; 32],
     }
 }
 
@@ -145,12 +143,11 @@ impl CheckpointRoot {
             || (tail < geometry.segment_count
                 && u64::from(root.tail_offset.get()) <= geometry.segment_size
                 && root.tail_offset.get() >= geometry.block_size
-                && root.tail_offset.get() % geometry.block_size == 0
-                && root.tail_generation <= root.generation);
+                && root.tail_offset.get() % geometry.block_size == 0);
         require(tail_holds, name, "tail_segment", "F-32", || {
             format!("is {tail} at {}", root.tail_offset)
         })?;
-        require(root.reserved == [0; 24], name, "reserved", "F-4", || {
+        require(root.reserved == [0; 32], name, "reserved", "F-4", || {
             "is not zero".to_owned()
         })?;
         Ok((root, list))

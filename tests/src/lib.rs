@@ -1,1 +1,99 @@
-//! Helpers of the whole-store tests.
+//! Helpers of the whole-store tests: stores in temporary directories, on every backend.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use graviton_engine::io::{BackendChoice, DirectIo, IoOptions};
+use graviton_engine::port::BlobStore;
+use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
+use graviton_engine::testing::Subject;
+use tempfile::TempDir;
+
+/// Where test stores lie: `GRAVITON_TEST_DIR` if it is set (another file system, say), else the
+/// system's place for temporary files.
+///
+/// # Panics
+/// If no directory can be made there.
+#[must_use]
+pub fn test_directory() -> TempDir {
+    let made = match std::env::var_os("GRAVITON_TEST_DIR") {
+        Some(place) => TempDir::with_prefix_in("graviton-test-", PathBuf::from(place)),
+        None => TempDir::with_prefix("graviton-test-"),
+    };
+    made.expect("a temporary directory can be made")
+}
+
+/// I/O through one backend; `None`, with a line that says so, where it does not work.
+///
+/// # Panics
+/// If plain system calls do not work.
+#[must_use]
+pub fn io(backend: BackendChoice) -> Option<IoOptions> {
+    let options = IoOptions { backend, ..IoOptions::default() };
+    match graviton_engine::io::open_backend(&options) {
+        Ok(_) => Some(options),
+        Err(error) => {
+            assert!(backend != BackendChoice::Syscall, "plain system calls work everywhere: {error}");
+            eprintln!("skipped: {backend:?} does not work here: {error}");
+            None
+        }
+    }
+}
+
+/// Buffered I/O through plain system calls.
+#[must_use]
+pub fn buffered() -> IoOptions {
+    IoOptions { backend: BackendChoice::Syscall, direct: DirectIo::Never, ..IoOptions::default() }
+}
+
+/// A store of `sectors` sectors of `sector_size` bytes.
+#[must_use]
+pub fn create_options(io: &IoOptions, sectors: u16, sector_size: u64) -> CreateOptions {
+    let open = OpenOptions { io: io.clone(), ..OpenOptions::default() };
+    CreateOptions { sectors, sector_size, open, ..CreateOptions::default() }
+}
+
+/// Stores in a temporary directory, for the contract kit.
+#[derive(Debug)]
+pub struct StoreSubject {
+    options: CreateOptions,
+    directory: TempDir,
+    made: u32,
+    path: PathBuf,
+}
+
+impl StoreSubject {
+    /// Stores made with these options.
+    #[must_use]
+    pub fn new(options: CreateOptions) -> Self {
+        Self { options, directory: test_directory(), made: 0, path: PathBuf::new() }
+    }
+
+    /// Where the store last made lies.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Subject for StoreSubject {
+    fn fresh(&mut self) -> Arc<dyn BlobStore> {
+        if self.made > 0 {
+            std::fs::remove_dir_all(&self.path).expect("the store before can be removed");
+        }
+        self.made += 1;
+        self.path = self.directory.path().join(format!("store-{}", self.made));
+        Arc::new(Store::create(&self.path, self.options.clone()).expect("a store can be made"))
+    }
+
+    fn reopen(&mut self, store: Arc<dyn BlobStore>) -> Arc<dyn BlobStore> {
+        drop(store);
+        Arc::new(Store::open_with(&self.path, self.options.open.clone()).expect("the store opens again"))
+    }
+}
+
+/// Options of the store most contract tests run on.
+#[must_use]
+pub fn contract_options(io: &IoOptions) -> CreateOptions {
+    create_options(io, 1, 128 * MIB)
+}

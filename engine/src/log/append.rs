@@ -63,8 +63,6 @@ pub struct BuiltFrame {
     pub address: u64,
     /// The log's end once they are there.
     pub tail: Tail,
-    /// Whether the frame opens its segment.
-    pub opens_segment: bool,
 }
 
 impl<'a> FrameBuilder<'a> {
@@ -169,6 +167,6 @@ impl<'a> FrameBuilder<'a> {
             time,
             ..self.tail
         };
-        BuiltFrame { buffer: self.buffer, address: self.base, tail, opens_segment: self.start != 0 }
+        BuiltFrame { buffer: self.buffer, address: self.base, tail }
     }
 }

@@ -151,7 +151,9 @@ pub async fn read_image(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImage
     let whole = usize::try_from(geometry.round_up(stored)).map_err(|_| sector.corruption(0, "oversized image"))?;
     let mut image = BufferPool::global().try_take(whole).map_err(|source| sector.io_error("allocate", 0, source))?;
     let mut reads: VecDeque<(usize, u64, IoOp)> = VecDeque::new();
-    for (&segment, start) in root.segments.iter().zip((0..stored).step_by(usize::try_from(per_segment).unwrap_or(usize::MAX))) {
+    let starts = (0..stored).step_by(usize::try_from(per_segment).unwrap_or(usize::MAX));
+    for ((&segment, start), part) in root.segments.iter().zip(starts).zip(0_u32..) {
+        check_part(sector, segment, part, root.root.sequence.get()).await?;
         let base = geometry.segment_offset(segment) + u64::from(geometry.block_size);
         let end = geometry.round_up(stored).min(start + per_segment);
         for at in (start..end).step_by(TRANSFER) {
@@ -173,7 +175,21 @@ pub async fn read_image(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImage
         sector.corruption(base + at as u64 % per_segment, format!("checkpoint {}: {error}", root.root.sequence))
     };
     let length = verify_image_pages(&image, &root.root).map_err(corruption)?.len();
-    Image::open(Bytes::from_owner(image).slice(..length)).map_err(|error| corruption((0, error)))
+    let image = Image::open(Bytes::from_owner(image).slice(..length)).map_err(|error| corruption((0, error)))?;
+    image.check(&geometry).map_err(|error| corruption((0, error)))?;
+    Ok(image)
+}
+
+/// Checks that a segment holds the part of the checkpoint that its root says \[F-37\].
+async fn check_part(sector: &Sector, segment: u32, part: u32, sequence: u64) -> Result<(), StorageError> {
+    let geometry = sector.geometry();
+    let base = geometry.segment_offset(segment);
+    let (buffer, skip) = sector.read(base..base + u64::from(geometry.block_size)).await?;
+    let header = SegmentHeader::decode(&buffer[skip..], sector.identity(), geometry, segment).map_err(|error| sector.corruption(base, format!("checkpoint {sequence}: {error}")))?;
+    if header.kind == segment::KIND_CHECKPOINT && header.previous_segment == part && header.previous_generation == sequence {
+        return Ok(());
+    }
+    Err(sector.corruption(base, format!("segment {segment} does not hold part {part} of checkpoint {sequence} [F-37]")))
 }
 
 async fn finish_read(sector: &Sector, read: Option<(usize, u64, IoOp)>, image: &mut AlignedBuf) -> Result<(), StorageError> {

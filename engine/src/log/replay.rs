@@ -61,8 +61,6 @@ pub struct LoggedFrame {
     pub lsn: u64,
     /// Its records, in order.
     pub records: Vec<LoggedRecord>,
-    /// The log's end behind it.
-    pub tail: Tail,
     /// Bytes it takes.
     pub length: u64,
 }
@@ -181,8 +179,10 @@ impl Replay {
     /// `Io`.
     pub async fn start(sector: &Arc<Sector>, root: Option<&CheckpointRoot>, segments: &mut Segments, claimed: u64) -> Result<Self, StorageError> {
         let headers = read_headers(sector).await?;
-        let (generation, tail_segment) = root.map_or((0, NONE), |root| (root.generation.get(), root.tail_segment.get()));
+        let (generation, tail_segment) = root.map_or((0, NONE), |root| (root.tail_generation.get(), root.tail_segment.get()));
         segments.raise_generation(generation);
+        // Chosen for a frame that had not landed when the checkpoint was taken.
+        segments.free_open_except(tail_segment);
         let mut replay = Self {
             sector: Arc::clone(sector),
             chain: VecDeque::new(),
@@ -313,7 +313,7 @@ impl Replay {
             };
             if let Some(wrong) = wrong {
                 // A frame that is not whole was acknowledged only if something says so.
-                self.search(segment, self.tail.offset + length, generation).await?;
+                self.gather_claims().await?;
                 if self.claimed < header.lsn.get() {
                     return Ok(None);
                 }
@@ -321,7 +321,7 @@ impl Replay {
             }
             self.tail = tail;
             self.claimed = self.claimed.max(header.durable_lsn.get());
-            return Ok(Some(LoggedFrame { lsn: header.lsn.get(), records, tail, length }));
+            return Ok(Some(LoggedFrame { lsn: header.lsn.get(), records, length }));
         }
     }
 
@@ -329,7 +329,7 @@ impl Replay {
     /// on with the next good frame of the segment; returns whether there is one.
     async fn resume_behind_break(&mut self, segment: u32, generation: u64, reason: &FormatError) -> Result<bool, StorageError> {
         let geometry = *self.sector.geometry();
-        self.search(segment, self.tail.offset, generation).await?;
+        self.gather_claims().await?;
         if self.claimed <= self.tail.lsn {
             return Ok(false);
         }
@@ -359,6 +359,9 @@ impl Replay {
     async fn next_segment(&mut self, segments: &mut Segments) -> Result<bool, StorageError> {
         // Segments before the one that continues the log were left by a torn tail that was cut.
         let continuation = self.continuation();
+        if continuation.is_none() {
+            self.gather_claims().await?;
+        }
         if let Some(position) = continuation {
             self.chain.drain(..position);
         } else if self.claimed <= self.tail.lsn {
@@ -408,6 +411,20 @@ impl Replay {
     fn note_loss(&mut self, at: u64, what: String) {
         if !self.damage.iter().any(|damage| damage.records_lost) {
             self.damage.push(Damage { error: self.sector.corruption(at, what), records_lost: true });
+        }
+    }
+
+    /// The chain breaks at the tail: takes in what all that is left claims to be durable.
+    async fn gather_claims(&mut self) -> Result<(), StorageError> {
+        let block = u64::from(self.sector.geometry().block_size);
+        if self.continuation().is_none() {
+            for Link { segment, header } in self.chain.clone() {
+                self.search(segment, block, header.generation.get()).await?;
+            }
+        }
+        match self.tail.segment {
+            Some((segment, generation)) => self.search(segment, self.tail.offset, generation).await,
+            None => Ok(()),
         }
     }
 

@@ -263,6 +263,16 @@ impl Segments {
         self.recount();
     }
 
+    /// Segments that are open, but for `tail`, become free.
+    pub fn free_open_except(&mut self, tail: u32) {
+        for (index, segment) in (0..).zip(&mut self.table) {
+            if segment.state == State::Open && index != tail {
+                *segment = Segment { generation: segment.generation, zeroed: segment.zeroed, ..Segment::NEVER_USED };
+            }
+        }
+        self.recount();
+    }
+
     /// The log ends at `written` in this segment.
     pub fn set_written(&mut self, segment: u32, written: u64) {
         self.table[segment as usize].written = written;

@@ -264,6 +264,16 @@ pub enum BatchItem {
     },
 }
 
+impl BatchItem {
+    /// The key it is about.
+    #[must_use]
+    pub fn key(&self) -> &BinaryKey {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key, .. } => key,
+        }
+    }
+}
+
 /// Puts and deletes that happen all or not at all, in order, in one frame of the log.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {

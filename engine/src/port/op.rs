@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
+use std::time::Duration;
 
 /// Something a blocked thread can run to make its own operation progress.
 pub trait Driver: Send + Sync {
@@ -58,6 +59,13 @@ impl Signal {
     pub fn park(&self) {
         if !self.is_raised() {
             std::thread::park();
+        }
+    }
+
+    /// As [`Signal::park`], for at most `duration`.
+    pub fn park_for(&self, duration: Duration) {
+        if !self.is_raised() {
+            std::thread::park_timeout(duration);
         }
     }
 
@@ -187,6 +195,19 @@ impl<T, E> Op<T, E> {
         }
     }
 
+    /// As [`Op::start`], for a mutation that takes several steps: should the `Op` be dropped before
+    /// the last, what is left of it is handed to `keeper`, who sees it through.
+    pub(crate) fn start_kept(
+        future: impl Future<Output = Result<T, E>> + Send + 'static,
+        keeper: impl FnOnce(Detached) + Send + 'static,
+    ) -> Self
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        Self::start(Kept { future: Some(Box::pin(future)), keeper: Some(keeper) })
+    }
+
     /// Blocks the calling thread until the operation is over.
     ///
     /// # Errors
@@ -198,6 +219,49 @@ impl<T, E> Op<T, E> {
         match self.state {
             State::Ready(outcome) => outcome.expect("an Op answers once"),
             State::Running(mut future) => block_on(future.as_mut()),
+        }
+    }
+}
+
+/// What is left of a mutation whose `Op` was dropped.
+pub(crate) type Detached = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A future that is never dropped half done.
+struct Kept<F: Future + Send + 'static, K: FnOnce(Detached)>
+where
+    F::Output: Send + 'static,
+{
+    future: Option<Pin<Box<F>>>,
+    keeper: Option<K>,
+}
+
+impl<F: Future + Send + 'static, K: FnOnce(Detached)> Unpin for Kept<F, K> where F::Output: Send + 'static {}
+
+impl<F: Future + Send + 'static, K: FnOnce(Detached)> Future for Kept<F, K>
+where
+    F::Output: Send + 'static,
+{
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let future = self.future.as_mut().expect("an Op answers once");
+        let polled = future.as_mut().poll(context);
+        if polled.is_ready() {
+            self.future = None;
+        }
+        polled
+    }
+}
+
+impl<F: Future + Send + 'static, K: FnOnce(Detached)> Drop for Kept<F, K>
+where
+    F::Output: Send + 'static,
+{
+    fn drop(&mut self) {
+        if let (Some(future), Some(keeper)) = (self.future.take(), self.keeper.take()) {
+            keeper(Box::pin(async move {
+                future.await;
+            }));
         }
     }
 }

@@ -256,11 +256,6 @@ impl Commits {
         self.queues[number].stalled
     }
 
-    /// Whether nothing is queued or under way.
-    pub fn is_idle(&self) -> bool {
-        self.queues.iter().all(|queue| !queue.in_flight && queue.waiting.is_empty())
-    }
-
     /// Whether the last frames of a sector lack a note that they are durable.
     pub fn lacks_note(&self, number: usize) -> bool {
         let queue = &self.queues[number];
@@ -461,7 +456,7 @@ impl Inner {
             builder.finish(lsn, flight.noted, self.now().max(tail.time))
         });
         drop(records);
-        let BuiltFrame { buffer, address, tail, .. } = match built {
+        let BuiltFrame { buffer, address, tail } = match built {
             Ok(built) => built,
             Err(error) => return self.landed(flight, Err(error)),
         };

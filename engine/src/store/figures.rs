@@ -7,7 +7,7 @@ use graviton_format::structure::hex;
 use super::index::{Index, SectorIndex};
 use super::info::{SectorInfo, SegmentInfo, SegmentState, Space, StoreInfo};
 use super::inner::Inner;
-use crate::log::{Sector, State};
+use crate::log::State;
 
 impl Inner {
     /// The store's figures now.
@@ -101,10 +101,5 @@ impl Inner {
             live: segment.live,
         };
         part.segments.iter().map(info).collect()
-    }
-
-    /// One sector.
-    pub fn sector(&self, number: usize) -> Option<&Sector> {
-        self.sectors.get(number).map(AsRef::as_ref)
     }
 }

@@ -14,6 +14,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::catalog::{self, Catalog, SECTORS_MAX};
 use super::commit::{Commits, Work};
+use super::detached::DetachedMutations;
 use super::index::{Applied, Index, SectorIndex};
 use super::maintain::Kept;
 use super::options::{Access, CreateOptions, MIB, OpenOptions};
@@ -32,6 +33,9 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const REPLAY_AT_CLOSE: u64 = 16 * MIB;
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
+/// How long a waiter looks away while one frame has landed and the next is not yet submitted.
+const BETWEEN_FRAMES: Duration = Duration::from_micros(200);
+
 /// Everything an open store is.
 #[derive(Debug)]
 pub struct Inner {
@@ -49,6 +53,8 @@ pub struct Inner {
     pub maintenance: Mutex<()>,
     /// What was found wrong, a line each.
     pub health: Mutex<Vec<String>>,
+    /// Mutations that go on without their callers.
+    pub detached: Arc<DetachedMutations>,
     sources: Vec<Arc<SectorSource>>,
     kick: Sender<()>,
     clock: AtomicU64,
@@ -99,7 +105,15 @@ impl Driver for SectorDriver {
                     inner.fail_stalled(self.number);
                 }
             }
-            None => signal.park(),
+            None if stalled => signal.park(),
+            // Between two frames: the thread that landed one is about to submit the next, in
+            // which nobody can tell us that there is something to drive again.
+            None => {
+                inner.pump(self.number);
+                if inner.commits.lock().in_flight(self.number).is_none() {
+                    signal.park_for(BETWEEN_FRAMES);
+                }
+            }
         }
     }
 }
@@ -259,7 +273,7 @@ impl Inner {
             named.push((file.clone(), identity.sector_id));
         }
         let indexes = sectors.iter().map(|sector| SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry()))).collect();
-        let kept = sectors.iter().map(|_| Kept::default()).collect();
+        let kept = sectors.iter().map(|_| Kept::none()).collect();
         let parts = Parts { path: path.to_owned(), store_id, options: options.open.clone(), backend, notice, sectors, lock, health: Vec::new() };
         let inner = Self::assemble_parts(parts, Index { sectors: indexes }, kept, 1, kick);
         inner.checkpoint_all()?;
@@ -340,6 +354,7 @@ impl Inner {
                 kept: Mutex::new(kept),
                 maintenance: Mutex::new(()),
                 health: Mutex::new(health),
+                detached: Arc::default(),
                 kick,
                 clock: AtomicU64::new(latest),
                 closed: AtomicBool::new(false),
@@ -382,6 +397,9 @@ impl Inner {
     pub fn finish(self: &Arc<Self>) -> Result<(), StorageError> {
         if self.options.access == Access::ReadOnly {
             return Ok(());
+        }
+        if let Some(earlier) = self.detached.before(&[]) {
+            crate::port::op::wait_for(earlier);
         }
         let mut outcome = Ok(());
         for number in 0..self.sectors.len() {

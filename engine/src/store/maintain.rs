@@ -43,7 +43,7 @@ const DELTA_MAX: usize = 500_000;
 const NOTE_AFTER: Duration = Duration::from_millis(100);
 
 /// The checkpoints of a sector that are kept on disk.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Kept {
     newest: Option<Root>,
     older: Option<Root>,
@@ -52,6 +52,11 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// No checkpoint yet.
+    pub fn none() -> Self {
+        Self { newest: None, older: None, next_sequence: 1 }
+    }
+
     /// What recovery found: the checkpoint in use, another whose root is whole, the highest
     /// sequence number seen.
     pub fn recovered(newest: Option<Root>, older: Option<Root>, highest: u64) -> Self {
@@ -368,19 +373,19 @@ impl Inner {
             let forget = if kept.len() == 1 { u64::MAX } else { kept.iter().map(Kept::store_lsn).min().unwrap_or(0) };
             (kept[number].next_sequence, forget)
         };
-        let (cut, store_lsn, generation, written) = {
+        let (cut, store_lsn, written) = {
             let commits = self.commits.lock();
             let mut index = self.index.write();
             let store_lsn = commits.settled_lsn();
             drop(commits);
             let part = &mut index.sectors[number];
-            let (generation, written) = (part.segments.generation(), part.replay_bytes);
+            let written = part.replay_bytes;
             match index.cut(number) {
-                Some(cut) => (cut, store_lsn, generation, written),
+                Some(cut) => (cut, store_lsn, written),
                 None => return Err(sector.corruption(0, "a checkpoint is under way already")),
             }
         };
-        let outcome = self.write_checkpoint(&sector, number, &cut, sequence, store_lsn, forget, generation);
+        let outcome = self.write_checkpoint(&sector, number, &cut, sequence, store_lsn, forget);
         match outcome {
             Ok((root, image)) => {
                 let mut kept = self.kept.lock();
@@ -405,7 +410,6 @@ impl Inner {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one checkpoint")]
     fn write_checkpoint(
         &self,
         sector: &Arc<Sector>,
@@ -414,7 +418,6 @@ impl Inner {
         sequence: u64,
         store_lsn: u64,
         forget: u64,
-        generation: u64,
     ) -> Result<(Root, Image<Bytes>), StorageError> {
         let mut stored = cut.build(sector, forget)?;
         let length = stored.len();
@@ -445,7 +448,6 @@ impl Inner {
             lsn: cut.tail.lsn.into(),
             store_lsn: store_lsn.into(),
             taken: self.now().into(),
-            generation: generation.into(),
             tail_segment: tail_segment.into(),
             tail_offset: u32::try_from(cut.tail.offset).unwrap_or(u32::MAX).into(),
             tail_generation: tail_generation.into(),
@@ -455,7 +457,7 @@ impl Inner {
             pages_checksum: pages_checksum.into(),
             blobs: cut.blobs.into(),
             logical_bytes: cut.logical_bytes.into(),
-            reserved: [0; 24],
+            reserved: [0; 32],
         };
         let written = wait_for(async {
             write_image(sector, &stored, sequence, &taken).await?;

@@ -7,6 +7,7 @@
 
 mod catalog;
 mod commit;
+mod detached;
 mod figures;
 mod index;
 mod info;
@@ -177,6 +178,29 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Starts an operation: at once, or behind the mutations of the same keys that go on without
+    /// their callers.
+    fn after<T: Send + Unpin + 'static>(&self, keys: &[&BinaryKey], operation: impl FnOnce() -> StoreOp<T> + Send + 'static) -> StoreOp<T> {
+        match self.inner.detached.before(keys) {
+            None => operation(),
+            Some(earlier) => {
+                let keys = keys.iter().map(|key| (*key).clone()).collect();
+                self.inner.start_kept(keys, async move {
+                    earlier.await;
+                    operation().await
+                })
+            }
+        }
+    }
+
+    fn copy_or_rename(&self, source: &BinaryKey, target: &BinaryKey, options: CopyOptions, rename: bool) -> StoreOp<PutOutcome> {
+        let inner = Arc::clone(&self.inner);
+        let (source, target) = (source.clone(), target.clone());
+        self.after(&[&source.clone(), &target.clone()], move || inner.copy(&source, &target, options, rename))
+    }
+}
+
 impl Drop for Store {
     fn drop(&mut self) {
         if let Err(error) = self.close() {
@@ -187,7 +211,9 @@ impl Drop for Store {
 
 impl BlobStore for Store {
     fn put(&self, key: &BinaryKey, payload: Bytes, options: PutOptions) -> StoreOp<PutOutcome> {
-        self.inner.put(key, &payload, options)
+        let inner = Arc::clone(&self.inner);
+        let key = key.clone();
+        self.after(&[&key.clone()], move || inner.put(&key, &payload, options))
     }
 
     fn put_stream(&self, key: &BinaryKey, options: PutOptions) -> Result<BlobWriter, StorageError> {
@@ -211,7 +237,9 @@ impl BlobStore for Store {
     }
 
     fn delete(&self, key: &BinaryKey, options: DeleteOptions) -> StoreOp<DeleteOutcome> {
-        self.inner.delete(key, &options)
+        let inner = Arc::clone(&self.inner);
+        let key = key.clone();
+        self.after(&[&key.clone()], move || inner.delete(&key, &options))
     }
 
     fn list(&self, request: ListRequest) -> StoreOp<ListPage> {
@@ -219,18 +247,21 @@ impl BlobStore for Store {
     }
 
     fn batch(&self, batch: Batch) -> StoreOp<Vec<BatchItemOutcome>> {
-        self.inner.batch(batch)
+        let keys: Vec<BinaryKey> = batch.items.iter().map(|item| item.key().clone()).collect();
+        let inner = Arc::clone(&self.inner);
+        self.after(&keys.iter().collect::<Vec<_>>(), move || inner.batch(batch))
     }
 
     fn copy(&self, source: &BinaryKey, target: &BinaryKey, options: CopyOptions) -> StoreOp<PutOutcome> {
-        self.inner.copy(source, target, options, false)
+        self.copy_or_rename(source, target, options, false)
     }
 
     fn rename(&self, source: &BinaryKey, target: &BinaryKey, options: CopyOptions) -> StoreOp<PutOutcome> {
-        self.inner.copy(source, target, options, true)
+        self.copy_or_rename(source, target, options, true)
     }
 
     fn flush(&self) -> StoreOp<()> {
-        self.inner.flush()
+        let inner = Arc::clone(&self.inner);
+        self.after(&[], move || inner.flush())
     }
 }

@@ -25,6 +25,9 @@ use crate::port::{
 /// Extents of one stream that are on their way to the log at once.
 const EXTENTS_IN_FLIGHT: usize = 2;
 
+/// The longest payload that stays in its own record in a batch that would not fit one frame.
+const CROWDED_INLINE_MAX: usize = 64;
+
 fn durable(durability: Durability) -> bool {
     durability == Durability::Durable
 }
@@ -85,6 +88,12 @@ impl Inner {
         usize::try_from(sixteenth.min(4 << 20)).unwrap_or(4 << 20)
     }
 
+    /// Starts a mutation of `keys` that takes several steps, and goes on if its caller gives up.
+    pub fn start_kept<T: Send + 'static>(self: &Arc<Self>, keys: Vec<BinaryKey>, mutation: impl Future<Output = Result<T, StorageError>> + Send + 'static) -> StoreOp<T> {
+        let detached = Arc::clone(&self.detached);
+        Op::start_kept(mutation, move |rest| detached.keep(keys, rest))
+    }
+
     fn check_put(&self, key: &BinaryKey, options: &PutOptions) -> Result<(), StorageError> {
         self.check_writable()?;
         check_attributes(&options.attributes)?;
@@ -107,7 +116,7 @@ impl Inner {
                 Err(error) => return Op::fail(error),
             };
             let payload = payload.clone();
-            return Op::start(async move {
+            return self.start_kept(vec![key.clone()], async move {
                 let step = upload.extent_max;
                 for start in (0..payload.len()).step_by(step) {
                     upload.take(&payload[start..payload.len().min(start + step)])?;
@@ -173,7 +182,7 @@ impl Inner {
             return Op::fail(error);
         }
         let (inner, source, target) = (Arc::clone(self), source.clone(), target.clone());
-        Op::start(async move {
+        self.start_kept(vec![source.clone(), target.clone()], async move {
             loop {
                 let (number, entry, pin) = {
                     let index = inner.index.read();
@@ -220,7 +229,8 @@ impl Inner {
             Err(error) => return Op::fail(error),
         };
         let inner = Arc::clone(self);
-        Op::start(async move {
+        let keys = batch.items.iter().map(|item| item.key().clone()).collect();
+        self.start_kept(keys, async move {
             // What does not fit a record, or all together one frame, goes ahead as extents.
             let frame = usize::try_from(inner.sectors[number].geometry().segment_size / 2).unwrap_or(usize::MAX);
             let crowded = usize::try_from(total).is_ok_and(|total| total > frame);
@@ -228,7 +238,7 @@ impl Inner {
             let mut holds = Vec::new();
             for item in batch.items {
                 match item {
-                    BatchItem::Put { key, payload, options } if payload.len() > inner.inline_max(number) || (crowded && payload.len() > 4096) => {
+                    BatchItem::Put { key, payload, options } if payload.len() > inner.inline_max(number) || (crowded && payload.len() > CROWDED_INLINE_MAX) => {
                         let mut upload = Upload::new(&inner, &key, number, options)?;
                         for start in (0..payload.len()).step_by(upload.extent_max) {
                             upload.take(&payload[start..payload.len().min(start + upload.extent_max)])?;
@@ -470,7 +480,11 @@ impl WriteBlob for Writer {
 
     fn finish(self: Box<Self>) -> StoreOp<PutOutcome> {
         let Self { upload } = *self;
-        Op::start(async move {
+        let (inner, key) = {
+            let upload = upload.lock();
+            (Arc::clone(&upload.inner), upload.key.clone())
+        };
+        inner.start_kept(vec![key], async move {
             let mutation = poll_fn(|context| upload.lock().poll_mutation(context)).await?;
             let ticket = upload.lock().commit(mutation);
             committed_put(ticket).await

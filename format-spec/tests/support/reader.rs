@@ -368,7 +368,7 @@ pub fn recover(sector: &[u8]) -> Result<Recovered, Failure> {
         segment: root.tail_segment.get(),
         offset: root.tail_offset.get().into(),
         generation: if root.tail_segment == NONE {
-            root.generation.get()
+            0
         } else {
             root.tail_generation.get()
         },

@@ -334,7 +334,6 @@ impl Writer {
                 logical_bytes += size;
             }
         }
-        let generation = self.generation;
         let headers: Vec<_> = (0..)
             .zip(segments)
             .map(|(part, &segment)| {
@@ -363,7 +362,6 @@ impl Writer {
             lsn: self.lsn.into(),
             store_lsn: self.lsn.into(),
             taken: self.time.into(),
-            generation: generation.into(),
             tail_segment: tail.map_or(NONE, |tail| tail.segment).into(),
             tail_offset: tail.map_or(0, |tail| tail.offset as u32).into(),
             tail_generation: tail.map_or(0, |tail| tail.generation).into(),
@@ -373,7 +371,7 @@ impl Writer {
             pages_checksum: pages_checksum.into(),
             blobs: blobs.into(),
             logical_bytes: logical_bytes.into(),
-            reserved: [0; 24],
+            reserved: [0; 32],
         };
         for address in GEOMETRY.roots(sequence) {
             let copy = root.encode(&IDENTITY, address, segments);

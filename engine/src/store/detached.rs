@@ -1,0 +1,99 @@
+//! Mutations of several steps whose `Op` was dropped: they are seen through on a thread of their
+//! own, and whatever comes later waits for them, so that none lands after a later one on its key.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Poll, Waker};
+
+use parking_lot::Mutex;
+
+use crate::port::BinaryKey;
+use crate::port::op::{Detached, wait_for};
+
+/// Raised once, when a mutation is over.
+#[derive(Debug, Default)]
+struct Latch {
+    state: Mutex<(bool, Vec<Waker>)>,
+}
+
+impl Latch {
+    fn raise(&self) {
+        let wakers = {
+            let mut state = self.state.lock();
+            state.0 = true;
+            std::mem::take(&mut state.1)
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    async fn raised(&self) {
+        poll_fn(|context| {
+            let mut state = self.state.lock();
+            if state.0 {
+                return Poll::Ready(());
+            }
+            state.1.push(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// The mutations that go on without their callers.
+#[derive(Debug, Default)]
+pub struct DetachedMutations {
+    /// How many there are: the common case is none, and costs one load.
+    count: AtomicUsize,
+    running: Mutex<Vec<(Vec<BinaryKey>, Arc<Latch>)>>,
+}
+
+impl DetachedMutations {
+    /// Sees a mutation of `keys` through.
+    pub fn keep(self: &Arc<Self>, keys: Vec<BinaryKey>, mutation: Detached) {
+        let latch = Arc::new(Latch::default());
+        self.running.lock().push((keys, Arc::clone(&latch)));
+        self.count.fetch_add(1, Ordering::AcqRel);
+        let this = Arc::clone(self);
+        let run = move || {
+            wait_for(mutation);
+            this.running.lock().retain(|(_, running)| !Arc::ptr_eq(running, &latch));
+            this.count.fetch_sub(1, Ordering::AcqRel);
+            latch.raise();
+        };
+        // Without a thread to be had it ends here and now; it is never given up.
+        let run = Arc::new(Mutex::new(Some(run)));
+        let handed = Arc::clone(&run);
+        let call = move || {
+            let run = handed.lock().take();
+            if let Some(run) = run {
+                run();
+            }
+        };
+        if std::thread::Builder::new().name("graviton-detached".to_owned()).spawn(call).is_err() {
+            let run = run.lock().take();
+            if let Some(run) = run {
+                run();
+            }
+        }
+    }
+
+    /// Waits for those that touch one of `keys`; for all of them if there are no keys.
+    pub fn before(self: &Arc<Self>, keys: &[&BinaryKey]) -> Option<impl Future<Output = ()> + Send + use<>> {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let latches: Vec<Arc<Latch>> = self
+            .running
+            .lock()
+            .iter()
+            .filter(|(touched, _)| keys.is_empty() || touched.iter().any(|key| keys.contains(&key)))
+            .map(|(_, latch)| Arc::clone(latch))
+            .collect();
+        (!latches.is_empty()).then_some(async move {
+            for latch in latches {
+                latch.raised().await;
+            }
+        })
+    }
+}

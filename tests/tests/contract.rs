@@ -1,0 +1,68 @@
+//! The contract of `BlobStore`, clause by clause, over real stores: both backends, several
+//! sectors, without the background thread, and random histories against the model.
+
+use graviton_engine::io::BackendChoice;
+use graviton_engine::store::{CreateOptions, OpenOptions};
+use graviton_engine::testing::{check_against_model, run_all};
+use graviton_tests::{StoreSubject, buffered, contract_options, create_options, io};
+
+fn contract(options: CreateOptions) {
+    run_all(&mut StoreSubject::new(options));
+}
+
+#[test]
+fn over_io_uring() {
+    if let Some(io) = io(BackendChoice::Uring) {
+        contract(contract_options(&io));
+    }
+}
+
+#[test]
+fn over_system_calls() {
+    if let Some(io) = io(BackendChoice::Syscall) {
+        contract(contract_options(&io));
+    }
+}
+
+#[test]
+fn over_buffered_system_calls() {
+    contract(contract_options(&buffered()));
+}
+
+#[test]
+fn over_three_sectors() {
+    if let Some(io) = io(BackendChoice::Auto) {
+        contract(create_options(&io, 3, 64 << 20));
+    }
+}
+
+#[test]
+fn with_blocks_of_512_and_4096_bytes() {
+    let Some(io) = io(BackendChoice::Auto) else { return };
+    for block_size in [512, 4096] {
+        contract(CreateOptions { block_size: Some(block_size), ..contract_options(&io) });
+    }
+}
+
+#[test]
+fn without_a_background_thread() {
+    let Some(io) = io(BackendChoice::Auto) else { return };
+    let mut options = contract_options(&io);
+    options.open = OpenOptions { background: false, ..options.open };
+    contract(options);
+}
+
+/// How many random histories are run; `GRAVITON_SEEDS` asks for more.
+fn seeds() -> u64 {
+    std::env::var("GRAVITON_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(12)
+}
+
+#[test]
+fn random_histories_agree_with_the_model() {
+    for backend in [BackendChoice::Uring, BackendChoice::Syscall] {
+        let Some(io) = io(backend) else { continue };
+        for seed in 0..seeds() {
+            check_against_model(&mut StoreSubject::new(create_options(&io, 1 + u16::try_from(seed % 3).expect("small"), 96 << 20)), seed, 200);
+        }
+    }
+}
