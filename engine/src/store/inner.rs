@@ -21,7 +21,7 @@ use super::maintain::Kept;
 use super::options::{Access, CreateOptions, MIB, OpenOptions};
 use super::record::{self, Details};
 use super::ticket::CommitSource;
-use crate::io::{Backend, Lock, OpenAccess, open_backend};
+use crate::io::{Backend, Disk, Lock, OpenAccess, open_backend};
 use crate::log::image_io::{Root, read_image, read_roots};
 use crate::log::replay::{LoggedFrame, LoggedRecord};
 use crate::log::{Replay, Sector, Segments, State};
@@ -299,7 +299,7 @@ impl Inner {
         path: &Path,
         options: &CreateOptions,
         backend: Arc<dyn Backend>,
-        notice: Option<String>,
+        mut notice: Option<String>,
         lock: Option<Box<dyn Lock>>,
         kick: Sender<()>,
     ) -> Result<Arc<Self>, StorageError> {
@@ -325,6 +325,13 @@ impl Inner {
                     Some(geometry(&measures, disk.info().physical_block_size)?.block_size);
             }
             let geometry = geometry(&measures, 4096)?;
+            let disk = fit_blocks(
+                backend.as_ref(),
+                disk,
+                OpenAccess::ReadWrite,
+                geometry.block_size,
+                &mut notice,
+            )?;
             let identity = Identity {
                 store_id,
                 sector_id: u64::from_le_bytes(random()?),
@@ -375,7 +382,7 @@ impl Inner {
         path: &Path,
         options: OpenOptions,
         backend: Arc<dyn Backend>,
-        notice: Option<String>,
+        mut notice: Option<String>,
         catalog: &Catalog,
         lock: Option<Box<dyn Lock>>,
         kick: Sender<()>,
@@ -400,7 +407,17 @@ impl Inner {
                     },
                     _ => file_error("open", &file)(error),
                 })?;
-            let (sector, notes) = Sector::open(disk, number).await?;
+            let (mut sector, notes) = Sector::open(Arc::clone(&disk), number).await?;
+            if disk.info().block_size > sector.geometry().block_size {
+                let disk = fit_blocks(
+                    backend.as_ref(),
+                    disk,
+                    access,
+                    sector.geometry().block_size,
+                    &mut notice,
+                )?;
+                (sector, _) = Sector::open(disk, number).await?;
+            }
             health.extend(notes);
             check_identity(&sector, &file, catalog, number)?;
             store_id = sector.identity().store_id;
@@ -617,6 +634,33 @@ impl Inner {
         let capacity = u64::from(segments.usable()) * (per_segment - per_segment / 16);
         capacity.saturating_sub(segments.live())
     }
+}
+
+/// The disk at `path`, opened again through the page cache if its device wants larger blocks than
+/// the sector has.
+fn fit_blocks(
+    backend: &dyn Backend,
+    disk: Arc<dyn Disk>,
+    access: OpenAccess,
+    block_size: u32,
+    notice: &mut Option<String>,
+) -> Result<Arc<dyn Disk>, StorageError> {
+    let (wanted, path) = (disk.info().block_size, disk.info().path.clone());
+    if wanted <= block_size {
+        return Ok(disk);
+    }
+    drop(disk);
+    let what = format!(
+        "{}: blocks of {block_size} bytes on a device that wants {wanted}; using buffered I/O",
+        path.display()
+    );
+    *notice = Some(match notice.take() {
+        Some(before) => format!("{before}; {what}"),
+        None => what,
+    });
+    backend
+        .open_buffered(&path, access)
+        .map_err(file_error("open", &path))
 }
 
 fn check_identity(
