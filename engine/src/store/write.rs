@@ -114,14 +114,19 @@ fn metadata(options: &PutOptions) -> Vec<u8> {
 impl Inner {
     /// The longest payload that lies in its blob's own record.
     pub fn inline_max(&self, number: usize) -> usize {
-        let sixteenth = self.sectors[number].geometry().segment_size / 16;
-        usize::try_from(sixteenth.min(1 << 20)).unwrap_or(1 << 20)
+        self.payload_max(number).min(1 << 20)
     }
 
-    /// The longest extent: a record that is a good part of a segment leaves it half filled.
+    /// The longest extent.
     fn extent_max(&self, number: usize) -> usize {
-        let sixteenth = self.sectors[number].geometry().segment_size / 16;
-        usize::try_from(sixteenth.min(4 << 20)).unwrap_or(4 << 20)
+        self.payload_max(number).min(4 << 20)
+    }
+
+    /// Records are short beside a segment, or segments would be left half filled: compaction
+    /// counts on no more than a thirty-second being lost.
+    fn payload_max(&self, number: usize) -> usize {
+        let segment_size = self.sectors[number].geometry().segment_size;
+        usize::try_from(segment_size / 32 - segment_size / 256).unwrap_or(1 << 20)
     }
 
     /// Starts a mutation of `keys` that takes several steps, and goes on if its caller gives up.
