@@ -1,5 +1,7 @@
 //! Helpers of the whole-store tests: stores in temporary directories, on every backend.
 
+pub mod image;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
