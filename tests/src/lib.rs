@@ -1,6 +1,9 @@
 //! Helpers of the whole-store tests: stores in temporary directories, on every backend.
 
 pub mod image;
+pub mod random;
+pub mod sim;
+pub mod workload;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

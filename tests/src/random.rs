@@ -1,0 +1,57 @@
+//! A small seeded source of numbers: the same seed, the same test, on every machine.
+
+use bytes::Bytes;
+
+/// Splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+#[derive(Debug, Clone)]
+pub struct Random(u64);
+
+impl Random {
+    /// The numbers of a seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next number.
+    pub fn number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number less than `end`, which is not 0.
+    ///
+    /// # Panics
+    /// Never, on machines whose `usize` has 64 bits.
+    pub fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.number() % end as u64).expect("less than a usize")
+    }
+
+    /// True once in `n` times.
+    pub fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    /// A size from `least` to `most`, small ones as likely as large ones.
+    pub fn size(&mut self, least: usize, most: usize) -> usize {
+        let doublings = (most / least.max(1)).max(1).ilog2() as usize + 1;
+        let limit = least.max(1) << (1 + self.below(doublings)).min(40);
+        least + self.below(limit.clamp(least + 1, most + 1) - least)
+    }
+}
+
+/// `size` bytes that only the seed determines; different seeds have different bytes from the
+/// eighth on.
+#[must_use]
+pub fn payload(seed: u64, size: usize) -> Bytes {
+    let mut random = Random::new(seed);
+    let mut bytes = Vec::with_capacity(size + 8);
+    bytes.extend_from_slice(&seed.to_le_bytes());
+    while bytes.len() < size {
+        bytes.extend_from_slice(&random.number().to_le_bytes());
+    }
+    bytes.truncate(size);
+    bytes.into()
+}
