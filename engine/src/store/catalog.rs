@@ -1,5 +1,6 @@
 //! The store file: `graviton.toml`, which names a store's sectors.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +15,9 @@ use crate::port::StorageError;
 pub const FILE: &str = "graviton.toml";
 /// Name of the lock file beside it.
 pub const LOCK_FILE: &str = "graviton.lock";
+/// Stands beside sector files from before the first is made until the store file names them: what
+/// it lists is left over from a creation that was cut short, and may be removed.
+const CREATING_FILE: &str = "graviton.creating";
 /// A store file is never near this long.
 const LENGTH_MAX: usize = 1 << 20;
 /// The most sectors a store has.
@@ -42,6 +46,47 @@ pub struct CatalogSector {
     pub id: String,
 }
 
+/// Name of a sector's file in the store's directory.
+pub fn sector_file(number: u16) -> PathBuf {
+    PathBuf::from(format!("sector-{number:03}.graviton"))
+}
+
+/// Notes that the files of `sectors` sectors are about to be made; first removes what a creation
+/// that was cut short has left. The directory must hold no store file, and the lock must be held.
+///
+/// # Errors
+/// What the system reports.
+pub fn begin_creation(backend: &dyn Backend, directory: &Path, sectors: u16) -> io::Result<()> {
+    let note = directory.join(CREATING_FILE);
+    match backend.read_file(&note, 16) {
+        Ok(text) => {
+            let count = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse::<u16>().ok()).unwrap_or(0);
+            for number in 0..count.min(64) {
+                backend.remove_file(&directory.join(sector_file(number)))?;
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    // What is there now is not ours to overwrite, and must not be noted as such.
+    for number in 0..sectors {
+        let file = directory.join(sector_file(number));
+        if file.symlink_metadata().is_ok() {
+            backend.remove_file(&note)?;
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, file.display().to_string()));
+        }
+    }
+    backend.replace_file(&note, sectors.to_string().as_bytes())
+}
+
+/// The store file is written, or everything that was made is removed again.
+///
+/// # Errors
+/// What the system reports.
+pub fn end_creation(backend: &dyn Backend, directory: &Path) -> io::Result<()> {
+    backend.remove_file(&directory.join(CREATING_FILE))
+}
+
 #[derive(Deserialize)]
 struct VersionOnly {
     format_version: u32,
@@ -62,10 +107,10 @@ impl Catalog {
         let path = directory.join(FILE);
         let invalid = |why: String| StorageError::InvalidStore { path: path.clone(), why };
         let bytes = backend.read_file(&path, LENGTH_MAX).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
                 StorageError::NoStore { path: directory.to_owned(), why: format!("it has no {FILE}") }
             }
-            std::io::ErrorKind::InvalidData => invalid("too long for a store file".to_owned()),
+            io::ErrorKind::InvalidData => invalid("too long for a store file".to_owned()),
             _ => StorageError::File { operation: "read", path: path.clone(), source: Arc::new(error) },
         })?;
         let text = std::str::from_utf8(&bytes).map_err(|_| invalid("not a text file".to_owned()))?;

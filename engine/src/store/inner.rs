@@ -224,26 +224,28 @@ impl Inner {
         if catalog_path.exists() {
             return Err(StorageError::AlreadyExists { path: catalog_path });
         }
-        let files: Vec<PathBuf> = (0..options.sectors).map(|number| PathBuf::from(format!("sector-{number:03}.graviton"))).collect();
-        let mut made = Vec::new();
-        let outcome = Self::create_in(path, &options, backend.clone(), notice, lock, &files, &mut made, kick);
-        if outcome.is_err() {
-            for path in made {
-                let _ = backend.remove_file(&path);
-            }
+        catalog::begin_creation(backend.as_ref(), path, options.sectors).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => StorageError::AlreadyExists { path: PathBuf::from(error.to_string()) },
+            _ => file_error("prepare", path)(error),
+        })?;
+        let outcome = Self::create_in(path, &options, backend.clone(), notice, lock, kick);
+        let removed = match &outcome {
+            Ok(_) => Ok(()),
+            Err(_) => (0..options.sectors).try_for_each(|number| backend.remove_file(&path.join(catalog::sector_file(number)))),
+        };
+        // A note that stays is harmless: it is read only where there is no store file.
+        if let Err(error) = removed.and_then(|()| catalog::end_creation(backend.as_ref(), path)) {
+            tracing::warn!(%error, "tidying up after the creation of a store");
         }
         outcome
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one step of `create`, split off for its clean-up")]
     fn create_in(
         path: &Path,
         options: &CreateOptions,
         backend: Arc<dyn Backend>,
         notice: Option<String>,
         lock: Option<Box<dyn Lock>>,
-        files: &[PathBuf],
-        made: &mut Vec<PathBuf>,
         kick: Sender<()>,
     ) -> Result<Arc<Self>, StorageError> {
         let store_id: [u8; 16] = random()?;
@@ -252,14 +254,13 @@ impl Inner {
         let created = record::now();
         // The device's block is known once a file lies on it.
         let mut measures = options.clone();
-        for (number, file) in (0_u16..).zip(files) {
-            let path = path.join(file);
+        for number in 0..options.sectors {
+            let path = path.join(catalog::sector_file(number));
             let already = |error: std::io::Error| match error.kind() {
                 std::io::ErrorKind::AlreadyExists => StorageError::AlreadyExists { path: path.clone() },
                 _ => file_error("create", &path)(error),
             };
             let mut disk = backend.create(&path, geometry(&measures, 4096)?.sector_size()).map_err(already)?;
-            made.push(path.clone());
             if measures.block_size.is_none() {
                 measures.block_size = Some(geometry(&measures, disk.info().physical_block_size)?.block_size);
             }
@@ -270,7 +271,7 @@ impl Inner {
             let identity = Identity { store_id, sector_id: u64::from_le_bytes(random()?) };
             let superblock = Superblock::new(identity, number, options.sectors, &geometry, created);
             sectors.push(Arc::new(crate::port::op::wait_for(Sector::format(disk, superblock))?));
-            named.push((file.clone(), identity.sector_id));
+            named.push((catalog::sector_file(number), identity.sector_id));
         }
         let indexes = sectors.iter().map(|sector| SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry()))).collect();
         let kept = sectors.iter().map(|_| Kept::none()).collect();
