@@ -29,7 +29,7 @@ pub fn generate(seed: u64, small: usize, large: usize) -> Files {
         files.insert(path.into_bytes(), random.bytes(length));
     }
     for number in 0..large {
-        let path = format!("dir-{:02}/large-{number}", number * small / large.max(1) / 97);
+        let path = format!("dir-{:02}/part-9/large-{number}", number * small / large.max(1) / 97);
         let length = (2 << 20) + random.below(3 << 20);
         files.insert(path.into_bytes(), random.bytes(length));
     }
