@@ -49,11 +49,17 @@ pub fn memory_directory() -> TempDir {
 /// If plain system calls do not work.
 #[must_use]
 pub fn io(backend: BackendChoice) -> Option<IoOptions> {
-    let options = IoOptions { backend, ..IoOptions::default() };
+    let options = IoOptions {
+        backend,
+        ..IoOptions::default()
+    };
     match graviton_engine::io::open_backend(&options) {
         Ok(_) => Some(options),
         Err(error) => {
-            assert!(backend != BackendChoice::Syscall, "plain system calls work everywhere: {error}");
+            assert!(
+                backend != BackendChoice::Syscall,
+                "plain system calls work everywhere: {error}"
+            );
             eprintln!("skipped: {backend:?} does not work here: {error}");
             None
         }
@@ -63,14 +69,26 @@ pub fn io(backend: BackendChoice) -> Option<IoOptions> {
 /// Buffered I/O through plain system calls.
 #[must_use]
 pub fn buffered() -> IoOptions {
-    IoOptions { backend: BackendChoice::Syscall, direct: DirectIo::Never, ..IoOptions::default() }
+    IoOptions {
+        backend: BackendChoice::Syscall,
+        direct: DirectIo::Never,
+        ..IoOptions::default()
+    }
 }
 
 /// A store of `sectors` sectors of `sector_size` bytes.
 #[must_use]
 pub fn create_options(io: &IoOptions, sectors: u16, sector_size: u64) -> CreateOptions {
-    let open = OpenOptions { io: io.clone(), ..OpenOptions::default() };
-    CreateOptions { sectors, sector_size, open, ..CreateOptions::default() }
+    let open = OpenOptions {
+        io: io.clone(),
+        ..OpenOptions::default()
+    };
+    CreateOptions {
+        sectors,
+        sector_size,
+        open,
+        ..CreateOptions::default()
+    }
 }
 
 /// Stores in a temporary directory, for the contract kit.
@@ -86,7 +104,12 @@ impl StoreSubject {
     /// Stores made with these options.
     #[must_use]
     pub fn new(options: CreateOptions) -> Self {
-        Self { options, directory: test_directory(), made: 0, path: PathBuf::new() }
+        Self {
+            options,
+            directory: test_directory(),
+            made: 0,
+            path: PathBuf::new(),
+        }
     }
 
     /// Where the store last made lies.
@@ -108,7 +131,9 @@ impl Subject for StoreSubject {
 
     fn reopen(&mut self, store: Arc<dyn BlobStore>) -> Arc<dyn BlobStore> {
         drop(store);
-        Arc::new(Store::open_with(&self.path, self.options.open.clone()).expect("the store opens again"))
+        Arc::new(
+            Store::open_with(&self.path, self.options.open.clone()).expect("the store opens again"),
+        )
     }
 }
 

@@ -38,23 +38,36 @@ fn over_three_sectors() {
 
 #[test]
 fn with_blocks_of_512_and_4096_bytes() {
-    let Some(io) = io(BackendChoice::Auto) else { return };
+    let Some(io) = io(BackendChoice::Auto) else {
+        return;
+    };
     for block_size in [512, 4096] {
-        contract(CreateOptions { block_size: Some(block_size), ..contract_options(&io) });
+        contract(CreateOptions {
+            block_size: Some(block_size),
+            ..contract_options(&io)
+        });
     }
 }
 
 #[test]
 fn without_a_background_thread() {
-    let Some(io) = io(BackendChoice::Auto) else { return };
+    let Some(io) = io(BackendChoice::Auto) else {
+        return;
+    };
     let mut options = contract_options(&io);
-    options.open = OpenOptions { background: false, ..options.open };
+    options.open = OpenOptions {
+        background: false,
+        ..options.open
+    };
     contract(options);
 }
 
 /// How many random histories are run; `GRAVITON_SEEDS` asks for more.
 fn seeds() -> u64 {
-    std::env::var("GRAVITON_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(12)
+    std::env::var("GRAVITON_SEEDS")
+        .ok()
+        .and_then(|seeds| seeds.parse().ok())
+        .unwrap_or(12)
 }
 
 #[test]
@@ -62,7 +75,15 @@ fn random_histories_agree_with_the_model() {
     for backend in [BackendChoice::Uring, BackendChoice::Syscall] {
         let Some(io) = io(backend) else { continue };
         for seed in 0..seeds() {
-            check_against_model(&mut StoreSubject::new(create_options(&io, 1 + u16::try_from(seed % 3).expect("small"), 96 << 20)), seed, 200);
+            check_against_model(
+                &mut StoreSubject::new(create_options(
+                    &io,
+                    1 + u16::try_from(seed % 3).expect("small"),
+                    96 << 20,
+                )),
+                seed,
+                200,
+            );
         }
     }
 }

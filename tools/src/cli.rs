@@ -91,7 +91,7 @@ pub struct Global {
     #[arg(long, global = true)]
     pub escaped: bool,
 
-    /// Show exact byte counts too
+    /// Show more: exact byte counts; of a dump, all fields
     #[arg(short, long, global = true)]
     pub verbose: bool,
 
@@ -238,10 +238,14 @@ pub enum Command {
 
     /// Show structures as they lie on disk
     ///
-    /// Reads the store's files itself, and so works on damaged and locked stores too.
+    /// Reads the store's files itself, and so works on damaged and locked stores too. Exit code 4
+    /// if something is damaged of what was dumped; bytes behind the end of the log are not.
+    ///
+    /// With --verbose, frames and segments are shown with their fields, and frames with their
+    /// records.
     #[command(
         arg_required_else_help = true,
-        after_help = "Examples:\n  graviton dump superblock\n  graviton dump frames --segment 3\n  graviton dump record notes/today"
+        after_help = "Examples:\n  graviton dump superblock\n  graviton dump frames --segment 3 -v\n  graviton dump checkpoint --entries -n 20\n  graviton dump record notes/today"
     )]
     Dump(DumpArgs),
 
@@ -437,9 +441,9 @@ pub struct DumpArgs {
     #[command(subcommand)]
     pub what: DumpWhat,
 
-    /// The sector's number
-    #[arg(long, value_name = "N", default_value_t = 0, global = true)]
-    pub sector: u16,
+    /// Only this sector
+    #[arg(long, value_name = "N", global = true)]
+    pub sector: Option<u16>,
 }
 
 /// What `dump` shows.
@@ -459,13 +463,21 @@ pub enum DumpWhat {
         #[arg(long, value_name = "N")]
         segment: Option<u32>,
     },
-    /// The records of a blob
+    /// The records of a blob, the newest first
     Record {
         /// The blob's key
         key: OsString,
     },
     /// Checkpoint roots, and the checkpoints they name
-    Checkpoint,
+    Checkpoint {
+        /// Also the entries of the checkpoint that a recovery begins with
+        #[arg(long)]
+        entries: bool,
+
+        /// At most so many entries
+        #[arg(short = 'n', long, value_name = "N", requires = "entries")]
+        max: Option<u64>,
+    },
 }
 
 #[cfg(test)]

@@ -98,6 +98,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// `NotFound`, `PermissionDenied`, `InvalidInput` (not a file or block device), ...
     fn open(&self, path: &Path, access: OpenAccess) -> io::Result<Arc<dyn Disk>>;
 
+    /// As [`Backend::open`], but through the page cache, which takes transfers of any alignment:
+    /// for a sector whose blocks are smaller than those of the device it was moved to.
+    ///
+    /// # Errors
+    /// As [`Backend::open`].
+    fn open_buffered(&self, path: &Path, access: OpenAccess) -> io::Result<Arc<dyn Disk>> {
+        self.open(path, access)
+    }
+
     /// Creates a directory (mode 0700) and those above it; an existing one is left as it is.
     ///
     /// # Errors

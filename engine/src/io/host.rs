@@ -74,6 +74,11 @@ impl Backend for HostBackend {
         Ok(Arc::new(self.disk(path, file)))
     }
 
+    fn open_buffered(&self, path: &Path, access: OpenAccess) -> io::Result<Arc<dyn Disk>> {
+        let file = file::open(path, access, false)?;
+        Ok(Arc::new(self.disk(path, file)))
+    }
+
     fn create_directory(&self, path: &Path) -> io::Result<()> {
         small::create_directory(path)
     }

@@ -29,7 +29,11 @@ impl Tail {
     /// Bytes left in the segment.
     #[must_use]
     pub fn room(&self, segment_size: u64) -> u64 {
-        if self.segment.is_some() { segment_size.saturating_sub(self.offset) } else { 0 }
+        if self.segment.is_some() {
+            segment_size.saturating_sub(self.offset)
+        } else {
+            0
+        }
     }
 }
 
@@ -74,7 +78,13 @@ impl<'a> FrameBuilder<'a> {
     ///
     /// # Panics
     /// If the frame does not fit the segment.
-    pub fn new(sector: &'a Sector, tail: Tail, opened: Option<(u32, u64)>, length: u64, durable_lsn: u64) -> Result<Self, StorageError> {
+    pub fn new(
+        sector: &'a Sector,
+        tail: Tail,
+        opened: Option<(u32, u64)>,
+        length: u64,
+        durable_lsn: u64,
+    ) -> Result<Self, StorageError> {
         let geometry = sector.geometry();
         let block = u64::from(geometry.block_size);
         let start = if opened.is_some() { block } else { 0 };
@@ -82,7 +92,10 @@ impl<'a> FrameBuilder<'a> {
         let mut buffer = sector.buffer(length)?;
         let (segment, _) = opened.or(tail.segment).expect("a frame lies in a segment");
         let offset = if opened.is_some() { 0 } else { tail.offset };
-        assert!(offset + length <= geometry.segment_size, "a frame fits its segment");
+        assert!(
+            offset + length <= geometry.segment_size,
+            "a frame fits its segment"
+        );
         let base = geometry.segment_offset(segment) + offset;
         let mut tail = tail;
         if let Some((segment, generation)) = opened {
@@ -113,7 +126,16 @@ impl<'a> FrameBuilder<'a> {
             };
         }
         let start = usize::try_from(start).expect("a block fits memory");
-        Ok(Self { sector, buffer, base, start, used: FRAME_HEADER, records: 0, checksums: Vec::new(), tail })
+        Ok(Self {
+            sector,
+            buffer,
+            base,
+            start,
+            used: FRAME_HEADER,
+            records: 0,
+            checksums: Vec::new(),
+            tail,
+        })
     }
 
     /// Appends a record that [`graviton_format::record::write_record_head`] and
@@ -126,7 +148,13 @@ impl<'a> FrameBuilder<'a> {
         let address = self.base + start as u64;
         let target = &mut self.buffer[start..start + record.len()];
         target.copy_from_slice(record);
-        self.checksums.push(seal_record(target, self.sector.identity(), address, lsn, flags));
+        self.checksums.push(seal_record(
+            target,
+            self.sector.identity(),
+            address,
+            lsn,
+            flags,
+        ));
         self.used += record.len();
         self.records += 1;
         address
@@ -138,14 +166,23 @@ impl<'a> FrameBuilder<'a> {
     /// If `lsn` is not above the last frame's and `durable_lsn`.
     #[must_use]
     pub fn finish(mut self, lsn: u64, durable_lsn: u64, time: u64) -> BuiltFrame {
-        assert!(lsn > self.tail.lsn && lsn > durable_lsn, "LSNs ascend: {lsn} after {}, durable {durable_lsn}", self.tail.lsn);
-        let length = usize::try_from(self.sector.geometry().round_up(self.used as u64)).expect("it is in memory");
+        assert!(
+            lsn > self.tail.lsn && lsn > durable_lsn,
+            "LSNs ascend: {lsn} after {}, durable {durable_lsn}",
+            self.tail.lsn
+        );
+        let length = usize::try_from(self.sector.geometry().round_up(self.used as u64))
+            .expect("it is in memory");
         let address = self.base + self.start as u64;
         let narrow = |value: usize| u32::try_from(value).expect("a frame fits a segment").into();
         let header = FrameHeader {
             magic: frame::MAGIC.into(),
             checksum: 0.into(),
-            generation: self.tail.segment.map_or(0, |(_, generation)| generation).into(),
+            generation: self
+                .tail
+                .segment
+                .map_or(0, |(_, generation)| generation)
+                .into(),
             lsn: lsn.into(),
             durable_lsn: durable_lsn.into(),
             previous: self.tail.checksum.into(),
@@ -167,6 +204,10 @@ impl<'a> FrameBuilder<'a> {
             time,
             ..self.tail
         };
-        BuiltFrame { buffer: self.buffer, address: self.base, tail }
+        BuiltFrame {
+            buffer: self.buffer,
+            address: self.base,
+            tail,
+        }
     }
 }

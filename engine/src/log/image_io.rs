@@ -42,7 +42,8 @@ pub fn image_stored_length(length: usize) -> u64 {
 /// How many segments an image of `length` bytes takes.
 #[must_use]
 pub fn image_segments(geometry: &Geometry, length: usize) -> u32 {
-    u32::try_from(image_stored_length(length).div_ceil(geometry.image_bytes_per_segment())).unwrap_or(u32::MAX)
+    u32::try_from(image_stored_length(length).div_ceil(geometry.image_bytes_per_segment()))
+        .unwrap_or(u32::MAX)
 }
 
 /// Writes a sealed image ([`graviton_format::checkpoint::seal_image`]) into `segments` (numbers and
@@ -50,10 +51,16 @@ pub fn image_segments(geometry: &Geometry, length: usize) -> u32 {
 ///
 /// # Errors
 /// `Io`.
-pub async fn write_image(sector: &Sector, stored: &[u8], sequence: u64, segments: &[(u32, u64)]) -> Result<(), StorageError> {
+pub async fn write_image(
+    sector: &Sector,
+    stored: &[u8],
+    sequence: u64,
+    segments: &[(u32, u64)],
+) -> Result<(), StorageError> {
     let geometry = *sector.geometry();
     let mut writes: VecDeque<(u64, IoOp)> = VecDeque::new();
-    let per_segment = usize::try_from(geometry.image_bytes_per_segment()).expect("a segment fits memory");
+    let per_segment =
+        usize::try_from(geometry.image_bytes_per_segment()).expect("a segment fits memory");
     for (part, &(index, generation)) in segments.iter().enumerate() {
         let base = geometry.segment_offset(index);
         let mut header = sector.buffer(geometry.block_size.into())?;
@@ -73,7 +80,8 @@ pub async fn write_image(sector: &Sector, stored: &[u8], sequence: u64, segments
             previous_checksum: 0.into(),
             reserved: [0; 60],
         };
-        header[..size_of::<SegmentHeader>()].copy_from_slice(written.sealed(sector.identity(), base).bytes());
+        header[..size_of::<SegmentHeader>()]
+            .copy_from_slice(written.sealed(sector.identity(), base).bytes());
         writes.push_back((base, sector.disk().write(header, base, WriteSync::None)));
         let bytes = stored.chunks(per_segment).nth(part).unwrap_or_default();
         for (piece, at) in bytes.chunks(TRANSFER).zip((0..).step_by(TRANSFER)) {
@@ -81,7 +89,10 @@ pub async fn write_image(sector: &Sector, stored: &[u8], sequence: u64, segments
             let mut buffer = sector.buffer(geometry.round_up(piece.len() as u64))?;
             buffer[..piece.len()].copy_from_slice(piece);
             buffer[piece.len()..].fill(0);
-            writes.push_back((address, sector.disk().write(buffer, address, WriteSync::None)));
+            writes.push_back((
+                address,
+                sector.disk().write(buffer, address, WriteSync::None),
+            ));
             while writes.len() > TRANSFERS {
                 finish_write(sector, writes.pop_front()).await?;
             }
@@ -94,7 +105,9 @@ pub async fn write_image(sector: &Sector, stored: &[u8], sequence: u64, segments
 }
 
 async fn finish_write(sector: &Sector, write: Option<(u64, IoOp)>) -> Result<(), StorageError> {
-    let Some((address, write)) = write else { return Ok(()) };
+    let Some((address, write)) = write else {
+        return Ok(());
+    };
     let (_, outcome) = write.await;
     outcome.map_err(|source| sector.io_error("write", address, source))
 }
@@ -103,7 +116,11 @@ async fn finish_write(sector: &Sector, write: Option<(u64, IoOp)>) -> Result<(),
 ///
 /// # Errors
 /// `Io`.
-pub async fn write_root(sector: &Sector, root: &CheckpointRoot, segments: &[u32]) -> Result<(), StorageError> {
+pub async fn write_root(
+    sector: &Sector,
+    root: &CheckpointRoot,
+    segments: &[u32],
+) -> Result<(), StorageError> {
     for address in sector.geometry().roots(root.sequence.get()) {
         let bytes = root.encode(sector.identity(), address, segments);
         let mut buffer = sector.buffer(sector.geometry().round_up(bytes.len() as u64))?;
@@ -122,17 +139,34 @@ pub async fn write_root(sector: &Sector, root: &CheckpointRoot, segments: &[u32]
 pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, Vec<String>), StorageError> {
     let mut roots: Vec<Root> = Vec::new();
     let mut notes = Vec::new();
-    for address in [0, 1].into_iter().flat_map(|slot| sector.geometry().roots(slot)) {
-        let (buffer, skip) = sector.read(address..address + ROOT_SLOT_SIZE as u64).await?;
-        match CheckpointRoot::decode(&buffer[skip..], sector.identity(), sector.geometry(), address) {
+    for address in [0, 1]
+        .into_iter()
+        .flat_map(|slot| sector.geometry().roots(slot))
+    {
+        let (buffer, skip) = sector
+            .read(address..address + ROOT_SLOT_SIZE as u64)
+            .await?;
+        match CheckpointRoot::decode(
+            &buffer[skip..],
+            sector.identity(),
+            sector.geometry(),
+            address,
+        ) {
             Ok((root, segments)) => {
-                if !roots.iter().any(|known| known.root.sequence == root.sequence) {
+                if !roots
+                    .iter()
+                    .any(|known| known.root.sequence == root.sequence)
+                {
                     roots.push(Root { root, segments });
                 }
             }
             // A slot that was never used.
-            Err(FormatError::Magic { found: 0, .. }) if buffer[skip..].iter().all(|&byte| byte == 0) => {}
-            Err(error) => notes.push(format!("sector {}: the checkpoint root at {address} is damaged: {error}", sector.number())),
+            Err(FormatError::Magic { found: 0, .. })
+                if buffer[skip..].iter().all(|&byte| byte == 0) => {}
+            Err(error) => notes.push(format!(
+                "sector {}: the checkpoint root at {address} is damaged: {error}",
+                sector.number()
+            )),
         }
     }
     roots.sort_by_key(|root| std::cmp::Reverse(root.root.sequence.get()));
@@ -146,10 +180,14 @@ pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, Vec<String>), Sto
 pub async fn read_image(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImage, StorageError> {
     let geometry = *sector.geometry();
     let length = root.root.image_length.get();
-    let stored = stored_image_length(length).ok_or_else(|| sector.corruption(0, "oversized image"))?;
+    let stored =
+        stored_image_length(length).ok_or_else(|| sector.corruption(0, "oversized image"))?;
     let per_segment = geometry.image_bytes_per_segment();
-    let whole = usize::try_from(geometry.round_up(stored)).map_err(|_| sector.corruption(0, "oversized image"))?;
-    let mut image = BufferPool::global().try_take(whole).map_err(|source| sector.io_error("allocate", 0, source))?;
+    let whole = usize::try_from(geometry.round_up(stored))
+        .map_err(|_| sector.corruption(0, "oversized image"))?;
+    let mut image = BufferPool::global()
+        .try_take(whole)
+        .map_err(|source| sector.io_error("allocate", 0, source))?;
     let mut reads: VecDeque<(usize, u64, IoOp)> = VecDeque::new();
     let starts = (0..stored).step_by(usize::try_from(per_segment).unwrap_or(usize::MAX));
     for ((&segment, start), part) in root.segments.iter().zip(starts).zip(0_u32..) {
@@ -159,7 +197,8 @@ pub async fn read_image(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImage
         for at in (start..end).step_by(TRANSFER) {
             let buffer = sector.buffer((end - at).min(TRANSFER as u64))?;
             let address = base + (at - start);
-            let target = usize::try_from(at).map_err(|_| sector.corruption(address, "oversized image"))?;
+            let target =
+                usize::try_from(at).map_err(|_| sector.corruption(address, "oversized image"))?;
             reads.push_back((target, address, sector.disk().read(buffer, address)));
             if reads.len() > TRANSFERS {
                 finish_read(sector, reads.pop_front(), &mut image).await?;
@@ -171,29 +210,62 @@ pub async fn read_image(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImage
     }
     let corruption = |(at, error): (usize, FormatError)| {
         let part = at as u64 / per_segment;
-        let base = usize::try_from(part).ok().and_then(|part| root.segments.get(part)).map_or(0, |&segment| geometry.segment_offset(segment) + u64::from(geometry.block_size));
-        sector.corruption(base + at as u64 % per_segment, format!("checkpoint {}: {error}", root.root.sequence))
+        let base = usize::try_from(part)
+            .ok()
+            .and_then(|part| root.segments.get(part))
+            .map_or(0, |&segment| {
+                geometry.segment_offset(segment) + u64::from(geometry.block_size)
+            });
+        sector.corruption(
+            base + at as u64 % per_segment,
+            format!("checkpoint {}: {error}", root.root.sequence),
+        )
     };
-    let length = verify_image_pages(&image, &root.root).map_err(corruption)?.len();
-    let image = Image::open(Bytes::from_owner(image).slice(..length)).map_err(|error| corruption((0, error)))?;
-    image.check(&geometry).map_err(|error| corruption((0, error)))?;
+    let length = verify_image_pages(&image, &root.root)
+        .map_err(corruption)?
+        .len();
+    let image = Image::open(Bytes::from_owner(image).slice(..length))
+        .map_err(|error| corruption((0, error)))?;
+    image
+        .check(&geometry)
+        .map_err(|error| corruption((0, error)))?;
     Ok(image)
 }
 
 /// Checks that a segment holds the part of the checkpoint that its root says \[F-37\].
-async fn check_part(sector: &Sector, segment: u32, part: u32, sequence: u64) -> Result<(), StorageError> {
+async fn check_part(
+    sector: &Sector,
+    segment: u32,
+    part: u32,
+    sequence: u64,
+) -> Result<(), StorageError> {
     let geometry = sector.geometry();
     let base = geometry.segment_offset(segment);
-    let (buffer, skip) = sector.read(base..base + u64::from(geometry.block_size)).await?;
-    let header = SegmentHeader::decode(&buffer[skip..], sector.identity(), geometry, segment).map_err(|error| sector.corruption(base, format!("checkpoint {sequence}: {error}")))?;
-    if header.kind == segment::KIND_CHECKPOINT && header.previous_segment == part && header.previous_generation == sequence {
+    let (buffer, skip) = sector
+        .read(base..base + u64::from(geometry.block_size))
+        .await?;
+    let header = SegmentHeader::decode(&buffer[skip..], sector.identity(), geometry, segment)
+        .map_err(|error| sector.corruption(base, format!("checkpoint {sequence}: {error}")))?;
+    if header.kind == segment::KIND_CHECKPOINT
+        && header.previous_segment == part
+        && header.previous_generation == sequence
+    {
         return Ok(());
     }
-    Err(sector.corruption(base, format!("segment {segment} does not hold part {part} of checkpoint {sequence} [F-37]")))
+    Err(sector.corruption(
+        base,
+        format!("segment {segment} does not hold part {part} of checkpoint {sequence} [F-37]"),
+    ))
 }
 
-async fn finish_read(sector: &Sector, read: Option<(usize, u64, IoOp)>, image: &mut AlignedBuf) -> Result<(), StorageError> {
-    let Some((target, address, read)) = read else { return Ok(()) };
+async fn finish_read(
+    sector: &Sector,
+    read: Option<(usize, u64, IoOp)>,
+    image: &mut AlignedBuf,
+) -> Result<(), StorageError> {
+    let Some((target, address, read)) = read else {
+        return Ok(());
+    };
     let (buffer, outcome) = read.await;
     outcome.map_err(|source| sector.io_error("read", address, source))?;
     image[target..target + buffer.len()].copy_from_slice(&buffer);

@@ -80,10 +80,24 @@ pub struct Damage {
 ///
 /// # Errors
 /// What is wrong with the frame or one of its records.
-pub fn decode_frame(sector: &Sector, buffer: &[u8], header: &FrameHeader, address: u64) -> Result<(Vec<LoggedRecord>, Option<FormatError>), FormatError> {
-    let bad = |what: String| FormatError::Field { structure: "Frame", field: "records", what, rule: "F-23" };
+pub fn decode_frame(
+    sector: &Sector,
+    buffer: &[u8],
+    header: &FrameHeader,
+    address: u64,
+) -> Result<(Vec<LoggedRecord>, Option<FormatError>), FormatError> {
+    let bad = |what: String| FormatError::Field {
+        structure: "Frame",
+        field: "records",
+        what,
+        rule: "F-23",
+    };
     let used = header.used.get() as usize;
-    let frame = buffer.get(..used).ok_or(FormatError::Truncated { structure: "Frame", needed: used, found: buffer.len() })?;
+    let frame = buffer.get(..used).ok_or(FormatError::Truncated {
+        structure: "Frame",
+        needed: used,
+        found: buffer.len(),
+    })?;
     // A record takes at least 33 bytes, which bounds what is allocated.
     let mut records = Vec::with_capacity((header.records.get() as usize).min(used / 33));
     let mut checksums = Vec::with_capacity(records.capacity());
@@ -91,11 +105,25 @@ pub fn decode_frame(sector: &Sector, buffer: &[u8], header: &FrameHeader, addres
     let mut offset = size_of::<FrameHeader>();
     while offset < used {
         let record_address = address + offset as u64;
-        let record = RecordView::decode(&frame[offset..], sector.identity(), sector.geometry(), record_address)?;
-        let end = usize::try_from(record.length()).ok().and_then(|length| offset.checked_add(length)).filter(|&end| end <= used);
+        let record = RecordView::decode(
+            &frame[offset..],
+            sector.identity(),
+            sector.geometry(),
+            record_address,
+        )?;
+        let end = usize::try_from(record.length())
+            .ok()
+            .and_then(|length| offset.checked_add(length))
+            .filter(|&end| end <= used);
         let end = end.ok_or_else(|| bad(format!("reach past the frame's end at {offset}")))?;
         let payload_start = offset + record.payload_offset();
-        let (payload, wrong) = verify_payload(sector, &frame[payload_start..end], address + payload_start as u64, record.header.lsn.get(), record.kind == RecordKind::Manifest);
+        let (payload, wrong) = verify_payload(
+            sector,
+            &frame[payload_start..end],
+            address + payload_start as u64,
+            record.header.lsn.get(),
+            record.kind == RecordKind::Manifest,
+        );
         let manifest = match (&wrong, record.kind) {
             (None, RecordKind::Manifest) => Some(Manifest::decode(&payload)?),
             _ => None,
@@ -123,19 +151,40 @@ pub fn decode_frame(sector: &Sector, buffer: &[u8], header: &FrameHeader, addres
         wrong_chunk = wrong_chunk.or(wrong);
         offset = end;
     }
-    if records.len() != header.records.get() as usize || records_checksum(checksums.into_iter()) != header.records_checksum.get() {
-        return Err(bad(format!("are {}, the header says {}, or are others than it says", records.len(), header.records)));
+    if records.len() != header.records.get() as usize
+        || records_checksum(checksums.into_iter()) != header.records_checksum.get()
+    {
+        return Err(bad(format!(
+            "are {}, the header says {}, or are others than it says",
+            records.len(),
+            header.records
+        )));
     }
-    if records.iter().any(|record| if record.moved { record.lsn >= header.lsn.get() } else { record.lsn > header.lsn.get() }) {
+    if records.iter().any(|record| {
+        if record.moved {
+            record.lsn >= header.lsn.get()
+        } else {
+            record.lsn > header.lsn.get()
+        }
+    }) {
         return Err(bad("have LSNs above the frame's".to_owned()));
     }
     Ok((records, wrong_chunk))
 }
 
-fn verify_payload(sector: &Sector, stored: &[u8], address: u64, lsn: u64, gather: bool) -> (Vec<u8>, Option<FormatError>) {
+fn verify_payload(
+    sector: &Sector,
+    stored: &[u8],
+    address: u64,
+    lsn: u64,
+    gather: bool,
+) -> (Vec<u8>, Option<FormatError>) {
     let mask = sector.identity().chunk_mask(lsn);
     let mut payload = Vec::with_capacity(if gather { stored.len() } else { 0 });
-    for (chunk, at) in stored.chunks(CHUNK_SIZE).zip((address..).step_by(CHUNK_SIZE)) {
+    for (chunk, at) in stored
+        .chunks(CHUNK_SIZE)
+        .zip((address..).step_by(CHUNK_SIZE))
+    {
         match verify_chunk(chunk, mask, at) {
             Ok(length) if gather => payload.extend_from_slice(&chunk[..length]),
             Ok(_) => {}
@@ -177,9 +226,16 @@ impl Replay {
     ///
     /// # Errors
     /// `Io`.
-    pub async fn start(sector: &Arc<Sector>, root: Option<&CheckpointRoot>, segments: &mut Segments, claimed: u64) -> Result<Self, StorageError> {
+    pub async fn start(
+        sector: &Arc<Sector>,
+        root: Option<&CheckpointRoot>,
+        segments: &mut Segments,
+        claimed: u64,
+    ) -> Result<Self, StorageError> {
         let headers = read_headers(sector).await?;
-        let (generation, tail_segment) = root.map_or((0, NONE), |root| (root.tail_generation.get(), root.tail_segment.get()));
+        let (generation, tail_segment) = root.map_or((0, NONE), |root| {
+            (root.tail_generation.get(), root.tail_segment.get())
+        });
         segments.raise_generation(generation);
         // Chosen for a frame that had not landed when the checkpoint was taken.
         segments.free_open_except(tail_segment);
@@ -196,7 +252,8 @@ impl Replay {
         };
         if let Some(root) = root {
             replay.tail = Tail {
-                segment: (tail_segment != NONE).then_some((tail_segment, root.tail_generation.get())),
+                segment: (tail_segment != NONE)
+                    .then_some((tail_segment, root.tail_generation.get())),
                 offset: root.tail_offset.get().into(),
                 checksum: root.tail_checksum.get(),
                 lsn: root.lsn.get(),
@@ -222,7 +279,13 @@ impl Replay {
                 Found::Frame(frame) if frame.generation.get() > generation => {
                     replay.claimed = replay.claimed.max(frame.durable_lsn.get());
                     segments.raise_generation(frame.generation.get());
-                    replay.search(segment, u64::from(sector.geometry().block_size), frame.generation.get()).await?;
+                    replay
+                        .search(
+                            segment,
+                            u64::from(sector.geometry().block_size),
+                            frame.generation.get(),
+                        )
+                        .await?;
                 }
                 Found::Frame(_) | Found::Nothing => {}
             }
@@ -236,7 +299,10 @@ impl Replay {
     ///
     /// # Errors
     /// `Io`. Damage is not an error here: see [`Replay::damage`].
-    pub async fn next(&mut self, segments: &mut Segments) -> Result<Option<LoggedFrame>, StorageError> {
+    pub async fn next(
+        &mut self,
+        segments: &mut Segments,
+    ) -> Result<Option<LoggedFrame>, StorageError> {
         while !self.ended {
             if let Some(frame) = self.next_in_segment().await? {
                 self.bytes += frame.length;
@@ -288,13 +354,38 @@ impl Replay {
             }
             let address = geometry.segment_offset(segment) + self.tail.offset;
             let (header, buffer, skip) = match read_frame(&sector, address).await? {
-                Ok(found) if found.0.continues(generation, self.tail.checksum, self.tail.lsn) => found,
+                Ok(found)
+                    if found
+                        .0
+                        .continues(generation, self.tail.checksum, self.tail.lsn) =>
+                {
+                    found
+                }
                 Ok(_) => {
-                    let reason = FormatError::Field { structure: "FrameHeader", field: "previous", what: "does not continue the log".to_owned(), rule: "F-22" };
-                    if self.resume_behind_break(segment, generation, &reason).await? { continue } else { return Ok(None) }
+                    let reason = FormatError::Field {
+                        structure: "FrameHeader",
+                        field: "previous",
+                        what: "does not continue the log".to_owned(),
+                        rule: "F-22",
+                    };
+                    if self
+                        .resume_behind_break(segment, generation, &reason)
+                        .await?
+                    {
+                        continue;
+                    } else {
+                        return Ok(None);
+                    }
                 }
                 Err(reason) => {
-                    if self.resume_behind_break(segment, generation, &reason).await? { continue } else { return Ok(None) }
+                    if self
+                        .resume_behind_break(segment, generation, &reason)
+                        .await?
+                    {
+                        continue;
+                    } else {
+                        return Ok(None);
+                    }
                 }
             };
             let length = u64::from(header.length.get());
@@ -317,17 +408,29 @@ impl Replay {
                 if self.claimed < header.lsn.get() {
                     return Ok(None);
                 }
-                self.damage.push(Damage { error: sector.corruption(address, wrong), records_lost: records.is_empty() });
+                self.damage.push(Damage {
+                    error: sector.corruption(address, wrong),
+                    records_lost: records.is_empty(),
+                });
             }
             self.tail = tail;
             self.claimed = self.claimed.max(header.durable_lsn.get());
-            return Ok(Some(LoggedFrame { lsn: header.lsn.get(), records, length }));
+            return Ok(Some(LoggedFrame {
+                lsn: header.lsn.get(),
+                records,
+                length,
+            }));
         }
     }
 
     /// The chain breaks at the tail. If acknowledged writes are missing, notes the damage and goes
     /// on with the next good frame of the segment; returns whether there is one.
-    async fn resume_behind_break(&mut self, segment: u32, generation: u64, reason: &FormatError) -> Result<bool, StorageError> {
+    async fn resume_behind_break(
+        &mut self,
+        segment: u32,
+        generation: u64,
+        reason: &FormatError,
+    ) -> Result<bool, StorageError> {
         let geometry = *self.sector.geometry();
         self.gather_claims().await?;
         if self.claimed <= self.tail.lsn {
@@ -338,12 +441,24 @@ impl Replay {
             return Ok(false);
         }
         self.damage.push(Damage {
-            error: self.sector.corruption(at, format!("acknowledged frames are missing after LSN {}: {reason}", self.tail.lsn)),
+            error: self.sector.corruption(
+                at,
+                format!(
+                    "acknowledged frames are missing after LSN {}: {reason}",
+                    self.tail.lsn
+                ),
+            ),
             records_lost: true,
         });
-        let candidates = self.searched.as_ref().map(|(_, addresses)| addresses.clone()).unwrap_or_default();
+        let candidates = self
+            .searched
+            .as_ref()
+            .map(|(_, addresses)| addresses.clone())
+            .unwrap_or_default();
         for address in candidates.into_iter().filter(|&address| address > at) {
-            let Ok((header, ..)) = read_frame(&self.sector, address).await? else { continue };
+            let Ok((header, ..)) = read_frame(&self.sector, address).await? else {
+                continue;
+            };
             if header.generation == generation && header.lsn.get() > self.tail.lsn {
                 self.tail.offset = address - geometry.segment_offset(segment);
                 self.tail.checksum = header.previous.get();
@@ -369,19 +484,42 @@ impl Replay {
             self.chain.clear();
         }
         let geometry = *self.sector.geometry();
-        let Some(Link { segment: next, header }) = self.chain.pop_front() else {
+        let Some(Link {
+            segment: next,
+            header,
+        }) = self.chain.pop_front()
+        else {
             if self.claimed > self.tail.lsn {
-                let at = self.tail.segment.map_or(0, |(segment, _)| geometry.segment_offset(segment) + self.tail.offset);
-                self.note_loss(at, format!("the log ends at LSN {}, but LSN {} was acknowledged", self.tail.lsn, self.claimed));
+                let at = self.tail.segment.map_or(0, |(segment, _)| {
+                    geometry.segment_offset(segment) + self.tail.offset
+                });
+                self.note_loss(
+                    at,
+                    format!(
+                        "the log ends at LSN {}, but LSN {} was acknowledged",
+                        self.tail.lsn, self.claimed
+                    ),
+                );
             }
             return Ok(false);
         };
         if continuation.is_none() {
             let at = geometry.segment_offset(next);
-            self.note_loss(at, format!("segment {next} does not continue the log, which breaks after LSN {}", self.tail.lsn));
+            self.note_loss(
+                at,
+                format!(
+                    "segment {next} does not continue the log, which breaks after LSN {}",
+                    self.tail.lsn
+                ),
+            );
         }
         if let Some((segment, generation)) = self.tail.segment {
-            segments.set(segment, State::Sealed, generation, self.tail.offset.min(geometry.segment_size));
+            segments.set(
+                segment,
+                State::Sealed,
+                generation,
+                self.tail.offset.min(geometry.segment_size),
+            );
         }
         self.tail = Tail {
             segment: Some((next, header.generation.get())),
@@ -396,21 +534,26 @@ impl Replay {
 
     /// Which segment of the chain continues the log at the tail.
     fn continuation(&self) -> Option<usize> {
-        self.chain.iter().position(|Link { header, .. }| match self.tail.segment {
-            None => header.previous_segment == NONE,
-            Some((segment, generation)) => {
-                header.previous_segment == segment
-                    && header.previous_generation == generation
-                    && u64::from(header.previous_end.get()) == self.tail.offset
-                    && header.previous_checksum == self.tail.checksum
-            }
-        })
+        self.chain
+            .iter()
+            .position(|Link { header, .. }| match self.tail.segment {
+                None => header.previous_segment == NONE,
+                Some((segment, generation)) => {
+                    header.previous_segment == segment
+                        && header.previous_generation == generation
+                        && u64::from(header.previous_end.get()) == self.tail.offset
+                        && header.previous_checksum == self.tail.checksum
+                }
+            })
     }
 
     /// Notes that acknowledged records are missing; once, since one break shows in several ways.
     fn note_loss(&mut self, at: u64, what: String) {
         if !self.damage.iter().any(|damage| damage.records_lost) {
-            self.damage.push(Damage { error: self.sector.corruption(at, what), records_lost: true });
+            self.damage.push(Damage {
+                error: self.sector.corruption(at, what),
+                records_lost: true,
+            });
         }
     }
 
@@ -429,8 +572,17 @@ impl Replay {
     }
 
     /// Looks for frames of `generation` from `offset` on in a segment, and takes in what they claim.
-    async fn search(&mut self, segment: u32, offset: u64, generation: u64) -> Result<(), StorageError> {
-        if self.searched.as_ref().is_some_and(|(searched, _)| *searched == segment) {
+    async fn search(
+        &mut self,
+        segment: u32,
+        offset: u64,
+        generation: u64,
+    ) -> Result<(), StorageError> {
+        if self
+            .searched
+            .as_ref()
+            .is_some_and(|(searched, _)| *searched == segment)
+        {
             return Ok(());
         }
         let geometry = *self.sector.geometry();
@@ -441,8 +593,11 @@ impl Replay {
             let base = geometry.segment_offset(segment);
             let (buffer, skip) = self.sector.read(base + start..base + end).await?;
             let blocks = buffer[skip..].chunks(geometry.block_size as usize);
-            for (block, address) in blocks.zip((base + start..).step_by(geometry.block_size as usize)) {
-                if let Ok(header) = FrameHeader::decode(block, self.sector.identity(), &geometry, address)
+            for (block, address) in
+                blocks.zip((base + start..).step_by(geometry.block_size as usize))
+            {
+                if let Ok(header) =
+                    FrameHeader::decode(block, self.sector.identity(), &geometry, address)
                     && header.generation == generation
                 {
                     self.claimed = self.claimed.max(header.durable_lsn.get());
@@ -461,7 +616,10 @@ impl Replay {
 ///
 /// # Errors
 /// `Io`; the inner error says why there is no frame.
-pub async fn read_frame(sector: &Sector, address: u64) -> Result<Result<(FrameHeader, AlignedBuf, usize), FormatError>, StorageError> {
+pub async fn read_frame(
+    sector: &Sector,
+    address: u64,
+) -> Result<Result<(FrameHeader, AlignedBuf, usize), FormatError>, StorageError> {
     /// Small frames come with their header in one read.
     const FIRST_READ: u64 = 64 << 10;
     let geometry = sector.geometry();
@@ -502,19 +660,33 @@ async fn read_headers(sector: &Sector) -> Result<Vec<Found>, StorageError> {
     let mut next = 0;
     while found.len() < geometry.segment_count as usize {
         while reads.len() < HEADER_READS && next < geometry.segment_count {
-            reads.push_back((next, sector.disk().read(sector.buffer(length)?, range(next).start)));
+            reads.push_back((
+                next,
+                sector
+                    .disk()
+                    .read(sector.buffer(length)?, range(next).start),
+            ));
             next += 1;
         }
-        let Some((segment, read)) = reads.pop_front() else { break };
+        let Some((segment, read)) = reads.pop_front() else {
+            break;
+        };
         let (buffer, outcome) = read.await;
         let address = range(segment).start;
         outcome.map_err(|source| sector.io_error("read", address, source))?;
         let (first, second) = buffer.split_at(geometry.block_size as usize);
-        found.push(match SegmentHeader::decode(first, sector.identity(), geometry, segment) {
-            Ok(header) => Found::Header(header),
-            Err(_) => FrameHeader::decode(second, sector.identity(), geometry, address + first.len() as u64)
+        found.push(
+            match SegmentHeader::decode(first, sector.identity(), geometry, segment) {
+                Ok(header) => Found::Header(header),
+                Err(_) => FrameHeader::decode(
+                    second,
+                    sector.identity(),
+                    geometry,
+                    address + first.len() as u64,
+                )
                 .map_or(Found::Nothing, Found::Frame),
-        });
+            },
+        );
     }
     Ok(found)
 }

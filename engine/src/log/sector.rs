@@ -50,7 +50,7 @@ impl Sector {
     /// # Errors
     /// What the disk reports.
     pub async fn format(disk: Arc<dyn Disk>, superblock: Superblock) -> Result<Self, StorageError> {
-        let sector = Self::new(disk, superblock.sector_number.get(), &superblock)?;
+        let sector = Self::new(disk, superblock.sector_number.get(), &superblock);
         for address in sector.geometry.superblocks() {
             let block = u64::from(sector.geometry.block_size);
             let mut buffer = sector.buffer(block)?;
@@ -67,51 +67,84 @@ impl Sector {
     ///
     /// # Errors
     /// `UnsupportedVersion`, or `InvalidStore` when it is foreign, damaged or truncated.
-    pub async fn open(disk: Arc<dyn Disk>, number: u16) -> Result<(Self, Vec<String>), StorageError> {
+    pub async fn open(
+        disk: Arc<dyn Disk>,
+        number: u16,
+    ) -> Result<(Self, Vec<String>), StorageError> {
         let path = disk.info().path.clone();
-        let invalid = |why: String| StorageError::InvalidStore { path: path.clone(), why };
+        let invalid = |why: String| StorageError::InvalidStore {
+            path: path.clone(),
+            why,
+        };
         let size = disk.size();
         if size < AREA_SIZE * 2 {
             return Err(invalid(format!("{size} bytes are too few for a sector")));
         }
-        let mut found: Vec<Superblock> = Vec::new();
-        let mut wrong: Vec<FormatError> = Vec::new();
-        let mut place = vec![0];
-        let back = size - AREA_SIZE;
-        if back % 512 == 0 {
-            place.push(back);
-        }
-        for address in place {
-            let (buffer, outcome) = disk.read(BufferPool::global().take(4096), address).await;
-            outcome.map_err(|source| io_error("read", number, address, source))?;
-            match Superblock::decode(&buffer, address) {
-                Ok(superblock) => found.push(superblock),
-                Err(error) => wrong.push(error),
+        let front = read_superblock(&disk, number, 0).await?;
+        // The front copy says where the other lies; without it, the back area is at the end.
+        let back_address = front.as_ref().map_or(size - AREA_SIZE, |superblock| {
+            superblock.geometry().back_area()
+        });
+        if let Ok(superblock) = &front {
+            let expected = superblock.geometry().sector_size();
+            if size < expected {
+                return Err(invalid(format!(
+                    "truncated: {size} bytes, its superblock says {expected}"
+                )));
             }
         }
-        let Some(superblock) = found.iter().max_by_key(|superblock| superblock.sequence.get()) else {
-            return Err(match wrong.swap_remove(0) {
-                FormatError::Version { found, supported } => StorageError::UnsupportedVersion { path, found, supported },
-                FormatError::Magic { .. } => invalid("not a Graviton sector".to_owned()),
-                error => invalid(format!("no superblock is whole: {error}")),
-            });
+        let aligned = back_address % u64::from(disk.info().block_size) == 0;
+        let back = if aligned {
+            read_superblock(&disk, number, back_address).await?
+        } else {
+            Err(FormatError::Truncated {
+                structure: "Superblock",
+                needed: 512,
+                found: 0,
+            })
         };
-        let expected = superblock.geometry().sector_size();
-        if size < expected {
-            return Err(invalid(format!("truncated: {size} bytes, its superblock says {expected}")));
-        }
-        let mut notes: Vec<String> = Vec::new();
-        if found.len() < 2 && !(size > expected && wrong.len() == 1 && found[0].sealed(0) == found[0]) {
-            notes.extend(wrong.iter().map(|error| format!("sector {number}: a superblock copy is damaged: {error}")));
-        }
-        let superblock = *superblock;
-        Ok((Self::new(disk, number, &superblock)?, notes))
+        let note =
+            |error: &FormatError| format!("sector {number}: a superblock copy is damaged: {error}");
+        let (superblock, notes) = match (front, back) {
+            (Ok(front), Ok(back)) => (
+                if back.sequence > front.sequence {
+                    back
+                } else {
+                    front
+                },
+                Vec::new(),
+            ),
+            (Ok(good), Err(error)) | (Err(error), Ok(good)) => (good, vec![note(&error)]),
+            (Err(FormatError::Version { found, supported }), Err(_)) => {
+                return Err(StorageError::UnsupportedVersion {
+                    path,
+                    found,
+                    supported,
+                });
+            }
+            (Err(FormatError::Magic { .. }), Err(_)) => {
+                return Err(invalid("not a Graviton sector".to_owned()));
+            }
+            (Err(error), Err(_)) => {
+                return Err(invalid(format!("no superblock is whole: {error}")));
+            }
+        };
+        Ok((Self::new(disk, number, &superblock), notes))
     }
 
-    fn new(disk: Arc<dyn Disk>, number: u16, superblock: &Superblock) -> Result<Self, StorageError> {
+    fn new(disk: Arc<dyn Disk>, number: u16, superblock: &Superblock) -> Self {
         let geometry = superblock.geometry();
-        let pins = (0..geometry.segment_count).map(|_| AtomicU32::new(0)).collect();
-        Ok(Self { number, identity: superblock.identity(), geometry, disk, pins, poisoned: OnceLock::new() })
+        let pins = (0..geometry.segment_count)
+            .map(|_| AtomicU32::new(0))
+            .collect();
+        Self {
+            number,
+            identity: superblock.identity(),
+            geometry,
+            disk,
+            pins,
+            poisoned: OnceLock::new(),
+        }
     }
 
     /// Its number in the store.
@@ -147,7 +180,10 @@ impl Sector {
     /// A place in it, for errors.
     #[must_use]
     pub fn place(&self, offset: u64) -> Place {
-        Place { sector: self.number, offset }
+        Place {
+            sector: self.number,
+            offset,
+        }
     }
 
     /// The first failure of a write or sync, if there was one.
@@ -170,16 +206,28 @@ impl Sector {
     pub fn check_writable(&self) -> Result<(), StorageError> {
         match self.poisoned() {
             None => Ok(()),
-            Some(cause) => Err(StorageError::SectorPoisoned { sector: self.number, cause: cause.to_owned() }),
+            Some(cause) => Err(StorageError::SectorPoisoned {
+                sector: self.number,
+                cause: cause.to_owned(),
+            }),
         }
     }
 
     /// A corruption at `offset`.
     pub fn corruption(&self, offset: u64, what: impl ToString) -> StorageError {
-        StorageError::Corruption { place: self.place(offset), key: None, what: what.to_string() }
+        StorageError::Corruption {
+            place: self.place(offset),
+            key: None,
+            what: what.to_string(),
+        }
     }
 
-    pub(crate) fn io_error(&self, operation: &'static str, offset: u64, source: io::Error) -> StorageError {
+    pub(crate) fn io_error(
+        &self,
+        operation: &'static str,
+        offset: u64,
+        source: io::Error,
+    ) -> StorageError {
         io_error(operation, self.number, offset, source)
     }
 
@@ -188,15 +236,23 @@ impl Sector {
     /// # Errors
     /// `Io` when there is no memory.
     pub fn buffer(&self, length: u64) -> Result<AlignedBuf, StorageError> {
-        let length = usize::try_from(length).map_err(|_| self.io_error("allocate", 0, io::ErrorKind::OutOfMemory.into()))?;
-        BufferPool::global().try_take(length).map_err(|source| self.io_error("allocate", 0, source))
+        let length = usize::try_from(length)
+            .map_err(|_| self.io_error("allocate", 0, io::ErrorKind::OutOfMemory.into()))?;
+        BufferPool::global()
+            .try_take(length)
+            .map_err(|source| self.io_error("allocate", 0, source))
     }
 
     /// Writes a buffer of whole blocks.
     ///
     /// # Errors
     /// `Io`.
-    pub async fn write(&self, buffer: AlignedBuf, address: u64, sync: WriteSync) -> Result<(), StorageError> {
+    pub async fn write(
+        &self,
+        buffer: AlignedBuf,
+        address: u64,
+        sync: WriteSync,
+    ) -> Result<(), StorageError> {
         let (_, outcome) = self.disk.write(buffer, address, sync).await;
         outcome.map_err(|source| self.io_error("write", address, source))
     }
@@ -216,7 +272,13 @@ impl Sector {
     /// `Io`; `Corruption` if the range reaches past the sector's end.
     pub async fn read(&self, range: Range<u64>) -> Result<(AlignedBuf, usize), StorageError> {
         if range.start > range.end || range.end > self.disk.size() {
-            return Err(self.corruption(range.start, format!("points at {} bytes past the end of the sector", range.end.saturating_sub(range.start))));
+            return Err(self.corruption(
+                range.start,
+                format!(
+                    "points at {} bytes past the end of the sector",
+                    range.end.saturating_sub(range.start)
+                ),
+            ));
         }
         let block = u64::from(self.disk.info().block_size);
         let start = range.start - range.start % block;
@@ -224,7 +286,8 @@ impl Sector {
         let buffer = self.buffer(end - start)?;
         let (buffer, outcome) = self.disk.read(buffer, start).await;
         outcome.map_err(|source| self.io_error("read", start, source))?;
-        let skip = usize::try_from(range.start - start).map_err(|_| self.corruption(start, "unaligned"))?;
+        let skip = usize::try_from(range.start - start)
+            .map_err(|_| self.corruption(start, "unaligned"))?;
         Ok((buffer, skip))
     }
 
@@ -232,7 +295,11 @@ impl Sector {
     ///
     /// # Errors
     /// `Io`, `Corruption`.
-    pub async fn read_payload(&self, payload: Payload, range: Range<u64>) -> Result<Bytes, StorageError> {
+    pub async fn read_payload(
+        &self,
+        payload: Payload,
+        range: Range<u64>,
+    ) -> Result<Bytes, StorageError> {
         debug_assert!(range.start <= range.end && range.end <= payload.length);
         if range.is_empty() {
             return Ok(Bytes::new());
@@ -241,12 +308,16 @@ impl Sector {
         let first = range.start / chunk;
         let start = payload.address.saturating_add(first * size);
         let stored_end = (range.end.div_ceil(chunk) * size).min(stored_length(payload.length));
-        let (mut buffer, skip) = self.read(start..payload.address.saturating_add(stored_end)).await?;
-        let stored = usize::try_from(payload.address + stored_end - start).map_err(|_| self.corruption(start, "oversized"))?;
+        let (mut buffer, skip) = self
+            .read(start..payload.address.saturating_add(stored_end))
+            .await?;
+        let stored = usize::try_from(payload.address + stored_end - start)
+            .map_err(|_| self.corruption(start, "oversized"))?;
         let mask = self.identity.chunk_mask(payload.lsn);
         gather_chunks(&mut buffer[skip..skip + stored], mask, start)
             .map_err(|(offset, error)| self.corruption(start + offset as u64, error))?;
-        let offset = |position: u64| skip + usize::try_from(position - first * chunk).unwrap_or(usize::MAX);
+        let offset =
+            |position: u64| skip + usize::try_from(position - first * chunk).unwrap_or(usize::MAX);
         Ok(Bytes::from_owner(buffer).slice(offset(range.start)..offset(range.end)))
     }
 
@@ -255,7 +326,13 @@ impl Sector {
     ///
     /// # Errors
     /// `Io`, `Corruption`.
-    pub async fn read_meta(&self, address: u64, key: &BinaryKey, lsn: u64, meta_length: u32) -> Result<Vec<u8>, StorageError> {
+    pub async fn read_meta(
+        &self,
+        address: u64,
+        key: &BinaryKey,
+        lsn: u64,
+        meta_length: u32,
+    ) -> Result<Vec<u8>, StorageError> {
         let head = (32 + key.as_bytes().len()) as u64 + u64::from(meta_length);
         let (buffer, skip) = self.read(address..address.saturating_add(head)).await?;
         let record = RecordView::decode(&buffer[skip..], &self.identity, &self.geometry, address)
@@ -278,7 +355,10 @@ impl Sector {
         for &segment in &segments {
             self.pins[segment as usize].fetch_add(1, Ordering::AcqRel);
         }
-        Pin { sector: Arc::clone(self), segments }
+        Pin {
+            sector: Arc::clone(self),
+            segments,
+        }
     }
 
     /// Whether a reader is at work in a segment.
@@ -288,8 +368,23 @@ impl Sector {
     }
 }
 
+/// Reads the superblock copy at `address`; the inner error says what is wrong with it.
+async fn read_superblock(
+    disk: &Arc<dyn Disk>,
+    number: u16,
+    address: u64,
+) -> Result<Result<Superblock, FormatError>, StorageError> {
+    let (buffer, outcome) = disk.read(BufferPool::global().take(4096), address).await;
+    outcome.map_err(|source| io_error("read", number, address, source))?;
+    Ok(Superblock::decode(&buffer, address))
+}
+
 fn io_error(operation: &'static str, sector: u16, offset: u64, source: io::Error) -> StorageError {
-    StorageError::Io { operation, place: Place { sector, offset }, source: Arc::new(source) }
+    StorageError::Io {
+        operation,
+        place: Place { sector, offset },
+        source: Arc::new(source),
+    }
 }
 
 /// Keeps segments from being reused. See [`Sector::pin`].

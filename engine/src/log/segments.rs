@@ -23,9 +23,15 @@ pub enum State {
 
 impl State {
     fn decode(state: u8) -> Option<Self> {
-        [Self::Free, Self::Open, Self::Sealed, Self::Reclaimed, Self::Checkpoint]
-            .into_iter()
-            .find(|known| *known as u8 == state)
+        [
+            Self::Free,
+            Self::Open,
+            Self::Sealed,
+            Self::Reclaimed,
+            Self::Checkpoint,
+        ]
+        .into_iter()
+        .find(|known| *known as u8 == state)
     }
 }
 
@@ -106,7 +112,11 @@ impl Segments {
 
     /// The table as a checkpoint has it. `None` if it does not fit the sector.
     #[must_use]
-    pub fn decode(entries: impl Iterator<Item = SegmentEntry>, geometry: &Geometry, sequence: u64) -> Option<Self> {
+    pub fn decode(
+        entries: impl Iterator<Item = SegmentEntry>,
+        geometry: &Geometry,
+        sequence: u64,
+    ) -> Option<Self> {
         let table = entries
             .map(|entry| {
                 Some(Segment {
@@ -118,13 +128,21 @@ impl Segments {
                     reclaimed_at: sequence,
                     ..Segment::NEVER_USED
                 })
-                .filter(|segment| segment.written <= geometry.segment_size && segment.live <= geometry.segment_size)
+                .filter(|segment| {
+                    segment.written <= geometry.segment_size
+                        && segment.live <= geometry.segment_size
+                })
             })
             .collect::<Option<Vec<_>>>()?;
         if table.len() != geometry.segment_count as usize {
             return None;
         }
-        let mut segments = Self { table, free: 0, generation: 0, checkpoint_reserve: 1 };
+        let mut segments = Self {
+            table,
+            free: 0,
+            generation: 0,
+            checkpoint_reserve: 1,
+        };
         segments.recount();
         Some(segments)
     }
@@ -144,7 +162,13 @@ impl Segments {
     }
 
     fn recount(&mut self) {
-        self.free = u32::try_from(self.table.iter().filter(|segment| segment.state == State::Free).count()).unwrap_or(u32::MAX);
+        self.free = u32::try_from(
+            self.table
+                .iter()
+                .filter(|segment| segment.state == State::Free)
+                .count(),
+        )
+        .unwrap_or(u32::MAX);
     }
 
     /// One segment.
@@ -167,8 +191,13 @@ impl Segments {
     /// Whether fewer than `ahead` free segments are zeroed, and one could be.
     #[must_use]
     pub fn wants_zeroing(&self, ahead: usize) -> bool {
-        let free = || self.table.iter().filter(|segment| segment.state == State::Free && !segment.busy);
-        free().filter(|segment| segment.zeroed).count() < ahead && free().any(|segment| !segment.zeroed)
+        let free = || {
+            self.table
+                .iter()
+                .filter(|segment| segment.state == State::Free && !segment.busy)
+        };
+        free().filter(|segment| segment.zeroed).count() < ahead
+            && free().any(|segment| !segment.zeroed)
     }
 
     /// How many are free.
@@ -180,7 +209,13 @@ impl Segments {
     /// How many are reclaimed but not yet free.
     #[must_use]
     pub fn reclaimed(&self) -> u32 {
-        u32::try_from(self.table.iter().filter(|segment| segment.state == State::Reclaimed).count()).unwrap_or(u32::MAX)
+        u32::try_from(
+            self.table
+                .iter()
+                .filter(|segment| segment.state == State::Reclaimed)
+                .count(),
+        )
+        .unwrap_or(u32::MAX)
     }
 
     /// The highest generation given out.
@@ -215,7 +250,9 @@ impl Segments {
     #[must_use]
     pub fn usable(&self) -> u32 {
         let kept = self.reserve(Purpose::Put) + 2 * self.checkpoint_reserve;
-        u32::try_from(self.table.len()).unwrap_or(u32::MAX).saturating_sub(kept)
+        u32::try_from(self.table.len())
+            .unwrap_or(u32::MAX)
+            .saturating_sub(kept)
     }
 
     /// Takes a free segment into use as `state`, with a new generation. `None` if what is free is
@@ -232,17 +269,29 @@ impl Segments {
             .or_else(|| self.table.iter().position(free))?;
         self.generation += 1;
         self.free -= 1;
-        self.table[index] = Segment { state, generation: self.generation, zeroed: self.table[index].zeroed, ..Segment::NEVER_USED };
+        self.table[index] = Segment {
+            state,
+            generation: self.generation,
+            zeroed: self.table[index].zeroed,
+            ..Segment::NEVER_USED
+        };
         Some((u32::try_from(index).ok()?, self.generation))
     }
 
     /// A free segment was never used and should be zeroed: takes it for that.
     pub fn take_for_zeroing(&mut self, ahead: usize) -> Option<u32> {
-        let zeroed = self.table.iter().filter(|segment| segment.state == State::Free && segment.zeroed).count();
+        let zeroed = self
+            .table
+            .iter()
+            .filter(|segment| segment.state == State::Free && segment.zeroed)
+            .count();
         if zeroed >= ahead {
             return None;
         }
-        let index = self.table.iter().position(|segment| segment.state == State::Free && !segment.zeroed && !segment.busy)?;
+        let index = self
+            .table
+            .iter()
+            .position(|segment| segment.state == State::Free && !segment.zeroed && !segment.busy)?;
         self.table[index].busy = true;
         u32::try_from(index).ok()
     }
@@ -256,9 +305,20 @@ impl Segments {
 
     /// Puts a segment into a state that was learned from the disk.
     pub fn set(&mut self, segment: u32, state: State, generation: u64, written: u64) {
-        let live = if generation == self.get(segment).generation { self.get(segment).live } else { 0 };
+        let live = if generation == self.get(segment).generation {
+            self.get(segment).live
+        } else {
+            0
+        };
         let zeroed = self.get(segment).zeroed || generation > 0;
-        self.table[segment as usize] = Segment { state, generation, live, written, zeroed, ..Segment::NEVER_USED };
+        self.table[segment as usize] = Segment {
+            state,
+            generation,
+            live,
+            written,
+            zeroed,
+            ..Segment::NEVER_USED
+        };
         self.raise_generation(generation);
         self.recount();
     }
@@ -267,7 +327,11 @@ impl Segments {
     pub fn free_open_except(&mut self, tail: u32) {
         for (index, segment) in (0..).zip(&mut self.table) {
             if segment.state == State::Open && index != tail {
-                *segment = Segment { generation: segment.generation, zeroed: segment.zeroed, ..Segment::NEVER_USED };
+                *segment = Segment {
+                    generation: segment.generation,
+                    zeroed: segment.zeroed,
+                    ..Segment::NEVER_USED
+                };
             }
         }
         self.recount();
@@ -299,8 +363,8 @@ impl Segments {
 
     /// `bytes` of live records died.
     pub fn remove_live(&mut self, segment: u32, bytes: u64) {
+        // A hostile checkpoint can count too few; verify compares the counts with the index.
         let live = &mut self.table[segment as usize].live;
-        debug_assert!(*live >= bytes, "segment {segment}: {bytes} bytes died of {live}");
         *live = live.saturating_sub(bytes);
     }
 
@@ -331,7 +395,9 @@ impl Segments {
         for (index, segment) in (0..).zip(&mut self.table) {
             let over = match segment.state {
                 State::Reclaimed => segment.reclaimed_at <= oldest_kept && !sector.is_pinned(index),
-                State::Checkpoint => !segment.busy && !images.iter().any(|image| image.contains(&index)),
+                State::Checkpoint => {
+                    !segment.busy && !images.iter().any(|image| image.contains(&index))
+                }
                 _ => false,
             };
             if over {
@@ -368,8 +434,12 @@ impl Segments {
     #[must_use]
     pub fn victim(&self, geometry: &Geometry, sector: &Sector) -> Option<u32> {
         self.iter()
-            .filter(|(index, segment)| segment.state == State::Sealed && !segment.damaged && !sector.is_pinned(*index))
-            .filter(|(_, segment)| segment.live + geometry.segment_size / 64 < geometry.segment_size)
+            .filter(|(index, segment)| {
+                segment.state == State::Sealed && !segment.damaged && !sector.is_pinned(*index)
+            })
+            .filter(|(_, segment)| {
+                segment.live + geometry.segment_size / 64 < geometry.segment_size
+            })
             .min_by_key(|(_, segment)| segment.live)
             .map(|(index, _)| index)
     }

@@ -205,7 +205,10 @@ impl<T, E> Op<T, E> {
         T: Send + 'static,
         E: Send + 'static,
     {
-        Self::start(Kept { future: Some(Box::pin(future)), keeper: Some(keeper) })
+        Self::start(Kept {
+            future: Some(Box::pin(future)),
+            keeper: Some(keeper),
+        })
     }
 
     /// Blocks the calling thread until the operation is over.
@@ -235,7 +238,10 @@ where
     keeper: Option<K>,
 }
 
-impl<F: Future + Send + 'static, K: FnOnce(Detached)> Unpin for Kept<F, K> where F::Output: Send + 'static {}
+impl<F: Future + Send + 'static, K: FnOnce(Detached)> Unpin for Kept<F, K> where
+    F::Output: Send + 'static
+{
+}
 
 impl<F: Future + Send + 'static, K: FnOnce(Detached)> Future for Kept<F, K>
 where

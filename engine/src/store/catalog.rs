@@ -60,7 +60,10 @@ pub fn begin_creation(backend: &dyn Backend, directory: &Path, sectors: u16) -> 
     let note = directory.join(CREATING_FILE);
     match backend.read_file(&note, 16) {
         Ok(text) => {
-            let count = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse::<u16>().ok()).unwrap_or(0);
+            let count = std::str::from_utf8(&text)
+                .ok()
+                .and_then(|text| text.trim().parse::<u16>().ok())
+                .unwrap_or(0);
             for number in 0..count.min(64) {
                 backend.remove_file(&directory.join(sector_file(number)))?;
             }
@@ -73,7 +76,10 @@ pub fn begin_creation(backend: &dyn Backend, directory: &Path, sectors: u16) -> 
         let file = directory.join(sector_file(number));
         if file.symlink_metadata().is_ok() {
             backend.remove_file(&note)?;
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, file.display().to_string()));
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                file.display().to_string(),
+            ));
         }
     }
     backend.replace_file(&note, sectors.to_string().as_bytes())
@@ -95,8 +101,15 @@ struct VersionOnly {
 impl Catalog {
     /// The store file of a store.
     pub fn new(store_id: &[u8; 16], sectors: &[(PathBuf, u64)]) -> Self {
-        let sector = |(file, id): &(PathBuf, u64)| CatalogSector { file: file.clone(), id: format!("{id:016x}") };
-        Self { format_version: FORMAT_VERSION, store_id: hex(store_id), sectors: sectors.iter().map(sector).collect() }
+        let sector = |(file, id): &(PathBuf, u64)| CatalogSector {
+            file: file.clone(),
+            id: format!("{id:016x}"),
+        };
+        Self {
+            format_version: FORMAT_VERSION,
+            store_id: hex(store_id),
+            sectors: sectors.iter().map(sector).collect(),
+        }
     }
 
     /// Reads the store file of the store in `directory`.
@@ -105,24 +118,42 @@ impl Catalog {
     /// `NoStore`, `UnsupportedVersion`, `InvalidStore`, `File`.
     pub fn read(backend: &dyn Backend, directory: &Path) -> Result<Self, StorageError> {
         let path = directory.join(FILE);
-        let invalid = |why: String| StorageError::InvalidStore { path: path.clone(), why };
-        let bytes = backend.read_file(&path, LENGTH_MAX).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-                StorageError::NoStore { path: directory.to_owned(), why: format!("it has no {FILE}") }
-            }
-            io::ErrorKind::InvalidData => invalid("too long for a store file".to_owned()),
-            _ => StorageError::File { operation: "read", path: path.clone(), source: Arc::new(error) },
-        })?;
-        let text = std::str::from_utf8(&bytes).map_err(|_| invalid("not a text file".to_owned()))?;
+        let invalid = |why: String| StorageError::InvalidStore {
+            path: path.clone(),
+            why,
+        };
+        let bytes = backend
+            .read_file(&path, LENGTH_MAX)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => StorageError::NoStore {
+                    path: directory.to_owned(),
+                    why: format!("it has no {FILE}"),
+                },
+                io::ErrorKind::InvalidData => invalid("too long for a store file".to_owned()),
+                _ => StorageError::File {
+                    operation: "read",
+                    path: path.clone(),
+                    source: Arc::new(error),
+                },
+            })?;
+        let text =
+            std::str::from_utf8(&bytes).map_err(|_| invalid("not a text file".to_owned()))?;
         let brief = |error: toml::de::Error| invalid(error.message().to_owned());
         // The version first: a newer file may have other fields.
         let VersionOnly { format_version } = toml::from_str(text).map_err(brief)?;
         if format_version > FORMAT_VERSION {
-            return Err(StorageError::UnsupportedVersion { path, found: format_version, supported: FORMAT_VERSION });
+            return Err(StorageError::UnsupportedVersion {
+                path,
+                found: format_version,
+                supported: FORMAT_VERSION,
+            });
         }
         let catalog: Self = toml::from_str(text).map_err(brief)?;
         if catalog.sectors.is_empty() || catalog.sectors.len() > SECTORS_MAX {
-            return Err(invalid(format!("names {} sectors, must be 1 to {SECTORS_MAX}", catalog.sectors.len())));
+            return Err(invalid(format!(
+                "names {} sectors, must be 1 to {SECTORS_MAX}",
+                catalog.sectors.len()
+            )));
         }
         Ok(catalog)
     }
@@ -133,8 +164,19 @@ impl Catalog {
     /// `File`.
     pub fn write(&self, backend: &dyn Backend, directory: &Path) -> Result<(), StorageError> {
         let path = directory.join(FILE);
-        let text = toml::to_string(self).map_err(|error| StorageError::InvalidStore { path: path.clone(), why: error.to_string() })?;
-        let text = format!("# A Graviton store. Written by the engine; the sectors hold the same ids.\n{text}");
-        backend.replace_file(&path, text.as_bytes()).map_err(|error| StorageError::File { operation: "write", path, source: Arc::new(error) })
+        let text = toml::to_string(self).map_err(|error| StorageError::InvalidStore {
+            path: path.clone(),
+            why: error.to_string(),
+        })?;
+        let text = format!(
+            "# A Graviton store. Written by the engine; the sectors hold the same ids.\n{text}"
+        );
+        backend
+            .replace_file(&path, text.as_bytes())
+            .map_err(|error| StorageError::File {
+                operation: "write",
+                path,
+                source: Arc::new(error),
+            })
     }
 }

@@ -19,8 +19,8 @@ use super::inner::Inner;
 use super::record;
 use super::ticket::{Answer, Ticket, ticket};
 use crate::io::WriteSync;
-use crate::log::image_io::image_segments;
 use crate::log::append::{BuiltFrame, frame_length};
+use crate::log::image_io::image_segments;
 use crate::log::{FrameBuilder, Purpose, Sector, State, Tail};
 use crate::port::{BinaryKey, ETag, Precondition, StorageError};
 
@@ -45,7 +45,12 @@ pub enum Mutation {
         manifest: Option<(u64, Arc<[ExtentRef]>)>,
     },
     /// A delete.
-    Delete { key: BinaryKey, precondition: Precondition, strict: bool, time: u64 },
+    Delete {
+        key: BinaryKey,
+        precondition: Precondition,
+        strict: bool,
+        time: u64,
+    },
     /// A manifest for `target` that shares the payload of version `expected` of `source`.
     Copy {
         source: BinaryKey,
@@ -111,7 +116,13 @@ pub enum Work {
     /// Changes that happen all or not at all.
     Mutations(Vec<Mutation>),
     /// A piece of a blob on its way in.
-    Extent { key: BinaryKey, time: u64, payload_length: u32, record: Encoded, hold: Arc<Hold> },
+    Extent {
+        key: BinaryKey,
+        time: u64,
+        payload_length: u32,
+        record: Encoded,
+        hold: Arc<Hold>,
+    },
     /// Records on their way out of a segment.
     Moves(Vec<Move>),
     /// Make everything before durable.
@@ -123,7 +134,13 @@ pub enum Work {
 impl Work {
     fn purpose(&self) -> Purpose {
         match self {
-            Self::Mutations(mutations) if mutations.iter().all(|mutation| matches!(mutation, Mutation::Delete { .. })) => Purpose::Delete,
+            Self::Mutations(mutations)
+                if mutations
+                    .iter()
+                    .all(|mutation| matches!(mutation, Mutation::Delete { .. })) =>
+            {
+                Purpose::Delete
+            }
             Self::Mutations(_) | Self::Extent { .. } => Purpose::Put,
             Self::Moves(_) => Purpose::Compaction,
             Self::Sync | Self::Note => Purpose::Delete,
@@ -232,7 +249,12 @@ struct Plan {
 impl Commits {
     /// The pipeline of a store whose logs end at `tails`.
     pub fn new(tails: &[Tail], next_lsn: u64) -> Self {
-        let queue = |tail: &Tail| Queue { tail: *tail, durable_lsn: tail.lsn, unnoted: Some(tail.lsn), ..Queue::default() };
+        let queue = |tail: &Tail| Queue {
+            tail: *tail,
+            durable_lsn: tail.lsn,
+            unnoted: Some(tail.lsn),
+            ..Queue::default()
+        };
         Self {
             queues: tails.iter().map(queue).collect(),
             next_lsn,
@@ -259,20 +281,29 @@ impl Commits {
     /// Whether the last frames of a sector lack a note that they are durable.
     pub fn lacks_note(&self, number: usize) -> bool {
         let queue = &self.queues[number];
-        queue.unnoted.is_some() && !queue.in_flight && queue.waiting.is_empty() && queue.tail.segment.is_some()
+        queue.unnoted.is_some()
+            && !queue.in_flight
+            && queue.waiting.is_empty()
+            && queue.tail.segment.is_some()
     }
 
     /// Every frame of any sector up to this LSN is applied, and no frame under way was decided
     /// without the knowledge of them.
     pub fn settled_lsn(&self) -> u64 {
-        let floors = self.queues.iter().filter(|queue| queue.in_flight).map(|queue| queue.floor);
+        let floors = self
+            .queues
+            .iter()
+            .filter(|queue| queue.in_flight)
+            .map(|queue| queue.floor);
         floors.min().unwrap_or(self.next_lsn - 1)
     }
 
     /// A sector with a frame under way, `number` itself if it can be.
     pub fn in_flight(&self, number: usize) -> Option<usize> {
         let others = (0..self.queues.len()).filter(|other| *other != number);
-        std::iter::once(number).chain(others).find(|&number| self.queues[number].in_flight)
+        std::iter::once(number)
+            .chain(others)
+            .find(|&number| self.queues[number].in_flight)
     }
 
     /// Bytes left in the segment where a sector's log ends.
@@ -285,7 +316,11 @@ impl Inner {
     /// Queues `work` for sector `number`, and starts it if the log is idle.
     pub fn submit(self: &Arc<Self>, number: usize, work: Work, durable: bool) -> Ticket<Reply> {
         let (waiter, answer) = ticket(self.commit_source(number));
-        let pending = if work.purpose() == Purpose::Put { work.length_max() } else { 0 };
+        let pending = if work.purpose() == Purpose::Put {
+            work.length_max()
+        } else {
+            0
+        };
         let refusal = self.sectors[number].check_writable().err();
         {
             let mut commits = self.commits.lock();
@@ -296,22 +331,37 @@ impl Inner {
                 return waiter;
             }
             commits.pending[number] += pending;
-            commits.queues[number].waiting.push_back(Request { work, durable, pending, answer });
+            commits.queues[number].waiting.push_back(Request {
+                work,
+                durable,
+                pending,
+                answer,
+            });
         }
         self.pump(number);
         waiter
     }
 
     /// Decides whether there is room for a put, before anything is written.
-    fn admit(&self, commits: &Commits, number: usize, work: &Work, needed: u64) -> Option<StorageError> {
+    fn admit(
+        &self,
+        commits: &Commits,
+        number: usize,
+        work: &Work,
+        needed: u64,
+    ) -> Option<StorageError> {
         if work.purpose() != Purpose::Put || needed == 0 {
             return None;
         }
         let capacity = self.sectors[number].geometry().image_bytes_per_segment() - 64;
         if frame_length(needed) > capacity {
-            return Some(StorageError::invalid(format!("one frame would take {needed} bytes, a segment holds {capacity}")));
+            return Some(StorageError::invalid(format!(
+                "one frame would take {needed} bytes, a segment holds {capacity}"
+            )));
         }
-        let available = self.available(&self.index.read(), number).saturating_sub(commits.pending(number));
+        let available = self
+            .available(&self.index.read(), number)
+            .saturating_sub(commits.pending(number));
         (needed > available).then_some(StorageError::NoSpace { needed, available })
     }
 
@@ -345,9 +395,21 @@ impl Inner {
         let several = self.sectors.len() > 1;
         let floor = commits.settled_lsn();
         let mut index = self.index.write();
-        let Commits { queues, next_lsn, keys_in_flight, .. } = commits;
+        let Commits {
+            queues,
+            next_lsn,
+            keys_in_flight,
+            ..
+        } = commits;
         let queue = &mut queues[number];
-        let mut assembly = Assembly { number, next_lsn, overlay: HashMap::new(), records: Vec::new(), applied: Vec::new(), length: 0 };
+        let mut assembly = Assembly {
+            number,
+            next_lsn,
+            overlay: HashMap::new(),
+            records: Vec::new(),
+            applied: Vec::new(),
+            length: 0,
+        };
         let mut answers = Vec::new();
         let mut durable = false;
         let mut pending = 0;
@@ -360,19 +422,39 @@ impl Inner {
         let mut closed = false;
         while let Some(request) = queue.waiting.pop_front() {
             let waits = closed
-                || request.work.mutations().iter().flat_map(Mutation::keys).any(|key| {
-                    blocked.contains(key) || (several && keys_in_flight.get(key).is_some_and(|other| *other != number))
-                })
+                || request
+                    .work
+                    .mutations()
+                    .iter()
+                    .flat_map(Mutation::keys)
+                    .any(|key| {
+                        blocked.contains(key)
+                            || (several
+                                && keys_in_flight
+                                    .get(key)
+                                    .is_some_and(|other| *other != number))
+                    })
                 || assembly.must_wait(&request.work);
             if waits {
-                blocked.extend(request.work.mutations().iter().flat_map(Mutation::keys).cloned());
+                blocked.extend(
+                    request
+                        .work
+                        .mutations()
+                        .iter()
+                        .flat_map(Mutation::keys)
+                        .cloned(),
+                );
                 // What must see the effect of this frame ends it, so that order is kept.
                 closed |= assembly.length > 0;
                 left.push_back(request);
                 continue;
             }
-            let length = request.work.length_max().max(assembly.copy_length(&index, &request.work));
-            let fits = assembly.length + length <= room && (assembly.length == 0 || assembly.length + length <= FRAME_TARGET);
+            let length = request
+                .work
+                .length_max()
+                .max(assembly.copy_length(&index, &request.work));
+            let fits = assembly.length + length <= room
+                && (assembly.length == 0 || assembly.length + length <= FRAME_TARGET);
             if !fits && assembly.length > 0 {
                 closed = true;
                 left.push_back(request);
@@ -380,20 +462,33 @@ impl Inner {
             }
             let empty_frame_needs_room = matches!(request.work, Work::Note) && room == 0;
             if !fits || empty_frame_needs_room {
-                match index.sectors[number].segments.take(request.work.purpose(), State::Open) {
+                match index.sectors[number]
+                    .segments
+                    .take(request.work.purpose(), State::Open)
+                {
                     Some(taken) => {
                         opened = Some(taken);
                         room = geometry.image_bytes_per_segment() - 64;
                     }
                     None if request.work.purpose() == Purpose::Compaction => {
                         // Compaction looks for room itself; it must not wait for its own end.
-                        let error = StorageError::NoSpace { needed: length, available: 0 };
+                        let error = StorageError::NoSpace {
+                            needed: length,
+                            available: 0,
+                        };
                         answers.push((request.answer, Err(error)));
                         continue;
                     }
                     None => {
                         stalled = true;
-                        blocked.extend(request.work.mutations().iter().flat_map(Mutation::keys).cloned());
+                        blocked.extend(
+                            request
+                                .work
+                                .mutations()
+                                .iter()
+                                .flat_map(Mutation::keys)
+                                .cloned(),
+                        );
                         left.push_back(request);
                         continue;
                     }
@@ -411,23 +506,50 @@ impl Inner {
         if stalled {
             self.kick_maintenance();
             if !self.options.background {
-                queue.waiting.iter().for_each(|request| request.answer.nudge());
+                queue
+                    .waiting
+                    .iter()
+                    .for_each(|request| request.answer.nudge());
             }
         }
         if answers.is_empty() {
             return None;
         }
-        let Assembly { records, applied, overlay, .. } = assembly;
-        let keys: Vec<BinaryKey> = if several { overlay.into_keys().collect() } else { Vec::new() };
+        let Assembly {
+            records,
+            applied,
+            overlay,
+            ..
+        } = assembly;
+        let keys: Vec<BinaryKey> = if several {
+            overlay.into_keys().collect()
+        } else {
+            Vec::new()
+        };
         keys_in_flight.extend(keys.iter().map(|key| (key.clone(), number)));
         let has_records = !records.is_empty();
         let writes = has_records || wants_frame || opened.is_some();
-        let lsn = if has_records { *next_lsn - 1 } else { *next_lsn };
+        let lsn = if has_records {
+            *next_lsn - 1
+        } else {
+            *next_lsn
+        };
         if writes && !has_records {
             *next_lsn += 1;
         }
         Some(Plan {
-            flight: InFlight { number, answers, applied, tail: writes.then_some(queue.tail), durable, pending, keys, has_records, length: 0, noted: queue.durable_lsn },
+            flight: InFlight {
+                number,
+                answers,
+                applied,
+                tail: writes.then_some(queue.tail),
+                durable,
+                pending,
+                keys,
+                has_records,
+                length: 0,
+                noted: queue.durable_lsn,
+            },
             records,
             opened,
             tail: queue.tail,
@@ -438,7 +560,14 @@ impl Inner {
 
     /// Builds the frame and submits its write.
     fn write(self: &Arc<Self>, plan: Plan) {
-        let Plan { mut flight, records, opened, tail, lsn, unsynced } = plan;
+        let Plan {
+            mut flight,
+            records,
+            opened,
+            tail,
+            lsn,
+            unsynced,
+        } = plan;
         let sector = Arc::clone(&self.sectors[flight.number]);
         if flight.tail.is_none() {
             if flight.durable && unsynced {
@@ -449,49 +578,80 @@ impl Inner {
             return;
         }
         let length = frame_length(records.iter().map(|(record, ..)| record.len() as u64).sum());
-        let built = FrameBuilder::new(&sector, tail, opened, length, flight.noted).map(|mut builder| {
-            for (position, (record, lsn, flags)) in records.iter().enumerate() {
-                flight.applied[position].address = builder.push(record, *lsn, *flags);
-            }
-            builder.finish(lsn, flight.noted, self.now().max(tail.time))
-        });
+        let built =
+            FrameBuilder::new(&sector, tail, opened, length, flight.noted).map(|mut builder| {
+                for (position, (record, lsn, flags)) in records.iter().enumerate() {
+                    flight.applied[position].address = builder.push(record, *lsn, *flags);
+                }
+                builder.finish(lsn, flight.noted, self.now().max(tail.time))
+            });
         drop(records);
-        let BuiltFrame { buffer, address, tail } = match built {
+        let BuiltFrame {
+            buffer,
+            address,
+            tail,
+        } = match built {
             Ok(built) => built,
             Err(error) => return self.landed(flight, Err(error)),
         };
         flight.tail = Some(tail);
         flight.length = buffer.len() as u64;
         // A DSYNC write is durable by itself, but says nothing of unsynced frames before it.
-        let sync = if flight.durable && !unsynced { WriteSync::Data } else { WriteSync::None };
+        let sync = if flight.durable && !unsynced {
+            WriteSync::Data
+        } else {
+            WriteSync::None
+        };
         let inner = Arc::clone(self);
-        sector.disk().write(buffer, address, sync).then(move |_, outcome| {
-            let outcome = outcome.map_err(|source| inner.write_failed(flight.number, "write", address, source));
-            match outcome {
-                Ok(()) if flight.durable && sync == WriteSync::None => {
-                    let sector = Arc::clone(&inner.sectors[flight.number]);
-                    inner.sync_then_land(sector, flight);
+        sector
+            .disk()
+            .write(buffer, address, sync)
+            .then(move |_, outcome| {
+                let outcome = outcome
+                    .map_err(|source| inner.write_failed(flight.number, "write", address, source));
+                match outcome {
+                    Ok(()) if flight.durable && sync == WriteSync::None => {
+                        let sector = Arc::clone(&inner.sectors[flight.number]);
+                        inner.sync_then_land(sector, flight);
+                    }
+                    outcome => inner.landed(flight, outcome),
                 }
-                outcome => inner.landed(flight, outcome),
-            }
-        });
+            });
     }
 
     fn sync_then_land(self: &Arc<Self>, sector: Arc<Sector>, flight: InFlight) {
         let inner = Arc::clone(self);
         sector.disk().sync().then(move |_, outcome| {
-            let outcome = outcome.map_err(|source| inner.write_failed(flight.number, "sync", 0, source));
+            let outcome =
+                outcome.map_err(|source| inner.write_failed(flight.number, "sync", 0, source));
             inner.landed(flight, outcome);
         });
     }
 
-    fn write_failed(&self, number: usize, operation: &'static str, offset: u64, source: io::Error) -> StorageError {
+    fn write_failed(
+        &self,
+        number: usize,
+        operation: &'static str,
+        offset: u64,
+        source: io::Error,
+    ) -> StorageError {
         self.sectors[number].io_error(operation, offset, source)
     }
 
     /// A frame is as durable as it was asked to be, or has failed.
     fn landed(self: &Arc<Self>, flight: InFlight, outcome: Result<(), StorageError>) {
-        let InFlight { number, answers, applied, tail, durable, pending, keys, has_records, length, noted } = flight;
+        let InFlight {
+            number,
+            answers,
+            applied,
+            tail,
+            durable,
+            pending,
+            keys,
+            has_records,
+            length,
+            noted,
+        } = flight;
         let outcome = outcome.and_then(|()| {
             let mut index = self.index.write();
             for applied in &applied {
@@ -499,7 +659,9 @@ impl Inner {
             }
             if let Some(tail) = tail {
                 let sector = &mut index.sectors[number];
-                if let (Some((old, _)), true) = (sector.tail.segment, sector.tail.segment != tail.segment) {
+                if let (Some((old, _)), true) =
+                    (sector.tail.segment, sector.tail.segment != tail.segment)
+                {
                     sector.segments.seal(old);
                 }
                 if let Some((segment, _)) = tail.segment {
@@ -507,7 +669,8 @@ impl Inner {
                 }
                 sector.tail = tail;
                 sector.replay_bytes += length;
-                let reserve = image_segments(self.sectors[number].geometry(), sector.image_estimate());
+                let reserve =
+                    image_segments(self.sectors[number].geometry(), sector.image_estimate());
                 sector.segments.set_checkpoint_reserve(reserve);
             }
             Ok(())
@@ -551,7 +714,10 @@ impl Inner {
             });
         }
         for request in failed {
-            let error = self.sectors[number].check_writable().err().unwrap_or(StorageError::Closed);
+            let error = self.sectors[number]
+                .check_writable()
+                .err()
+                .unwrap_or(StorageError::Closed);
             request.answer.send(Err(error));
         }
         if outcome.is_ok() {
@@ -578,7 +744,9 @@ impl Inner {
             // Deletes fail only when no put is left to fail.
             let is_put = |request: &Request| request.work.purpose() == Purpose::Put;
             let any_put = waiting.iter().any(is_put);
-            let (over, others): (VecDeque<_>, VecDeque<_>) = waiting.into_iter().partition(|request| is_put(request) || !any_put);
+            let (over, others): (VecDeque<_>, VecDeque<_>) = waiting
+                .into_iter()
+                .partition(|request| is_put(request) || !any_put);
             queue.waiting = others;
             queue.stalled = false;
             for request in over {
@@ -588,7 +756,10 @@ impl Inner {
         }
         for request in failed {
             let needed = request.pending;
-            request.answer.send(Err(StorageError::NoSpace { needed, available: available.min(needed.saturating_sub(1)) }));
+            request.answer.send(Err(StorageError::NoSpace {
+                needed,
+                available: available.min(needed.saturating_sub(1)),
+            }));
         }
         self.pump(number);
     }
@@ -608,20 +779,32 @@ struct Assembly<'a> {
 impl Assembly<'_> {
     /// Whether the work needs the applied effect of what is in this frame.
     fn must_wait(&self, work: &Work) -> bool {
-        let needs = |mutation: &Mutation| matches!(mutation, Mutation::Copy { .. }) && mutation.keys().any(|key| self.overlay.contains_key(key));
+        let needs = |mutation: &Mutation| {
+            matches!(mutation, Mutation::Copy { .. })
+                && mutation.keys().any(|key| self.overlay.contains_key(key))
+        };
         work.mutations().iter().any(needs)
     }
 
     /// Bytes of the manifests that copies in the work will write.
     fn copy_length(&self, index: &Index, work: &Work) -> u64 {
         let length = |mutation: &Mutation| match mutation {
-            Mutation::Copy { source, target, meta, .. } => {
+            Mutation::Copy {
+                source,
+                target,
+                meta,
+                ..
+            } => {
                 let pieces = match index.lookup(source.as_bytes()) {
                     Ok(Some((_, entry))) => entry.extents.map_or(1, |extents| extents.len()),
                     _ => 0,
                 };
                 let manifest = Manifest::payload_length(pieces) as u64;
-                let record = record_length(target.as_bytes().len(), meta.len() + source.as_bytes().len() + 16, manifest);
+                let record = record_length(
+                    target.as_bytes().len(),
+                    meta.len() + source.as_bytes().len() + 16,
+                    manifest,
+                );
                 record + record_length(source.as_bytes().len(), 0, 0)
             }
             _ => 0,
@@ -651,9 +834,19 @@ impl Assembly<'_> {
     fn decide(&mut self, index: &Index, work: Work) -> Reply {
         match work {
             Work::Mutations(mutations) => self.decide_mutations(index, mutations),
-            Work::Extent { key, time, payload_length, record, hold } => {
+            Work::Extent {
+                key,
+                time,
+                payload_length,
+                record,
+                hold,
+            } => {
                 let lsn = self.lsn();
-                let applied = Applied { payload_length, hold: Some(hold), ..applied(RecordKind::Extent, key, lsn, time) };
+                let applied = Applied {
+                    payload_length,
+                    hold: Some(hold),
+                    ..applied(RecordKind::Extent, key, lsn, time)
+                };
                 self.push(record, 0, applied);
                 Ok(Done::Extent(lsn))
             }
@@ -661,7 +854,12 @@ impl Assembly<'_> {
                 for moved in moves {
                     // Decided here, where nothing is under way: what is live now is live when the
                     // copy is in the log.
-                    if index.sectors[self.number].is_live(moved.kind, moved.key.as_bytes(), moved.lsn, moved.from)? {
+                    if index.sectors[self.number].is_live(
+                        moved.kind,
+                        moved.key.as_bytes(),
+                        moved.lsn,
+                        moved.from,
+                    )? {
                         // A frame of moves alone has an LSN of its own above theirs.
                         let applied = Applied {
                             moved: true,
@@ -710,28 +908,61 @@ impl Assembly<'_> {
         Ok(Done::Mutations(outcomes))
     }
 
-    fn check(&self, index: &Index, key: &BinaryKey, precondition: Precondition) -> Result<Option<u64>, StorageError> {
+    fn check(
+        &self,
+        index: &Index,
+        key: &BinaryKey,
+        precondition: Precondition,
+    ) -> Result<Option<u64>, StorageError> {
         let current = self.current(index, key)?;
         if precondition.holds(current) {
             Ok(current)
         } else {
-            Err(StorageError::PreconditionFailed { key: key.clone(), actual: current.map(ETag::of_version) })
+            Err(StorageError::PreconditionFailed {
+                key: key.clone(),
+                actual: current.map(ETag::of_version),
+            })
         }
     }
 
     /// `None` if the source of a copy is not what it was.
-    fn decide_mutation(&mut self, index: &Index, mutation: Mutation) -> Result<Option<MutationOutcome>, StorageError> {
+    fn decide_mutation(
+        &mut self,
+        index: &Index,
+        mutation: Mutation,
+    ) -> Result<Option<MutationOutcome>, StorageError> {
         match mutation {
-            Mutation::Put { key, precondition, record, kind, time, meta_length, payload_length, manifest } => {
+            Mutation::Put {
+                key,
+                precondition,
+                record,
+                kind,
+                time,
+                meta_length,
+                payload_length,
+                manifest,
+            } => {
                 self.check(index, &key, precondition)?;
-                let size = manifest.as_ref().map_or(u64::from(payload_length), |(size, _)| *size);
+                let size = manifest
+                    .as_ref()
+                    .map_or(u64::from(payload_length), |(size, _)| *size);
                 let lsn = self.lsn();
                 self.overlay.insert(key.clone(), Some(lsn));
-                let applied = Applied { meta_length, payload_length, manifest, ..applied(kind, key, lsn, time) };
+                let applied = Applied {
+                    meta_length,
+                    payload_length,
+                    manifest,
+                    ..applied(kind, key, lsn, time)
+                };
                 self.push(record, 0, applied);
                 Ok(Some(MutationOutcome::Put { version: lsn, size }))
             }
-            Mutation::Delete { key, precondition, strict, time } => {
+            Mutation::Delete {
+                key,
+                precondition,
+                strict,
+                time,
+            } => {
                 let existed = self.check(index, &key, precondition)?.is_some();
                 if existed {
                     self.push_tombstone(key, time);
@@ -740,7 +971,16 @@ impl Assembly<'_> {
                 }
                 Ok(Some(MutationOutcome::Deleted { existed }))
             }
-            Mutation::Copy { source, expected, source_precondition, target, target_precondition, meta, time, rename } => {
+            Mutation::Copy {
+                source,
+                expected,
+                source_precondition,
+                target,
+                target_precondition,
+                meta,
+                time,
+                rename,
+            } => {
                 let Some((number, entry)) = index.lookup(source.as_bytes())? else {
                     return Err(StorageError::NotFound { key: source });
                 };
@@ -765,19 +1005,34 @@ impl Assembly<'_> {
         self.push(record, 0, applied(RecordKind::Tombstone, key, lsn, time));
     }
 
-    fn push_copy(&mut self, source: &BinaryKey, entry: &Entry, target: BinaryKey, mut meta: Vec<u8>, time: u64) -> MutationOutcome {
+    fn push_copy(
+        &mut self,
+        source: &BinaryKey,
+        entry: &Entry,
+        target: BinaryKey,
+        mut meta: Vec<u8>,
+        time: u64,
+    ) -> MutationOutcome {
         let lsn = self.lsn();
         let shared = match &entry.extents {
             Some(extents) => Arc::clone(extents),
             None if entry.size == 0 => Arc::new([]),
             None => {
                 record::put_source(&mut meta, source);
-                let whole = ExtentRef { lsn: entry.lsn.into(), offset: 0.into(), length: u32::try_from(entry.size).unwrap_or(u32::MAX).into() };
+                let whole = ExtentRef {
+                    lsn: entry.lsn.into(),
+                    offset: 0.into(),
+                    length: u32::try_from(entry.size).unwrap_or(u32::MAX).into(),
+                };
                 Arc::new([whole])
             }
         };
         let inline = entry.extents.is_none() && entry.size > 0;
-        let payload = Manifest { size: entry.size, extents: shared.to_vec() }.encode();
+        let payload = Manifest {
+            size: entry.size,
+            extents: shared.to_vec(),
+        }
+        .encode();
         let record = record::encode(RecordKind::Manifest, &target, &meta, &payload, time);
         self.overlay.insert(target.clone(), Some(lsn));
         let applied = Applied {
@@ -787,13 +1042,32 @@ impl Assembly<'_> {
             source: inline.then(|| source.clone()),
             ..applied(RecordKind::Manifest, target, lsn, time)
         };
-        debug_assert_eq!(record.len() as u64, record_length(applied.key.as_bytes().len(), meta.len(), 0) + stored_length(payload.len() as u64));
+        debug_assert_eq!(
+            record.len() as u64,
+            record_length(applied.key.as_bytes().len(), meta.len(), 0)
+                + stored_length(payload.len() as u64)
+        );
         self.push(record, 0, applied);
-        MutationOutcome::Put { version: lsn, size: entry.size }
+        MutationOutcome::Put {
+            version: lsn,
+            size: entry.size,
+        }
     }
 }
 
 /// A record of `kind`, with everything else empty.
 fn applied(kind: RecordKind, key: BinaryKey, lsn: u64, time: u64) -> Applied {
-    Applied { kind, moved: false, key, lsn, time, address: 0, meta_length: 0, payload_length: 0, manifest: None, source: None, hold: None }
+    Applied {
+        kind,
+        moved: false,
+        key,
+        lsn,
+        time,
+        address: 0,
+        meta_length: 0,
+        payload_length: 0,
+        manifest: None,
+        source: None,
+        hold: None,
+    }
 }

@@ -57,7 +57,9 @@ impl DetachedMutations {
         let this = Arc::clone(self);
         let run = move || {
             wait_for(mutation);
-            this.running.lock().retain(|(_, running)| !Arc::ptr_eq(running, &latch));
+            this.running
+                .lock()
+                .retain(|(_, running)| !Arc::ptr_eq(running, &latch));
             this.count.fetch_sub(1, Ordering::AcqRel);
             latch.raise();
         };
@@ -70,7 +72,11 @@ impl DetachedMutations {
                 run();
             }
         };
-        if std::thread::Builder::new().name("graviton-detached".to_owned()).spawn(call).is_err() {
+        if std::thread::Builder::new()
+            .name("graviton-detached".to_owned())
+            .spawn(call)
+            .is_err()
+        {
             let run = run.lock().take();
             if let Some(run) = run {
                 run();
@@ -79,7 +85,10 @@ impl DetachedMutations {
     }
 
     /// Waits for those that touch one of `keys`; for all of them if there are no keys.
-    pub fn before(self: &Arc<Self>, keys: &[&BinaryKey]) -> Option<impl Future<Output = ()> + Send + use<>> {
+    pub fn before(
+        self: &Arc<Self>,
+        keys: &[&BinaryKey],
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }

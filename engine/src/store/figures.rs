@@ -15,7 +15,9 @@ impl Inner {
         // In the order in which all locks are taken.
         let commits = self.commits.lock();
         let lsn = commits.last_lsn();
-        let pending: Vec<u64> = (0..self.sectors.len()).map(|number| commits.pending(number)).collect();
+        let pending: Vec<u64> = (0..self.sectors.len())
+            .map(|number| commits.pending(number))
+            .collect();
         drop(commits);
         let kept = self.kept.lock();
         let index = self.index.read();
@@ -25,7 +27,9 @@ impl Inner {
             let part = &index.sectors[number];
             let space = self.space(&index, number, pending[number]);
             if let Some(cause) = sector.poisoned() {
-                health.push(format!("sector {number} takes no writes since one failed: {cause}"));
+                health.push(format!(
+                    "sector {number} takes no writes since one failed: {cause}"
+                ));
             }
             sectors.push(SectorInfo {
                 number: sector.number(),
@@ -35,7 +39,13 @@ impl Inner {
                 block_size: sector.geometry().block_size,
                 segment_size: sector.geometry().segment_size,
                 segment_count: sector.geometry().segment_count,
-                segments_zeroed: u32::try_from(part.segments.iter().filter(|(_, segment)| segment.zeroed).count()).unwrap_or(u32::MAX),
+                segments_zeroed: u32::try_from(
+                    part.segments
+                        .iter()
+                        .filter(|(_, segment)| segment.zeroed)
+                        .count(),
+                )
+                .unwrap_or(u32::MAX),
                 space,
                 checkpoint: kept[number].info(),
                 replay_bytes: part.replay_bytes,
@@ -50,10 +60,16 @@ impl Inner {
             backend: self.backend.name(),
             notice: self.notice.clone(),
             blobs: index.sectors.iter().map(|sector| sector.blobs).sum(),
-            logical_bytes: index.sectors.iter().map(|sector| sector.logical_bytes).sum(),
+            logical_bytes: index
+                .sectors
+                .iter()
+                .map(|sector| sector.logical_bytes)
+                .sum(),
             lsn,
             index_bytes: index.sectors.iter().map(SectorIndex::memory).sum(),
-            space: sectors.iter().fold(Space::default(), |sum, sector| sum.plus(sector.space)),
+            space: sectors
+                .iter()
+                .fold(Space::default(), |sum, sector| sum.plus(sector.space)),
             sectors,
             health,
         }
@@ -62,7 +78,11 @@ impl Inner {
     fn space(&self, index: &Index, number: usize, pending: u64) -> Space {
         let geometry = self.sectors[number].geometry();
         let block = u64::from(geometry.block_size);
-        let mut space = Space { total: geometry.sector_size(), metadata: 2 * AREA_SIZE, ..Space::default() };
+        let mut space = Space {
+            total: geometry.sector_size(),
+            metadata: 2 * AREA_SIZE,
+            ..Space::default()
+        };
         for (_, segment) in index.sectors[number].segments.iter() {
             let size = geometry.segment_size;
             match segment.state {
@@ -71,7 +91,11 @@ impl Inner {
                 State::Reclaimed => space.garbage += size,
                 State::Open | State::Sealed => {
                     // A sealed segment's rest comes back with its garbage.
-                    let end = if segment.state == State::Open { segment.written.max(block) } else { size };
+                    let end = if segment.state == State::Open {
+                        segment.written.max(block)
+                    } else {
+                        size
+                    };
                     space.metadata += block;
                     space.live += segment.live;
                     space.garbage += end - block - segment.live;
@@ -86,7 +110,9 @@ impl Inner {
     /// The segments of a sector.
     pub fn segments(&self, number: usize) -> Vec<SegmentInfo> {
         let index = self.index.read();
-        let Some(part) = index.sectors.get(number) else { return Vec::new() };
+        let Some(part) = index.sectors.get(number) else {
+            return Vec::new();
+        };
         let info = |(index, segment): (u32, &crate::log::Segment)| SegmentInfo {
             index,
             state: match segment.state {

@@ -58,7 +58,13 @@ impl Entry {
     fn of_image(entry: ImageEntry) -> Slot {
         match entry.value {
             ImageValue::Tombstone => Slot::Tombstone { lsn: entry.lsn },
-            ImageValue::Blob { address, size, time, meta_length, extents } => Slot::Live(Self {
+            ImageValue::Blob {
+                address,
+                size,
+                time,
+                meta_length,
+                extents,
+            } => Slot::Live(Self {
                 lsn: entry.lsn,
                 address,
                 size,
@@ -114,11 +120,12 @@ pub struct Extent {
 
 impl Extent {
     fn record_length(&self) -> u64 {
-        u64::from(self.head_length) + graviton_format::checksum::stored_length(self.payload_length.into())
+        u64::from(self.head_length)
+            + graviton_format::checksum::stored_length(self.payload_length.into())
     }
 
     fn record_address(&self) -> u64 {
-        self.address - u64::from(self.head_length)
+        self.address.saturating_sub(self.head_length.into())
     }
 
     fn is_dead(&self) -> bool {
@@ -164,12 +171,18 @@ pub struct Hold {
 impl Hold {
     /// A hold on nothing yet.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { lsns: Mutex::new(Some(Vec::new())) })
+        Arc::new(Self {
+            lsns: Mutex::new(Some(Vec::new())),
+        })
     }
 
     /// Takes an extent in. `false` if the blob was given up meanwhile.
     fn add(&self, lsn: u64) -> bool {
-        self.lsns.lock().as_mut().map(|lsns| lsns.push(lsn)).is_some()
+        self.lsns
+            .lock()
+            .as_mut()
+            .map(|lsns| lsns.push(lsn))
+            .is_some()
     }
 
     /// Ends the hold: returns the extents it held. Only while the index is locked for writing.
@@ -180,7 +193,11 @@ impl Hold {
 
 impl Applied {
     fn length(&self) -> u64 {
-        record_length(self.key.as_bytes().len(), self.meta_length as usize, self.payload_length.into())
+        record_length(
+            self.key.as_bytes().len(),
+            self.meta_length as usize,
+            self.payload_length.into(),
+        )
     }
 
     fn head_length(&self) -> u64 {
@@ -219,7 +236,9 @@ fn corrupt(sector: &Sector, error: &FormatError) -> StorageError {
 impl SectorIndex {
     /// The index of a sector that begins with `base`.
     pub fn new(sector: Arc<Sector>, base: Option<Arc<LoadedImage>>, segments: Segments) -> Self {
-        let extents = base.iter().flat_map(|base| base.extents().collect::<Vec<_>>());
+        let extents = base
+            .iter()
+            .flat_map(|base| base.extents().collect::<Vec<_>>());
         let extents = extents
             .map(|entry| {
                 let extent = Extent {
@@ -232,7 +251,19 @@ impl SectorIndex {
                 (entry.lsn.get(), extent)
             })
             .collect();
-        Self { sector, base, frozen: None, delta: Delta::new(), extents, segments, tail: Tail::default(), replay_bytes: 0, blobs: 0, logical_bytes: 0, delta_key_bytes: 0 }
+        Self {
+            sector,
+            base,
+            frozen: None,
+            delta: Delta::new(),
+            extents,
+            segments,
+            tail: Tail::default(),
+            replay_bytes: 0,
+            blobs: 0,
+            logical_bytes: 0,
+            delta_key_bytes: 0,
+        }
     }
 
     /// The sector itself.
@@ -241,12 +272,19 @@ impl SectorIndex {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Slot>, StorageError> {
-        let layered = self.delta.get(key).or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.get(key)));
+        let layered = self
+            .delta
+            .get(key)
+            .or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.get(key)));
         if let Some(slot) = layered {
             return Ok(Some(slot.clone()));
         }
-        let Some(base) = &self.base else { return Ok(None) };
-        let entry = base.get(key).map_err(|error| corrupt(&self.sector, &error))?;
+        let Some(base) = &self.base else {
+            return Ok(None);
+        };
+        let entry = base
+            .get(key)
+            .map_err(|error| corrupt(&self.sector, &error))?;
         Ok(entry.map(Entry::of_image))
     }
 
@@ -265,7 +303,9 @@ impl SectorIndex {
         /// A node's share of the map, the slot, and the key's own allocation.
         const PER_DELTA_ENTRY: u64 = 176;
         let base = self.base.as_ref().map_or(0, |base| base.bytes().len()) as u64;
-        base + self.delta_len() as u64 * PER_DELTA_ENTRY + self.delta_key_bytes + self.extents.len() as u64 * 48
+        base + self.delta_len() as u64 * PER_DELTA_ENTRY
+            + self.delta_key_bytes
+            + self.extents.len() as u64 * 48
     }
 
     /// An upper estimate of the next image's size in bytes.
@@ -273,7 +313,8 @@ impl SectorIndex {
         /// Everything of an entry but its key.
         const PER_ENTRY: usize = 40;
         let base = self.base.as_ref().map_or(4096, |base| base.bytes().len());
-        let delta = self.delta_len() * PER_ENTRY + usize::try_from(self.delta_key_bytes).unwrap_or(usize::MAX);
+        let delta = self.delta_len() * PER_ENTRY
+            + usize::try_from(self.delta_key_bytes).unwrap_or(usize::MAX);
         base + delta + self.extents.len() * size_of::<ExtentEntry>()
     }
 
@@ -281,9 +322,20 @@ impl SectorIndex {
     ///
     /// # Errors
     /// `Corruption` if it names an extent that is not there.
-    pub fn pieces(&self, key: &BinaryKey, entry: &Entry, range: &Range<u64>) -> Result<Vec<(Payload, Range<u64>)>, StorageError> {
+    pub fn pieces(
+        &self,
+        key: &BinaryKey,
+        entry: &Entry,
+        range: &Range<u64>,
+    ) -> Result<Vec<(Payload, Range<u64>)>, StorageError> {
         let Some(extents) = &entry.extents else {
-            let payload = Payload { address: entry.address + entry.head_length(key.as_bytes()), length: entry.size, lsn: entry.lsn };
+            let payload = Payload {
+                address: entry
+                    .address
+                    .saturating_add(entry.head_length(key.as_bytes())),
+                length: entry.size,
+                lsn: entry.lsn,
+            };
             return Ok(vec![(payload, range.clone())]);
         };
         let mut pieces = Vec::new();
@@ -301,27 +353,54 @@ impl SectorIndex {
         Ok(pieces)
     }
 
-    fn extent_payload(&self, key: &BinaryKey, entry: &Entry, piece: &ExtentRef, end: u64) -> Result<Payload, StorageError> {
+    fn extent_payload(
+        &self,
+        key: &BinaryKey,
+        entry: &Entry,
+        piece: &ExtentRef,
+        end: u64,
+    ) -> Result<Payload, StorageError> {
         let lsn = piece.lsn.get();
-        let extent = self.extents.get(&lsn).filter(|extent| end <= extent.payload_length.into());
-        extent.map(|extent| Payload { address: extent.address, length: extent.payload_length.into(), lsn }).ok_or_else(|| StorageError::Corruption {
-            place: self.sector.place(entry.address),
-            key: Some(key.clone()),
-            what: format!("the manifest names extent {lsn}, which is not there"),
-        })
+        let extent = self
+            .extents
+            .get(&lsn)
+            .filter(|extent| end <= extent.payload_length.into());
+        extent
+            .map(|extent| Payload {
+                address: extent.address,
+                length: extent.payload_length.into(),
+                lsn,
+            })
+            .ok_or_else(|| StorageError::Corruption {
+                place: self.sector.place(entry.address),
+                key: Some(key.clone()),
+                what: format!("the manifest names extent {lsn}, which is not there"),
+            })
     }
 
     /// Bytes a blob takes: its record, and whole extents.
     pub fn allocated(&self, key: &BinaryKey, entry: &Entry) -> u64 {
-        let mut lsns: Vec<u64> = entry.extents.iter().flat_map(|extents| extents.iter()).map(|piece| piece.lsn.get()).collect();
+        let mut lsns: Vec<u64> = entry
+            .extents
+            .iter()
+            .flat_map(|extents| extents.iter())
+            .map(|piece| piece.lsn.get())
+            .collect();
         lsns.sort_unstable();
         lsns.dedup();
-        let extents: u64 = lsns.iter().filter_map(|lsn| self.extents.get(lsn)).map(Extent::record_length).sum();
+        let extents: u64 = lsns
+            .iter()
+            .filter_map(|lsn| self.extents.get(lsn))
+            .map(Extent::record_length)
+            .sum();
         entry.record_length(key.as_bytes()) + extents
     }
 
     fn segment(&self, address: u64) -> Option<u32> {
-        self.sector.geometry().segment_of(address).map(|(segment, _)| segment)
+        self.sector
+            .geometry()
+            .segment_of(address)
+            .map(|(segment, _)| segment)
     }
 
     fn add_live(&mut self, address: u64, length: u64) {
@@ -338,7 +417,9 @@ impl SectorIndex {
 
     /// One reference to an extent is gone.
     fn release_extent(&mut self, lsn: u64) {
-        let Some(extent) = self.extents.get_mut(&lsn) else { return };
+        let Some(extent) = self.extents.get_mut(&lsn) else {
+            return;
+        };
         extent.references = extent.references.saturating_sub(1);
         self.drop_if_dead(lsn);
     }
@@ -354,22 +435,26 @@ impl SectorIndex {
 
     /// The version in `entry` is current no more.
     fn release(&mut self, key: &BinaryKey, entry: &Entry) {
-        self.blobs -= 1;
-        self.logical_bytes -= entry.size;
+        self.blobs = self.blobs.saturating_sub(1);
+        self.logical_bytes = self.logical_bytes.saturating_sub(entry.size);
         match &entry.extents {
             // Copies may still share the payload of the record.
             None if self.extents.contains_key(&entry.lsn) => self.release_extent(entry.lsn),
             None => self.remove_live(entry.address, entry.record_length(key.as_bytes())),
             Some(extents) => {
                 self.remove_live(entry.address, entry.record_length(key.as_bytes()));
-                extents.iter().for_each(|piece| self.release_extent(piece.lsn.get()));
+                extents
+                    .iter()
+                    .for_each(|piece| self.release_extent(piece.lsn.get()));
             }
         }
     }
 
     /// Addresses and lengths of the records that hold extents.
     pub fn extent_records(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.extents.values().map(|extent| (extent.record_address(), extent.record_length()))
+        self.extents
+            .values()
+            .map(|extent| (extent.record_address(), extent.record_length()))
     }
 
     /// Whether a record's payload is known as an extent.
@@ -389,7 +474,12 @@ impl SectorIndex {
 
     /// Gives up all extents that nothing names: at the end of recovery nothing is on its way in.
     pub fn abandon_unnamed(&mut self) {
-        let unnamed: Vec<u64> = self.extents.iter().filter(|(_, extent)| extent.references == 0).map(|(lsn, _)| *lsn).collect();
+        let unnamed: Vec<u64> = self
+            .extents
+            .iter()
+            .filter(|(_, extent)| extent.references == 0)
+            .map(|(lsn, _)| *lsn)
+            .collect();
         self.abandon(&unnamed);
     }
 
@@ -397,14 +487,31 @@ impl SectorIndex {
     ///
     /// # Errors
     /// `Corruption` of the index.
-    pub fn is_live(&self, kind: RecordKind, key: &[u8], lsn: u64, address: u64) -> Result<bool, StorageError> {
-        let named = |head: u64| self.extents.get(&lsn).is_some_and(|extent| extent.address == address + head);
+    pub fn is_live(
+        &self,
+        kind: RecordKind,
+        key: &[u8],
+        lsn: u64,
+        address: u64,
+    ) -> Result<bool, StorageError> {
+        let named = |head: u64| {
+            self.extents
+                .get(&lsn)
+                .is_some_and(|extent| extent.address == address.saturating_add(head))
+        };
         Ok(match kind {
             RecordKind::Tombstone => false,
-            RecordKind::Extent => self.extents.get(&lsn).is_some_and(|extent| extent.record_address() == address),
+            RecordKind::Extent => self
+                .extents
+                .get(&lsn)
+                .is_some_and(|extent| extent.record_address() == address),
             RecordKind::Blob | RecordKind::Manifest => {
                 let current = matches!(self.get(key)?, Some(Slot::Live(entry)) if entry.lsn == lsn && entry.address == address);
-                current || self.extents.get(&lsn).is_some_and(|extent| named(extent.head_length.into()))
+                current
+                    || self
+                        .extents
+                        .get(&lsn)
+                        .is_some_and(|extent| named(extent.head_length.into()))
             }
         })
     }
@@ -418,7 +525,13 @@ impl SectorIndex {
             && applied.kind != RecordKind::Extent
         {
             old = Some(entry.address);
-            self.set(applied.key.clone(), Slot::Live(Entry { address: applied.address, ..entry }));
+            self.set(
+                applied.key.clone(),
+                Slot::Live(Entry {
+                    address: applied.address,
+                    ..entry
+                }),
+            );
         }
         if let Some(extent) = self.extents.get_mut(&applied.lsn) {
             old = Some(extent.record_address());
@@ -443,7 +556,7 @@ impl SectorIndex {
         {
             let head_length = entry.head_length(source.as_bytes());
             let extent = Extent {
-                address: entry.address + head_length,
+                address: entry.address.saturating_add(head_length),
                 payload_length: u32::try_from(entry.size).unwrap_or(u32::MAX),
                 head_length: u32::try_from(head_length).unwrap_or(u32::MAX),
                 references: 1,
@@ -458,13 +571,19 @@ impl SectorIndex {
     fn range(&self, from: &[u8]) -> Result<MergedRange<'_>, StorageError> {
         let bounds = (Bound::Included(from), Bound::Unbounded);
         let base = match &self.base {
-            Some(base) => Some(BaseRange::new(base.seek(from).map_err(|error| corrupt(&self.sector, &error))?)),
+            Some(base) => Some(BaseRange::new(
+                base.seek(from)
+                    .map_err(|error| corrupt(&self.sector, &error))?,
+            )),
             None => None,
         };
         let mut range = MergedRange {
             sector: &self.sector,
             delta: self.delta.range::<[u8], _>(bounds).peekable(),
-            frozen: self.frozen.as_deref().map(|frozen| frozen.range::<[u8], _>(bounds).peekable()),
+            frozen: self
+                .frozen
+                .as_deref()
+                .map(|frozen| frozen.range::<[u8], _>(bounds).peekable()),
             base,
         };
         if let Some(base) = &mut range.base {
@@ -483,11 +602,17 @@ struct BaseRange<'a> {
 
 impl<'a> BaseRange<'a> {
     fn new(cursor: Cursor<'a, bytes::Bytes>) -> Self {
-        Self { cursor, current: None }
+        Self {
+            cursor,
+            current: None,
+        }
     }
 
     fn advance(&mut self, sector: &Sector) -> Result<(), StorageError> {
-        self.current = self.cursor.next().map_err(|error| corrupt(sector, &error))?;
+        self.current = self
+            .cursor
+            .next()
+            .map_err(|error| corrupt(sector, &error))?;
         Ok(())
     }
 }
@@ -504,12 +629,26 @@ impl MergedRange<'_> {
     /// The next key, into `key`, and what the newest layer says of it.
     fn next(&mut self, key: &mut Vec<u8>) -> Result<Option<Slot>, StorageError> {
         let delta = self.delta.peek().map(|(key, _)| key.as_bytes());
-        let frozen = self.frozen.as_mut().and_then(|frozen| frozen.peek()).map(|(key, _)| key.as_bytes());
-        let base = self.base.as_ref().filter(|base| base.current.is_some()).map(|base| base.cursor.key());
-        let Some(least) = [delta, frozen, base].into_iter().flatten().min() else { return Ok(None) };
+        let frozen = self
+            .frozen
+            .as_mut()
+            .and_then(|frozen| frozen.peek())
+            .map(|(key, _)| key.as_bytes());
+        let base = self
+            .base
+            .as_ref()
+            .filter(|base| base.current.is_some())
+            .map(|base| base.cursor.key());
+        let Some(least) = [delta, frozen, base].into_iter().flatten().min() else {
+            return Ok(None);
+        };
         key.clear();
         key.extend_from_slice(least);
-        let (in_delta, in_frozen, in_base) = (delta == Some(least), frozen == Some(least), base == Some(least));
+        let (in_delta, in_frozen, in_base) = (
+            delta == Some(least),
+            frozen == Some(least),
+            base == Some(least),
+        );
         let mut slot = None;
         if in_base && let Some(base) = &mut self.base {
             slot = base.current.take().map(Entry::of_image);
@@ -553,7 +692,9 @@ impl Cut {
             delta: empty.range::<[u8], _>(..).peekable(),
             frozen: Some(self.frozen.range::<[u8], _>(..).peekable()),
             base: match &self.base {
-                Some(base) => Some(BaseRange::new(base.seek(&[]).map_err(|error| corrupt(sector, &error))?)),
+                Some(base) => Some(BaseRange::new(
+                    base.seek(&[]).map_err(|error| corrupt(sector, &error))?,
+                )),
                 None => None,
             },
         };
@@ -565,7 +706,13 @@ impl Cut {
         while let Some(slot) = range.next(&mut key)? {
             match slot {
                 Slot::Live(entry) => builder.push(&key, &entry.to_image()),
-                Slot::Tombstone { lsn } if lsn > forget => builder.push(&key, &ImageEntry { lsn, value: ImageValue::Tombstone }),
+                Slot::Tombstone { lsn } if lsn > forget => builder.push(
+                    &key,
+                    &ImageEntry {
+                        lsn,
+                        value: ImageValue::Tombstone,
+                    },
+                ),
                 Slot::Tombstone { .. } | Slot::Gone => {}
             }
         }
@@ -611,7 +758,10 @@ impl Index {
                     payload_length: applied.payload_length,
                     head_length: u32::try_from(head_length).unwrap_or(u32::MAX),
                     references: 0,
-                    held: applied.hold.as_ref().is_some_and(|hold| hold.add(applied.lsn)),
+                    held: applied
+                        .hold
+                        .as_ref()
+                        .is_some_and(|hold| hold.add(applied.lsn)),
                 };
                 sector.extents.insert(applied.lsn, extent);
                 sector.add_live(applied.address, applied.length());
@@ -622,7 +772,8 @@ impl Index {
             }
             RecordKind::Tombstone => {
                 if self.retire(applied)? {
-                    self.sectors[number].set(applied.key.clone(), Slot::Tombstone { lsn: applied.lsn });
+                    self.sectors[number]
+                        .set(applied.key.clone(), Slot::Tombstone { lsn: applied.lsn });
                 }
                 Ok(())
             }
@@ -650,7 +801,14 @@ impl Index {
         }
         let current = self.retire(applied)?;
         let sector = &mut self.sectors[number];
-        let entry = Entry { lsn: applied.lsn, address: applied.address, size, time: applied.time, meta_length: applied.meta_length, extents };
+        let entry = Entry {
+            lsn: applied.lsn,
+            address: applied.address,
+            size,
+            time: applied.time,
+            meta_length: applied.meta_length,
+            extents,
+        };
         sector.add_live(entry.address, applied.length());
         sector.blobs += 1;
         sector.logical_bytes += size;
@@ -704,7 +862,12 @@ impl Index {
                     })
                 };
                 let mut lost = false;
-                for (_, other) in self.sectors.iter().enumerate().filter(|(other, _)| *other != number) {
+                for (_, other) in self
+                    .sectors
+                    .iter()
+                    .enumerate()
+                    .filter(|(other, _)| *other != number)
+                {
                     lost |= newer(other)?;
                 }
                 if lost && let Ok(key) = BinaryKey::new(&key) {
@@ -725,7 +888,11 @@ impl Index {
     ///
     /// # Errors
     /// `Corruption` of the index.
-    pub fn scan(&self, from: &[u8], mut each: impl FnMut(usize, &[u8], Entry) -> Result<bool, StorageError>) -> Result<(), StorageError> {
+    pub fn scan(
+        &self,
+        from: &[u8],
+        mut each: impl FnMut(usize, &[u8], Entry) -> Result<bool, StorageError>,
+    ) -> Result<(), StorageError> {
         struct Head<'a> {
             range: MergedRange<'a>,
             key: Vec<u8>,
@@ -745,14 +912,26 @@ impl Index {
         }
         let mut heads = Vec::with_capacity(self.sectors.len());
         for sector in &self.sectors {
-            let mut head = Head { range: sector.range(from)?, key: Vec::new(), entry: None };
+            let mut head = Head {
+                range: sector.range(from)?,
+                key: Vec::new(),
+                entry: None,
+            };
             head.advance()?;
             heads.push(head);
         }
         loop {
-            let least = heads.iter_mut().enumerate().filter(|(_, head)| head.entry.is_some()).min_by(|(_, a), (_, b)| a.key.cmp(&b.key));
-            let Some((number, head)) = least else { return Ok(()) };
-            let Some(entry) = head.entry.take() else { return Ok(()) };
+            let least = heads
+                .iter_mut()
+                .enumerate()
+                .filter(|(_, head)| head.entry.is_some())
+                .min_by(|(_, a), (_, b)| a.key.cmp(&b.key));
+            let Some((number, head)) = least else {
+                return Ok(());
+            };
+            let Some(entry) = head.entry.take() else {
+                return Ok(());
+            };
             if !each(number, &head.key, entry)? {
                 return Ok(());
             }
@@ -797,13 +976,19 @@ impl Index {
         let sector = &mut self.sectors[number];
         sector.base = Some(Arc::new(base));
         sector.frozen = None;
-        sector.delta_key_bytes = sector.delta.keys().map(|key| key.as_bytes().len() as u64).sum();
+        sector.delta_key_bytes = sector
+            .delta
+            .keys()
+            .map(|key| key.as_bytes().len() as u64)
+            .sum();
     }
 
     /// Ends a checkpoint that failed: the frozen delta goes back under the live one.
     pub fn unfreeze(&mut self, number: usize) {
         let sector = &mut self.sectors[number];
-        let Some(frozen) = sector.frozen.take() else { return };
+        let Some(frozen) = sector.frozen.take() else {
+            return;
+        };
         let newer = std::mem::replace(&mut sector.delta, Arc::unwrap_or_clone(frozen));
         sector.delta.extend(newer);
     }

@@ -1,6 +1,7 @@
 //! The state of an open store that its parts share, and how it is put together: creation,
 //! recovery, closing.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -20,11 +21,11 @@ use super::maintain::Kept;
 use super::options::{Access, CreateOptions, MIB, OpenOptions};
 use super::record::{self, Details};
 use super::ticket::CommitSource;
-use crate::io::{Backend, Lock, OpenAccess, open_backend};
+use crate::io::{Backend, Disk, Lock, OpenAccess, open_backend};
 use crate::log::image_io::{Root, read_image, read_roots};
 use crate::log::replay::{LoggedFrame, LoggedRecord};
 use crate::log::{Replay, Sector, Segments, State};
-use crate::port::op::{Driver, Signal};
+use crate::port::op::{Driver, Signal, wait_for};
 use crate::port::{BinaryKey, ErrorKind, StorageError};
 
 /// How long a store is waited for whose owner is dead: a ring can hold its files a moment longer.
@@ -33,6 +34,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const REPLAY_AT_CLOSE: u64 = 16 * MIB;
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
+/// LSNs and generations above this are damage, not age: counting on from them would overflow.
+const COUNTER_MAX: u64 = 1 << 62;
 /// How long a waiter looks away while one frame has landed and the next is not yet submitted.
 const BETWEEN_FRAMES: Duration = Duration::from_micros(200);
 
@@ -63,20 +66,14 @@ pub struct Inner {
 }
 
 /// What waiters of one sector's commits drive.
-#[derive(Debug)]
 struct SectorSource {
     inner: Weak<Inner>,
-    number: usize,
-    driver: Arc<SectorDriver>,
-    erased: ErasedDriver,
+    driver: Arc<dyn Driver>,
 }
 
-/// The same driver, as the trait's users want it.
-struct ErasedDriver(Arc<dyn Driver>);
-
-impl std::fmt::Debug for ErasedDriver {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Driver")
+impl fmt::Debug for SectorSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SectorSource").finish_non_exhaustive()
     }
 }
 
@@ -88,10 +85,15 @@ struct SectorDriver {
 
 impl Driver for SectorDriver {
     fn drive(&self, signal: &Signal) {
-        let Some(inner) = self.inner.upgrade() else { return signal.park() };
+        let Some(inner) = self.inner.upgrade() else {
+            return signal.park();
+        };
         let (in_flight, stalled) = {
             let commits = inner.commits.lock();
-            (commits.in_flight(self.number), commits.is_stalled(self.number))
+            (
+                commits.in_flight(self.number),
+                commits.is_stalled(self.number),
+            )
         };
         match in_flight {
             Some(number) => match inner.sectors[number].disk().driver() {
@@ -120,13 +122,15 @@ impl Driver for SectorDriver {
 
 impl CommitSource for SectorSource {
     fn driver(&self) -> &Arc<dyn Driver> {
-        &self.erased.0
+        &self.driver
     }
 
     fn complete_in_background(&self) {
-        debug_assert_eq!(self.number, self.driver.number);
         if let Some(inner) = self.inner.upgrade() {
-            inner.sectors.iter().for_each(|sector| sector.disk().reap_in_background());
+            inner
+                .sectors
+                .iter()
+                .for_each(|sector| sector.disk().reap_in_background());
         }
     }
 }
@@ -145,18 +149,27 @@ struct Parts {
 
 fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StorageError {
     let path = path.to_owned();
-    move |source| StorageError::File { operation, path, source: Arc::new(source) }
+    move |source| StorageError::File {
+        operation,
+        path,
+        source: Arc::new(source),
+    }
 }
 
 fn random<const N: usize>() -> Result<[u8; N], StorageError> {
     let mut bytes = [0; N];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| file_error("get random bytes for", Path::new("the store's id"))(error.into()))?;
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(
+        |error| file_error("get random bytes for", Path::new("the store's id"))(error.into()),
+    )?;
     Ok(bytes)
 }
 
 /// Takes the store's lock. A living owner is reported at once, a dead one is outwaited.
-fn take_lock(backend: &dyn Backend, directory: &Path, access: Access) -> Result<Option<Box<dyn Lock>>, StorageError> {
+fn take_lock(
+    backend: &dyn Backend,
+    directory: &Path,
+    access: Access,
+) -> Result<Option<Box<dyn Lock>>, StorageError> {
     let path = directory.join(catalog::LOCK_FILE);
     let begun = Instant::now();
     loop {
@@ -167,18 +180,32 @@ fn take_lock(backend: &dyn Backend, directory: &Path, access: Access) -> Result<
         match error.kind() {
             std::io::ErrorKind::WouldBlock => {}
             // A reader can do without where it may not write.
-            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem if access == Access::ReadOnly => return Ok(None),
+            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem
+                if access == Access::ReadOnly =>
+            {
+                return Ok(None);
+            }
             _ => return Err(file_error("lock", &path)(error)),
         }
-        let owner = backend.read_file(&path, 64).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        let process = owner.as_deref().and_then(|text| text.trim().parse::<u32>().ok());
-        let dead = process.is_none_or(|process| process != std::process::id() && !Path::new(&format!("/proc/{process}")).exists());
+        let owner = backend
+            .read_file(&path, 64)
+            .ok()
+            .and_then(|bytes| String::from_utf8(bytes).ok());
+        let process = owner
+            .as_deref()
+            .and_then(|text| text.trim().parse::<u32>().ok());
+        let dead = process.is_none_or(|process| {
+            process != std::process::id() && !Path::new(&format!("/proc/{process}")).exists()
+        });
         if !dead || begun.elapsed() > LOCK_PATIENCE {
             let owner = match process {
                 Some(process) if !dead => format!("process {process}"),
                 _ => "another process".to_owned(),
             };
-            return Err(StorageError::Locked { path: directory.to_owned(), owner });
+            return Err(StorageError::Locked {
+                path: directory.to_owned(),
+                owner,
+            });
         }
         std::thread::sleep(LOCK_RETRY);
     }
@@ -193,45 +220,73 @@ fn fitted_segment_size(sector_size: u64) -> u64 {
 fn geometry(options: &CreateOptions, physical_block_size: u32) -> Result<Geometry, StorageError> {
     let sector_size = options.sector_size;
     if sector_size < 4 * MIB {
-        return Err(StorageError::invalid(format!("sector size {sector_size}, must be at least {} (4 MiB)", 4 * MIB)));
+        return Err(StorageError::invalid(format!(
+            "sector size {sector_size}, must be at least {} (4 MiB)",
+            4 * MIB
+        )));
     }
-    let segment_size = options.segment_size.unwrap_or_else(|| fitted_segment_size(sector_size));
+    let segment_size = options
+        .segment_size
+        .unwrap_or_else(|| fitted_segment_size(sector_size));
     let room = sector_size.saturating_sub(2 * graviton_format::geometry::AREA_SIZE);
-    let segment_count = u32::try_from(room / segment_size.max(1)).map_err(|_| StorageError::invalid(format!("sector size {sector_size} is too large")))?;
+    let segment_count = u32::try_from(room / segment_size.max(1))
+        .map_err(|_| StorageError::invalid(format!("sector size {sector_size} is too large")))?;
     let geometry = Geometry {
-        block_size: options.block_size.unwrap_or(if physical_block_size <= 512 { 512 } else { 4096 }),
+        block_size: options.block_size.unwrap_or(if physical_block_size <= 512 {
+            512
+        } else {
+            4096
+        }),
         segment_size,
         segment_count,
     };
-    geometry.check().map_err(|error| StorageError::invalid(error.to_string()))?;
+    geometry
+        .check()
+        .map_err(|error| StorageError::invalid(error.to_string()))?;
     Ok(geometry)
 }
 
 impl Inner {
     /// Creates a store and opens it.
-    pub fn create(path: &Path, options: CreateOptions, kick: Sender<()>) -> Result<Arc<Self>, StorageError> {
+    pub fn create(
+        path: &Path,
+        options: CreateOptions,
+        kick: Sender<()>,
+    ) -> Result<Arc<Self>, StorageError> {
         if options.open.access == Access::ReadOnly {
             return Err(StorageError::ReadOnly);
         }
         if options.sectors == 0 || usize::from(options.sectors) > SECTORS_MAX {
-            return Err(StorageError::invalid(format!("{} sectors, must be 1 to {SECTORS_MAX}", options.sectors)));
+            return Err(StorageError::invalid(format!(
+                "{} sectors, must be 1 to {SECTORS_MAX}",
+                options.sectors
+            )));
         }
         geometry(&options, 4096)?;
-        let (backend, notice) = open_backend(&options.open.io).map_err(file_error("open the I/O backend for", path))?;
-        backend.create_directory(path).map_err(file_error("create", path))?;
+        let (backend, notice) =
+            open_backend(&options.open.io).map_err(file_error("open the I/O backend for", path))?;
+        backend
+            .create_directory(path)
+            .map_err(file_error("create", path))?;
         let lock = take_lock(backend.as_ref(), path, Access::ReadWrite)?;
         let catalog_path = path.join(catalog::FILE);
         if catalog_path.exists() {
             return Err(StorageError::AlreadyExists { path: catalog_path });
         }
-        catalog::begin_creation(backend.as_ref(), path, options.sectors).map_err(|error| match error.kind() {
-            std::io::ErrorKind::AlreadyExists => StorageError::AlreadyExists { path: PathBuf::from(error.to_string()) },
-            _ => file_error("prepare", path)(error),
+        catalog::begin_creation(backend.as_ref(), path, options.sectors).map_err(|error| {
+            match error.kind() {
+                std::io::ErrorKind::AlreadyExists => StorageError::AlreadyExists {
+                    path: PathBuf::from(error.to_string()),
+                },
+                _ => file_error("prepare", path)(error),
+            }
         })?;
         let outcome = Self::create_in(path, &options, backend.clone(), notice, lock, kick);
         let removed = match &outcome {
             Ok(_) => Ok(()),
-            Err(_) => (0..options.sectors).try_for_each(|number| backend.remove_file(&path.join(catalog::sector_file(number)))),
+            Err(_) => (0..options.sectors).try_for_each(|number| {
+                backend.remove_file(&path.join(catalog::sector_file(number)))
+            }),
         };
         // A note that stays is harmless: it is read only where there is no store file.
         if let Err(error) = removed.and_then(|()| catalog::end_creation(backend.as_ref(), path)) {
@@ -244,7 +299,7 @@ impl Inner {
         path: &Path,
         options: &CreateOptions,
         backend: Arc<dyn Backend>,
-        notice: Option<String>,
+        mut notice: Option<String>,
         lock: Option<Box<dyn Lock>>,
         kick: Sender<()>,
     ) -> Result<Arc<Self>, StorageError> {
@@ -257,25 +312,51 @@ impl Inner {
         for number in 0..options.sectors {
             let path = path.join(catalog::sector_file(number));
             let already = |error: std::io::Error| match error.kind() {
-                std::io::ErrorKind::AlreadyExists => StorageError::AlreadyExists { path: path.clone() },
+                std::io::ErrorKind::AlreadyExists => {
+                    StorageError::AlreadyExists { path: path.clone() }
+                }
                 _ => file_error("create", &path)(error),
             };
-            let mut disk = backend.create(&path, geometry(&measures, 4096)?.sector_size()).map_err(already)?;
+            let disk = backend
+                .create(&path, geometry(&measures, 4096)?.sector_size())
+                .map_err(already)?;
             if measures.block_size.is_none() {
-                measures.block_size = Some(geometry(&measures, disk.info().physical_block_size)?.block_size);
+                measures.block_size =
+                    Some(geometry(&measures, disk.info().physical_block_size)?.block_size);
             }
             let geometry = geometry(&measures, 4096)?;
-            if disk.size() != geometry.sector_size() {
-                disk = backend.open(&path, OpenAccess::ReadWrite).map_err(file_error("open", &path))?;
-            }
-            let identity = Identity { store_id, sector_id: u64::from_le_bytes(random()?) };
+            let disk = fit_blocks(
+                backend.as_ref(),
+                disk,
+                OpenAccess::ReadWrite,
+                geometry.block_size,
+                &mut notice,
+            )?;
+            let identity = Identity {
+                store_id,
+                sector_id: u64::from_le_bytes(random()?),
+            };
             let superblock = Superblock::new(identity, number, options.sectors, &geometry, created);
-            sectors.push(Arc::new(crate::port::op::wait_for(Sector::format(disk, superblock))?));
+            sectors.push(Arc::new(wait_for(Sector::format(disk, superblock))?));
             named.push((catalog::sector_file(number), identity.sector_id));
         }
-        let indexes = sectors.iter().map(|sector| SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry()))).collect();
+        let indexes = sectors
+            .iter()
+            .map(|sector| {
+                SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry()))
+            })
+            .collect();
         let kept = sectors.iter().map(|_| Kept::none()).collect();
-        let parts = Parts { path: path.to_owned(), store_id, options: options.open.clone(), backend, notice, sectors, lock, health: Vec::new() };
+        let parts = Parts {
+            path: path.to_owned(),
+            store_id,
+            options: options.open.clone(),
+            backend,
+            notice,
+            sectors,
+            lock,
+            health: Vec::new(),
+        };
         let inner = Self::assemble_parts(parts, Index { sectors: indexes }, kept, 1, kick);
         inner.checkpoint_all()?;
         Catalog::new(&store_id, &named).write(inner.backend.as_ref(), path)?;
@@ -283,18 +364,25 @@ impl Inner {
     }
 
     /// Opens a store: recovers each sector, and puts their logs together by LSN.
-    pub fn open(path: &Path, options: OpenOptions, kick: Sender<()>) -> Result<Arc<Self>, StorageError> {
-        let (backend, notice) = open_backend(&options.io).map_err(file_error("open the I/O backend for", path))?;
+    pub fn open(
+        path: &Path,
+        options: OpenOptions,
+        kick: Sender<()>,
+    ) -> Result<Arc<Self>, StorageError> {
+        let (backend, notice) =
+            open_backend(&options.io).map_err(file_error("open the I/O backend for", path))?;
         let catalog = Catalog::read(backend.as_ref(), path)?;
         let lock = take_lock(backend.as_ref(), path, options.access)?;
-        crate::port::op::wait_for(Self::open_sectors(path, options, backend, notice, &catalog, lock, kick))
+        wait_for(Self::open_sectors(
+            path, options, backend, notice, &catalog, lock, kick,
+        ))
     }
 
     async fn open_sectors(
         path: &Path,
         options: OpenOptions,
         backend: Arc<dyn Backend>,
-        notice: Option<String>,
+        mut notice: Option<String>,
         catalog: &Catalog,
         lock: Option<Box<dyn Lock>>,
         kick: Sender<()>,
@@ -305,18 +393,45 @@ impl Inner {
         let mut store_id = [0; 16];
         for (number, named) in (0_u16..).zip(&catalog.sectors) {
             let file = path.join(&named.file);
-            let access = if writing { OpenAccess::ReadWrite } else { OpenAccess::ReadOnly };
-            let disk = backend.open(&file, access).map_err(|error| match error.kind() {
-                std::io::ErrorKind::InvalidInput => StorageError::InvalidStore { path: file.clone(), why: error.to_string() },
-                _ => file_error("open", &file)(error),
-            })?;
-            let (sector, notes) = Sector::open(disk, number).await?;
+            let access = if writing {
+                OpenAccess::ReadWrite
+            } else {
+                OpenAccess::ReadOnly
+            };
+            let disk = backend
+                .open(&file, access)
+                .map_err(|error| match error.kind() {
+                    std::io::ErrorKind::InvalidInput => StorageError::InvalidStore {
+                        path: file.clone(),
+                        why: error.to_string(),
+                    },
+                    _ => file_error("open", &file)(error),
+                })?;
+            let (mut sector, notes) = Sector::open(Arc::clone(&disk), number).await?;
+            if disk.info().block_size > sector.geometry().block_size {
+                let disk = fit_blocks(
+                    backend.as_ref(),
+                    disk,
+                    access,
+                    sector.geometry().block_size,
+                    &mut notice,
+                )?;
+                (sector, _) = Sector::open(disk, number).await?;
+            }
             health.extend(notes);
             check_identity(&sector, &file, catalog, number)?;
             store_id = sector.identity().store_id;
             sectors.push(Arc::new(sector));
         }
-        let mut recovery = Recovery { index: Index { sectors: Vec::new() }, replays: Vec::new(), kept: Vec::new(), health, writing };
+        let mut recovery = Recovery {
+            index: Index {
+                sectors: Vec::new(),
+            },
+            replays: Vec::new(),
+            kept: Vec::new(),
+            health,
+            writing,
+        };
         for sector in &sectors {
             recovery.load(sector).await?;
         }
@@ -327,20 +442,54 @@ impl Inner {
                 sector.sync().await?;
             }
         }
-        let Recovery { index, kept, health, .. } = recovery;
-        let parts = Parts { path: path.to_owned(), store_id, options, backend, notice, sectors, lock, health };
+        let Recovery {
+            index,
+            kept,
+            health,
+            ..
+        } = recovery;
+        let parts = Parts {
+            path: path.to_owned(),
+            store_id,
+            options,
+            backend,
+            notice,
+            sectors,
+            lock,
+            health,
+        };
         Ok(Self::assemble_parts(parts, index, kept, next_lsn, kick))
     }
 
-    fn assemble_parts(parts: Parts, index: Index, kept: Vec<Kept>, next_lsn: u64, kick: Sender<()>) -> Arc<Self> {
-        let Parts { path, store_id, options, backend, notice, sectors, lock, health } = parts;
+    fn assemble_parts(
+        parts: Parts,
+        index: Index,
+        kept: Vec<Kept>,
+        next_lsn: u64,
+        kick: Sender<()>,
+    ) -> Arc<Self> {
+        let Parts {
+            path,
+            store_id,
+            options,
+            backend,
+            notice,
+            sectors,
+            lock,
+            health,
+        } = parts;
         let tails: Vec<_> = index.sectors.iter().map(|sector| sector.tail).collect();
         let latest = tails.iter().map(|tail| tail.time).max().unwrap_or(0);
         Arc::new_cyclic(|inner: &Weak<Self>| {
             let source = |number| {
-                let driver = Arc::new(SectorDriver { inner: Weak::clone(inner), number });
-                let erased = ErasedDriver(Arc::clone(&driver) as Arc<dyn Driver>);
-                Arc::new(SectorSource { inner: Weak::clone(inner), number, driver, erased })
+                let driver = SectorDriver {
+                    inner: Weak::clone(inner),
+                    number,
+                };
+                Arc::new(SectorSource {
+                    inner: Weak::clone(inner),
+                    driver: Arc::new(driver),
+                })
             };
             Self {
                 path,
@@ -377,7 +526,11 @@ impl Inner {
 
     /// `Closed` if the store was closed.
     pub fn check_open(&self) -> Result<(), StorageError> {
-        if self.closed.load(Ordering::Acquire) { Err(StorageError::Closed) } else { Ok(()) }
+        if self.closed.load(Ordering::Acquire) {
+            Err(StorageError::Closed)
+        } else {
+            Ok(())
+        }
     }
 
     /// Why the store takes no changes, if it takes none.
@@ -400,7 +553,7 @@ impl Inner {
             return Ok(());
         }
         if let Some(earlier) = self.detached.before(&[]) {
-            crate::port::op::wait_for(earlier);
+            wait_for(earlier);
         }
         let mut outcome = Ok(());
         for number in 0..self.sectors.len() {
@@ -409,11 +562,17 @@ impl Inner {
                 continue;
             }
             // The queue is served in order: this sync ends behind everything submitted before it.
-            outcome = outcome.and(crate::port::op::wait_for(self.submit(number, Work::Sync, true)).map(|_| ()));
+            outcome = outcome.and(wait_for(self.submit(number, Work::Sync, true)).map(|_| ()));
         }
         self.note_durable();
-        let long = (0..self.sectors.len()).any(|number| self.index.read().sectors[number].replay_bytes > REPLAY_AT_CLOSE);
-        if long && self.sectors.iter().all(|sector| sector.poisoned().is_none()) {
+        let long = (0..self.sectors.len())
+            .any(|number| self.index.read().sectors[number].replay_bytes > REPLAY_AT_CLOSE);
+        if long
+            && self
+                .sectors
+                .iter()
+                .all(|sector| sector.poisoned().is_none())
+        {
             outcome = outcome.and(self.checkpoint_all().map(|_| ()));
         }
         outcome
@@ -447,15 +606,23 @@ impl Inner {
         let commits = self.commits.lock();
         let index = self.index.read();
         let room = |number: usize| {
-            let room = self.available(&index, number).saturating_sub(commits.pending(number));
-            if self.sectors[number].poisoned().is_some() { 0 } else { room }
+            let room = self
+                .available(&index, number)
+                .saturating_sub(commits.pending(number));
+            if self.sectors[number].poisoned().is_some() {
+                0
+            } else {
+                room
+            }
         };
         if let Some((number, _)) = index.lookup(key.as_bytes())?
             && room(number) >= needed
         {
             return Ok(number);
         }
-        Ok((0..self.sectors.len()).max_by_key(|&number| (room(number), std::cmp::Reverse(number))).unwrap_or(0))
+        Ok((0..self.sectors.len())
+            .max_by_key(|&number| (room(number), std::cmp::Reverse(number)))
+            .unwrap_or(0))
     }
 
     /// Bytes of records that puts can still add to a sector, those under way not counted.
@@ -469,7 +636,39 @@ impl Inner {
     }
 }
 
-fn check_identity(sector: &Sector, file: &Path, catalog: &Catalog, number: u16) -> Result<(), StorageError> {
+/// The disk at `path`, opened again through the page cache if its device wants larger blocks than
+/// the sector has.
+fn fit_blocks(
+    backend: &dyn Backend,
+    disk: Arc<dyn Disk>,
+    access: OpenAccess,
+    block_size: u32,
+    notice: &mut Option<String>,
+) -> Result<Arc<dyn Disk>, StorageError> {
+    let (wanted, path) = (disk.info().block_size, disk.info().path.clone());
+    if wanted <= block_size {
+        return Ok(disk);
+    }
+    drop(disk);
+    let what = format!(
+        "{}: blocks of {block_size} bytes on a device that wants {wanted}; using buffered I/O",
+        path.display()
+    );
+    *notice = Some(match notice.take() {
+        Some(before) => format!("{before}; {what}"),
+        None => what,
+    });
+    backend
+        .open_buffered(&path, access)
+        .map_err(file_error("open", &path))
+}
+
+fn check_identity(
+    sector: &Sector,
+    file: &Path,
+    catalog: &Catalog,
+    number: u16,
+) -> Result<(), StorageError> {
     let identity = sector.identity();
     let store_id = graviton_format::structure::hex(&identity.store_id);
     let named = &catalog.sectors[usize::from(number)];
@@ -478,11 +677,17 @@ fn check_identity(sector: &Sector, file: &Path, catalog: &Catalog, number: u16) 
     } else if format!("{:016x}", identity.sector_id) != named.id {
         format!("is sector {:016x}, not {}", identity.sector_id, named.id)
     } else if catalog.format_version != FORMAT_VERSION {
-        format!("the store file says format version {}", catalog.format_version)
+        format!(
+            "the store file says format version {}",
+            catalog.format_version
+        )
     } else {
         return Ok(());
     };
-    Err(StorageError::InvalidStore { path: file.to_owned(), why })
+    Err(StorageError::InvalidStore {
+        path: file.to_owned(),
+        why,
+    })
 }
 
 /// Recovery under way: images are loaded sector by sector, then the logs replayed as one.
@@ -499,7 +704,11 @@ impl Recovery {
     async fn load(&mut self, sector: &Arc<Sector>) -> Result<(), StorageError> {
         let (roots, notes) = read_roots(sector).await?;
         self.health.extend(notes);
-        let highest = roots.iter().map(|root| root.root.sequence.get()).max().unwrap_or(0);
+        let highest = roots
+            .iter()
+            .map(|root| root.root.sequence.get())
+            .max()
+            .unwrap_or(0);
         let mut claimed = 0;
         let mut loaded: Option<(Root, Arc<_>, Segments)> = None;
         let mut others: Vec<Root> = Vec::new();
@@ -519,10 +728,20 @@ impl Recovery {
                 }
                 Err(error) => return Err(error),
             };
-            match Segments::decode(image.segments(), sector.geometry(), root.root.sequence.get()) {
+            match Segments::decode(
+                image.segments(),
+                sector.geometry(),
+                root.root.sequence.get(),
+            ) {
                 Some(segments) => loaded = Some((root, Arc::new(image), segments)),
                 None => {
-                    let error = sector.corruption(0, format!("checkpoint {} lists other segments than the sector has", root.root.sequence));
+                    let error = sector.corruption(
+                        0,
+                        format!(
+                            "checkpoint {} lists other segments than the sector has",
+                            root.root.sequence
+                        ),
+                    );
                     self.health.push(error.to_string());
                     claimed = claimed.max(root.root.lsn.get());
                     last_error = Some(error);
@@ -530,7 +749,12 @@ impl Recovery {
             }
         }
         if loaded.is_none() && self.writing {
-            return Err(last_error.unwrap_or_else(|| sector.corruption(0, "no checkpoint root is whole; open it for reading only to save what can be")));
+            return Err(last_error.unwrap_or_else(|| {
+                sector.corruption(
+                    0,
+                    "no checkpoint root is whole; open it for reading only to save what can be",
+                )
+            }));
         }
         let (mut index, root) = match loaded {
             Some((root, image, segments)) => {
@@ -544,16 +768,30 @@ impl Recovery {
                     "sector {}: no checkpoint is whole; the index is rebuilt from the log, and blobs that were deleted may show again",
                     sector.number()
                 ));
-                (SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry())), None)
+                (
+                    SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry())),
+                    None,
+                )
             }
         };
-        let replay = Replay::start(sector, root.as_ref().map(|root| &root.root), &mut index.segments, claimed).await?;
+        let replay = Replay::start(
+            sector,
+            root.as_ref().map(|root| &root.root),
+            &mut index.segments,
+            claimed,
+        )
+        .await?;
         // Of the other roots, only one that is older and whole is of use.
         let older = others.into_iter().next();
         let kept = Kept::recovered(root, older, highest);
         for segment in kept.image_segments() {
             let known = *index.segments.get(segment);
-            index.segments.set(segment, State::Checkpoint, known.generation, sector.geometry().segment_size);
+            index.segments.set(
+                segment,
+                State::Checkpoint,
+                known.generation,
+                sector.geometry().segment_size,
+            );
         }
         kept.release(&mut index.segments, sector);
         index.tail = replay.tail();
@@ -567,15 +805,25 @@ impl Recovery {
     async fn replay(&mut self) -> Result<u64, StorageError> {
         let mut heads: Vec<Option<LoggedFrame>> = Vec::new();
         for (number, replay) in self.replays.iter_mut().enumerate() {
-            heads.push(replay.next(&mut self.index.sectors[number].segments).await?);
+            heads.push(
+                replay
+                    .next(&mut self.index.sectors[number].segments)
+                    .await?,
+            );
         }
         loop {
-            let least = heads.iter().enumerate().filter_map(|(number, head)| Some((number, head.as_ref()?.lsn))).min_by_key(|(_, lsn)| *lsn);
+            let least = heads
+                .iter()
+                .enumerate()
+                .filter_map(|(number, head)| Some((number, head.as_ref()?.lsn)))
+                .min_by_key(|(_, lsn)| *lsn);
             let Some((number, _)) = least else { break };
             if let Some(frame) = heads[number].take() {
                 self.apply(number, frame)?;
             }
-            heads[number] = self.replays[number].next(&mut self.index.sectors[number].segments).await?;
+            heads[number] = self.replays[number]
+                .next(&mut self.index.sectors[number].segments)
+                .await?;
         }
         self.index.settle()?;
         let mut highest = 0;
@@ -591,12 +839,28 @@ impl Recovery {
                 self.health.push(damage.error.to_string());
             }
         }
+        let generation = self
+            .index
+            .sectors
+            .iter()
+            .map(|sector| sector.segments.generation())
+            .max()
+            .unwrap_or(0);
+        if highest.max(generation) > COUNTER_MAX {
+            return Err(self.index.sectors[0].sector().corruption(
+                0,
+                format!(
+                    "LSN {highest} or generation {generation} is beyond what any store reaches"
+                ),
+            ));
+        }
         Ok(highest + 1)
     }
 
     fn apply(&mut self, number: usize, frame: LoggedFrame) -> Result<(), StorageError> {
         for record in frame.records {
-            let applied = applied(record).map_err(|error| self.index.sectors[number].sector().corruption(0, error))?;
+            let applied = applied(record)
+                .map_err(|error| self.index.sectors[number].sector().corruption(0, error))?;
             self.index.apply(number, &applied)?;
         }
         Ok(())
@@ -617,7 +881,9 @@ fn applied(record: LoggedRecord) -> Result<Applied, graviton_format::FormatError
         address: record.address,
         meta_length: u32::try_from(record.meta.len()).unwrap_or(u32::MAX),
         payload_length: record.payload_length,
-        manifest: record.manifest.map(|manifest| (manifest.size, manifest.extents.into())),
+        manifest: record
+            .manifest
+            .map(|manifest| (manifest.size, manifest.extents.into())),
         source,
         hold: None,
     })

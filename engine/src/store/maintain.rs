@@ -54,7 +54,11 @@ pub struct Kept {
 impl Kept {
     /// No checkpoint yet.
     pub fn none() -> Self {
-        Self { newest: None, older: None, next_sequence: 1 }
+        Self {
+            newest: None,
+            older: None,
+            next_sequence: 1,
+        }
     }
 
     /// What recovery found: the checkpoint in use, another whose root is whole, the highest
@@ -62,21 +66,41 @@ impl Kept {
     pub fn recovered(newest: Option<Root>, older: Option<Root>, highest: u64) -> Self {
         let mut next_sequence = highest + 1;
         // The slot of the checkpoint in use is not the one to write next.
-        if newest.as_ref().is_some_and(|root| root.root.sequence.get() % 2 == next_sequence % 2) {
+        if newest
+            .as_ref()
+            .is_some_and(|root| root.root.sequence.get() % 2 == next_sequence % 2)
+        {
             next_sequence += 1;
         }
-        Self { newest, older, next_sequence }
+        Self {
+            newest,
+            older,
+            next_sequence,
+        }
     }
 
     /// The segments of the images that are kept.
     pub fn image_segments(&self) -> Vec<u32> {
-        self.newest.iter().chain(&self.older).flat_map(|root| root.segments.iter().copied()).collect()
+        self.newest
+            .iter()
+            .chain(&self.older)
+            .flat_map(|root| root.segments.iter().copied())
+            .collect()
     }
 
     /// Frees what the kept checkpoints do not need.
     pub fn release(&self, segments: &mut Segments, sector: &Sector) -> u32 {
-        let oldest = self.older.as_ref().or(self.newest.as_ref()).map_or(0, |root| root.root.sequence.get());
-        let images: Vec<&[u32]> = self.newest.iter().chain(&self.older).map(|root| root.segments.as_slice()).collect();
+        let oldest = self
+            .older
+            .as_ref()
+            .or(self.newest.as_ref())
+            .map_or(0, |root| root.root.sequence.get());
+        let images: Vec<&[u32]> = self
+            .newest
+            .iter()
+            .chain(&self.older)
+            .map(|root| root.segments.as_slice())
+            .collect();
         segments.release(oldest, &images, sector)
     }
 
@@ -92,7 +116,12 @@ impl Kept {
 
     /// The oldest knowledge of the store's other sectors that a recovery could start from.
     fn store_lsn(&self) -> u64 {
-        self.newest.iter().chain(&self.older).map(|root| root.root.store_lsn.get()).min().unwrap_or(0)
+        self.newest
+            .iter()
+            .chain(&self.older)
+            .map(|root| root.root.store_lsn.get())
+            .min()
+            .unwrap_or(0)
     }
 }
 
@@ -107,14 +136,21 @@ impl Inner {
     /// Log bytes after which a checkpoint is due: bounded so that several fit the sector.
     fn checkpoint_interval(&self, number: usize) -> u64 {
         let sector_size = self.sectors[number].geometry().sector_size();
-        self.options.checkpoint_interval.unwrap_or(256 * MIB).min(sector_size / 8).max(64 * 1024)
+        self.options
+            .checkpoint_interval
+            .unwrap_or(256 * MIB)
+            .min(sector_size / 8)
+            .max(64 * 1024)
     }
 
     fn is_due(&self, number: usize) -> bool {
         let index = self.index.read();
         let sector = &index.sectors[number];
         let written = sector.replay_bytes;
-        written >= self.checkpoint_interval(number) || sector.delta_len() >= DELTA_MAX || self.is_tight(&sector.segments) || sector.segments.wants_zeroing(ZEROED_AHEAD)
+        written >= self.checkpoint_interval(number)
+            || sector.delta_len() >= DELTA_MAX
+            || self.is_tight(&sector.segments)
+            || sector.segments.wants_zeroing(ZEROED_AHEAD)
     }
 
     /// Free segments below which compaction works ahead.
@@ -152,8 +188,13 @@ impl Inner {
         let (tight, reclaimed, due) = {
             let index = self.index.read();
             let sector = &index.sectors[number];
-            let due = sector.replay_bytes >= self.checkpoint_interval(number) || sector.delta_len() >= DELTA_MAX;
-            (self.is_tight(&sector.segments), sector.segments.reclaimed(), due)
+            let due = sector.replay_bytes >= self.checkpoint_interval(number)
+                || sector.delta_len() >= DELTA_MAX;
+            (
+                self.is_tight(&sector.segments),
+                sector.segments.reclaimed(),
+                due,
+            )
         };
         if due {
             self.checkpoint(number)?;
@@ -188,14 +229,19 @@ impl Inner {
 
     /// Whether puts still wait although nothing is reclaimed any more.
     fn is_stuck(&self, number: usize) -> bool {
-        self.commits.lock().is_stalled(number) && self.index.read().sectors[number].segments.reclaimed() == 0 && self.victim(number, true).is_none()
+        self.commits.lock().is_stalled(number)
+            && self.index.read().sectors[number].segments.reclaimed() == 0
+            && self.victim(number, true).is_none()
     }
 
     /// Whether reclaimed segments wait for a checkpoint only (not for readers).
     fn reclaims_waiting(&self, number: usize) -> bool {
         let index = self.index.read();
         let sector = &self.sectors[number];
-        index.sectors[number].segments.iter().any(|(segment, entry)| entry.state == State::Reclaimed && !sector.is_pinned(segment))
+        index.sectors[number]
+            .segments
+            .iter()
+            .any(|(segment, entry)| entry.state == State::Reclaimed && !sector.is_pinned(segment))
     }
 
     /// Turns dead segments into reclaimed ones, and reclaimed ones into free ones where that can
@@ -219,14 +265,21 @@ impl Inner {
         let victim = segments.victim(geometry, &self.sectors[number])?;
         let live = segments.get(victim).live;
         // There must be room for what is moved.
-        let free = segments.free().saturating_sub(segments.reserve(Purpose::Compaction));
-        let room = u64::from(free) * geometry.image_bytes_per_segment() + self.commits.lock().room(number, geometry.segment_size);
+        let free = segments
+            .free()
+            .saturating_sub(segments.reserve(Purpose::Compaction));
+        let room = u64::from(free) * geometry.image_bytes_per_segment()
+            + self.commits.lock().room(number, geometry.segment_size);
         let worth = stalled || live <= geometry.segment_size / 5 * 4;
         (worth && live + live / 8 <= room).then_some(victim)
     }
 
     /// Copies what lives in a segment to the log's end.
-    fn compact_segment(self: &Arc<Self>, number: usize, segment: u32) -> Result<CompactReport, StorageError> {
+    fn compact_segment(
+        self: &Arc<Self>,
+        number: usize,
+        segment: u32,
+    ) -> Result<CompactReport, StorageError> {
         let sector = Arc::clone(&self.sectors[number]);
         let geometry = *sector.geometry();
         let (generation, written, before) = {
@@ -256,11 +309,20 @@ impl Inner {
             match decode_frame(&sector, frame, &header, address) {
                 Ok((records, _)) => {
                     for record in records {
-                        if !self.index.read().sectors[number].is_live(record.kind, record.key.as_bytes(), record.lsn, record.address)? {
+                        if !self.index.read().sectors[number].is_live(
+                            record.kind,
+                            record.key.as_bytes(),
+                            record.lsn,
+                            record.address,
+                        )? {
                             continue;
                         }
                         if !record.whole {
-                            damage = Some(StorageError::Corruption { place: sector.place(record.address), key: Some(record.key), what: "payload does not verify; left where it is".to_owned() });
+                            damage = Some(StorageError::Corruption {
+                                place: sector.place(record.address),
+                                key: Some(record.key),
+                                what: "payload does not verify; left where it is".to_owned(),
+                            });
                             continue;
                         }
                         let moved = to_move(&sector, frame, address, record);
@@ -286,16 +348,30 @@ impl Inner {
             // Bytes of live records are left that could not be read: keep them for repair.
             segments.set_damaged(segment);
             drop(index);
-            let damage = damage.unwrap_or_else(|| sector.corruption(base, format!("{live} bytes of live records were not found")));
+            let damage = damage.unwrap_or_else(|| {
+                sector.corruption(base, format!("{live} bytes of live records were not found"))
+            });
             self.note(damage.to_string());
-            return Ok(CompactReport { segments: 0, moved: before - live, freed: 0 });
+            return Ok(CompactReport {
+                segments: 0,
+                moved: before - live,
+                freed: 0,
+            });
         }
         drop(index);
         self.reclaim(number);
-        Ok(CompactReport { segments: 1, moved: before, freed: geometry.segment_size.saturating_sub(before) })
+        Ok(CompactReport {
+            segments: 1,
+            moved: before,
+            freed: geometry.segment_size.saturating_sub(before),
+        })
     }
 
-    fn submit_moves(self: &Arc<Self>, number: usize, moves: Vec<Move>) -> impl Future<Output = Result<(), StorageError>> + use<> {
+    fn submit_moves(
+        self: &Arc<Self>,
+        number: usize,
+        moves: Vec<Move>,
+    ) -> impl Future<Output = Result<(), StorageError>> + use<> {
         let ticket: Ticket<_> = self.submit(number, Work::Moves(moves), false);
         async move { ticket.await.map(|_| ()) }
     }
@@ -315,7 +391,9 @@ impl Inner {
                 let victim = {
                     let index = self.index.read();
                     let segments = &index.sectors[number].segments;
-                    segments.victim(self.sectors[number].geometry(), &self.sectors[number]).filter(|&victim| segments.get(victim).generation <= horizon)
+                    segments
+                        .victim(self.sectors[number].geometry(), &self.sectors[number])
+                        .filter(|&victim| segments.get(victim).generation <= horizon)
                 };
                 let Some(victim) = victim else { break };
                 match self.compact_segment(number, victim) {
@@ -348,7 +426,8 @@ impl Inner {
                 self.reclaim(number);
             }
             let free = self.index.read().sectors[number].segments.free();
-            report.freed += u64::from(free.saturating_sub(free_before)) * self.sectors[number].geometry().segment_size;
+            report.freed += u64::from(free.saturating_sub(free_before))
+                * self.sectors[number].geometry().segment_size;
             self.pump(number);
         }
         Ok(report)
@@ -360,7 +439,9 @@ impl Inner {
     /// What the disk reports.
     pub fn checkpoint_all(self: &Arc<Self>) -> Result<Vec<CheckpointInfo>, StorageError> {
         let _one_at_a_time = self.maintenance.lock();
-        (0..self.sectors.len()).map(|number| self.checkpoint(number)).collect()
+        (0..self.sectors.len())
+            .map(|number| self.checkpoint(number))
+            .collect()
     }
 
     /// Takes a checkpoint of a sector; writers go on meanwhile. Held maintenance keeps it alone.
@@ -370,7 +451,11 @@ impl Inner {
         let (sequence, forget) = {
             let kept = self.kept.lock();
             // With one sector no other can bring anything back.
-            let forget = if kept.len() == 1 { u64::MAX } else { kept.iter().map(Kept::store_lsn).min().unwrap_or(0) };
+            let forget = if kept.len() == 1 {
+                u64::MAX
+            } else {
+                kept.iter().map(Kept::store_lsn).min().unwrap_or(0)
+            };
             (kept[number].next_sequence, forget)
         };
         let (cut, store_lsn, written) = {
@@ -402,7 +487,13 @@ impl Inner {
             }
             Err(error) => {
                 self.index.write().unfreeze(number);
-                if matches!(error, StorageError::Io { operation: "write" | "sync", .. }) {
+                if matches!(
+                    error,
+                    StorageError::Io {
+                        operation: "write" | "sync",
+                        ..
+                    }
+                ) {
                     sector.poison(&error);
                 }
                 Err(error)
@@ -424,7 +515,10 @@ impl Inner {
         let pages_checksum = seal_image(&mut stored, sequence);
         let wanted = image_segments(sector.geometry(), length);
         if wanted as usize > checkpoint::SEGMENTS_MAX {
-            return Err(StorageError::NoSpace { needed: length as u64, available: 0 });
+            return Err(StorageError::NoSpace {
+                needed: length as u64,
+                available: 0,
+            });
         }
         let mut taken = Vec::new();
         {
@@ -432,8 +526,13 @@ impl Inner {
             let segments = &mut index.sectors[number].segments;
             while taken.len() < wanted as usize {
                 let Some(segment) = segments.take(Purpose::Checkpoint, State::Checkpoint) else {
-                    taken.iter().for_each(|&(segment, _)| segments.give_back(segment));
-                    return Err(StorageError::NoSpace { needed: length as u64, available: 0 });
+                    taken
+                        .iter()
+                        .for_each(|&(segment, _)| segments.give_back(segment));
+                    return Err(StorageError::NoSpace {
+                        needed: length as u64,
+                        available: 0,
+                    });
                 };
                 segments.set_busy(segment.0, true);
                 taken.push(segment);
@@ -475,13 +574,25 @@ impl Inner {
             }
         }
         written?;
-        let image = Image::open(Bytes::from(stored).slice(..length)).map_err(|error| sector.corruption(0, error))?;
-        Ok((Root { root, segments: numbers }, image))
+        let image = Image::open(Bytes::from(stored).slice(..length))
+            .map_err(|error| sector.corruption(0, error))?;
+        Ok((
+            Root {
+                root,
+                segments: numbers,
+            },
+            image,
+        ))
     }
 
     /// Zeroes one segment ahead of use, if that is due.
     fn zero_one(&self, number: usize) -> Result<bool, StorageError> {
-        let Some(segment) = self.index.write().sectors[number].segments.take_for_zeroing(ZEROED_AHEAD) else { return Ok(false) };
+        let Some(segment) = self.index.write().sectors[number]
+            .segments
+            .take_for_zeroing(ZEROED_AHEAD)
+        else {
+            return Ok(false);
+        };
         let sector = &self.sectors[number];
         let outcome = wait_for(async {
             let geometry = sector.geometry();
@@ -496,7 +607,9 @@ impl Inner {
             }
             sector.sync().await
         });
-        self.index.write().sectors[number].segments.zeroing_done(segment, outcome.is_ok());
+        self.index.write().sectors[number]
+            .segments
+            .zeroing_done(segment, outcome.is_ok());
         if let Err(error) = &outcome {
             sector.poison(error);
         }
@@ -532,7 +645,11 @@ impl Inner {
                     }
                 }
             }
-            let woken = if self.lacks_note() { kicks.recv_timeout(NOTE_AFTER) } else { kicks.recv().map_err(|_| RecvTimeoutError::Disconnected) };
+            let woken = if self.lacks_note() {
+                kicks.recv_timeout(NOTE_AFTER)
+            } else {
+                kicks.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            };
             match woken {
                 Ok(()) => {}
                 Err(RecvTimeoutError::Timeout) => self.note_durable(),
@@ -553,7 +670,11 @@ fn to_move(sector: &Sector, frame: &[u8], frame_address: u64, record: LoggedReco
     let position = |offset: u64| usize::try_from(offset).expect("it is in memory");
     let start = position(record.address - frame_address);
     let mut bytes = frame[start..start + position(length)].to_vec();
-    mask_chunks(&mut bytes[position(head)..], sector.identity().chunk_mask(record.lsn), record.address + head);
+    mask_chunks(
+        &mut bytes[position(head)..],
+        sector.identity().chunk_mask(record.lsn),
+        record.address + head,
+    );
     Move {
         kind: record.kind,
         key: record.key,

@@ -28,14 +28,18 @@ use bytes::Bytes;
 use crossbeam::channel::bounded;
 use parking_lot::Mutex;
 
-pub use info::{CheckpointInfo, CompactReport, Finding, SectorInfo, SegmentInfo, SegmentState, Space, StoreInfo, VerifyProgress, VerifyReport};
+pub use info::{
+    CheckpointInfo, CompactReport, Finding, SectorInfo, SegmentInfo, SegmentState, Space,
+    StoreInfo, VerifyProgress, VerifyReport,
+};
 pub use options::{Access, CreateOptions, GIB, KIB, MIB, OpenOptions};
 pub use read::GET_MAX;
 
 use crate::port::blob::BatchItemOutcome;
 use crate::port::{
-    Batch, BinaryKey, Blob, BlobInfo, BlobReader, BlobStore, BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, GetOptions, ListPage, ListRequest, Op, PutOptions, PutOutcome, StorageError,
-    StoreOp,
+    Batch, BatchItem, BinaryKey, Blob, BlobInfo, BlobReader, BlobStore, BlobWriter, CopyOptions,
+    DeleteOptions, DeleteOutcome, GetOptions, ListPage, ListRequest, Op, PutOptions, PutOutcome,
+    StorageError, StoreOp,
 };
 use inner::Inner;
 
@@ -94,15 +98,27 @@ impl Store {
         Self::start(Inner::open(path.as_ref(), options, kick)?, kicks)
     }
 
-    fn start(inner: Arc<Inner>, kicks: crossbeam::channel::Receiver<()>) -> Result<Self, StorageError> {
+    fn start(
+        inner: Arc<Inner>,
+        kicks: crossbeam::channel::Receiver<()>,
+    ) -> Result<Self, StorageError> {
         let mut maintenance = None;
         if inner.options.background && inner.options.access == Access::ReadWrite {
             let worker = Arc::clone(&inner);
-            let thread = std::thread::Builder::new().name("graviton-maintain".to_owned()).spawn(move || worker.run_maintenance(&kicks));
+            let thread = std::thread::Builder::new()
+                .name("graviton-maintain".to_owned())
+                .spawn(move || worker.run_maintenance(&kicks));
             let path = inner.path.clone();
-            maintenance = Some(thread.map_err(|source| StorageError::File { operation: "start the maintenance thread of", path, source: Arc::new(source) })?);
+            maintenance = Some(thread.map_err(|source| StorageError::File {
+                operation: "start the maintenance thread of",
+                path,
+                source: Arc::new(source),
+            })?);
         }
-        Ok(Self { inner, maintenance: Mutex::new(maintenance) })
+        Ok(Self {
+            inner,
+            maintenance: Mutex::new(maintenance),
+        })
     }
 
     /// Closes the store: waits for what was submitted, leaves a note of what is durable (a
@@ -162,7 +178,10 @@ impl Store {
     ///
     /// # Errors
     /// What keeps it from going on.
-    pub fn verify(&self, progress: &mut dyn FnMut(VerifyProgress)) -> Result<VerifyReport, StorageError> {
+    pub fn verify(
+        &self,
+        progress: &mut dyn FnMut(VerifyProgress),
+    ) -> Result<VerifyReport, StorageError> {
         self.inner.verify(progress)
     }
 
@@ -179,25 +198,38 @@ impl Store {
 }
 
 impl Store {
-    /// Starts an operation: at once, or behind the mutations of the same keys that go on without
-    /// their callers.
-    fn after<T: Send + Unpin + 'static>(&self, keys: &[&BinaryKey], operation: impl FnOnce() -> StoreOp<T> + Send + 'static) -> StoreOp<T> {
-        match self.inner.detached.before(keys) {
-            None => operation(),
-            Some(earlier) => {
-                let keys = keys.iter().map(|key| (*key).clone()).collect();
-                self.inner.start_kept(keys, async move {
-                    earlier.await;
-                    operation().await
-                })
-            }
-        }
+    /// Starts an operation on `keys` behind mutations of theirs that go on without their callers.
+    fn after<T: Send + Unpin + 'static>(
+        &self,
+        earlier: impl Future<Output = ()> + Send + 'static,
+        keys: Vec<BinaryKey>,
+        operation: impl FnOnce(&Arc<Inner>) -> StoreOp<T> + Send + 'static,
+    ) -> StoreOp<T> {
+        let inner = Arc::clone(&self.inner);
+        self.inner.start_kept(keys, async move {
+            earlier.await;
+            operation(&inner).await
+        })
     }
 
-    fn copy_or_rename(&self, source: &BinaryKey, target: &BinaryKey, options: CopyOptions, rename: bool) -> StoreOp<PutOutcome> {
-        let inner = Arc::clone(&self.inner);
-        let (source, target) = (source.clone(), target.clone());
-        self.after(&[&source.clone(), &target.clone()], move || inner.copy(&source, &target, options, rename))
+    fn copy_or_rename(
+        &self,
+        source: &BinaryKey,
+        target: &BinaryKey,
+        options: CopyOptions,
+        rename: bool,
+    ) -> StoreOp<PutOutcome> {
+        match self.inner.detached.before(&[source, target]) {
+            None => self.inner.copy(source, target, options, rename),
+            Some(earlier) => {
+                let (source, target) = (source.clone(), target.clone());
+                self.after(
+                    earlier,
+                    vec![source.clone(), target.clone()],
+                    move |inner| inner.copy(&source, &target, options, rename),
+                )
+            }
+        }
     }
 }
 
@@ -211,9 +243,15 @@ impl Drop for Store {
 
 impl BlobStore for Store {
     fn put(&self, key: &BinaryKey, payload: Bytes, options: PutOptions) -> StoreOp<PutOutcome> {
-        let inner = Arc::clone(&self.inner);
-        let key = key.clone();
-        self.after(&[&key.clone()], move || inner.put(&key, &payload, options))
+        match self.inner.detached.before(&[key]) {
+            None => self.inner.put(key, &payload, options),
+            Some(earlier) => {
+                let key = key.clone();
+                self.after(earlier, vec![key.clone()], move |inner| {
+                    inner.put(&key, &payload, options)
+                })
+            }
+        }
     }
 
     fn put_stream(&self, key: &BinaryKey, options: PutOptions) -> Result<BlobWriter, StorageError> {
@@ -237,9 +275,15 @@ impl BlobStore for Store {
     }
 
     fn delete(&self, key: &BinaryKey, options: DeleteOptions) -> StoreOp<DeleteOutcome> {
-        let inner = Arc::clone(&self.inner);
-        let key = key.clone();
-        self.after(&[&key.clone()], move || inner.delete(&key, &options))
+        match self.inner.detached.before(&[key]) {
+            None => self.inner.delete(key, &options),
+            Some(earlier) => {
+                let key = key.clone();
+                self.after(earlier, vec![key.clone()], move |inner| {
+                    inner.delete(&key, &options)
+                })
+            }
+        }
     }
 
     fn list(&self, request: ListRequest) -> StoreOp<ListPage> {
@@ -247,21 +291,38 @@ impl BlobStore for Store {
     }
 
     fn batch(&self, batch: Batch) -> StoreOp<Vec<BatchItemOutcome>> {
-        let keys: Vec<BinaryKey> = batch.items.iter().map(|item| item.key().clone()).collect();
-        let inner = Arc::clone(&self.inner);
-        self.after(&keys.iter().collect::<Vec<_>>(), move || inner.batch(batch))
+        let keys: Vec<&BinaryKey> = batch.items.iter().map(BatchItem::key).collect();
+        match self.inner.detached.before(&keys) {
+            None => self.inner.batch(batch),
+            Some(earlier) => {
+                let keys = keys.into_iter().cloned().collect();
+                self.after(earlier, keys, move |inner| inner.batch(batch))
+            }
+        }
     }
 
-    fn copy(&self, source: &BinaryKey, target: &BinaryKey, options: CopyOptions) -> StoreOp<PutOutcome> {
+    fn copy(
+        &self,
+        source: &BinaryKey,
+        target: &BinaryKey,
+        options: CopyOptions,
+    ) -> StoreOp<PutOutcome> {
         self.copy_or_rename(source, target, options, false)
     }
 
-    fn rename(&self, source: &BinaryKey, target: &BinaryKey, options: CopyOptions) -> StoreOp<PutOutcome> {
+    fn rename(
+        &self,
+        source: &BinaryKey,
+        target: &BinaryKey,
+        options: CopyOptions,
+    ) -> StoreOp<PutOutcome> {
         self.copy_or_rename(source, target, options, true)
     }
 
     fn flush(&self) -> StoreOp<()> {
-        let inner = Arc::clone(&self.inner);
-        self.after(&[], move || inner.flush())
+        match self.inner.detached.before(&[]) {
+            None => self.inner.flush(),
+            Some(earlier) => self.after(earlier, Vec::new(), Inner::flush),
+        }
     }
 }

@@ -27,7 +27,13 @@ pub struct CreateOptions {
 
 impl Default for CreateOptions {
     fn default() -> Self {
-        Self { sectors: 1, sector_size: GIB, segment_size: None, block_size: None, open: OpenOptions::default() }
+        Self {
+            sectors: 1,
+            sector_size: GIB,
+            segment_size: None,
+            block_size: None,
+            open: OpenOptions::default(),
+        }
     }
 }
 
@@ -61,7 +67,12 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { access: Access::default(), io: IoOptions::default(), background: true, checkpoint_interval: None }
+        Self {
+            access: Access::default(),
+            io: IoOptions::default(),
+            background: true,
+            checkpoint_interval: None,
+        }
     }
 }
 
@@ -69,6 +80,9 @@ impl OpenOptions {
     /// For reading only.
     #[must_use]
     pub fn read_only() -> Self {
-        Self { access: Access::ReadOnly, ..Self::default() }
+        Self {
+            access: Access::ReadOnly,
+            ..Self::default()
+        }
     }
 }

@@ -13,7 +13,8 @@ use crate::log::Sector;
 use crate::log::sector::{Payload, Pin, READ_MAX};
 use crate::port::blob::resolve_range;
 use crate::port::{
-    BinaryKey, Blob, BlobInfo, BlobReader, ETag, GetOptions, ListEntry, ListPage, ListRequest, Op, Precondition, ReadBlob, StorageError, StoreOp,
+    BinaryKey, Blob, BlobInfo, BlobReader, ETag, GetOptions, ListEntry, ListPage, ListRequest, Op,
+    Precondition, ReadBlob, StorageError, StoreOp,
 };
 
 /// The most bytes a get brings into memory at once; larger blobs are streamed.
@@ -40,12 +41,19 @@ fn check(key: &BinaryKey, precondition: Precondition, lsn: u64) -> Result<(), St
     if precondition.holds(Some(lsn)) {
         return Ok(());
     }
-    Err(StorageError::PreconditionFailed { key: key.clone(), actual: Some(ETag::of_version(lsn)) })
+    Err(StorageError::PreconditionFailed {
+        key: key.clone(),
+        actual: Some(ETag::of_version(lsn)),
+    })
 }
 
 impl Inner {
     /// Takes hold of the current version of `key`.
-    pub fn snapshot(&self, key: &BinaryKey, options: &GetOptions) -> Result<Snapshot, StorageError> {
+    pub fn snapshot(
+        &self,
+        key: &BinaryKey,
+        options: &GetOptions,
+    ) -> Result<Snapshot, StorageError> {
         self.check_open()?;
         let index = self.index.read();
         let Some((number, entry)) = index.lookup(key.as_bytes())? else {
@@ -57,7 +65,14 @@ impl Inner {
         let pieces = part.pieces(key, &entry, &range)?;
         let sector = Arc::clone(&self.sectors[number]);
         let pin = sector.pin(pieces.iter().map(|(payload, _)| payload.address));
-        Ok(Snapshot { sector, key: key.clone(), entry, range, pieces, _pin: pin })
+        Ok(Snapshot {
+            sector,
+            key: key.clone(),
+            entry,
+            range,
+            pieces,
+            _pin: pin,
+        })
     }
 
     /// See [`BlobStore::get`](crate::port::BlobStore::get).
@@ -68,7 +83,9 @@ impl Inner {
         };
         let length = snapshot.range.end - snapshot.range.start;
         if length > GET_MAX {
-            return Op::fail(StorageError::invalid(format!("a get of {length} bytes, at most {GET_MAX}; stream it")));
+            return Op::fail(StorageError::invalid(format!(
+                "a get of {length} bytes, at most {GET_MAX}; stream it"
+            )));
         }
         Op::start(async move {
             let bytes = snapshot.read_all().await?;
@@ -83,9 +100,17 @@ impl Inner {
     }
 
     /// See [`BlobStore::get_stream`](crate::port::BlobStore::get_stream).
-    pub fn get_stream(self: &Arc<Self>, key: &BinaryKey, options: &GetOptions) -> StoreOp<BlobReader> {
+    pub fn get_stream(
+        self: &Arc<Self>,
+        key: &BinaryKey,
+        options: &GetOptions,
+    ) -> StoreOp<BlobReader> {
         Op::ready(self.snapshot(key, options).map(|snapshot| {
-            let (range, size, version) = (snapshot.range.clone(), snapshot.entry.size, snapshot.entry.lsn);
+            let (range, size, version) = (
+                snapshot.range.clone(),
+                snapshot.entry.size,
+                snapshot.entry.lsn,
+            );
             BlobReader::new(Reader::new(Arc::new(snapshot)), range, size, version)
         }))
     }
@@ -141,7 +166,12 @@ impl Inner {
                 return Ok(entries);
             }
             index.scan(from, |_, key, entry| {
-                entries.push(ListEntry::new(BinaryKey::new(key)?, entry.size, entry.lsn, system_time(entry.time)));
+                entries.push(ListEntry::new(
+                    BinaryKey::new(key)?,
+                    entry.size,
+                    entry.lsn,
+                    system_time(entry.time),
+                ));
                 Ok(entries.len() < limit)
             })?;
             Ok(entries)
@@ -153,18 +183,32 @@ impl Inner {
 ///
 /// # Errors
 /// `Io`, `Corruption`.
-pub async fn read_details(sector: &Sector, key: &BinaryKey, entry: &Entry) -> Result<Details, StorageError> {
+pub async fn read_details(
+    sector: &Sector,
+    key: &BinaryKey,
+    entry: &Entry,
+) -> Result<Details, StorageError> {
     if entry.meta_length == 0 {
         return Ok(Details::default());
     }
-    let meta = sector.read_meta(entry.address, key, entry.lsn, entry.meta_length).await?;
-    Details::decode(&meta).map_err(|error| StorageError::Corruption { place: sector.place(entry.address), key: Some(key.clone()), what: error.to_string() })
+    let meta = sector
+        .read_meta(entry.address, key, entry.lsn, entry.meta_length)
+        .await?;
+    Details::decode(&meta).map_err(|error| StorageError::Corruption {
+        place: sector.place(entry.address),
+        key: Some(key.clone()),
+        what: error.to_string(),
+    })
 }
 
 impl Snapshot {
     fn named(&self, error: StorageError) -> StorageError {
         match error {
-            StorageError::Corruption { place, what, .. } => StorageError::Corruption { place, key: Some(self.key.clone()), what },
+            StorageError::Corruption { place, what, .. } => StorageError::Corruption {
+                place,
+                key: Some(self.key.clone()),
+                what,
+            },
             other => other,
         }
     }
@@ -173,7 +217,9 @@ impl Snapshot {
     fn reads(&self, piece: u64) -> impl Iterator<Item = (Payload, Range<u64>)> + '_ {
         self.pieces.iter().flat_map(move |(payload, range)| {
             let step = usize::try_from(piece).unwrap_or(usize::MAX);
-            (range.start..range.end).step_by(step).map(move |start| (*payload, start..range.end.min(start + piece)))
+            (range.start..range.end)
+                .step_by(step)
+                .map(move |start| (*payload, start..range.end.min(start + piece)))
         })
     }
 
@@ -181,11 +227,18 @@ impl Snapshot {
         if let [(payload, range)] = self.pieces.as_slice()
             && range.end - range.start <= READ_MAX
         {
-            return self.sector.read_payload(*payload, range.clone()).await.map_err(|error| self.named(error));
+            return self
+                .sector
+                .read_payload(*payload, range.clone())
+                .await
+                .map_err(|error| self.named(error));
         }
         let length = usize::try_from(self.range.end - self.range.start).unwrap_or(usize::MAX);
         let mut whole = Vec::new();
-        whole.try_reserve_exact(length).map_err(|_| self.sector.io_error("allocate", 0, std::io::ErrorKind::OutOfMemory.into()))?;
+        whole.try_reserve_exact(length).map_err(|_| {
+            self.sector
+                .io_error("allocate", 0, std::io::ErrorKind::OutOfMemory.into())
+        })?;
         let mut ahead: VecDeque<StoreOp<Bytes>> = VecDeque::new();
         let mut reads = self.reads(STREAM_PIECE);
         loop {
@@ -194,7 +247,9 @@ impl Snapshot {
             {
                 ahead.push_back(start_read(&self.sector, payload, range));
             }
-            let Some(read) = ahead.pop_front() else { return Ok(whole.into()) };
+            let Some(read) = ahead.pop_front() else {
+                return Ok(whole.into());
+            };
             whole.extend_from_slice(&read.await.map_err(|error| self.named(error))?);
         }
     }
@@ -215,7 +270,12 @@ struct Reader {
 
 impl Reader {
     fn new(snapshot: Arc<Snapshot>) -> Self {
-        Self { snapshot, to_read: VecDeque::new(), next_piece: 0, ahead: VecDeque::new() }
+        Self {
+            snapshot,
+            to_read: VecDeque::new(),
+            next_piece: 0,
+            ahead: VecDeque::new(),
+        }
     }
 
     /// The next device read, cut from the snapshot's pieces one at a time.
@@ -224,7 +284,11 @@ impl Reader {
             let (payload, range) = self.snapshot.pieces.get(self.next_piece)?;
             self.next_piece += 1;
             let step = usize::try_from(STREAM_PIECE).unwrap_or(usize::MAX);
-            self.to_read.extend((range.start..range.end).step_by(step).map(|start| (*payload, start..range.end.min(start + STREAM_PIECE))));
+            self.to_read.extend(
+                (range.start..range.end)
+                    .step_by(step)
+                    .map(|start| (*payload, start..range.end.min(start + STREAM_PIECE))),
+            );
         }
         self.to_read.pop_front()
     }
@@ -233,10 +297,15 @@ impl Reader {
 impl ReadBlob for Reader {
     fn next(&mut self) -> StoreOp<Option<Bytes>> {
         while self.ahead.len() < READ_AHEAD {
-            let Some((payload, range)) = self.next_read() else { break };
-            self.ahead.push_back(start_read(&self.snapshot.sector, payload, range));
+            let Some((payload, range)) = self.next_read() else {
+                break;
+            };
+            self.ahead
+                .push_back(start_read(&self.snapshot.sector, payload, range));
         }
-        let Some(read) = self.ahead.pop_front() else { return Op::ready(Ok(None)) };
+        let Some(read) = self.ahead.pop_front() else {
+            return Op::ready(Ok(None));
+        };
         let snapshot = Arc::clone(&self.snapshot);
         Op::start(async move { read.await.map(Some).map_err(|error| snapshot.named(error)) })
     }

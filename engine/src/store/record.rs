@@ -17,11 +17,18 @@ const HEADER: usize = size_of::<graviton_format::record::RecordHeader>();
 ///
 /// # Panics
 /// If the payload does not fit a record: callers cut it to size.
-pub fn encode(kind: RecordKind, key: &BinaryKey, meta: &[u8], payload: &[u8], time: u64) -> Encoded {
+pub fn encode(
+    kind: RecordKind,
+    key: &BinaryKey,
+    meta: &[u8],
+    payload: &[u8],
+    time: u64,
+) -> Encoded {
     let head = HEADER + key.as_bytes().len() + meta.len();
     let stored = usize::try_from(stored_length(payload.len() as u64)).expect("it is in memory");
     let mut record = vec![0; head + stored];
-    let length = u32::try_from(payload.len()).expect("a record's payload is smaller than a segment");
+    let length =
+        u32::try_from(payload.len()).expect("a record's payload is smaller than a segment");
     write_record_head(&mut record, kind, key.as_bytes(), meta, length, time);
     write_chunks(payload, &mut record[head..]);
     record
@@ -52,7 +59,13 @@ impl Details {
                 DigestAlgorithm::Sha256 => 1,
                 DigestAlgorithm::Blake3 => 2,
             };
-            meta::put(&mut bytes, MetaItem::Digest { algorithm, bytes: digest.bytes });
+            meta::put(
+                &mut bytes,
+                MetaItem::Digest {
+                    algorithm,
+                    bytes: digest.bytes,
+                },
+            );
         }
         for (name, value) in &self.attributes {
             meta::put(&mut bytes, MetaItem::Attribute { name, value });
@@ -79,7 +92,9 @@ impl Details {
                     details.digests.push(Digest { algorithm, bytes });
                 }
                 MetaItem::Attribute { name, value } => {
-                    details.attributes.insert(name.to_owned(), Bytes::copy_from_slice(value));
+                    details
+                        .attributes
+                        .insert(name.to_owned(), Bytes::copy_from_slice(value));
                 }
                 MetaItem::Source(key) => details.source = BinaryKey::new(key).ok(),
                 _ => {}
@@ -96,11 +111,15 @@ pub fn put_source(meta: &mut Vec<u8>, source: &BinaryKey) {
 
 /// A time of the format as a time of the API.
 pub fn system_time(milliseconds: u64) -> SystemTime {
-    UNIX_EPOCH.checked_add(Duration::from_millis(milliseconds)).unwrap_or(UNIX_EPOCH)
+    UNIX_EPOCH
+        .checked_add(Duration::from_millis(milliseconds))
+        .unwrap_or(UNIX_EPOCH)
 }
 
 /// The time now, as the format has it.
 pub fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -39,7 +39,13 @@ pub struct Answer<T> {
 /// Makes a ticket and its answer.
 pub fn ticket<T>(source: Arc<dyn CommitSource>) -> (Ticket<T>, Answer<T>) {
     let state = Arc::new(Mutex::new(State::Pending(Vec::new())));
-    (Ticket { state: Arc::clone(&state), source }, Answer { state })
+    (
+        Ticket {
+            state: Arc::clone(&state),
+            source,
+        },
+        Answer { state },
+    )
 }
 
 impl<T> Answer<T> {

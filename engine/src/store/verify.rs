@@ -30,14 +30,32 @@ struct Verifier<'a> {
 
 impl Inner {
     /// See [`Store::verify`](super::Store::verify).
-    pub fn verify(self: &Arc<Self>, progress: &mut dyn FnMut(VerifyProgress)) -> Result<VerifyReport, StorageError> {
+    pub fn verify(
+        self: &Arc<Self>,
+        progress: &mut dyn FnMut(VerifyProgress),
+    ) -> Result<VerifyReport, StorageError> {
         self.check_open()?;
         // Maintenance would move what is being read; writers may go on.
         let _alone = self.maintenance.lock();
-        let total = (0..self.sectors.len()).flat_map(|number| self.segments(number)).map(|segment| segment.written).sum();
-        let mut verifier = Verifier { inner: self, report: VerifyReport::default(), total, progress };
+        let total = (0..self.sectors.len())
+            .flat_map(|number| self.segments(number))
+            .map(|segment| segment.written)
+            .sum();
+        let mut verifier = Verifier {
+            inner: self,
+            report: VerifyReport::default(),
+            total,
+            progress,
+        };
         for finding in self.health.lock().iter() {
-            verifier.report.findings.push(Finding { place: crate::port::Place { sector: 0, offset: 0 }, key: None, what: finding.clone() });
+            verifier.report.findings.push(Finding {
+                place: crate::port::Place {
+                    sector: 0,
+                    offset: 0,
+                },
+                key: None,
+                what: finding.clone(),
+            });
         }
         for number in 0..self.sectors.len() {
             let sector = Arc::clone(&self.sectors[number]);
@@ -56,7 +74,11 @@ impl Inner {
 impl Verifier<'_> {
     fn find(&mut self, sector: &Sector, offset: u64, key: Option<BinaryKey>, what: String) {
         if self.report.findings.len() < FINDINGS_MAX {
-            self.report.findings.push(Finding { place: sector.place(offset), key, what });
+            self.report.findings.push(Finding {
+                place: sector.place(offset),
+                key,
+                what,
+            });
         }
     }
 
@@ -68,7 +90,11 @@ impl Verifier<'_> {
         };
         let (place, key, what) = match error {
             StorageError::Corruption { place, key, what } => (place, key, what),
-            StorageError::Io { place, operation, source } => (place, None, format!("{operation} failed: {source}")),
+            StorageError::Io {
+                place,
+                operation,
+                source,
+            } => (place, None, format!("{operation} failed: {source}")),
             other => return Err(other),
         };
         if self.report.findings.len() < FINDINGS_MAX {
@@ -79,15 +105,27 @@ impl Verifier<'_> {
 
     fn read(&mut self, bytes: u64) {
         self.report.bytes += bytes;
-        (self.progress)(VerifyProgress { done: self.report.bytes.min(self.total), total: self.total });
+        (self.progress)(VerifyProgress {
+            done: self.report.bytes.min(self.total),
+            total: self.total,
+        });
     }
 
     fn superblocks(&mut self, sector: &Arc<Sector>) -> Result<(), StorageError> {
         for address in sector.geometry().superblocks() {
-            let Some((buffer, skip)) = self.found(wait_for(sector.read(address..address + 4096)))? else { continue };
+            let Some((buffer, skip)) =
+                self.found(wait_for(sector.read(address..address + 4096)))?
+            else {
+                continue;
+            };
             match Superblock::decode(&buffer[skip..], address) {
                 Ok(superblock) if superblock.identity() == *sector.identity() => {}
-                Ok(_) => self.find(sector, address, None, "this superblock copy is of another sector".to_owned()),
+                Ok(_) => self.find(
+                    sector,
+                    address,
+                    None,
+                    "this superblock copy is of another sector".to_owned(),
+                ),
                 Err(error) => self.find(sector, address, None, format!("superblock copy: {error}")),
             }
         }
@@ -95,7 +133,9 @@ impl Verifier<'_> {
     }
 
     fn checkpoints(&mut self, sector: &Arc<Sector>) -> Result<(), StorageError> {
-        let Some((roots, notes)) = self.found(wait_for(read_roots(sector)))? else { return Ok(()) };
+        let Some((roots, notes)) = self.found(wait_for(read_roots(sector)))? else {
+            return Ok(());
+        };
         for note in notes {
             self.find(sector, AREA_SIZE, None, note);
         }
@@ -122,51 +162,96 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    fn log_segment(&mut self, sector: &Arc<Sector>, segment: u32, generation: u64, written: u64) -> Result<(), StorageError> {
+    fn log_segment(
+        &mut self,
+        sector: &Arc<Sector>,
+        segment: u32,
+        generation: u64,
+        written: u64,
+    ) -> Result<(), StorageError> {
         let geometry = *sector.geometry();
         let base = geometry.segment_offset(segment);
         let block = u64::from(geometry.block_size);
         self.report.segments += 1;
-        let Some((buffer, skip)) = self.found(wait_for(sector.read(base..base + block)))? else { return Ok(()) };
-        let header = &buffer[skip..];
-        let mut previous = match SegmentHeader::decode(header, sector.identity(), &geometry, segment) {
-            Ok(found) if found.generation == generation => {
-                if header[size_of::<SegmentHeader>()..].iter().any(|&byte| byte != 0) {
-                    self.find(sector, base, None, "the block of a segment header is not zero behind it [F-17]".to_owned());
-                }
-                Some(found.checksum.get())
-            }
-            Ok(found) => {
-                self.find(sector, base, None, format!("segment {segment} is of generation {}, not {generation}", found.generation));
-                None
-            }
-            Err(error) => {
-                self.find(sector, base, None, format!("segment {segment}: {error}"));
-                None
-            }
+        let Some((buffer, skip)) = self.found(wait_for(sector.read(base..base + block)))? else {
+            return Ok(());
         };
+        let header = &buffer[skip..];
+        let mut previous =
+            match SegmentHeader::decode(header, sector.identity(), &geometry, segment) {
+                Ok(found) if found.generation == generation => {
+                    if header[size_of::<SegmentHeader>()..]
+                        .iter()
+                        .any(|&byte| byte != 0)
+                    {
+                        self.find(
+                            sector,
+                            base,
+                            None,
+                            "the block of a segment header is not zero behind it [F-17]".to_owned(),
+                        );
+                    }
+                    Some(found.checksum.get())
+                }
+                Ok(found) => {
+                    self.find(
+                        sector,
+                        base,
+                        None,
+                        format!(
+                            "segment {segment} is of generation {}, not {generation}",
+                            found.generation
+                        ),
+                    );
+                    None
+                }
+                Err(error) => {
+                    self.find(sector, base, None, format!("segment {segment}: {error}"));
+                    None
+                }
+            };
         self.read(block);
         let mut offset = block;
         let mut lsn = 0;
         while offset < written {
             let address = base + offset;
-            let Some(frame) = self.found(wait_for(read_frame(sector, address)))? else { return Ok(()) };
+            let Some(frame) = self.found(wait_for(read_frame(sector, address)))? else {
+                return Ok(());
+            };
             let (header, buffer, skip) = match frame {
                 Ok(frame) => frame,
                 Err(error) => {
-                    self.find(sector, address, None, format!("{error}; the rest of segment {segment} can't be walked"));
+                    self.find(
+                        sector,
+                        address,
+                        None,
+                        format!("{error}; the rest of segment {segment} can't be walked"),
+                    );
                     return Ok(());
                 }
             };
             if !header.continues(generation, previous.unwrap_or(header.previous.get()), lsn) {
-                self.find(sector, address, None, "the frame does not continue the log [F-22]".to_owned());
+                self.find(
+                    sector,
+                    address,
+                    None,
+                    "the frame does not continue the log [F-22]".to_owned(),
+                );
             }
             previous = Some(header.checksum.get());
             lsn = header.lsn.get();
             let frame = &buffer[skip..skip + header.length.get() as usize];
             self.frame(sector, frame, &header, address);
-            if frame[header.used.get() as usize..].iter().any(|&byte| byte != 0) {
-                self.find(sector, address, None, "the frame's padding is not zero [F-23]".to_owned());
+            if frame[header.used.get() as usize..]
+                .iter()
+                .any(|&byte| byte != 0)
+            {
+                self.find(
+                    sector,
+                    address,
+                    None,
+                    "the frame's padding is not zero [F-23]".to_owned(),
+                );
             }
             self.report.frames += 1;
             self.read(u64::from(header.length.get()));
@@ -175,12 +260,23 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    fn frame(&mut self, sector: &Arc<Sector>, frame: &[u8], header: &graviton_format::frame::FrameHeader, address: u64) {
+    fn frame(
+        &mut self,
+        sector: &Arc<Sector>,
+        frame: &[u8],
+        header: &graviton_format::frame::FrameHeader,
+        address: u64,
+    ) {
         match decode_frame(sector, frame, header, address) {
             Ok((records, _)) => {
                 for record in &records {
                     if !record.whole {
-                        self.find(sector, record.address, Some(record.key.clone()), "payload does not verify".to_owned());
+                        self.find(
+                            sector,
+                            record.address,
+                            Some(record.key.clone()),
+                            "payload does not verify".to_owned(),
+                        );
                     }
                 }
                 self.report.records += records.len() as u64;
@@ -212,13 +308,25 @@ impl Verifier<'_> {
         let wrong: Vec<_> = part
             .segments
             .iter()
-            .map(|(segment, entry)| (segment, entry.live, live.get(&segment).copied().unwrap_or(0)))
+            .map(|(segment, entry)| {
+                (
+                    segment,
+                    entry.live,
+                    live.get(&segment).copied().unwrap_or(0),
+                )
+            })
             .filter(|(_, counted, named)| counted != named)
             .collect();
         drop(index);
         for (segment, counted, named) in wrong {
-            let what = format!("segment {segment} counts {counted} live bytes, the index names {named}");
-            self.find(sector, sector.geometry().segment_offset(segment), None, what);
+            let what =
+                format!("segment {segment} counts {counted} live bytes, the index names {named}");
+            self.find(
+                sector,
+                sector.geometry().segment_offset(segment),
+                None,
+                what,
+            );
         }
         Ok(())
     }
@@ -238,7 +346,10 @@ impl Verifier<'_> {
                     let sector = &self.inner.sectors[number];
                     match index.sectors[number].pieces(&key, &entry, &(0..entry.size)) {
                         Ok(pieces) => {
-                            let pin = sector.pin(std::iter::once(entry.address).chain(pieces.iter().map(|(payload, _)| payload.address)));
+                            let pin = sector.pin(
+                                std::iter::once(entry.address)
+                                    .chain(pieces.iter().map(|(payload, _)| payload.address)),
+                            );
                             page.push((number, key, entry, pin));
                         }
                         Err(error) => wrong.push(error),
@@ -247,7 +358,10 @@ impl Verifier<'_> {
                 });
                 wrong.extend(scanned.err());
             }
-            let broken = wrong.iter().any(|error| error.kind() == ErrorKind::Corruption) && page.is_empty();
+            let broken = wrong
+                .iter()
+                .any(|error| error.kind() == ErrorKind::Corruption)
+                && page.is_empty();
             for error in wrong {
                 self.found::<()>(Err(error))?;
             }
@@ -259,16 +373,44 @@ impl Verifier<'_> {
                 let sector = Arc::clone(&self.inner.sectors[number]);
                 self.report.blobs += 1;
                 let head = record_length(key.as_bytes().len(), entry.meta_length as usize, 0);
-                let Some((buffer, skip)) = self.found(wait_for(sector.read(entry.address..entry.address.saturating_add(head))))? else { continue };
-                let expected = if entry.extents.is_some() { RecordKind::Manifest } else { RecordKind::Blob };
+                let Some((buffer, skip)) = self.found(wait_for(
+                    sector.read(entry.address..entry.address.saturating_add(head)),
+                ))?
+                else {
+                    continue;
+                };
+                let expected = if entry.extents.is_some() {
+                    RecordKind::Manifest
+                } else {
+                    RecordKind::Blob
+                };
                 let payload = match &entry.extents {
                     Some(extents) => Manifest::payload_length(extents.len()) as u64,
                     None => entry.size,
                 };
-                match RecordView::decode(&buffer[skip..], sector.identity(), sector.geometry(), entry.address) {
-                    Ok(record) if record.key == key.as_bytes() && record.header.lsn == entry.lsn && record.kind == expected && record.stored_payload() == stored_length(payload) => {}
-                    Ok(_) => self.find(&sector, entry.address, Some(key), "the index names another record than lies here".to_owned()),
-                    Err(error) => self.find(&sector, entry.address, Some(key), format!("the index names a record that is damaged: {error}")),
+                match RecordView::decode(
+                    &buffer[skip..],
+                    sector.identity(),
+                    sector.geometry(),
+                    entry.address,
+                ) {
+                    Ok(record)
+                        if record.key == key.as_bytes()
+                            && record.header.lsn == entry.lsn
+                            && record.kind == expected
+                            && record.stored_payload() == stored_length(payload) => {}
+                    Ok(_) => self.find(
+                        &sector,
+                        entry.address,
+                        Some(key),
+                        "the index names another record than lies here".to_owned(),
+                    ),
+                    Err(error) => self.find(
+                        &sector,
+                        entry.address,
+                        Some(key),
+                        format!("the index names a record that is damaged: {error}"),
+                    ),
                 }
             }
             if !full || broken {

@@ -18,7 +18,8 @@ use super::record::{self, Details};
 use super::ticket::Ticket;
 use crate::port::blob::{BatchItemOutcome, check_attributes};
 use crate::port::{
-    Batch, BatchItem, BinaryKey, BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest, DigestHasher, Durability, ETag, Op, Place, PutOptions, PutOutcome, StorageError, StoreOp,
+    Batch, BatchItem, BinaryKey, BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest,
+    DigestHasher, Durability, ETag, Op, Place, PutOptions, PutOutcome, StorageError, StoreOp,
     WriteBlob,
 };
 
@@ -34,7 +35,11 @@ fn durable(durability: Durability) -> bool {
 
 fn put_outcome(outcome: &MutationOutcome) -> Option<PutOutcome> {
     match outcome {
-        MutationOutcome::Put { version, size } => Some(PutOutcome { etag: ETag::of_version(*version), version: *version, size: *size }),
+        MutationOutcome::Put { version, size } => Some(PutOutcome {
+            etag: ETag::of_version(*version),
+            version: *version,
+            size: *size,
+        }),
         MutationOutcome::Deleted { .. } => None,
     }
 }
@@ -42,37 +47,68 @@ fn put_outcome(outcome: &MutationOutcome) -> Option<PutOutcome> {
 /// The log answers a request with what was asked for; anything else is a bug of ours, reported
 /// without taking the program down.
 fn unexpected() -> StorageError {
-    StorageError::Corruption { place: Place { sector: 0, offset: 0 }, key: None, what: "the log gave an answer to another question".to_owned() }
+    StorageError::Corruption {
+        place: Place {
+            sector: 0,
+            offset: 0,
+        },
+        key: None,
+        what: "the log gave an answer to another question".to_owned(),
+    }
 }
 
-async fn committed(ticket: Ticket<Result<Done, StorageError>>) -> Result<Vec<MutationOutcome>, StorageError> {
+async fn committed(
+    ticket: Ticket<Result<Done, StorageError>>,
+) -> Result<Vec<MutationOutcome>, StorageError> {
     match ticket.await? {
         Done::Mutations(outcomes) => Ok(outcomes),
         _ => Err(unexpected()),
     }
 }
 
-async fn committed_put(ticket: Ticket<Result<Done, StorageError>>) -> Result<PutOutcome, StorageError> {
-    committed(ticket).await?.first().and_then(put_outcome).ok_or_else(unexpected)
+async fn committed_put(
+    ticket: Ticket<Result<Done, StorageError>>,
+) -> Result<PutOutcome, StorageError> {
+    committed(ticket)
+        .await?
+        .first()
+        .and_then(put_outcome)
+        .ok_or_else(unexpected)
 }
 
 /// Checks size and digest of a payload against what was declared.
-fn check_declared(key: &BinaryKey, options: &PutOptions, size: u64, digest: Option<Digest>) -> Result<(), StorageError> {
+fn check_declared(
+    key: &BinaryKey,
+    options: &PutOptions,
+    size: u64,
+    digest: Option<Digest>,
+) -> Result<(), StorageError> {
     if let Some(declared) = options.size
         && declared != size
     {
-        return Err(StorageError::SizeMismatch { key: key.clone(), declared, actual: size });
+        return Err(StorageError::SizeMismatch {
+            key: key.clone(),
+            declared,
+            actual: size,
+        });
     }
     match (options.digest, digest) {
-        (Some(declared), Some(actual)) if declared != actual => {
-            Err(StorageError::DigestMismatch { key: key.clone(), declared: declared.to_string(), actual: actual.to_string() })
-        }
+        (Some(declared), Some(actual)) if declared != actual => Err(StorageError::DigestMismatch {
+            key: key.clone(),
+            declared: declared.to_string(),
+            actual: actual.to_string(),
+        }),
         _ => Ok(()),
     }
 }
 
 fn metadata(options: &PutOptions) -> Vec<u8> {
-    Details { digests: options.digest.into_iter().collect(), attributes: options.attributes.clone(), ..Details::default() }.encode()
+    Details {
+        digests: options.digest.into_iter().collect(),
+        attributes: options.attributes.clone(),
+        ..Details::default()
+    }
+    .encode()
 }
 
 impl Inner {
@@ -89,7 +125,11 @@ impl Inner {
     }
 
     /// Starts a mutation of `keys` that takes several steps, and goes on if its caller gives up.
-    pub fn start_kept<T: Send + 'static>(self: &Arc<Self>, keys: Vec<BinaryKey>, mutation: impl Future<Output = Result<T, StorageError>> + Send + 'static) -> StoreOp<T> {
+    pub fn start_kept<T: Send + 'static>(
+        self: &Arc<Self>,
+        keys: Vec<BinaryKey>,
+        mutation: impl Future<Output = Result<T, StorageError>> + Send + 'static,
+    ) -> StoreOp<T> {
         let detached = Arc::clone(&self.detached);
         Op::start_kept(mutation, move |rest| detached.keep(keys, rest))
     }
@@ -98,23 +138,35 @@ impl Inner {
         self.check_writable()?;
         check_attributes(&options.attributes)?;
         match options.size {
-            Some(size) if size > BLOB_MAX_LEN => Err(StorageError::TooLarge { key: key.clone(), size, limit: BLOB_MAX_LEN }),
+            Some(size) if size > BLOB_MAX_LEN => Err(StorageError::TooLarge {
+                key: key.clone(),
+                size,
+                limit: BLOB_MAX_LEN,
+            }),
             _ => Ok(()),
         }
     }
 
     /// See [`BlobStore::put`](crate::port::BlobStore::put).
-    pub fn put(self: &Arc<Self>, key: &BinaryKey, payload: &Bytes, options: PutOptions) -> StoreOp<PutOutcome> {
-        let started = self.check_put(key, &options).and_then(|()| self.place(key, payload.len() as u64 + 4096));
+    pub fn put(
+        self: &Arc<Self>,
+        key: &BinaryKey,
+        payload: &Bytes,
+        options: PutOptions,
+    ) -> StoreOp<PutOutcome> {
+        let started = self
+            .check_put(key, &options)
+            .and_then(|()| self.place(key, payload.len() as u64 + 4096));
         let number = match started {
             Ok(number) => number,
             Err(error) => return Op::fail(error),
         };
         if payload.len() > self.inline_max(number) {
-            let mut upload = match Upload::new(self, key, number, options) {
-                Ok(upload) => upload,
-                Err(error) => return Op::fail(error),
-            };
+            let mut upload =
+                match Upload::new(self, key, number, options, Some(payload.len() as u64)) {
+                    Ok(upload) => upload,
+                    Err(error) => return Op::fail(error),
+                };
             let payload = payload.clone();
             return self.start_kept(vec![key.clone()], async move {
                 let step = upload.extent_max;
@@ -126,12 +178,18 @@ impl Inner {
                 committed_put(upload.commit(mutation)).await
             });
         }
-        let digest = options.digest.map(|declared| Digest::of(declared.algorithm, payload));
+        let digest = options
+            .digest
+            .map(|declared| Digest::of(declared.algorithm, payload));
         if let Err(error) = check_declared(key, &options, payload.len() as u64, digest) {
             return Op::fail(error);
         }
         let mutation = self.inline_put(key, payload, &options);
-        let ticket = self.submit(number, Work::Mutations(vec![mutation]), durable(options.durability));
+        let ticket = self.submit(
+            number,
+            Work::Mutations(vec![mutation]),
+            durable(options.durability),
+        );
         Op::start(committed_put(ticket))
     }
 
@@ -151,25 +209,47 @@ impl Inner {
     }
 
     /// See [`BlobStore::put_stream`](crate::port::BlobStore::put_stream).
-    pub fn put_stream(self: &Arc<Self>, key: &BinaryKey, options: PutOptions) -> Result<BlobWriter, StorageError> {
+    pub fn put_stream(
+        self: &Arc<Self>,
+        key: &BinaryKey,
+        options: PutOptions,
+    ) -> Result<BlobWriter, StorageError> {
         self.check_put(key, &options)?;
         let number = self.place(key, options.size.unwrap_or(0))?;
-        let upload = Upload::new(self, key, number, options)?;
-        Ok(BlobWriter::new(Writer { upload: Arc::new(Mutex::new(upload)) }))
+        let size = options.size;
+        let upload = Upload::new(self, key, number, options, size)?;
+        Ok(BlobWriter::new(Writer {
+            upload: Arc::new(Mutex::new(upload)),
+        }))
     }
 
     /// See [`BlobStore::delete`](crate::port::BlobStore::delete).
-    pub fn delete(self: &Arc<Self>, key: &BinaryKey, options: &DeleteOptions) -> StoreOp<DeleteOutcome> {
+    pub fn delete(
+        self: &Arc<Self>,
+        key: &BinaryKey,
+        options: &DeleteOptions,
+    ) -> StoreOp<DeleteOutcome> {
         let started = self.check_writable().and_then(|()| self.place(key, 0));
         let number = match started {
             Ok(number) => number,
             Err(error) => return Op::fail(error),
         };
-        let mutation = Mutation::Delete { key: key.clone(), precondition: options.precondition, strict: options.strict, time: self.now() };
-        let ticket = self.submit(number, Work::Mutations(vec![mutation]), durable(options.durability));
+        let mutation = Mutation::Delete {
+            key: key.clone(),
+            precondition: options.precondition,
+            strict: options.strict,
+            time: self.now(),
+        };
+        let ticket = self.submit(
+            number,
+            Work::Mutations(vec![mutation]),
+            durable(options.durability),
+        );
         Op::start(async move {
             match committed(ticket).await?.first() {
-                Some(MutationOutcome::Deleted { existed }) => Ok(DeleteOutcome { existed: *existed }),
+                Some(MutationOutcome::Deleted { existed }) => {
+                    Ok(DeleteOutcome { existed: *existed })
+                }
                 _ => Err(unexpected()),
             }
         })
@@ -177,7 +257,13 @@ impl Inner {
 
     /// See [`BlobStore::copy`](crate::port::BlobStore::copy) and
     /// [`BlobStore::rename`](crate::port::BlobStore::rename).
-    pub fn copy(self: &Arc<Self>, source: &BinaryKey, target: &BinaryKey, options: CopyOptions, rename: bool) -> StoreOp<PutOutcome> {
+    pub fn copy(
+        self: &Arc<Self>,
+        source: &BinaryKey,
+        target: &BinaryKey,
+        options: CopyOptions,
+        rename: bool,
+    ) -> StoreOp<PutOutcome> {
         if let Err(error) = self.check_writable() {
             return Op::fail(error);
         }
@@ -206,8 +292,20 @@ impl Inner {
                     time: inner.now(),
                     rename,
                 };
-                match inner.submit(number, Work::Mutations(vec![mutation]), durable(options.durability)).await? {
-                    Done::Mutations(outcomes) => return outcomes.first().and_then(put_outcome).ok_or_else(unexpected),
+                match inner
+                    .submit(
+                        number,
+                        Work::Mutations(vec![mutation]),
+                        durable(options.durability),
+                    )
+                    .await?
+                {
+                    Done::Mutations(outcomes) => {
+                        return outcomes
+                            .first()
+                            .and_then(put_outcome)
+                            .ok_or_else(unexpected);
+                    }
                     // The source was replaced meanwhile.
                     Done::Changed => {}
                     _ => return Err(unexpected()),
@@ -221,9 +319,21 @@ impl Inner {
         if let Err(error) = self.check_batch(&batch) {
             return Op::fail(error);
         }
-        let Some(first) = batch.items.first() else { return Op::ready(Ok(Vec::new())) };
+        let Some(first) = batch.items.first() else {
+            return Op::ready(Ok(Vec::new()));
+        };
         let (BatchItem::Put { key, .. } | BatchItem::Delete { key, .. }) = first;
-        let total: u64 = batch.items.iter().map(|item| if let BatchItem::Put { payload, .. } = item { payload.len() as u64 } else { 0 }).sum();
+        let total: u64 = batch
+            .items
+            .iter()
+            .map(|item| {
+                if let BatchItem::Put { payload, .. } = item {
+                    payload.len() as u64
+                } else {
+                    0
+                }
+            })
+            .sum();
         let number = match self.place(key, total) {
             Ok(number) => number,
             Err(error) => return Op::fail(error),
@@ -232,42 +342,81 @@ impl Inner {
         let keys = batch.items.iter().map(|item| item.key().clone()).collect();
         self.start_kept(keys, async move {
             // What does not fit a record, or all together one frame, goes ahead as extents.
-            let frame = usize::try_from(inner.sectors[number].geometry().segment_size / 2).unwrap_or(usize::MAX);
+            let frame = usize::try_from(inner.sectors[number].geometry().segment_size / 2)
+                .unwrap_or(usize::MAX);
             let crowded = usize::try_from(total).is_ok_and(|total| total > frame);
             let mut mutations = Vec::with_capacity(batch.items.len());
             let mut holds = Vec::new();
             for item in batch.items {
                 match item {
-                    BatchItem::Put { key, payload, options } if payload.len() > inner.inline_max(number) || (crowded && payload.len() > CROWDED_INLINE_MAX) => {
-                        let mut upload = Upload::new(&inner, &key, number, options)?;
+                    BatchItem::Put {
+                        key,
+                        payload,
+                        options,
+                    } if payload.len() > inner.inline_max(number)
+                        || (crowded && payload.len() > CROWDED_INLINE_MAX) =>
+                    {
+                        let mut upload =
+                            Upload::new(&inner, &key, number, options, Some(payload.len() as u64))?;
                         for start in (0..payload.len()).step_by(upload.extent_max) {
-                            upload.take(&payload[start..payload.len().min(start + upload.extent_max)])?;
+                            upload.take(
+                                &payload[start..payload.len().min(start + upload.extent_max)],
+                            )?;
                             upload.wait_for_room().await?;
                         }
                         mutations.push(upload.into_manifest().await?);
                         holds.push(upload);
                     }
-                    BatchItem::Put { key, payload, options } => mutations.push(inner.inline_put(&key, &payload, &options)),
+                    BatchItem::Put {
+                        key,
+                        payload,
+                        options,
+                    } => mutations.push(inner.inline_put(&key, &payload, &options)),
                     BatchItem::Delete { key, options } => {
-                        mutations.push(Mutation::Delete { key, precondition: options.precondition, strict: options.strict, time: inner.now() });
+                        mutations.push(Mutation::Delete {
+                            key,
+                            precondition: options.precondition,
+                            strict: options.strict,
+                            time: inner.now(),
+                        });
                     }
                 }
             }
-            let outcomes = committed(inner.submit(number, Work::Mutations(mutations), durable(batch.durability))).await?;
+            let outcomes = committed(inner.submit(
+                number,
+                Work::Mutations(mutations),
+                durable(batch.durability),
+            ))
+            .await?;
             let outcome = |outcome: &MutationOutcome| match outcome {
-                MutationOutcome::Deleted { existed } => Some(BatchItemOutcome::Delete(DeleteOutcome { existed: *existed })),
+                MutationOutcome::Deleted { existed } => {
+                    Some(BatchItemOutcome::Delete(DeleteOutcome {
+                        existed: *existed,
+                    }))
+                }
                 put @ MutationOutcome::Put { .. } => put_outcome(put).map(BatchItemOutcome::Put),
             };
-            outcomes.iter().map(outcome).collect::<Option<Vec<_>>>().ok_or_else(unexpected)
+            outcomes
+                .iter()
+                .map(outcome)
+                .collect::<Option<Vec<_>>>()
+                .ok_or_else(unexpected)
         })
     }
 
     fn check_batch(&self, batch: &Batch) -> Result<(), StorageError> {
         self.check_writable()?;
         for item in &batch.items {
-            if let BatchItem::Put { key, payload, options } = item {
+            if let BatchItem::Put {
+                key,
+                payload,
+                options,
+            } = item
+            {
                 self.check_put(key, options)?;
-                let digest = options.digest.map(|declared| Digest::of(declared.algorithm, payload));
+                let digest = options
+                    .digest
+                    .map(|declared| Digest::of(declared.algorithm, payload));
                 check_declared(key, options, payload.len() as u64, digest)?;
             }
         }
@@ -279,7 +428,9 @@ impl Inner {
         if let Err(error) = self.check_writable() {
             return Op::fail(error);
         }
-        let tickets: Vec<_> = (0..self.sectors.len()).map(|number| self.submit(number, Work::Sync, true)).collect();
+        let tickets: Vec<_> = (0..self.sectors.len())
+            .map(|number| self.submit(number, Work::Sync, true))
+            .collect();
         Op::start(async move {
             for ticket in tickets {
                 ticket.await?;
@@ -319,9 +470,16 @@ impl Drop for Upload {
 }
 
 impl Upload {
-    fn new(inner: &Arc<Inner>, key: &BinaryKey, number: usize, options: PutOptions) -> Result<Self, StorageError> {
+    /// Begins a blob of `size` bytes, if that is known.
+    fn new(
+        inner: &Arc<Inner>,
+        key: &BinaryKey,
+        number: usize,
+        options: PutOptions,
+        size: Option<u64>,
+    ) -> Result<Self, StorageError> {
         inner.sectors[number].check_writable()?;
-        if let Some(needed) = options.size {
+        if let Some(needed) = size {
             // What is known not to fit is refused before anything is written.
             let available = inner.available(&inner.index.read(), number);
             if needed > available {
@@ -338,7 +496,9 @@ impl Upload {
             extents: Vec::new(),
             in_flight: VecDeque::new(),
             size: 0,
-            hasher: options.digest.map(|declared| DigestHasher::new(declared.algorithm)),
+            hasher: options
+                .digest
+                .map(|declared| DigestHasher::new(declared.algorithm)),
             options,
             checked: false,
             failed: None,
@@ -352,7 +512,11 @@ impl Upload {
         }
         self.size += piece.len() as u64;
         if self.size > BLOB_MAX_LEN {
-            return Err(self.fail(StorageError::TooLarge { key: self.key.clone(), size: self.size, limit: BLOB_MAX_LEN }));
+            return Err(self.fail(StorageError::TooLarge {
+                key: self.key.clone(),
+                size: self.size,
+                limit: BLOB_MAX_LEN,
+            }));
         }
         if let Some(hasher) = &mut self.hasher {
             hasher.update(piece);
@@ -385,19 +549,30 @@ impl Upload {
         };
         self.buffer.clear();
         // Not durable by itself: the manifest's frame makes durable what comes before it.
-        self.in_flight.push_back((length, self.inner.submit(self.number, work, false)));
+        self.in_flight
+            .push_back((length, self.inner.submit(self.number, work, false)));
     }
 
     /// Ready once at most `most` extents are on their way.
-    fn poll_in_flight(&mut self, context: &mut Context<'_>, most: usize) -> Poll<Result<(), StorageError>> {
+    fn poll_in_flight(
+        &mut self,
+        context: &mut Context<'_>,
+        most: usize,
+    ) -> Poll<Result<(), StorageError>> {
         while self.in_flight.len() > most
             && let Some((length, ticket)) = self.in_flight.front_mut()
         {
-            let Poll::Ready(landed) = Pin::new(ticket).poll(context) else { return Poll::Pending };
+            let Poll::Ready(landed) = Pin::new(ticket).poll(context) else {
+                return Poll::Pending;
+            };
             let length = *length;
             self.in_flight.pop_front();
             match landed {
-                Ok(Done::Extent(lsn)) => self.extents.push(ExtentRef { lsn: lsn.into(), offset: 0.into(), length: length.into() }),
+                Ok(Done::Extent(lsn)) => self.extents.push(ExtentRef {
+                    lsn: lsn.into(),
+                    offset: 0.into(),
+                    length: length.into(),
+                }),
                 Ok(_) => return Poll::Ready(Err(self.fail(unexpected()))),
                 Err(error) => return Poll::Ready(Err(self.fail(error))),
             }
@@ -429,7 +604,10 @@ impl Upload {
         ready!(self.poll_in_flight(context, 0))?;
         let time = self.inner.now();
         let meta = metadata(&self.options);
-        let manifest = Manifest { size: self.size, extents: std::mem::take(&mut self.extents) };
+        let manifest = Manifest {
+            size: self.size,
+            extents: std::mem::take(&mut self.extents),
+        };
         let payload = manifest.encode();
         Poll::Ready(Ok(Mutation::Put {
             key: self.key.clone(),
@@ -449,17 +627,28 @@ impl Upload {
 
     /// Makes what commits the blob: a record of its own if it is small, else a manifest.
     fn poll_mutation(&mut self, context: &mut Context<'_>) -> Poll<Result<Mutation, StorageError>> {
-        let whole = !self.checked && self.extents.is_empty() && self.in_flight.is_empty() && self.buffer.len() <= self.inner.inline_max(self.number);
+        let whole = !self.checked
+            && self.extents.is_empty()
+            && self.in_flight.is_empty()
+            && self.buffer.len() <= self.inner.inline_max(self.number);
         if whole {
             self.check_complete()?;
-            return Poll::Ready(Ok(self.inner.inline_put(&self.key, &self.buffer, &self.options)));
+            return Poll::Ready(Ok(self.inner.inline_put(
+                &self.key,
+                &self.buffer,
+                &self.options,
+            )));
         }
         self.poll_manifest(context)
     }
 
     /// Commits the blob. The upload must live until the ticket is answered: it holds the extents.
     fn commit(&self, mutation: Mutation) -> Ticket<Result<Done, StorageError>> {
-        self.inner.submit(self.number, Work::Mutations(vec![mutation]), durable(self.options.durability))
+        self.inner.submit(
+            self.number,
+            Work::Mutations(vec![mutation]),
+            durable(self.options.durability),
+        )
     }
 }
 
@@ -475,7 +664,9 @@ impl WriteBlob for Writer {
         if let Err(error) = upload.lock().take(&piece) {
             return Op::fail(error);
         }
-        Op::start(poll_fn(move |context| upload.lock().poll_in_flight(context, EXTENTS_IN_FLIGHT)))
+        Op::start(poll_fn(move |context| {
+            upload.lock().poll_in_flight(context, EXTENTS_IN_FLIGHT)
+        }))
     }
 
     fn finish(self: Box<Self>) -> StoreOp<PutOutcome> {
