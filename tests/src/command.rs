@@ -29,19 +29,29 @@ impl Graviton {
     /// The command at `binary` (`env!("CARGO_BIN_EXE_graviton")`), on the store at `store`.
     #[must_use]
     pub fn new(binary: impl Into<PathBuf>, store: impl Into<PathBuf>) -> Self {
-        Self { binary: binary.into(), store: store.into(), user: None }
+        Self {
+            binary: binary.into(),
+            store: store.into(),
+            user: None,
+        }
     }
 
     /// The same, on another store.
     #[must_use]
     pub fn on(&self, store: impl Into<PathBuf>) -> Self {
-        Self { store: store.into(), ..self.clone() }
+        Self {
+            store: store.into(),
+            ..self.clone()
+        }
     }
 
     /// The same, run as another user (of a process that may).
     #[must_use]
     pub fn as_user(&self, user: u32) -> Self {
-        Self { user: Some(user), ..self.clone() }
+        Self {
+            user: Some(user),
+            ..self.clone()
+        }
     }
 
     /// Where the store lies.
@@ -58,7 +68,10 @@ impl Graviton {
         let mut command = Command::new(&self.binary);
         command.arg("--store").arg(&self.store).args(arguments);
         command.env_remove("GRAVITON_STORE");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }
@@ -87,7 +100,12 @@ impl Outcome {
         let line = format!("{command:?}");
         let code = output.status.code();
         let code = code.unwrap_or_else(|| panic!("{line} was killed: {}\n{stderr}", output.status));
-        Self { line, code, stdout: output.stdout, stderr }
+        Self {
+            line,
+            code,
+            stdout: output.stdout,
+            stderr,
+        }
     }
 
     /// Standard output as text.
@@ -102,7 +120,14 @@ impl Outcome {
     /// If not.
     #[track_caller]
     pub fn done(self) -> Self {
-        assert_eq!(self.code, 0, "{}\n{}{}", self.line, self.text(), self.stderr);
+        assert_eq!(
+            self.code,
+            0,
+            "{}\n{}{}",
+            self.line,
+            self.text(),
+            self.stderr
+        );
         self
     }
 
@@ -112,7 +137,13 @@ impl Outcome {
     /// If not.
     #[track_caller]
     pub fn fails(self, code: i32, words: &[&str]) -> Self {
-        let said = format!("{}\nexit code {}\n{}{}", self.line, self.code, self.text(), self.stderr);
+        let said = format!(
+            "{}\nexit code {}\n{}{}",
+            self.line,
+            self.code,
+            self.text(),
+            self.stderr
+        );
         assert_eq!(self.code, code, "{said}");
         assert_eq!(self.stderr.lines().count(), 1, "not one line: {said}");
         assert!(self.stderr.starts_with("graviton: "), "{said}");

@@ -24,12 +24,19 @@ pub fn generate(seed: u64, small: usize, large: usize) -> Files {
     let mut random = Random::new(seed);
     let mut files = Files::new();
     for number in 0..small {
-        let path = format!("dir-{:02}/part-{}/file-{number:05}", number / 97, number % 3);
+        let path = format!(
+            "dir-{:02}/part-{}/file-{number:05}",
+            number / 97,
+            number % 3
+        );
         let length = random.up_to(200 << 10);
         files.insert(path.into_bytes(), random.bytes(length));
     }
     for number in 0..large {
-        let path = format!("dir-{:02}/part-9/large-{number}", number * small / large.max(1) / 97);
+        let path = format!(
+            "dir-{:02}/part-9/large-{number}",
+            number * small / large.max(1) / 97
+        );
         let length = (2 << 20) + random.below(3 << 20);
         files.insert(path.into_bytes(), random.bytes(length));
     }
@@ -69,7 +76,12 @@ pub fn read(root: &Path) -> Listing {
             } else if metadata.is_file() {
                 let relative = path.strip_prefix(root).expect("below the root");
                 let content = fs::read(&path).expect("a file can be read");
-                let known = (content, metadata.mode() & 0o777, metadata.mtime(), metadata.mtime_nsec());
+                let known = (
+                    content,
+                    metadata.mode() & 0o777,
+                    metadata.mtime(),
+                    metadata.mtime_nsec(),
+                );
                 listing.insert(relative.as_os_str().as_bytes().to_vec(), known);
             }
         }
@@ -90,6 +102,10 @@ pub fn assert_same(left: &Path, right: &Path) {
             panic!("{name} is in one tree only");
         };
         assert!(here.0 == there.0, "{name}: contents differ");
-        assert_eq!((here.1, here.2, here.3), (there.1, there.2, there.3), "{name}: mode or time differ");
+        assert_eq!(
+            (here.1, here.2, here.3),
+            (there.1, there.2, there.3),
+            "{name}: mode or time differ"
+        );
     }
 }

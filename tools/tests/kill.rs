@@ -55,7 +55,10 @@ const CREATION: [Moment; 8] = [
 /// How an import is killed, `GRAVITON_KILLS` times (50 if that is not set).
 fn kills() -> usize {
     let asked = std::env::var("GRAVITON_KILLS");
-    asked.ok().and_then(|kills| kills.parse().ok()).unwrap_or(50)
+    asked
+        .ok()
+        .and_then(|kills| kills.parse().ok())
+        .unwrap_or(50)
 }
 
 fn seed() -> u64 {
@@ -77,7 +80,12 @@ fn nothing_that_a_killed_import_acknowledged_is_lost() {
     while killed < kills() {
         let store = directory.path().join("store");
         let graviton = Graviton::new(env!("CARGO_BIN_EXE_graviton"), &store);
-        let mut import = Import { graviton, tree: &tree, files: &files, acknowledged: BTreeSet::new() };
+        let mut import = Import {
+            graviton,
+            tree: &tree,
+            files: &files,
+            acknowledged: BTreeSet::new(),
+        };
         loop {
             let fresh = !store.join("graviton.toml").exists();
             let moment = if killed >= kills() {
@@ -99,7 +107,11 @@ fn nothing_that_a_killed_import_acknowledged_is_lost() {
                 // Otherwise it is still there as a zombie, which must not keep anyone out.
                 child.wait().expect("it has ended");
             }
-            import.check(if killed % 2 == 0 { Access::ReadWrite } else { Access::ReadOnly });
+            import.check(if killed % 2 == 0 {
+                Access::ReadWrite
+            } else {
+                Access::ReadOnly
+            });
             child.wait().expect("it has ended");
             if fresh && killed % 5 != 0 && creations < 2 * CREATION.len() {
                 // Another creation to be killed; now and then one goes on from where it was.
@@ -123,9 +135,23 @@ impl Import<'_> {
     /// Imports the tree until `moment`, or to its end if that comes first.
     fn run(&mut self, moment: Moment) -> Child {
         let tree = self.tree.as_os_str();
-        let arguments = ["--json".as_ref(), "import".as_ref(), tree, "--sector-size".as_ref(), "192MiB".as_ref()];
-        let mut child = self.graviton.command(arguments).spawn().expect("the import starts");
-        let mut lines = Lines { stdout: BufReader::new(child.stdout.take().expect("piped")), seen: 0, imported: 0 };
+        let arguments = [
+            "--json".as_ref(),
+            "import".as_ref(),
+            tree,
+            "--sector-size".as_ref(),
+            "192MiB".as_ref(),
+        ];
+        let mut child = self
+            .graviton
+            .command(arguments)
+            .spawn()
+            .expect("the import starts");
+        let mut lines = Lines {
+            stdout: BufReader::new(child.stdout.take().expect("piped")),
+            seen: 0,
+            imported: 0,
+        };
         self.await_moment(moment, &mut child, &mut lines);
         child.kill().expect("it can be killed, or has ended");
         // What it had said before is said.
@@ -141,8 +167,17 @@ impl Import<'_> {
             return false;
         }
         let mut said = String::new();
-        child.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
-        assert_eq!(ended.exit_status(), Some(0), "the import failed by itself, at {moment:?}: {said}");
+        child
+            .stderr
+            .take()
+            .expect("piped")
+            .read_to_string(&mut said)
+            .expect("text");
+        assert_eq!(
+            ended.exit_status(),
+            Some(0),
+            "the import failed by itself, at {moment:?}: {said}"
+        );
         true
     }
 
@@ -153,12 +188,18 @@ impl Import<'_> {
             Moment::Start => true,
             Moment::Directory => path_is_there(&store),
             Moment::File(name) => path_is_there(&store.join(name)),
-            Moment::Allocated => store.join("sector-000.graviton").metadata().is_ok_and(|file| file.blocks() > 0),
+            Moment::Allocated => store
+                .join("sector-000.graviton")
+                .metadata()
+                .is_ok_and(|file| file.blocks() > 0),
             Moment::Lines(lines_wanted) => lines.seen >= lines_wanted,
             Moment::Imported(imported) => lines.imported >= imported,
             Moment::Never => false,
         };
-        let by_lines = matches!(moment, Moment::Lines(_) | Moment::Imported(_) | Moment::Never);
+        let by_lines = matches!(
+            moment,
+            Moment::Lines(_) | Moment::Imported(_) | Moment::Never
+        );
         while !come(lines) {
             if by_lines {
                 if lines.next(&mut self.acknowledged).is_none() {
@@ -176,23 +217,44 @@ impl Import<'_> {
     fn check(&self, access: Access) {
         let store = self.graviton.store();
         if !store.join("graviton.toml").exists() {
-            assert!(self.acknowledged.is_empty(), "files were acknowledged before the store was there");
+            assert!(
+                self.acknowledged.is_empty(),
+                "files were acknowledged before the store was there"
+            );
             self.graviton.run(["verify"]).fails(1, &["no store at"]);
             return;
         }
         let verified = self.graviton.run(["verify"]).done();
-        assert!(verified.text().starts_with("clean: "), "{}", verified.text());
-        let options = OpenOptions { access, ..OpenOptions::default() };
+        assert!(
+            verified.text().starts_with("clean: "),
+            "{}",
+            verified.text()
+        );
+        let options = OpenOptions {
+            access,
+            ..OpenOptions::default()
+        };
         let store = Store::open_with(store, options).expect("the store opens");
         assert_eq!(store.info().health, Vec::<String>::new());
         let mut missing = self.acknowledged.clone();
         for key in all_keys(&store).expect("the keys can be listed") {
-            let blob = store.get(&key, GetOptions::default()).wait().expect("a blob can be read");
+            let blob = store
+                .get(&key, GetOptions::default())
+                .wait()
+                .expect("a blob can be read");
             let expected = self.files.get(key.as_bytes());
-            assert!(expected.is_some_and(|file| blob.bytes == file), "{key} has other bytes than its file");
+            assert!(
+                expected.is_some_and(|file| blob.bytes == file),
+                "{key} has other bytes than its file"
+            );
             missing.remove(key.as_bytes());
         }
-        assert!(missing.is_empty(), "{} acknowledged files are missing, of {}", missing.len(), self.acknowledged.len());
+        assert!(
+            missing.is_empty(),
+            "{} acknowledged files are missing, of {}",
+            missing.len(),
+            self.acknowledged.len()
+        );
         store.close().expect("the store closes");
     }
 
@@ -201,7 +263,9 @@ impl Import<'_> {
         self.check(Access::ReadOnly);
         assert_eq!(self.acknowledged.len(), self.files.len());
         let exported = directory.join("exported");
-        self.graviton.run(["export".as_ref(), exported.as_os_str()]).done();
+        self.graviton
+            .run(["export".as_ref(), exported.as_os_str()])
+            .done();
         trees::assert_same(self.tree, &exported);
         fs::remove_dir_all(&exported).expect("the export can be removed");
     }
@@ -224,7 +288,10 @@ impl Lines {
     /// Waits for the next whole line, and notes the file it acknowledges.
     fn next(&mut self, acknowledged: &mut BTreeSet<Vec<u8>>) -> Option<()> {
         let mut line = String::new();
-        let length = self.stdout.read_line(&mut line).expect("its output can be read");
+        let length = self
+            .stdout
+            .read_line(&mut line)
+            .expect("its output can be read");
         if length == 0 || !line.ends_with('\n') {
             return None;
         }

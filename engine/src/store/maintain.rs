@@ -259,17 +259,18 @@ impl Inner {
     /// The segment to compact next, if there is one worth it: when puts wait, anything is that
     /// gains a little; ahead of need, a fifth of the segment.
     fn victim(&self, number: usize, stalled: bool) -> Option<u32> {
+        let geometry = self.sectors[number].geometry();
+        // Before the index is locked: whoever holds both locks took the commits' first.
+        let room_at_tail = self.commits.lock().room(number, geometry.segment_size);
         let index = self.index.read();
         let segments = &index.sectors[number].segments;
-        let geometry = self.sectors[number].geometry();
         let victim = segments.victim(geometry, &self.sectors[number])?;
         let live = segments.get(victim).live;
         // There must be room for what is moved.
         let free = segments
             .free()
             .saturating_sub(segments.reserve(Purpose::Compaction));
-        let room = u64::from(free) * geometry.image_bytes_per_segment()
-            + self.commits.lock().room(number, geometry.segment_size);
+        let room = u64::from(free) * geometry.image_bytes_per_segment() + room_at_tail;
         let worth = stalled || live <= geometry.segment_size / 5 * 4;
         (worth && live + live / 8 <= room).then_some(victim)
     }
