@@ -1,15 +1,17 @@
 //! Helpers of the whole-store tests: stores in temporary directories, on every backend.
 
+pub mod command;
 pub mod image;
 pub mod random;
 pub mod sim;
+pub mod trees;
 pub mod workload;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use graviton_engine::io::{BackendChoice, DirectIo, IoOptions};
-use graviton_engine::port::BlobStore;
+use graviton_engine::port::{BinaryKey, BlobStore, ListRequest, StorageError};
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_engine::testing::Subject;
 use tempfile::TempDir;
@@ -26,6 +28,22 @@ pub fn test_directory() -> TempDir {
         None => TempDir::with_prefix("graviton-test-"),
     };
     made.expect("a temporary directory can be made")
+}
+
+/// As [`test_directory`], but in memory if there is such a place and no other was asked for: for
+/// tests of bytes, which a disk only slows down.
+///
+/// # Panics
+/// If no directory can be made there.
+#[must_use]
+pub fn memory_directory() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    if std::env::var_os("GRAVITON_TEST_DIR").is_none()
+        && let Ok(made) = TempDir::with_prefix_in("graviton-test-", memory)
+    {
+        return made;
+    }
+    test_directory()
 }
 
 /// I/O through one backend; `None`, with a line that says so, where it does not work.
@@ -126,4 +144,21 @@ impl Subject for StoreSubject {
 #[must_use]
 pub fn contract_options(io: &IoOptions) -> CreateOptions {
     create_options(io, 1, 128 * MIB)
+}
+
+/// All keys of a store, in order.
+///
+/// # Errors
+/// What the store reports.
+pub fn all_keys(store: &dyn BlobStore) -> Result<Vec<BinaryKey>, StorageError> {
+    let mut keys = Vec::new();
+    let mut request = ListRequest::default();
+    loop {
+        let page = store.list(request.clone()).wait()?;
+        keys.extend(page.blobs.into_iter().map(|entry| entry.key));
+        match page.next {
+            Some(token) => request.token = Some(token),
+            None => return Ok(keys),
+        }
+    }
 }

@@ -29,6 +29,27 @@ impl Random {
         usize::try_from(self.number() % end as u64).expect("less than a usize")
     }
 
+    /// A number from 0 up to `most`, small ones as likely as large ones: each number of bits has
+    /// the same share.
+    ///
+    /// # Panics
+    /// Never, on machines whose `usize` has 64 bits.
+    pub fn up_to(&mut self, most: usize) -> usize {
+        let bits = usize::BITS - most.leading_zeros();
+        let bits = u32::try_from(self.below(bits as usize + 1)).expect("few bits");
+        self.below((1 << bits).min(most + 1))
+    }
+
+    /// `length` bytes.
+    pub fn bytes(&mut self, length: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(length + 8);
+        while bytes.len() < length {
+            bytes.extend_from_slice(&self.number().to_le_bytes());
+        }
+        bytes.truncate(length);
+        bytes
+    }
+
     /// True once in `n` times.
     pub fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0

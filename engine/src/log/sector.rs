@@ -36,6 +36,8 @@ pub struct Payload {
 #[derive(Debug)]
 pub struct Sector {
     number: u16,
+    /// Its own word for its number, and for how many sectors the store had when it was made.
+    claim: (u16, u16),
     identity: Identity,
     geometry: Geometry,
     disk: Arc<dyn Disk>,
@@ -139,6 +141,10 @@ impl Sector {
             .collect();
         Self {
             number,
+            claim: (
+                superblock.sector_number.get(),
+                superblock.sector_count.get(),
+            ),
             identity: superblock.identity(),
             geometry,
             disk,
@@ -151,6 +157,13 @@ impl Sector {
     #[must_use]
     pub fn number(&self) -> u16 {
         self.number
+    }
+
+    /// Which number its superblock says it has in the store, and how many sectors that had when
+    /// this one was made.
+    #[must_use]
+    pub fn claim(&self) -> (u16, u16) {
+        self.claim
     }
 
     /// Its ids.

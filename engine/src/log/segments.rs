@@ -208,18 +208,6 @@ impl Segments {
         self.free
     }
 
-    /// How many are reclaimed but not yet free.
-    #[must_use]
-    pub fn reclaimed(&self) -> u32 {
-        u32::try_from(
-            self.table
-                .iter()
-                .filter(|segment| segment.state == State::Reclaimed)
-                .count(),
-        )
-        .unwrap_or(u32::MAX)
-    }
-
     /// The highest generation given out.
     #[must_use]
     pub fn generation(&self) -> u64 {

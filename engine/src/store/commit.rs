@@ -248,6 +248,15 @@ struct Plan {
     unsynced: bool,
 }
 
+impl Queue {
+    /// Makes everyone who waits look again at what there is to drive.
+    fn nudge_waiting(&self) {
+        self.waiting
+            .iter()
+            .for_each(|request| request.answer.nudge());
+    }
+}
+
 impl Commits {
     /// The pipeline of a store whose logs end at `tails`.
     pub fn new(tails: &[Tail], next_lsn: u64) -> Self {
@@ -514,16 +523,17 @@ impl Inner {
         }
         queue.floor = floor;
         queue.opened_for = opened_for;
-        queue.stalled = stalled;
+        let was_stalled = std::mem::replace(&mut queue.stalled, stalled);
         queue.waiting = left;
         if stalled {
             self.kick_maintenance();
-            if !self.options.background {
-                queue
-                    .waiting
-                    .iter()
-                    .for_each(|request| request.answer.nudge());
-            }
+        }
+        if was_stalled && !answers.is_empty() {
+            // Whoever waited for room drove nothing meanwhile; now there is a frame to be driven.
+            answers.iter().for_each(|(answer, _)| answer.nudge());
+            queue.nudge_waiting();
+        } else if stalled && !self.options.background {
+            queue.nudge_waiting();
         }
         if answers.is_empty() {
             return None;
@@ -762,6 +772,7 @@ impl Inner {
                 .partition(|request| is_put(request) || !any_put);
             queue.waiting = others;
             queue.stalled = false;
+            queue.nudge_waiting();
             for request in over {
                 commits.pending[number] -= request.pending;
                 failed.push(request);

@@ -181,6 +181,16 @@ fn random<const N: usize>() -> Result<[u8; N], StorageError> {
     Ok(bytes)
 }
 
+/// Whether a process is gone, or a zombie: killed, but not yet waited for by its parent.
+fn is_dead(process: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{process}/stat")) else {
+        return !Path::new(&format!("/proc/{process}")).exists();
+    };
+    // The state follows the name, which is in parentheses and may contain any.
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    state.is_some_and(|state| state.starts_with(['Z', 'X']))
+}
+
 /// Takes the store's lock. A living owner is reported at once, a dead one is outwaited.
 fn take_lock(
     backend: &dyn Backend,
@@ -196,8 +206,11 @@ fn take_lock(
         };
         match error.kind() {
             std::io::ErrorKind::WouldBlock => {}
-            // A reader can do without where it may not write.
-            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem
+            // A reader can do without where it may not write; the file is not found if it may not
+            // make it either.
+            std::io::ErrorKind::PermissionDenied
+            | std::io::ErrorKind::ReadOnlyFilesystem
+            | std::io::ErrorKind::NotFound
                 if access == Access::ReadOnly =>
             {
                 return Ok(None);
@@ -211,9 +224,7 @@ fn take_lock(
         let process = owner
             .as_deref()
             .and_then(|text| text.trim().parse::<u32>().ok());
-        let dead = process.is_none_or(|process| {
-            process != std::process::id() && !Path::new(&format!("/proc/{process}")).exists()
-        });
+        let dead = process.is_none_or(|process| process != std::process::id() && is_dead(process));
         if !dead || begun.elapsed() > LOCK_PATIENCE {
             let owner = match process {
                 Some(process) if !dead => format!("process {process}"),
@@ -690,6 +701,14 @@ fn check_identity(
         format!("belongs to store {store_id}, not to {}", catalog.store_id)
     } else if format!("{:016x}", identity.sector_id) != named.id {
         format!("is sector {:016x}, not {}", identity.sector_id, named.id)
+    } else if sector.claim().0 != number {
+        format!(
+            "is sector number {} of its store, listed as {number}",
+            sector.claim().0
+        )
+    } else if usize::from(sector.claim().1) > catalog.sectors.len() {
+        let (listed, had) = (catalog.sectors.len(), sector.claim().1);
+        format!("is of a store of {had} sectors, the store file lists {listed}")
     } else if catalog.format_version != FORMAT_VERSION {
         format!(
             "the store file says format version {}",

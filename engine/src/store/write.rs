@@ -369,7 +369,7 @@ impl Inner {
                             )?;
                             upload.wait_for_room().await?;
                         }
-                        mutations.push(upload.into_manifest().await?);
+                        mutations.push(upload.manifest_mutation().await?);
                         holds.push(upload);
                     }
                     BatchItem::Put {
@@ -626,7 +626,7 @@ impl Upload {
         }))
     }
 
-    async fn into_manifest(&mut self) -> Result<Mutation, StorageError> {
+    async fn manifest_mutation(&mut self) -> Result<Mutation, StorageError> {
         poll_fn(|context| self.poll_manifest(context)).await
     }
 

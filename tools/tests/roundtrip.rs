@@ -1,0 +1,331 @@
+//! What is imported is exported again as it was; what can't be taken in is said; a second import
+//! changes nothing and says so.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use graviton_tests::command::{Graviton, Outcome};
+use graviton_tests::test_directory;
+use graviton_tests::trees::{self, Files};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use serde_json::Value;
+
+fn graviton(store: impl AsRef<Path>) -> Graviton {
+    Graviton::new(env!("CARGO_BIN_EXE_graviton"), store.as_ref())
+}
+
+/// Files whose names and sizes are as odd as a file system allows.
+fn odd_files() -> Files {
+    let mut files = trees::generate(7, 300, 2);
+    let mut add = |path: &[u8], content: &[u8]| files.insert(path.to_vec(), content.to_vec());
+    add(b"empty", b"");
+    add(b"one", b"1");
+    add(b"-starts with a dash", b"-");
+    add(b"line\nbreak and\ttab", b"\n");
+    add(b"back\\slash \\x41", b"\\");
+    add(b"not UTF-8 \xff\xfe\x80", b"\x80");
+    add(b"control \x01\x1b[31m\x7f", b"\x1b");
+    add("größe/日本語/🌍".as_bytes(), b"utf-8");
+    add(b"...", b"three dots");
+    add(b".hidden/..also", b"hidden");
+    add(b"spaces /  / ", b" ");
+    add(
+        &[b"name of 255 bytes/".to_vec(), vec![b'n'; 255]].concat(),
+        b"long",
+    );
+    let deep = b"d/".repeat(400);
+    add(&[deep.as_slice(), b"deep"].concat(), b"deep");
+    // The longest path that is a key.
+    let longest = [b"e/".repeat(400), vec![b'k'; 224]].concat();
+    assert_eq!(longest.len(), 1024);
+    add(&longest, b"longest");
+    // Every byte that a name can have.
+    for byte in (1..=u8::MAX).filter(|&byte| byte != b'/' && byte != b'.') {
+        add(&[b'b', b'/', byte], &[byte]);
+    }
+    files
+}
+
+fn summary(outcome: &Outcome) -> Value {
+    let text = outcome.text();
+    let last = text.lines().last().expect("a summary");
+    let summary: Value = serde_json::from_str(last).expect("JSON");
+    assert_eq!(summary["event"], "summary");
+    summary
+}
+
+fn events(outcome: &Outcome) -> BTreeMap<String, u64> {
+    let mut events = BTreeMap::new();
+    for line in outcome.text().lines() {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        *events
+            .entry(line["event"].as_str().expect("an event").to_owned())
+            .or_default() += 1;
+    }
+    events
+}
+
+#[test]
+fn a_tree_comes_out_as_it_went_in() {
+    let directory = test_directory();
+    let at = |name: &str| directory.path().join(name);
+    let tree = at("tree");
+    let files = odd_files();
+    trees::write(&tree, &files);
+    fs::set_permissions(tree.join("one"), fs::Permissions::from_mode(0o751)).expect("set");
+    fs::set_permissions(tree.join("empty"), fs::Permissions::from_mode(0o400)).expect("set");
+    let (count, bytes) = (files.len(), files.values().map(Vec::len).sum::<usize>());
+    let graviton = graviton(at("store"));
+
+    let import = ["import".as_ref(), tree.as_os_str()];
+    let first = graviton
+        .run([["--json".as_ref()].as_slice(), &import].concat())
+        .done();
+    let said = summary(&first);
+    assert_eq!(
+        (said["imported"].as_u64(), said["imported_bytes"].as_u64()),
+        (Some(count as u64), Some(bytes as u64))
+    );
+    assert_eq!(
+        events(&first),
+        BTreeMap::from([
+            ("imported".to_owned(), count as u64),
+            ("summary".to_owned(), 1)
+        ])
+    );
+    assert!(
+        graviton
+            .run(["verify"])
+            .done()
+            .text()
+            .starts_with("clean: ")
+    );
+
+    let lsn = |graviton: &Graviton| {
+        let info: Value =
+            serde_json::from_str(&graviton.run(["--json", "info"]).done().text()).expect("JSON");
+        assert_eq!(
+            (info["blobs"].as_u64(), info["logical_bytes"].as_u64()),
+            (Some(count as u64), Some(bytes as u64))
+        );
+        assert_eq!(info["space"]["adds_up"], true);
+        info["lsn"].as_u64().expect("an LSN")
+    };
+    let before = lsn(&graviton);
+    for _ in 0..2 {
+        let again = graviton.run(import).done();
+        let text = again.text();
+        assert!(
+            text.starts_with(&format!(
+                "0 imported, {count} unchanged, 0 skipped; nothing changed"
+            )),
+            "{text}"
+        );
+        let again = summary(
+            &graviton
+                .run([["--json".as_ref()].as_slice(), &import].concat())
+                .done(),
+        );
+        assert_eq!(
+            (again["imported"].as_u64(), again["unchanged"].as_u64()),
+            (Some(0), Some(count as u64))
+        );
+    }
+    // Each opening notes what is durable, at one LSN or two; no blob was written.
+    assert!(
+        lsn(&graviton) - before <= 8,
+        "{} after {before}",
+        lsn(&graviton)
+    );
+
+    let out = at("out");
+    graviton.run(["export".as_ref(), out.as_os_str()]).done();
+    trees::assert_same(&tree, &out);
+    let again = graviton.run(["export".as_ref(), out.as_os_str()]).done();
+    assert!(
+        again
+            .text()
+            .starts_with(&format!("0 exported, {count} identical already, 0 skipped")),
+        "{}",
+        again.text()
+    );
+
+    // What changed is imported, and nothing else; what is gone stays in the store.
+    fs::write(tree.join("one"), b"2").expect("written");
+    fs::write(tree.join("new"), b"new").expect("written");
+    fs::remove_file(tree.join("empty")).expect("removed");
+    let changed = summary(
+        &graviton
+            .run([["--json".as_ref()].as_slice(), &import].concat())
+            .done(),
+    );
+    assert_eq!(
+        (changed["imported"].as_u64(), changed["unchanged"].as_u64()),
+        (Some(2), Some(count as u64 - 2))
+    );
+    assert_eq!(graviton.run(["get", "one"]).done().stdout, b"2");
+    assert_eq!(graviton.run(["get", "empty"]).done().stdout, b"");
+    assert_eq!(graviton.run(["get", "new"]).done().stdout, b"new");
+}
+
+#[test]
+fn a_tree_moves_between_stores_under_a_prefix() {
+    let directory = test_directory();
+    let at = |name: &str| directory.path().join(name);
+    trees::write(&at("tree"), &trees::generate(9, 120, 1));
+    let graviton = graviton(at("store"));
+    let (tree, out) = (at("tree"), at("out"));
+    let (prefix, option) = (OsStr::new("backup/2026/"), OsStr::new("--prefix"));
+    let shape = ["--sectors", "3", "--sector-size", "16MiB"].map(OsStr::new);
+    graviton
+        .run(
+            [
+                ["import".as_ref(), tree.as_os_str(), option, prefix].as_slice(),
+                &shape,
+            ]
+            .concat(),
+        )
+        .done();
+    graviton
+        .run(["put", "backup/2027/other", env!("CARGO_MANIFEST_PATH")])
+        .done();
+    graviton
+        .run(["export".as_ref(), out.as_os_str(), option, prefix])
+        .done();
+    trees::assert_same(&tree, &out);
+    assert!(
+        graviton
+            .run(["verify"])
+            .done()
+            .text()
+            .starts_with("clean: ")
+    );
+}
+
+#[test]
+fn what_is_no_file_is_reported_and_left_out() {
+    let directory = test_directory();
+    let at = |name: &str| directory.path().join(name);
+    let tree = at("tree");
+    fs::create_dir_all(tree.join("empty directory")).expect("made");
+    fs::write(tree.join("file"), b"file").expect("written");
+    fs::write(at("outside"), b"secret").expect("written");
+    symlink("file", tree.join("link to a file")).expect("linked");
+    symlink("..", tree.join("link to a directory")).expect("linked");
+    symlink("nowhere", tree.join("link to nowhere")).expect("linked");
+    mknodat(
+        CWD,
+        tree.join("pipe"),
+        FileType::Fifo,
+        Mode::RUSR | Mode::WUSR,
+        0,
+    )
+    .expect("made");
+    let _socket = std::os::unix::net::UnixListener::bind(tree.join("socket")).expect("bound");
+    // The store itself may lie in the tree.
+    let graviton = graviton(tree.join("store"));
+    let outcome = graviton.run(["import".as_ref(), tree.as_os_str()]).done();
+    let reported = |what: &str| {
+        let line = format!("graviton: skipped {what}");
+        assert!(
+            outcome.stderr.lines().any(|said| said.starts_with(&line)),
+            "no '{line}' in:\n{}",
+            outcome.stderr
+        );
+    };
+    reported("link to a file: symbolic link");
+    reported("link to a directory: symbolic link");
+    reported("link to nowhere: symbolic link");
+    reported("pipe: named pipe");
+    reported("socket: socket");
+    reported("store: the store itself");
+    assert!(
+        outcome
+            .text()
+            .starts_with("1 imported, 0 unchanged, 6 skipped"),
+        "{}",
+        outcome.text()
+    );
+    assert!(
+        outcome.text().contains("1 empty directory left out"),
+        "{}",
+        outcome.text()
+    );
+    assert_eq!(graviton.run(["ls"]).done().text(), "file\n");
+}
+
+#[test]
+fn a_file_that_cant_be_a_key_fails_alone() {
+    let directory = test_directory();
+    let tree = directory.path().join("tree");
+    let too_long = [b"e/".repeat(400), vec![b'k'; 225]].concat();
+    trees::write(
+        &tree,
+        &Files::from([
+            (b"good".to_vec(), b"good".to_vec()),
+            (too_long, b"bad".to_vec()),
+        ]),
+    );
+    let graviton = graviton(directory.path().join("store"));
+    let outcome = graviton.run(["import".as_ref(), tree.as_os_str()]);
+    assert_eq!(outcome.code, 1, "{}", outcome.stderr);
+    assert!(
+        outcome.text().starts_with("1 imported"),
+        "{}",
+        outcome.text()
+    );
+    assert_eq!(graviton.run(["ls"]).done().text(), "good\n");
+}
+
+#[test]
+fn an_import_that_does_not_fit_says_so_and_keeps_what_it_has() {
+    let directory = test_directory();
+    let tree = directory.path().join("tree");
+    trees::write(&tree, &trees::generate(3, 40, 6));
+    let graviton = graviton(directory.path().join("store"));
+    let arguments = [
+        "import".as_ref(),
+        tree.as_os_str(),
+        "--sector-size".as_ref(),
+        "8MiB".as_ref(),
+    ];
+    let outcome = graviton.run(arguments);
+    assert_eq!(outcome.code, 1, "{}", outcome.stderr);
+    let errors: Vec<_> = outcome
+        .stderr
+        .lines()
+        .filter(|line| !line.contains("created a store"))
+        .collect();
+    assert!(
+        matches!(errors.as_slice(), [line] if line.contains("no space")),
+        "{errors:?}"
+    );
+    assert!(
+        graviton
+            .run(["verify"])
+            .done()
+            .text()
+            .starts_with("clean: ")
+    );
+    // Deleting makes room again.
+    let keys = graviton.run(["ls"]).done().text();
+    let keys: Vec<_> = keys.lines().collect();
+    assert!(!keys.is_empty());
+    graviton.run([["rm"].as_slice(), &keys].concat()).done();
+    let mut put = graviton.command(["put", "after", "-"]);
+    put.stdin(fs::File::open(tree.join(large_of(&tree))).expect("opened"));
+    let output = put.output().expect("run");
+    Outcome::of(&put, output).done();
+}
+
+fn large_of(tree: &Path) -> std::path::PathBuf {
+    let listing = trees::read(tree);
+    let (path, _) = listing
+        .iter()
+        .max_by_key(|(_, (content, ..))| content.len())
+        .expect("a file");
+    trees::path_of(path)
+}
