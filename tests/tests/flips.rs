@@ -38,7 +38,7 @@ use graviton_tests::random::Random;
 use graviton_tests::{all_keys, buffered, memory_directory};
 
 /// Places damaged in each store if `GRAVITON_FLIPS` does not say otherwise.
-const PLACES: usize = 1500;
+const PLACES: usize = 700;
 
 /// What lies at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,7 +97,10 @@ impl Filler {
             let value = Bytes::from(format!("{length} bytes"));
             options.attributes.insert("note".to_owned(), value);
         }
-        self.store.put(&key(name), content.clone(), options).wait().expect("a put works");
+        self.store
+            .put(&key(name), content.clone(), options)
+            .wait()
+            .expect("a put works");
         self.remember(key(name), Some(content));
     }
 
@@ -106,19 +109,34 @@ impl Filler {
     }
 
     fn delete(&mut self, name: &str) {
-        self.store.delete(&key(name), DeleteOptions::default()).wait().expect("a delete works");
+        self.store
+            .delete(&key(name), DeleteOptions::default())
+            .wait()
+            .expect("a delete works");
         self.remember(key(name), None);
     }
 
     fn copy(&mut self, source: &str, target: &str) {
-        self.store.copy(&key(source), &key(target), CopyOptions::default()).wait().expect("a copy works");
-        let content = self.history[&key(source)].last().expect("it is known").clone();
+        self.store
+            .copy(&key(source), &key(target), CopyOptions::default())
+            .wait()
+            .expect("a copy works");
+        let content = self.history[&key(source)]
+            .last()
+            .expect("it is known")
+            .clone();
         self.remember(key(target), content);
     }
 
     fn rename(&mut self, source: &str, target: &str) {
-        self.store.rename(&key(source), &key(target), CopyOptions::default()).wait().expect("a rename works");
-        let content = self.history[&key(source)].last().expect("it is known").clone();
+        self.store
+            .rename(&key(source), &key(target), CopyOptions::default())
+            .wait()
+            .expect("a rename works");
+        let content = self.history[&key(source)]
+            .last()
+            .expect("it is known")
+            .clone();
         self.remember(key(target), content);
         self.remember(key(source), None);
     }
@@ -148,7 +166,11 @@ fn make(name: &'static str, options: CreateOptions, fill: impl FnOnce(&mut Fille
     let directory = memory_directory();
     let path = directory.path().join("store");
     let store = Store::create(&path, options).expect("a store can be made");
-    let mut filler = Filler { store, random: Random::new(11), history: BTreeMap::new() };
+    let mut filler = Filler {
+        store,
+        random: Random::new(11),
+        history: BTreeMap::new(),
+    };
     fill(&mut filler);
     let Filler { store, history, .. } = filler;
     let count = store.info().sectors.len();
@@ -156,11 +178,26 @@ fn make(name: &'static str, options: CreateOptions, fill: impl FnOnce(&mut Fille
     let read = |number: usize| fs::read(sector_path(&path, number)).expect("a sector can be read");
     let sectors: Vec<Vec<u8>> = (0..count).map(read).collect();
     let catalog = fs::read_to_string(path.join("graviton.toml")).expect("it can be read");
-    let store = Store::open_with(&path, OpenOptions { io: buffered(), ..OpenOptions::read_only() });
+    let store = Store::open_with(
+        &path,
+        OpenOptions {
+            io: buffered(),
+            ..OpenOptions::read_only()
+        },
+    );
     let store = store.expect("it opens again");
-    let regions = (0..count).flat_map(|number| regions(number, &sectors[number], &store)).collect();
+    let regions = (0..count)
+        .flat_map(|number| regions(number, &sectors[number], &store))
+        .collect();
     let block_size = store.info().sectors[0].block_size as usize;
-    Case { name, catalog, block_size, sectors, history, regions }
+    Case {
+        name,
+        catalog,
+        block_size,
+        sectors,
+        history,
+        regions,
+    }
 }
 
 fn sector_path(store: &Path, number: usize) -> std::path::PathBuf {
@@ -168,7 +205,11 @@ fn sector_path(store: &Path, number: usize) -> std::path::PathBuf {
 }
 
 fn options(sectors: u16, block_size: u32) -> CreateOptions {
-    let open = OpenOptions { io: buffered(), background: false, ..OpenOptions::default() };
+    let open = OpenOptions {
+        io: buffered(),
+        background: false,
+        ..OpenOptions::default()
+    };
     CreateOptions {
         sectors,
         sector_size: 4 * MIB,
@@ -187,14 +228,22 @@ fn regions(number: usize, sector: &[u8], store: &Store) -> Vec<Region> {
     let mut regions = Vec::new();
     let mut add = |kind: Kind, start: usize, length: usize, last: bool| {
         let range = start..start + length;
-        regions.push(Region { kind, sector: number, range, last });
+        regions.push(Region {
+            kind,
+            sector: number,
+            range,
+            last,
+        });
     };
     for address in geometry.superblocks() {
         add(Kind::Superblock, at(address), 512, false);
     }
     for address in [0, 1].into_iter().flat_map(|slot| geometry.roots(slot)) {
         let slot = &sector[at(address)..][..ROOT_SLOT_SIZE];
-        let Ok((root, segments)) = CheckpointRoot::decode(slot, &identity, &geometry, address) else { continue };
+        let Ok((root, segments)) = CheckpointRoot::decode(slot, &identity, &geometry, address)
+        else {
+            continue;
+        };
         add(Kind::Root, at(address), 128 + 4 * segments.len(), false);
         let image_length = root.image_length.get();
         let mut left = at(stored_image_length(image_length).expect("a length"));
@@ -209,7 +258,12 @@ fn regions(number: usize, sector: &[u8], store: &Store) -> Vec<Region> {
             let here = left.min(at(geometry.image_bytes_per_segment()));
             let filled_here = filled.min(here);
             add(Kind::Image, base + block, filled_here, false);
-            add(Kind::Padding, base + block + filled_here, here - filled_here, false);
+            add(
+                Kind::Padding,
+                base + block + filled_here,
+                here - filled_here,
+                false,
+            );
             (left, filled) = (left - here, filled - filled_here);
         }
     }
@@ -227,7 +281,12 @@ fn regions(number: usize, sector: &[u8], store: &Store) -> Vec<Region> {
         let end = at(info.written);
         let open = info.state == SegmentState::Open;
         let mut offset = block;
-        let first = FrameHeader::decode(&sector[base + offset..], &identity, &geometry, (base + offset) as u64);
+        let first = FrameHeader::decode(
+            &sector[base + offset..],
+            &identity,
+            &geometry,
+            (base + offset) as u64,
+        );
         let only = first.is_ok_and(|frame| offset + frame.length.get() as usize >= end);
         add(Kind::SegmentHeader, base, 128, open && only);
         while offset < end {
@@ -240,7 +299,8 @@ fn regions(number: usize, sector: &[u8], store: &Store) -> Vec<Region> {
             let mut position = 64;
             while position < used {
                 let bytes = &sector[start + position..start + used];
-                let record = RecordView::decode(bytes, &identity, &geometry, (start + position) as u64);
+                let record =
+                    RecordView::decode(bytes, &identity, &geometry, (start + position) as u64);
                 let record = record.expect("records follow each other");
                 let (head, whole) = (record.payload_offset(), at(record.length()));
                 add(Kind::RecordHead, start + position, head, last);
@@ -258,12 +318,22 @@ fn regions(number: usize, sector: &[u8], store: &Store) -> Vec<Region> {
     for region in regions {
         if region.range.start > end {
             let range = end..region.range.start;
-            all.push(Region { kind: Kind::Unused, sector: number, range, last: false });
+            all.push(Region {
+                kind: Kind::Unused,
+                sector: number,
+                range,
+                last: false,
+            });
         }
         end = end.max(region.range.end);
         all.push(region);
     }
-    all.push(Region { kind: Kind::Unused, sector: number, range: end..sector.len(), last: false });
+    all.push(Region {
+        kind: Kind::Unused,
+        sector: number,
+        range: end..sector.len(),
+        last: false,
+    });
     all
 }
 
@@ -287,8 +357,17 @@ enum What {
 
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Region { kind, sector, range, .. } = &self.region;
-        write!(f, "{:?} at {} of sector {sector} ({kind:?} {range:?})", self.what, self.place)
+        let Region {
+            kind,
+            sector,
+            range,
+            ..
+        } = &self.region;
+        write!(
+            f,
+            "{:?} at {} of sector {sector} ({kind:?} {range:?})",
+            self.what, self.place
+        )
     }
 }
 
@@ -332,14 +411,20 @@ fn flips(case: &Case) -> Vec<Damage> {
                 0 => 1 << random.below(8),
                 _ => u8::try_from(1 + random.below(255)).expect("a byte"),
             };
-            damages.push(Damage { region: region.clone(), place, what: What::Flip(mask) });
+            damages.push(Damage {
+                region: region.clone(),
+                place,
+                what: What::Flip(mask),
+            });
         }
     }
     thin(damages, places())
 }
 
 fn thin(damages: Vec<Damage>, most: Option<usize>) -> Vec<Damage> {
-    let Some(most) = most.filter(|&most| most < damages.len()) else { return damages };
+    let Some(most) = most.filter(|&most| most < damages.len()) else {
+        return damages;
+    };
     // An even choice: every region keeps its share.
     let count = damages.len();
     let chosen = (0..most).map(|position| position * count / most);
@@ -353,7 +438,10 @@ fn blocks(case: &Case) -> Vec<Damage> {
     let mut damages = Vec::new();
     for (number, sector) in case.sectors.iter().enumerate() {
         let mut used: BTreeMap<usize, Region> = BTreeMap::new();
-        let parts = case.regions.iter().filter(|region| region.sector == number && region.kind != Kind::Unused);
+        let parts = case
+            .regions
+            .iter()
+            .filter(|region| region.sector == number && region.kind != Kind::Unused);
         for region in parts {
             for block in region.range.start / size..region.range.end.div_ceil(size) {
                 used.entry(block * size).or_insert_with(|| region.clone());
@@ -368,8 +456,17 @@ fn blocks(case: &Case) -> Vec<Damage> {
                 }
             };
             let noise = What::Noise(size, random.number());
-            for what in [What::Zeros(size), What::Ones(size), noise, What::Block(size, other)] {
-                let damage = Damage { region: region.clone(), place, what };
+            for what in [
+                What::Zeros(size),
+                What::Ones(size),
+                noise,
+                What::Block(size, other),
+            ] {
+                let damage = Damage {
+                    region: region.clone(),
+                    place,
+                    what,
+                };
                 if damage.bytes(sector) != sector[place..][..size] {
                     damages.push(damage);
                 }
@@ -394,7 +491,11 @@ impl<'a> Bench<'a> {
         fs::write(store.join("graviton.toml"), &case.catalog).expect("written");
         let made = |number| File::create(sector_path(&store, number)).expect("made");
         let files = (0..case.sectors.len()).map(made).collect();
-        Self { case, directory, files }
+        Self {
+            case,
+            directory,
+            files,
+        }
     }
 
     fn store(&self) -> std::path::PathBuf {
@@ -407,12 +508,25 @@ impl<'a> Bench<'a> {
         }
         let number = damage.region.sector;
         let bytes = damage.bytes(&self.case.sectors[number]);
-        self.files[number].write_all_at(&bytes, damage.place as u64).expect("written");
+        self.files[number]
+            .write_all_at(&bytes, damage.place as u64)
+            .expect("written");
     }
 
     fn open(&self, read_only: bool) -> Result<Store, StorageError> {
-        let options = if read_only { OpenOptions::read_only() } else { OpenOptions::default() };
-        Store::open_with(self.store(), OpenOptions { io: buffered(), background: false, ..options })
+        let options = if read_only {
+            OpenOptions::read_only()
+        } else {
+            OpenOptions::default()
+        };
+        Store::open_with(
+            self.store(),
+            OpenOptions {
+                io: buffered(),
+                background: false,
+                ..options
+            },
+        )
     }
 
     /// Tries everything on a store with this damage. Returns what it should not have done, and
@@ -425,7 +539,9 @@ impl<'a> Bench<'a> {
                 let ill = !store.info().health.is_empty();
                 let errors = self.check(&store, ill, "read-only", &mut wrong);
                 seen.lost = seen.lost.max(errors);
-                let report = store.verify(&mut |_| {}).expect("verify reports damage, it does not fail");
+                let report = store
+                    .verify(&mut |_| {})
+                    .expect("verify reports damage, it does not fail");
                 let found = ill || !report.findings.is_empty();
                 seen.undetected += usize::from(!found);
                 let harmless = match damage.region.kind {
@@ -479,7 +595,10 @@ impl<'a> Bench<'a> {
                 let (found, now) = (found.as_ref().map(Bytes::len), now.as_ref().map(Bytes::len));
                 wrong.push(format!("{how}: get {key}: {found:?} bytes, it has {now:?}"));
             }
-            let sizes: Vec<Option<usize>> = history.iter().map(|version| version.as_ref().map(Bytes::len)).collect();
+            let sizes: Vec<Option<usize>> = history
+                .iter()
+                .map(|version| version.as_ref().map(Bytes::len))
+                .collect();
             let size_now = now.as_ref().map(Bytes::len);
             let stat = match store.stat(key).wait() {
                 Ok(info) => Some(usize::try_from(info.size).ok()),
@@ -494,7 +613,9 @@ impl<'a> Bench<'a> {
                 && size != size_now
                 && !(lenient && (size.is_none() || sizes.contains(&size)))
             {
-                wrong.push(format!("{how}: stat {key}: {size:?} bytes, it has {size_now:?}"));
+                wrong.push(format!(
+                    "{how}: stat {key}: {size:?} bytes, it has {size_now:?}"
+                ));
             }
             let exists = store.exists(key).wait().ok();
             if exists.is_some_and(|exists| exists != now.is_some() && !lenient) {
@@ -506,7 +627,9 @@ impl<'a> Bench<'a> {
         }
         match listed {
             Ok(keys) => {
-                if !lenient && !(listed_right && keys.iter().all(|key| self.case.history.contains_key(key))) {
+                if !lenient
+                    && !(listed_right && keys.iter().all(|key| self.case.history.contains_key(key)))
+                {
                     wrong.push(format!("{how}: lists other keys than it has"));
                 }
             }
@@ -527,7 +650,13 @@ impl<'a> Bench<'a> {
         };
         let extra = key("put after the damage");
         let content = Bytes::from(vec![7; 20_000]);
-        tolerate("put", store.put(&extra, content.clone(), PutOptions::default()).wait().map(drop));
+        tolerate(
+            "put",
+            store
+                .put(&extra, content.clone(), PutOptions::default())
+                .wait()
+                .map(drop),
+        );
         tolerate("compact", store.compact().map(drop));
         tolerate("checkpoint", store.checkpoint().map(drop));
         match store.get(&extra, GetOptions::default()).wait() {
@@ -550,8 +679,18 @@ impl<'a> Bench<'a> {
         self.check(store, false, how, &mut found);
         // There is one key more than there was.
         let listed = all_keys(store).is_ok_and(|keys| {
-            let now = |key: &BinaryKey| self.case.history.get(key).and_then(|history| history.last()?.as_ref());
-            let live = self.case.history.keys().filter(|key| now(key).is_some()).count();
+            let now = |key: &BinaryKey| {
+                self.case
+                    .history
+                    .get(key)
+                    .and_then(|history| history.last()?.as_ref())
+            };
+            let live = self
+                .case
+                .history
+                .keys()
+                .filter(|key| now(key).is_some())
+                .count();
             keys.len() == live + 1 && keys.iter().all(|key| key == extra || now(key).is_some())
         });
         found.retain(|wrong| !(listed && wrong.contains("lists other keys")));
@@ -587,11 +726,19 @@ fn run(case: &Case, damages: &[Damage]) {
                 let bench = Bench::new(case);
                 loop {
                     let position = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(damage) = damages.get(position) else { return };
-                    let mut here = seen.lock().expect("not poisoned").get(&damage.region.kind).cloned().unwrap_or_default();
+                    let Some(damage) = damages.get(position) else {
+                        return;
+                    };
+                    let mut here = seen
+                        .lock()
+                        .expect("not poisoned")
+                        .get(&damage.region.kind)
+                        .cloned()
+                        .unwrap_or_default();
                     let (mut refused, mut undetected) = (here.refused, here.undetected);
                     let deep = position % 5 == 0;
-                    let outcome = catch_unwind(AssertUnwindSafe(|| bench.try_out(damage, deep, &mut here)));
+                    let outcome =
+                        catch_unwind(AssertUnwindSafe(|| bench.try_out(damage, deep, &mut here)));
                     (refused, undetected) = (here.refused - refused, here.undetected - undetected);
                     {
                         let mut seen = seen.lock().expect("not poisoned");
@@ -618,7 +765,8 @@ fn run(case: &Case, damages: &[Damage]) {
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
                     let position = next.load(Ordering::Relaxed);
-                    let under_way = &damages[position.saturating_sub(workers).min(damages.len())..position.min(damages.len())];
+                    let under_way = &damages[position.saturating_sub(workers).min(damages.len())
+                        ..position.min(damages.len())];
                     eprintln!("{}: it hangs, in one of:", case.name);
                     under_way.iter().for_each(|damage| eprintln!("  {damage}"));
                     std::process::abort();
@@ -633,7 +781,13 @@ fn run(case: &Case, damages: &[Damage]) {
     }
     let wrong = wrong.into_inner().expect("not poisoned");
     let shown: Vec<&str> = wrong.iter().take(40).map(String::as_str).collect();
-    assert!(wrong.is_empty(), "{}: {} of {count} went wrong:\n{}", case.name, wrong.len(), shown.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{}: {} of {count} went wrong:\n{}",
+        case.name,
+        wrong.len(),
+        shown.join("\n")
+    );
 }
 
 fn all(case: &Case) {
@@ -643,7 +797,9 @@ fn all(case: &Case) {
 
 #[test]
 fn a_store_without_checkpoint() {
-    all(&make("log", options(1, 4096), |filler| filler.generation(0)));
+    all(&make("log", options(1, 4096), |filler| {
+        filler.generation(0)
+    }));
 }
 
 #[test]

@@ -118,7 +118,7 @@ impl Subject {
         let sound = self.bytes();
         break_it();
         let broken = self.bytes();
-let all = [
+        let all = [
             ["info"].as_slice(),
             &["put", "new", "/etc/passwd"],
             &["verify"],
