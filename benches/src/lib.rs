@@ -1,1 +1,115 @@
-//! Benches of the engine.
+//! What the benches share: where their stores lie, and how they are filled.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use graviton_engine::port::{Batch, BinaryKey, BlobStore, Op, StorageError};
+use graviton_engine::store::{CreateOptions, Store};
+use tempfile::TempDir;
+
+/// Where stores of benches lie: `GRAVITON_BENCH_DIR` if it is set (on the device to be measured),
+/// else the system's place for temporary files.
+///
+/// # Panics
+/// If no directory can be made there.
+#[must_use]
+pub fn bench_directory() -> TempDir {
+    let made = match std::env::var_os("GRAVITON_BENCH_DIR") {
+        Some(place) => TempDir::with_prefix_in("graviton-bench-", PathBuf::from(place)),
+        None => TempDir::with_prefix("graviton-bench-"),
+    };
+    made.expect("a temporary directory can be made")
+}
+
+/// A store of its own, and the directory that goes with it.
+#[derive(Debug)]
+pub struct BenchStore {
+    /// The store.
+    pub store: Arc<Store>,
+    /// Removed once both are dropped, the store first.
+    directory: TempDir,
+}
+
+impl BenchStore {
+    /// Creates a store of one sector of `sector_size` bytes.
+    ///
+    /// # Panics
+    /// If it can't be created.
+    #[must_use]
+    pub fn create(sector_size: u64) -> Self {
+        let directory = bench_directory();
+        let options = CreateOptions {
+            sector_size,
+            ..CreateOptions::default()
+        };
+        let store =
+            Store::create(directory.path().join("store"), options).expect("a store can be made");
+        Self {
+            store: Arc::new(store),
+            directory,
+        }
+    }
+
+    /// Where the store lies.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.directory.path().join("store")
+    }
+}
+
+/// The key of the blob with this number; keys sort as their numbers do.
+///
+/// # Panics
+/// Never: the key has between 1 and 1024 bytes.
+#[must_use]
+pub fn key(number: usize) -> BinaryKey {
+    BinaryKey::new(format!("folder-{:03}/blob-{number:09}", number / 1000)).expect("a good key")
+}
+
+/// `length` bytes that do not compress.
+#[must_use]
+pub fn payload(length: usize) -> Bytes {
+    // Marsaglia's xorshift64.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let word = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    word.flatten().take(length).collect()
+}
+
+/// Puts `blobs` blobs with this payload, in batches of a thousand.
+///
+/// # Panics
+/// If a put fails.
+pub fn fill(store: &dyn BlobStore, blobs: usize, payload: &Bytes) {
+    for first in (0..blobs).step_by(1000) {
+        store
+            .batch(batch(first..blobs.min(first + 1000), payload))
+            .wait()
+            .expect("the batch is put");
+    }
+}
+
+/// A batch that puts the blobs with these numbers.
+#[must_use]
+pub fn batch(numbers: std::ops::Range<usize>, payload: &Bytes) -> Batch {
+    let mut batch = Batch::new();
+    for number in numbers {
+        batch.put(key(number), payload.clone());
+    }
+    batch
+}
+
+/// Waits for operations that are all under way.
+///
+/// # Panics
+/// If one fails.
+pub fn wait_all<T>(operations: Vec<Op<T, StorageError>>) {
+    for operation in operations {
+        operation.wait().expect("the operation succeeds");
+    }
+}

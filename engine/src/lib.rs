@@ -18,3 +18,8 @@ pub mod port;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+
+/// The program in the README compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

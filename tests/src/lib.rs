@@ -1,8 +1,11 @@
 //! Helpers of the whole-store tests: stores in temporary directories, on every backend.
 
 pub mod command;
+pub mod image;
 pub mod random;
+pub mod sim;
 pub mod trees;
+pub mod workload;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

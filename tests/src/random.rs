@@ -1,11 +1,13 @@
 //! A small seeded source of numbers: the same seed, the same test, on every machine.
 
+use bytes::Bytes;
+
 /// Splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
 impl Random {
-    /// The source of this seed.
+    /// The numbers of a seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed)
@@ -20,12 +22,18 @@ impl Random {
     }
 
     /// A number less than `end`, which is not 0.
+    ///
+    /// # Panics
+    /// Never, on machines whose `usize` has 64 bits.
     pub fn below(&mut self, end: usize) -> usize {
         usize::try_from(self.number() % end as u64).expect("less than a usize")
     }
 
     /// A number from 0 up to `most`, small ones as likely as large ones: each number of bits has
     /// the same share.
+    ///
+    /// # Panics
+    /// Never, on machines whose `usize` has 64 bits.
     pub fn up_to(&mut self, most: usize) -> usize {
         let bits = usize::BITS - most.leading_zeros();
         let bits = u32::try_from(self.below(bits as usize + 1)).expect("few bits");
@@ -41,4 +49,30 @@ impl Random {
         bytes.truncate(length);
         bytes
     }
+
+    /// True once in `n` times.
+    pub fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    /// A size from `least` to `most`, small ones as likely as large ones.
+    pub fn size(&mut self, least: usize, most: usize) -> usize {
+        let doublings = (most / least.max(1)).max(1).ilog2() as usize + 1;
+        let limit = least.max(1) << (1 + self.below(doublings)).min(40);
+        least + self.below(limit.clamp(least + 1, most + 1) - least)
+    }
+}
+
+/// `size` bytes that only the seed determines; different seeds have different bytes from the
+/// eighth on.
+#[must_use]
+pub fn payload(seed: u64, size: usize) -> Bytes {
+    let mut random = Random::new(seed);
+    let mut bytes = Vec::with_capacity(size + 8);
+    bytes.extend_from_slice(&seed.to_le_bytes());
+    while bytes.len() < size {
+        bytes.extend_from_slice(&random.number().to_le_bytes());
+    }
+    bytes.truncate(size);
+    bytes.into()
 }

@@ -70,22 +70,24 @@ impl Segment {
 }
 
 /// For what a segment is wanted: how deep into the reserve the taking may go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
     /// Payload of callers.
+    #[default]
     Put,
-    /// Records that compaction moves: a segment or two are lent to it, and it gives back more.
-    Compaction,
     /// Tombstones: deleting must always be possible.
     Delete,
+    /// Records that compaction moves: what is lent to it, it gives back and more. Deletes leave it
+    /// its share, or a full sector could fill up with tombstones that nothing can clear away.
+    Compaction,
     /// A checkpoint: the last reserve, since all reclaiming ends with one.
     Checkpoint,
 }
 
-/// Segments kept back from puts, beside those of a checkpoint: what compaction and deletes need to
-/// proceed in a full sector.
-const RESERVE_COMPACTION: u32 = 2;
+/// Segments kept for tombstones in a sector that is full for puts.
 const RESERVE_DELETE: u32 = 1;
+/// Segments kept for compaction: a share of the sector, and never less than a victim needs.
+const RESERVE_COMPACTION: (u32, u32) = (3, 32);
 
 /// The table of a sector's segments.
 #[derive(Debug, Clone)]
@@ -206,18 +208,6 @@ impl Segments {
         self.free
     }
 
-    /// How many are reclaimed but not yet free.
-    #[must_use]
-    pub fn reclaimed(&self) -> u32 {
-        u32::try_from(
-            self.table
-                .iter()
-                .filter(|segment| segment.state == State::Reclaimed)
-                .count(),
-        )
-        .unwrap_or(u32::MAX)
-    }
-
     /// The highest generation given out.
     #[must_use]
     pub fn generation(&self) -> u64 {
@@ -237,10 +227,12 @@ impl Segments {
     /// Segments kept back from `purpose`.
     #[must_use]
     pub fn reserve(&self, purpose: Purpose) -> u32 {
+        let (least, share) = RESERVE_COMPACTION;
+        let compaction = (self.count() / share).max(least);
         match purpose {
-            Purpose::Put => self.checkpoint_reserve + RESERVE_DELETE + RESERVE_COMPACTION,
-            Purpose::Compaction => self.checkpoint_reserve + RESERVE_DELETE,
-            Purpose::Delete => self.checkpoint_reserve,
+            Purpose::Put => self.checkpoint_reserve + compaction + RESERVE_DELETE,
+            Purpose::Delete => self.checkpoint_reserve + compaction,
+            Purpose::Compaction => self.checkpoint_reserve,
             Purpose::Checkpoint => 0,
         }
     }
@@ -430,16 +422,16 @@ impl Segments {
         self.table.iter().map(|segment| segment.live).sum()
     }
 
-    /// The sealed segment whose compaction frees most, and the share of it that lives.
+    /// The sealed segment whose compaction frees most, if it frees a sixteenth of it at least. No
+    /// record is longer than half of that, so at most half is lost again where records do not fill
+    /// segments to the end: each compaction gains, and there is an end to them.
     #[must_use]
     pub fn victim(&self, geometry: &Geometry, sector: &Sector) -> Option<u32> {
         self.iter()
             .filter(|(index, segment)| {
                 segment.state == State::Sealed && !segment.damaged && !sector.is_pinned(*index)
             })
-            .filter(|(_, segment)| {
-                segment.live + geometry.segment_size / 64 < geometry.segment_size
-            })
+            .filter(|(_, segment)| segment.live <= geometry.segment_size / 16 * 15)
             .min_by_key(|(_, segment)| segment.live)
             .map(|(index, _)| index)
     }

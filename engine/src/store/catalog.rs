@@ -51,6 +51,18 @@ pub fn sector_file(number: u16) -> PathBuf {
     PathBuf::from(format!("sector-{number:03}.graviton"))
 }
 
+/// Makes sure that `directory` holds no store file.
+///
+/// # Errors
+/// `AlreadyExists`.
+pub fn check_absent(backend: &dyn Backend, directory: &Path) -> Result<(), StorageError> {
+    let path = directory.join(FILE);
+    match backend.read_file(&path, LENGTH_MAX) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        _ => Err(StorageError::AlreadyExists { path }),
+    }
+}
+
 /// Notes that the files of `sectors` sectors are about to be made; first removes what a creation
 /// that was cut short has left. The directory must hold no store file, and the lock must be held.
 ///

@@ -143,7 +143,7 @@ impl Work {
             }
             Self::Mutations(_) | Self::Extent { .. } => Purpose::Put,
             Self::Moves(_) => Purpose::Compaction,
-            Self::Sync | Self::Note => Purpose::Delete,
+            Self::Sync | Self::Note => Purpose::Compaction,
         }
     }
 
@@ -204,6 +204,8 @@ pub struct Queue {
     unsynced: bool,
     /// LSN of the last frame with records, if no later frame says that it is durable.
     unnoted: Option<u64>,
+    /// What the segment at the log's end was taken for.
+    opened_for: Purpose,
     /// Every LSN up to this one was applied when the frame under way was decided.
     floor: u64,
 }
@@ -424,6 +426,7 @@ impl Inner {
         let mut pending = 0;
         let mut wants_frame = false;
         let mut opened = None;
+        let mut opened_for = queue.opened_for;
         let mut room = queue.tail.room(geometry.segment_size).saturating_sub(64);
         let mut blocked: HashSet<BinaryKey> = HashSet::new();
         let mut left = VecDeque::new();
@@ -470,16 +473,25 @@ impl Inner {
                 continue;
             }
             let empty_frame_needs_room = matches!(request.work, Work::Note) && room == 0;
-            if !fits || empty_frame_needs_room {
-                match index.sectors[number]
-                    .segments
-                    .take(request.work.purpose(), State::Open)
-                {
+            let purpose = request.work.purpose();
+            let segments = &mut index.sectors[number].segments;
+            // What was opened from the reserve is for what the reserve is for: puts that fill up
+            // the segment that compaction opened would leave it without room to finish.
+            let lent =
+                length > 0 && purpose < opened_for && segments.free() <= segments.reserve(purpose);
+            if !fits || empty_frame_needs_room || lent {
+                let taken = if lent {
+                    None
+                } else {
+                    segments.take(purpose, State::Open)
+                };
+                match taken {
                     Some(taken) => {
                         opened = Some(taken);
+                        opened_for = purpose;
                         room = geometry.image_bytes_per_segment() - 64;
                     }
-                    None if request.work.purpose() == Purpose::Compaction => {
+                    None if purpose == Purpose::Compaction => {
                         // Compaction looks for room itself; it must not wait for its own end.
                         let error = StorageError::NoSpace {
                             needed: length,
@@ -510,6 +522,7 @@ impl Inner {
             answers.push((request.answer, reply));
         }
         queue.floor = floor;
+        queue.opened_for = opened_for;
         let was_stalled = std::mem::replace(&mut queue.stalled, stalled);
         queue.waiting = left;
         if stalled {

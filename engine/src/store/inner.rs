@@ -21,7 +21,7 @@ use super::maintain::Kept;
 use super::options::{Access, CreateOptions, MIB, OpenOptions};
 use super::record::{self, Details};
 use super::ticket::CommitSource;
-use crate::io::{Backend, Disk, Lock, OpenAccess, open_backend};
+use crate::io::{Backend, Disk, IoOptions, Lock, OpenAccess, open_backend};
 use crate::log::image_io::{Root, read_image, read_roots};
 use crate::log::replay::{LoggedFrame, LoggedRecord};
 use crate::log::{Replay, Sector, Segments, State};
@@ -131,6 +131,23 @@ impl CommitSource for SectorSource {
                 .sectors
                 .iter()
                 .for_each(|sector| sector.disk().reap_in_background());
+        }
+    }
+}
+
+/// The backend a store is to run on: `None` if its options choose one.
+pub struct GivenBackend(pub Option<Arc<dyn Backend>>);
+
+impl GivenBackend {
+    /// The backend, and why it is not the preferred one.
+    fn open(
+        self,
+        options: &IoOptions,
+        path: &Path,
+    ) -> Result<(Arc<dyn Backend>, Option<String>), StorageError> {
+        match self.0 {
+            Some(backend) => Ok((backend, None)),
+            None => open_backend(options).map_err(file_error("open the I/O backend for", path)),
         }
     }
 }
@@ -262,6 +279,7 @@ impl Inner {
     pub fn create(
         path: &Path,
         options: CreateOptions,
+        backend: GivenBackend,
         kick: Sender<()>,
     ) -> Result<Arc<Self>, StorageError> {
         if options.open.access == Access::ReadOnly {
@@ -274,16 +292,12 @@ impl Inner {
             )));
         }
         geometry(&options, 4096)?;
-        let (backend, notice) =
-            open_backend(&options.open.io).map_err(file_error("open the I/O backend for", path))?;
+        let (backend, notice) = backend.open(&options.open.io, path)?;
         backend
             .create_directory(path)
             .map_err(file_error("create", path))?;
         let lock = take_lock(backend.as_ref(), path, Access::ReadWrite)?;
-        let catalog_path = path.join(catalog::FILE);
-        if catalog_path.exists() {
-            return Err(StorageError::AlreadyExists { path: catalog_path });
-        }
+        catalog::check_absent(backend.as_ref(), path)?;
         catalog::begin_creation(backend.as_ref(), path, options.sectors).map_err(|error| {
             match error.kind() {
                 std::io::ErrorKind::AlreadyExists => StorageError::AlreadyExists {
@@ -380,10 +394,10 @@ impl Inner {
     pub fn open(
         path: &Path,
         options: OpenOptions,
+        backend: GivenBackend,
         kick: Sender<()>,
     ) -> Result<Arc<Self>, StorageError> {
-        let (backend, notice) =
-            open_backend(&options.io).map_err(file_error("open the I/O backend for", path))?;
+        let (backend, notice) = backend.open(&options.io, path)?;
         let catalog = Catalog::read(backend.as_ref(), path)?;
         let lock = take_lock(backend.as_ref(), path, options.access)?;
         wait_for(Self::open_sectors(

@@ -155,7 +155,7 @@ impl Inner {
 
     /// Free segments below which compaction works ahead.
     fn margin(&self, segments: &Segments) -> u32 {
-        (segments.count() / 16).max(4)
+        (segments.count() / 64).max(2)
     }
 
     fn is_tight(&self, segments: &Segments) -> bool {
@@ -185,38 +185,29 @@ impl Inner {
             self.pump(number);
             return Ok(true);
         }
-        let (tight, reclaimed, due) = {
+        let (tight, due) = {
             let index = self.index.read();
             let sector = &index.sectors[number];
             let due = sector.replay_bytes >= self.checkpoint_interval(number)
                 || sector.delta_len() >= DELTA_MAX;
-            (
-                self.is_tight(&sector.segments),
-                sector.segments.reclaimed(),
-                due,
-            )
+            (self.is_tight(&sector.segments), due)
         };
         if due {
             self.checkpoint(number)?;
             return Ok(true);
         }
         if tight || stalled {
-            if let Some(victim) = self.victim(number, stalled) {
-                self.compact_segment(number, victim)?;
+            if let Some(victim) = self.victim(number)
+                && self.compact_segment(number, victim)?.segments > 0
+            {
                 return Ok(true);
             }
-            // Reclaimed segments become free when both kept checkpoints list them.
-            if reclaimed > 0 && (stalled || self.reclaims_waiting(number)) {
+            // Reclaimed segments become free when both kept checkpoints list them as such: one
+            // checkpoint a step, until they are.
+            if self.reclaims_waiting(number) {
                 self.checkpoint(number)?;
-                if stalled && self.reclaim(number) == 0 && self.commits.lock().is_stalled(number) {
-                    // One more makes both kept checkpoints know.
-                    self.checkpoint(number)?;
-                    self.reclaim(number);
-                }
+                self.reclaim(number);
                 self.pump(number);
-                if stalled && self.is_stuck(number) {
-                    self.fail_stalled(number);
-                }
                 return Ok(true);
             }
             if stalled {
@@ -225,13 +216,6 @@ impl Inner {
             }
         }
         self.zero_one(number)
-    }
-
-    /// Whether puts still wait although nothing is reclaimed any more.
-    fn is_stuck(&self, number: usize) -> bool {
-        self.commits.lock().is_stalled(number)
-            && self.index.read().sectors[number].segments.reclaimed() == 0
-            && self.victim(number, true).is_none()
     }
 
     /// Whether reclaimed segments wait for a checkpoint only (not for readers).
@@ -256,27 +240,38 @@ impl Inner {
         kept[number].release(&mut sector.segments, &self.sectors[number])
     }
 
-    /// The segment to compact next, if there is one worth it: when puts wait, anything is that
-    /// gains a little; ahead of need, a fifth of the segment.
-    fn victim(&self, number: usize, stalled: bool) -> Option<u32> {
+    /// The segment to compact next, if there is one worth it and room for what lives in it.
+    fn victim(&self, number: usize) -> Option<u32> {
         let geometry = self.sectors[number].geometry();
-        // Before the index is locked: whoever holds both locks took the commits' first.
-        let room_at_tail = self.commits.lock().room(number, geometry.segment_size);
+        let rest = self.commits.lock().room(number, geometry.segment_size);
         let index = self.index.read();
         let segments = &index.sectors[number].segments;
         let victim = segments.victim(geometry, &self.sectors[number])?;
-        let live = segments.get(victim).live;
-        // There must be room for what is moved.
-        let free = segments
-            .free()
-            .saturating_sub(segments.reserve(Purpose::Compaction));
-        let room = u64::from(free) * geometry.image_bytes_per_segment() + room_at_tail;
-        let worth = stalled || live <= geometry.segment_size / 5 * 4;
-        (worth && live + live / 8 <= room).then_some(victim)
+        // A sixteenth of each segment may be lost where the next record does not fit.
+        let lost = geometry.segment_size / 16;
+        let free = u64::from(
+            segments
+                .free()
+                .saturating_sub(segments.reserve(Purpose::Compaction)),
+        );
+        let room = free * (geometry.image_bytes_per_segment() - lost) + rest.saturating_sub(lost);
+        (segments.get(victim).live <= room).then_some(victim)
     }
 
-    /// Copies what lives in a segment to the log's end.
+    /// Copies what lives in a segment to the log's end. If the room for that runs out, what was
+    /// copied stays copied, and the report says that no segment was emptied.
     fn compact_segment(
+        self: &Arc<Self>,
+        number: usize,
+        segment: u32,
+    ) -> Result<CompactReport, StorageError> {
+        match self.empty_segment(number, segment) {
+            Err(StorageError::NoSpace { .. }) => Ok(CompactReport::default()),
+            outcome => outcome,
+        }
+    }
+
+    fn empty_segment(
         self: &Arc<Self>,
         number: usize,
         segment: u32,
@@ -385,53 +380,40 @@ impl Inner {
         let _one_at_a_time = self.maintenance.lock();
         let mut report = CompactReport::default();
         for number in 0..self.sectors.len() {
-            let free_before = self.index.read().sectors[number].segments.free();
-            // What is written from here on is compact already.
-            let horizon = self.index.read().sectors[number].segments.generation();
-            loop {
-                let victim = {
-                    let index = self.index.read();
-                    let segments = &index.sectors[number].segments;
-                    segments
-                        .victim(self.sectors[number].geometry(), &self.sectors[number])
-                        .filter(|&victim| segments.get(victim).generation <= horizon)
-                };
-                let Some(victim) = victim else { break };
-                match self.compact_segment(number, victim) {
-                    Ok(one) => {
-                        report.segments += one.segments;
-                        report.moved += one.moved;
-                    }
-                    // The reserve is used up: make it free again first.
-                    Err(StorageError::NoSpace { .. }) => {}
-                    Err(error) => return Err(error),
-                }
-                let index = self.index.read();
-                let segments = &index.sectors[number].segments;
-                let short = segments.free() <= segments.reserve(Purpose::Compaction) + 1;
-                drop(index);
-                if short {
-                    let before = self.index.read().sectors[number].segments.free();
-                    self.checkpoint(number)?;
-                    self.checkpoint(number)?;
-                    self.reclaim(number);
-                    if self.index.read().sectors[number].segments.free() <= before {
-                        break;
-                    }
-                }
-            }
-            self.reclaim(number);
-            if self.index.read().sectors[number].segments.reclaimed() > 0 {
-                self.checkpoint(number)?;
-                self.checkpoint(number)?;
-                self.reclaim(number);
-            }
-            let free = self.index.read().sectors[number].segments.free();
-            report.freed += u64::from(free.saturating_sub(free_before))
-                * self.sectors[number].geometry().segment_size;
+            self.sectors[number].check_writable()?;
+            self.compact_sector(number, &mut report)?;
             self.pump(number);
         }
         Ok(report)
+    }
+
+    fn compact_sector(
+        self: &Arc<Self>,
+        number: usize,
+        report: &mut CompactReport,
+    ) -> Result<(), StorageError> {
+        let table = || self.index.read().sectors[number].segments.clone();
+        let before = table();
+        loop {
+            self.reclaim(number);
+            // What is written from here on is compact already.
+            let old = |victim: &u32| table().get(*victim).generation <= before.generation();
+            if let Some(victim) = self.victim(number).filter(old) {
+                let one = self.compact_segment(number, victim)?;
+                report.segments += one.segments;
+                report.moved += one.moved;
+                if one.segments > 0 || table().get(victim).damaged {
+                    continue;
+                }
+            }
+            if !self.reclaims_waiting(number) {
+                break;
+            }
+            self.checkpoint(number)?;
+        }
+        let freed = table().free().saturating_sub(before.free());
+        report.freed += u64::from(freed) * self.sectors[number].geometry().segment_size;
+        Ok(())
     }
 
     /// Takes a checkpoint of every sector.

@@ -35,13 +35,14 @@ pub use info::{
 pub use options::{Access, CreateOptions, GIB, KIB, MIB, OpenOptions};
 pub use read::GET_MAX;
 
+use crate::io::Backend;
 use crate::port::blob::BatchItemOutcome;
 use crate::port::{
     Batch, BatchItem, BinaryKey, Blob, BlobInfo, BlobReader, BlobStore, BlobWriter, CopyOptions,
     DeleteOptions, DeleteOutcome, GetOptions, ListPage, ListRequest, Op, PutOptions, PutOutcome,
     StorageError, StoreOp,
 };
-use inner::Inner;
+use inner::{GivenBackend, Inner};
 
 /// An open store. Share it as `Arc<Store>`, or as `Arc<dyn BlobStore>`.
 ///
@@ -75,8 +76,29 @@ impl Store {
     /// do not fit each other, `File` with what the system reports (no space, above all); nothing
     /// is left behind then.
     pub fn create(path: impl AsRef<Path>, options: CreateOptions) -> Result<Self, StorageError> {
+        Self::create_in(GivenBackend(None), path.as_ref(), options)
+    }
+
+    /// Creates a store on a backend of the caller's (simulated disks, above all) and opens it.
+    /// [`OpenOptions::io`] does not matter then.
+    ///
+    /// # Errors
+    /// As [`Store::create`].
+    pub fn create_on(
+        backend: Arc<dyn Backend>,
+        path: impl AsRef<Path>,
+        options: CreateOptions,
+    ) -> Result<Self, StorageError> {
+        Self::create_in(GivenBackend(Some(backend)), path.as_ref(), options)
+    }
+
+    fn create_in(
+        backend: GivenBackend,
+        path: &Path,
+        options: CreateOptions,
+    ) -> Result<Self, StorageError> {
         let (kick, kicks) = bounded(1);
-        Self::start(Inner::create(path.as_ref(), options, kick)?, kicks)
+        Self::start(Inner::create(path, options, backend, kick)?, kicks)
     }
 
     /// Opens the store in the directory `path` for reading and writing.
@@ -94,8 +116,29 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_with(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self, StorageError> {
+        Self::open_in(GivenBackend(None), path.as_ref(), options)
+    }
+
+    /// Opens the store in the directory `path` of a backend of the caller's (simulated disks,
+    /// above all). [`OpenOptions::io`] does not matter then.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_on(
+        backend: Arc<dyn Backend>,
+        path: impl AsRef<Path>,
+        options: OpenOptions,
+    ) -> Result<Self, StorageError> {
+        Self::open_in(GivenBackend(Some(backend)), path.as_ref(), options)
+    }
+
+    fn open_in(
+        backend: GivenBackend,
+        path: &Path,
+        options: OpenOptions,
+    ) -> Result<Self, StorageError> {
         let (kick, kicks) = bounded(1);
-        Self::start(Inner::open(path.as_ref(), options, kick)?, kicks)
+        Self::start(Inner::open(path, options, backend, kick)?, kicks)
     }
 
     fn start(

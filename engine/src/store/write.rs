@@ -114,14 +114,19 @@ fn metadata(options: &PutOptions) -> Vec<u8> {
 impl Inner {
     /// The longest payload that lies in its blob's own record.
     pub fn inline_max(&self, number: usize) -> usize {
-        let sixteenth = self.sectors[number].geometry().segment_size / 16;
-        usize::try_from(sixteenth.min(1 << 20)).unwrap_or(1 << 20)
+        self.payload_max(number).min(1 << 20)
     }
 
-    /// The longest extent: a record that is a good part of a segment leaves it half filled.
+    /// The longest extent.
     fn extent_max(&self, number: usize) -> usize {
-        let sixteenth = self.sectors[number].geometry().segment_size / 16;
-        usize::try_from(sixteenth.min(4 << 20)).unwrap_or(4 << 20)
+        self.payload_max(number).min(4 << 20)
+    }
+
+    /// Records are short beside a segment, or segments would be left half filled: compaction
+    /// counts on no more than a thirty-second being lost.
+    fn payload_max(&self, number: usize) -> usize {
+        let segment_size = self.sectors[number].geometry().segment_size;
+        usize::try_from(segment_size / 32 - segment_size / 256).unwrap_or(1 << 20)
     }
 
     /// Starts a mutation of `keys` that takes several steps, and goes on if its caller gives up.
@@ -364,7 +369,7 @@ impl Inner {
                             )?;
                             upload.wait_for_room().await?;
                         }
-                        mutations.push(upload.into_manifest().await?);
+                        mutations.push(upload.manifest_mutation().await?);
                         holds.push(upload);
                     }
                     BatchItem::Put {
@@ -621,7 +626,7 @@ impl Upload {
         }))
     }
 
-    async fn into_manifest(&mut self) -> Result<Mutation, StorageError> {
+    async fn manifest_mutation(&mut self) -> Result<Mutation, StorageError> {
         poll_fn(|context| self.poll_manifest(context)).await
     }
 

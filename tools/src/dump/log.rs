@@ -292,7 +292,7 @@ pub fn trace(log: &Log<'_>, headers: &Headers, root: &CheckpointRoot, newest: u6
     let mut tail = Tail {
         segment: tail,
         generation: if tail == NONE {
-            root.generation.get()
+            0
         } else {
             root.tail_generation.get()
         },

@@ -1,0 +1,185 @@
+//! One store, its operations one by one: durable puts and gets by size with one caller and with
+//! sixteen in flight, batches, listings, opening.
+//!
+//! `cargo bench -p graviton-benches`; `GRAVITON_BENCH_DIR` chooses the device. The figures are those
+//! of the machine they were taken on.
+
+use std::time::{Duration, Instant};
+
+use criterion::measurement::WallTime;
+use criterion::{
+    BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
+};
+use graviton_benches::{BenchStore, batch, fill, key, payload, wait_all};
+use graviton_engine::port::{BlobStore, GetOptions, ListRequest, PutOptions};
+use graviton_engine::store::{GIB, Store};
+
+const KIB: usize = 1024;
+const SIZES: [(&str, usize); 4] = [
+    ("100B", 100),
+    ("4KiB", 4 * KIB),
+    ("64KiB", 64 * KIB),
+    ("1MiB", KIB * KIB),
+];
+const IN_FLIGHT: [usize; 2] = [1, 16];
+
+/// How many keys are put and read in turn: puts replace blobs, as they would in a store that lasts.
+const KEYS: usize = 128;
+
+/// How many blobs the store has that is listed and opened.
+const MANY: usize = 100_000;
+
+fn short<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(name);
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
+    group
+}
+
+fn throughput(operations: usize, size: usize) -> Throughput {
+    Throughput::ElementsAndBytes {
+        elements: operations as u64,
+        bytes: (operations * size) as u64,
+    }
+}
+
+fn put(criterion: &mut Criterion) {
+    let mut group = short(criterion, "put");
+    for (name, size) in SIZES {
+        let bench = BenchStore::create(2 * GIB);
+        let payload = payload(size);
+        let mut numbers = (0..KEYS).cycle();
+        for in_flight in IN_FLIGHT {
+            group.throughput(throughput(in_flight, size));
+            group.bench_function(BenchmarkId::new(name, in_flight), |bencher| {
+                bencher.iter(|| {
+                    let some = numbers.by_ref().take(in_flight);
+                    let puts = some.map(|number| {
+                        bench
+                            .store
+                            .put(&key(number), payload.clone(), PutOptions::default())
+                    });
+                    wait_all(puts.collect());
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+fn get(criterion: &mut Criterion) {
+    let mut group = short(criterion, "get");
+    for (name, size) in SIZES {
+        let bench = BenchStore::create(GIB);
+        fill_one_by_one(&bench.store, size);
+        let mut numbers = (0..KEYS).cycle();
+        for in_flight in IN_FLIGHT {
+            group.throughput(throughput(in_flight, size));
+            group.bench_function(BenchmarkId::new(name, in_flight), |bencher| {
+                bencher.iter(|| {
+                    let some = numbers.by_ref().take(in_flight);
+                    let gets =
+                        some.map(|number| bench.store.get(&key(number), GetOptions::default()));
+                    wait_all(gets.collect());
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+/// A batch has to fit in one frame, which large blobs do not.
+fn fill_one_by_one(store: &Store, size: usize) {
+    let payload = payload(size);
+    for number in 0..KEYS {
+        store
+            .put(&key(number), payload.clone(), PutOptions::default())
+            .wait()
+            .expect("the blob is put");
+    }
+}
+
+fn batches(criterion: &mut Criterion) {
+    let mut group = short(criterion, "batch");
+    let bench = BenchStore::create(GIB);
+    let payload = payload(100);
+    group.throughput(throughput(1000, payload.len()));
+    group.bench_function("1000 x 100B", |bencher| {
+        bencher.iter(|| {
+            bench
+                .store
+                .batch(batch(0..1000, &payload))
+                .wait()
+                .expect("the batch is put")
+        });
+    });
+    group.finish();
+}
+
+fn list_and_open(criterion: &mut Criterion) {
+    let bench = BenchStore::create(GIB);
+    fill(&*bench.store, MANY, &payload(100));
+    bench.store.checkpoint().expect("a checkpoint is taken");
+    list(criterion, &bench.store);
+    bench.store.close().expect("the store closes");
+    open(criterion, &bench);
+}
+
+fn list(criterion: &mut Criterion, store: &Store) {
+    let mut group = short(criterion, "list");
+    let page = ListRequest::prefix("folder-050/");
+    group.throughput(Throughput::Elements(1000));
+    group.bench_function("a page of 1000", |bencher| {
+        bencher.iter(|| {
+            let page = store.list(page.clone()).wait().expect("the page is listed");
+            assert_eq!(page.blobs.len(), 1000);
+        });
+    });
+    group.throughput(Throughput::Elements(MANY as u64));
+    group.bench_function("all of 100000", |bencher| {
+        bencher.iter(|| assert_eq!(count(store), MANY))
+    });
+    group.finish();
+}
+
+fn count(store: &Store) -> usize {
+    let mut request = ListRequest {
+        max: ListRequest::MAX,
+        ..ListRequest::default()
+    };
+    let mut blobs = 0;
+    loop {
+        let page = store
+            .list(request.clone())
+            .wait()
+            .expect("the page is listed");
+        blobs += page.blobs.len();
+        if page.next.is_none() {
+            return blobs;
+        }
+        request.token = page.next;
+    }
+}
+
+fn open(criterion: &mut Criterion, bench: &BenchStore) {
+    let mut group = short(criterion, "open");
+    group.bench_function("with 100000 blobs", |bencher| {
+        bencher.iter_custom(|times| {
+            let mut taken = Duration::ZERO;
+            for _ in 0..times {
+                let before = Instant::now();
+                let store = Store::open(bench.path()).expect("the store opens");
+                taken += before.elapsed();
+                assert_eq!(store.info().blobs, MANY as u64);
+                store.close().expect("the store closes");
+            }
+            taken
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(engine, put, get, batches, list_and_open);
+criterion_main!(engine);
