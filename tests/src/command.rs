@@ -89,6 +89,14 @@ impl Graviton {
     }
 }
 
+/// Not more of a text than a message can bear.
+fn brief(text: &str) -> String {
+    match text.char_indices().nth(600) {
+        Some((end, _)) => format!("{} ...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 impl Outcome {
     /// What came of a run that has ended.
     ///
@@ -97,7 +105,7 @@ impl Outcome {
     #[must_use]
     pub fn of(command: &Command, output: Output) -> Self {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        let line = format!("{command:?}");
+        let line = brief(&format!("{command:?}"));
         let code = output.status.code();
         let code = code.unwrap_or_else(|| panic!("{line} was killed: {}\n{stderr}", output.status));
         Self {
@@ -120,14 +128,8 @@ impl Outcome {
     /// If not.
     #[track_caller]
     pub fn done(self) -> Self {
-        assert_eq!(
-            self.code,
-            0,
-            "{}\n{}{}",
-            self.line,
-            self.text(),
-            self.stderr
-        );
+        let (stdout, stderr) = (brief(&self.text()), brief(&self.stderr));
+        assert_eq!(self.code, 0, "{}\n{stdout}{stderr}", self.line);
         self
     }
 
@@ -141,8 +143,8 @@ impl Outcome {
             "{}\nexit code {}\n{}{}",
             self.line,
             self.code,
-            self.text(),
-            self.stderr
+            brief(&self.text()),
+            brief(&self.stderr)
         );
         assert_eq!(self.code, code, "{said}");
         assert_eq!(self.stderr.lines().count(), 1, "not one line: {said}");

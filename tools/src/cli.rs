@@ -199,7 +199,7 @@ pub enum Command {
     /// A key that does not exist is reported, the others are deleted all the same, and the exit
     /// code is 3.
     #[command(
-        after_help = "Examples:\n  graviton rm notes/today\n  graviton ls old/ | xargs -d '\\n' graviton --escaped rm"
+        after_help = "Examples:\n  graviton rm notes/today\n  graviton ls old/ | xargs -d '\\n' graviton --escaped rm --"
     )]
     Rm(RmArgs),
 

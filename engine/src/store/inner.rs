@@ -383,6 +383,8 @@ impl Inner {
             health: Vec::new(),
         };
         let inner = Self::assemble_parts(parts, Index { sectors: indexes }, kept, 1, kick);
+        // Two, so that from the beginning damage to one leaves another.
+        inner.checkpoint_all()?;
         inner.checkpoint_all()?;
         Catalog::new(&store_id, &named).write(inner.backend.as_ref(), path)?;
         Ok(inner)
