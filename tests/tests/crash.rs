@@ -247,7 +247,7 @@ impl Trial {
             steps,
             "while recording",
         );
-        if self.seed % 2 == 0 {
+        if self.seed.is_multiple_of(2) {
             drop(store);
         }
         self.crash(sim.crasher(), &history, self.plan.stride, 2, "");

@@ -96,6 +96,8 @@ pub struct Segments {
     generation: u64,
     /// Segments that the next checkpoint will take, as far as can be told.
     checkpoint_reserve: u32,
+    /// Segments that the checkpoint being written has taken out of that reserve.
+    checkpoint_taken: u32,
 }
 
 impl Segments {
@@ -107,6 +109,7 @@ impl Segments {
             free: geometry.segment_count,
             generation: 0,
             checkpoint_reserve: 1,
+            checkpoint_taken: 0,
         }
     }
 
@@ -142,6 +145,7 @@ impl Segments {
             free: 0,
             generation: 0,
             checkpoint_reserve: 1,
+            checkpoint_taken: 0,
         };
         segments.recount();
         Some(segments)
@@ -206,18 +210,6 @@ impl Segments {
         self.free
     }
 
-    /// How many are reclaimed but not yet free.
-    #[must_use]
-    pub fn reclaimed(&self) -> u32 {
-        u32::try_from(
-            self.table
-                .iter()
-                .filter(|segment| segment.state == State::Reclaimed)
-                .count(),
-        )
-        .unwrap_or(u32::MAX)
-    }
-
     /// The highest generation given out.
     #[must_use]
     pub fn generation(&self) -> u64 {
@@ -237,19 +229,34 @@ impl Segments {
     /// Segments kept back from `purpose`.
     #[must_use]
     pub fn reserve(&self, purpose: Purpose) -> u32 {
+        let checkpoint = self
+            .checkpoint_reserve
+            .saturating_sub(self.checkpoint_taken);
         match purpose {
-            Purpose::Put => self.checkpoint_reserve + RESERVE_DELETE + RESERVE_COMPACTION,
-            Purpose::Compaction => self.checkpoint_reserve + RESERVE_DELETE,
-            Purpose::Delete => self.checkpoint_reserve,
+            Purpose::Put => checkpoint + RESERVE_DELETE + RESERVE_COMPACTION,
+            Purpose::Compaction => checkpoint + RESERVE_DELETE,
+            Purpose::Delete => checkpoint,
             Purpose::Checkpoint => 0,
         }
+    }
+
+    /// Whether less is free than is kept back from puts: compaction or deletes are using their
+    /// share, and what they have opened is not to be filled by puts.
+    #[must_use]
+    pub fn is_reserve_in_use(&self) -> bool {
+        self.free < self.reserve(Purpose::Put)
+    }
+
+    /// Segments that the checkpoint being written has taken; 0 when it is over.
+    pub fn set_checkpoint_taken(&mut self, segments: u32) {
+        self.checkpoint_taken = segments;
     }
 
     /// Segments of the sector that can hold live records: all but the reserve and the two
     /// checkpoints that are kept.
     #[must_use]
     pub fn usable(&self) -> u32 {
-        let kept = self.reserve(Purpose::Put) + 2 * self.checkpoint_reserve;
+        let kept = RESERVE_DELETE + RESERVE_COMPACTION + 3 * self.checkpoint_reserve;
         u32::try_from(self.table.len())
             .unwrap_or(u32::MAX)
             .saturating_sub(kept)
@@ -430,17 +437,14 @@ impl Segments {
         self.table.iter().map(|segment| segment.live).sum()
     }
 
-    /// The sealed segment whose compaction frees most, and the share of it that lives.
+    /// The sealed segment in which the least lives, of those that are not damaged and have a
+    /// generation up to `horizon`; without readers, if a `sector` is given that knows of them.
     #[must_use]
-    pub fn victim(&self, geometry: &Geometry, sector: &Sector) -> Option<u32> {
+    pub fn victim(&self, horizon: u64, sector: Option<&Sector>) -> Option<(u32, &Segment)> {
         self.iter()
-            .filter(|(index, segment)| {
-                segment.state == State::Sealed && !segment.damaged && !sector.is_pinned(*index)
-            })
-            .filter(|(_, segment)| {
-                segment.live + geometry.segment_size / 64 < geometry.segment_size
-            })
+            .filter(|(_, segment)| segment.state == State::Sealed && !segment.damaged)
+            .filter(|(_, segment)| segment.generation <= horizon)
+            .filter(|(index, _)| sector.is_none_or(|sector| !sector.is_pinned(*index)))
             .min_by_key(|(_, segment)| segment.live)
-            .map(|(index, _)| index)
     }
 }
