@@ -142,7 +142,7 @@ impl History {
         let flushed = self
             .steps
             .iter()
-            .filter(|step| step.operations.is_empty() && acknowledged(step))
+            .filter(|step| step.durable && step.operations.is_empty() && acknowledged(step))
             .map(|step| step.started)
             .max()
             .unwrap_or(0);
@@ -188,8 +188,12 @@ impl History {
                 .collect();
             if numbers.is_empty() {
                 return Err(format!(
-                    "{key}: none of its {} possible states",
-                    states.len()
+                    "{key}: found {}, possible are {:?}",
+                    describe(found.get(*key)),
+                    states
+                        .iter()
+                        .map(|(number, blob)| (*number, describe(*blob)))
+                        .collect::<Vec<_>>()
                 ));
             }
             matching.insert(*key, numbers);
@@ -227,17 +231,20 @@ fn is_partly(step: &Step, state: &Contents, found: &Contents) -> bool {
     state == *found
 }
 
-/// The first few keys in which two contents differ.
-#[must_use]
-pub fn difference(expected: &Contents, found: &Contents) -> String {
-    let describe = |blob: Option<&Bytes>| match blob {
+fn describe(blob: Option<&Bytes>) -> String {
+    match blob {
         None => "nothing".to_owned(),
         Some(blob) if blob.len() < 8 => format!("{} bytes", blob.len()),
         Some(blob) => {
             let id = u64::from_le_bytes(blob[..8].try_into().unwrap_or_default());
-            format!("{} bytes of put {id}", blob.len())
+            format!("{} bytes of put {id:x}", blob.len())
         }
-    };
+    }
+}
+
+/// The first few keys in which two contents differ.
+#[must_use]
+pub fn difference(expected: &Contents, found: &Contents) -> String {
     let keys: std::collections::BTreeSet<_> = expected.keys().chain(found.keys()).collect();
     let lines: Vec<String> = keys
         .into_iter()

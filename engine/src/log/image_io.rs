@@ -109,7 +109,7 @@ async fn finish_write(sector: &Sector, write: Option<(u64, IoOp)>) -> Result<(),
         return Ok(());
     };
     let (_, outcome) = write.await;
-    outcome.map_err(|source| sector.io_error("write", address, source))
+    sector.written("write", address, outcome)
 }
 
 /// Writes both copies of a root, durably. The image must be durable already.
@@ -122,55 +122,130 @@ pub async fn write_root(
     segments: &[u32],
 ) -> Result<(), StorageError> {
     for address in sector.geometry().roots(root.sequence.get()) {
-        let bytes = root.encode(sector.identity(), address, segments);
-        let mut buffer = sector.buffer(sector.geometry().round_up(bytes.len() as u64))?;
-        buffer.fill(0);
-        buffer[..bytes.len()].copy_from_slice(&bytes);
-        sector.write(buffer, address, WriteSync::None).await?;
-        sector.sync().await?;
+        write_root_copy(sector, root, segments, address).await?;
     }
     Ok(())
 }
 
-/// The valid roots, newest first, and what was found wrong with the others.
+async fn write_root_copy(
+    sector: &Sector,
+    root: &CheckpointRoot,
+    segments: &[u32],
+    address: u64,
+) -> Result<(), StorageError> {
+    let bytes = root.encode(sector.identity(), address, segments);
+    let mut buffer = sector.buffer(sector.geometry().round_up(bytes.len() as u64))?;
+    buffer.fill(0);
+    buffer[..bytes.len()].copy_from_slice(&bytes);
+    sector.write(buffer, address, WriteSync::None).await?;
+    sector.sync().await
+}
+
+/// Where both copies of a root slot should be the same and are not, as after a crash between their
+/// writes, makes them so. Else an older root would stay whose image's segments are used anew.
 ///
 /// # Errors
 /// `Io`.
-pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, Vec<String>), StorageError> {
-    let mut roots: Vec<Root> = Vec::new();
-    let mut notes = Vec::new();
-    for address in [0, 1]
-        .into_iter()
-        .flat_map(|slot| sector.geometry().roots(slot))
-    {
-        let (buffer, skip) = sector
-            .read(address..address + ROOT_SLOT_SIZE as u64)
-            .await?;
-        match CheckpointRoot::decode(
-            &buffer[skip..],
-            sector.identity(),
-            sector.geometry(),
-            address,
-        ) {
-            Ok((root, segments)) => {
-                if !roots
-                    .iter()
-                    .any(|known| known.root.sequence == root.sequence)
-                {
-                    roots.push(Root { root, segments });
-                }
+pub async fn mend_roots(sector: &Sector) -> Result<(), StorageError> {
+    for slot in [0, 1] {
+        let mut copies = Vec::new();
+        for address in sector.geometry().roots(slot) {
+            copies.push((address, read_root_copy(sector, address).await?.ok()));
+        }
+        let newest = copies
+            .iter()
+            .filter_map(|(_, root)| root.as_ref())
+            .max_by_key(|root| root.root.sequence.get());
+        let Some(newest) = newest else { continue };
+        for (address, copy) in &copies {
+            let same = |copy: &Root| copy.root.sequence == newest.root.sequence;
+            if !copy.as_ref().is_some_and(same) {
+                write_root_copy(sector, &newest.root, &newest.segments, *address).await?;
             }
-            // A slot that was never used.
-            Err(FormatError::Magic { found: 0, .. })
-                if buffer[skip..].iter().all(|&byte| byte == 0) => {}
-            Err(error) => notes.push(format!(
-                "sector {}: the checkpoint root at {address} is damaged: {error}",
-                sector.number()
-            )),
+        }
+    }
+    Ok(())
+}
+
+/// A copy of a root; `Err(None)` if it was never written.
+async fn read_root_copy(
+    sector: &Sector,
+    address: u64,
+) -> Result<Result<Root, Option<FormatError>>, StorageError> {
+    let (buffer, skip) = sector
+        .read(address..address + ROOT_SLOT_SIZE as u64)
+        .await?;
+    let bytes = &buffer[skip..];
+    let decoded = CheckpointRoot::decode(bytes, sector.identity(), sector.geometry(), address);
+    Ok(match decoded {
+        Ok((root, segments)) => Ok(Root { root, segments }),
+        Err(FormatError::Magic { found: 0, .. }) if bytes.iter().all(|&byte| byte == 0) => {
+            Err(None)
+        }
+        Err(error) => Err(Some(error)),
+    })
+}
+
+/// The valid roots, newest first, and what was found wrong with the others; what
+/// [`mend_roots`] would mend apart.
+///
+/// # Errors
+/// `Io`.
+pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, RootNotes), StorageError> {
+    let mut roots: Vec<Root> = Vec::new();
+    let mut notes = RootNotes::default();
+    for slot in [0, 1] {
+        let mut damaged = Vec::new();
+        let mut whole = 0;
+        for address in sector.geometry().roots(slot) {
+            match read_root_copy(sector, address).await? {
+                Ok(root) => {
+                    whole += 1;
+                    let sequence = root.root.sequence;
+                    if !roots.iter().any(|known| known.root.sequence == sequence) {
+                        roots.push(root);
+                    }
+                }
+                Err(Some(error)) => damaged.push(format!(
+                    "sector {}: the checkpoint root at {address} is damaged: {error}",
+                    sector.number()
+                )),
+                // A slot that was never used.
+                Err(None) => {}
+            }
+        }
+        if whole > 0 {
+            notes.to_mend.extend(damaged);
+        } else {
+            notes.lost.extend(damaged);
         }
     }
     roots.sort_by_key(|root| std::cmp::Reverse(root.root.sequence.get()));
     Ok((roots, notes))
+}
+
+/// What is wrong with a sector's roots, in words.
+#[derive(Debug, Default)]
+pub struct RootNotes {
+    /// Both copies of a slot are damaged.
+    pub lost: Vec<String>,
+    /// One is, and the other will do: a crash while it was written, or rot.
+    pub to_mend: Vec<String>,
+}
+
+/// Whether the segments that a root names still hold its image, by their headers.
+///
+/// # Errors
+/// `Io`.
+pub async fn has_image(sector: &Sector, root: &Root) -> Result<bool, StorageError> {
+    for (part, &segment) in (0..).zip(&root.segments) {
+        match check_part(sector, segment, part, root.root.sequence.get()).await {
+            Ok(()) => {}
+            Err(StorageError::Corruption { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
 }
 
 /// Reads and verifies the image of a root.

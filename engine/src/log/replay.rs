@@ -21,7 +21,7 @@ use graviton_format::segment::{KIND_CHECKPOINT, KIND_LOG, NONE, SegmentHeader};
 use super::append::Tail;
 use super::sector::Sector;
 use super::segments::{Segments, State};
-use crate::io::{AlignedBuf, IoOp};
+use crate::io::{AlignedBuf, IoOp, WriteSync};
 use crate::port::{BinaryKey, StorageError};
 
 /// Segment headers read at once.
@@ -172,6 +172,18 @@ pub fn decode_frame(
     Ok((records, wrong_chunk))
 }
 
+/// What is wrong with a frame's padding \[F-23\].
+fn padding(frame: &[u8], header: &FrameHeader) -> Option<FormatError> {
+    let padding = &frame[header.used.get() as usize..header.length.get() as usize];
+    let what = || FormatError::Field {
+        structure: "Frame",
+        field: "padding",
+        what: "is not zero".to_owned(),
+        rule: "F-23",
+    };
+    padding.iter().any(|&byte| byte != 0).then(what)
+}
+
 fn verify_payload(
     sector: &Sector,
     stored: &[u8],
@@ -199,6 +211,8 @@ fn verify_payload(
 struct Link {
     segment: u32,
     header: SegmentHeader,
+    /// The rest of the header's block is zeros, as it was written.
+    clean: bool,
 }
 
 /// Reads a sector's log from a checkpoint to its end.
@@ -214,6 +228,8 @@ pub struct Replay {
     seen: u64,
     /// The segment that was searched for frames behind a break, and their addresses.
     searched: Option<(u32, Vec<u64>)>,
+    /// Segments of the log behind whose headers are bytes of an earlier life.
+    unclean: Vec<u32>,
     damage: Vec<Damage>,
     bytes: u64,
     ended: bool,
@@ -246,6 +262,7 @@ impl Replay {
             claimed,
             seen: 0,
             searched: None,
+            unclean: Vec::new(),
             damage: Vec::new(),
             bytes: 0,
             ended: false,
@@ -263,12 +280,16 @@ impl Replay {
         let mut chain = Vec::new();
         for (segment, found) in (0..).zip(headers) {
             match found {
-                Found::Header(header) => {
+                Found::Header(header, clean) => {
                     segments.raise_generation(header.generation.get());
                     if header.generation.get() > generation && header.kind == KIND_LOG {
                         replay.claimed = replay.claimed.max(header.durable_lsn.get());
                         replay.seen = replay.seen.max(header.first_lsn.get());
-                        chain.push(Link { segment, header });
+                        chain.push(Link {
+                            segment,
+                            header,
+                            clean,
+                        });
                     }
                     if header.generation.get() > generation && header.kind == KIND_CHECKPOINT {
                         // A checkpoint that was being written; nothing names it.
@@ -396,13 +417,16 @@ impl Replay {
                 lsn: header.lsn.get(),
                 time: header.time.get().max(self.tail.time),
             };
-            let decoded = decode_frame(&sector, &buffer[skip..], &header, address);
-            let (records, wrong) = match decoded {
-                Ok((records, None)) => (records, None),
-                Ok((records, Some(wrong))) => (records, Some(wrong)),
-                Err(wrong) => (Vec::new(), Some(wrong)),
+            let frame = &buffer[skip..];
+            let (records, wrong, lost) = match decode_frame(&sector, frame, &header, address) {
+                Ok((records, wrong)) => (records, wrong.or_else(|| padding(frame, &header)), false),
+                Err(wrong) => (Vec::new(), Some(wrong), true),
             };
             if let Some(wrong) = wrong {
+                // The writer has cut the log here before, and went on elsewhere.
+                if self.continuation().is_some() {
+                    return Ok(None);
+                }
                 // A frame that is not whole was acknowledged only if something says so.
                 self.gather_claims().await?;
                 if self.claimed < header.lsn.get() {
@@ -410,7 +434,7 @@ impl Replay {
                 }
                 self.damage.push(Damage {
                     error: sector.corruption(address, wrong),
-                    records_lost: records.is_empty(),
+                    records_lost: lost,
                 });
             }
             self.tail = tail;
@@ -421,6 +445,24 @@ impl Replay {
                 length,
             }));
         }
+    }
+
+    /// Zeroes what lies behind the headers of segments that a crash tore as they were opened.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn mend_headers(&self) -> Result<(), StorageError> {
+        let block = u64::from(self.sector.geometry().block_size);
+        for &segment in &self.unclean {
+            let base = self.sector.geometry().segment_offset(segment);
+            let (read, skip) = self.sector.read(base..base + block).await?;
+            let mut buffer = self.sector.buffer(block)?;
+            buffer.fill(0);
+            let header = size_of::<SegmentHeader>();
+            buffer[..header].copy_from_slice(&read[skip..skip + header]);
+            self.sector.write(buffer, base, WriteSync::None).await?;
+        }
+        Ok(())
     }
 
     /// The chain breaks at the tail. If acknowledged writes are missing, notes the damage and goes
@@ -487,6 +529,7 @@ impl Replay {
         let Some(Link {
             segment: next,
             header,
+            clean,
         }) = self.chain.pop_front()
         else {
             if self.claimed > self.tail.lsn {
@@ -529,6 +572,9 @@ impl Replay {
             time: self.tail.time,
         };
         segments.set(next, State::Open, header.generation.get(), self.tail.offset);
+        if !clean {
+            self.unclean.push(next);
+        }
         Ok(true)
     }
 
@@ -561,7 +607,10 @@ impl Replay {
     async fn gather_claims(&mut self) -> Result<(), StorageError> {
         let block = u64::from(self.sector.geometry().block_size);
         if self.continuation().is_none() {
-            for Link { segment, header } in self.chain.clone() {
+            for Link {
+                segment, header, ..
+            } in self.chain.clone()
+            {
                 self.search(segment, block, header.generation.get()).await?;
             }
         }
@@ -642,7 +691,8 @@ pub async fn read_frame(
 }
 
 enum Found {
-    Header(SegmentHeader),
+    /// A header, and whether the rest of its block is zeros.
+    Header(SegmentHeader, bool),
     /// No header, but a frame where the first one would be.
     Frame(FrameHeader),
     Nothing,
@@ -677,7 +727,10 @@ async fn read_headers(sector: &Sector) -> Result<Vec<Found>, StorageError> {
         let (first, second) = buffer.split_at(geometry.block_size as usize);
         found.push(
             match SegmentHeader::decode(first, sector.identity(), geometry, segment) {
-                Ok(header) => Found::Header(header),
+                Ok(header) => {
+                    let rest = &first[size_of::<SegmentHeader>()..];
+                    Found::Header(header, rest.iter().all(|&byte| byte == 0))
+                }
                 Err(_) => FrameHeader::decode(
                     second,
                     sector.identity(),

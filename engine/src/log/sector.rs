@@ -256,10 +256,28 @@ impl Sector {
             .map_err(|source| self.io_error("allocate", 0, source))
     }
 
-    /// Writes a buffer of whole blocks.
+    /// What a write or sync came to. One that failed poisons the sector before anything else can
+    /// be concluded from a sync that succeeds later.
     ///
     /// # Errors
     /// `Io`.
+    pub fn written(
+        &self,
+        operation: &'static str,
+        address: u64,
+        outcome: io::Result<()>,
+    ) -> Result<(), StorageError> {
+        let outcome = outcome.map_err(|source| self.io_error(operation, address, source));
+        if let Err(error) = &outcome {
+            self.poison(error);
+        }
+        outcome
+    }
+
+    /// Writes a buffer of whole blocks.
+    ///
+    /// # Errors
+    /// `Io`; the sector is poisoned then.
     pub async fn write(
         &self,
         buffer: AlignedBuf,
@@ -267,16 +285,16 @@ impl Sector {
         sync: WriteSync,
     ) -> Result<(), StorageError> {
         let (_, outcome) = self.disk.write(buffer, address, sync).await;
-        outcome.map_err(|source| self.io_error("write", address, source))
+        self.written("write", address, outcome)
     }
 
     /// Makes everything written before durable.
     ///
     /// # Errors
-    /// `Io`.
+    /// `Io`; the sector is poisoned then.
     pub async fn sync(&self) -> Result<(), StorageError> {
         let (_, outcome) = self.disk.sync().await;
-        outcome.map_err(|source| self.io_error("sync", 0, source))
+        self.written("sync", 0, outcome)
     }
 
     /// Reads `range` of the sector: returns a buffer and where in it the range begins.

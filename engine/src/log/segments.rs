@@ -70,24 +70,22 @@ impl Segment {
 }
 
 /// For what a segment is wanted: how deep into the reserve the taking may go.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
     /// Payload of callers.
-    #[default]
     Put,
+    /// Records that compaction moves: a segment or two are lent to it, and it gives back more.
+    Compaction,
     /// Tombstones: deleting must always be possible.
     Delete,
-    /// Records that compaction moves: what is lent to it, it gives back and more. Deletes leave it
-    /// its share, or a full sector could fill up with tombstones that nothing can clear away.
-    Compaction,
     /// A checkpoint: the last reserve, since all reclaiming ends with one.
     Checkpoint,
 }
 
-/// Segments kept for tombstones in a sector that is full for puts.
+/// Segments kept back from puts, beside those of a checkpoint: what compaction and deletes need to
+/// proceed in a full sector.
+const RESERVE_COMPACTION: u32 = 2;
 const RESERVE_DELETE: u32 = 1;
-/// Segments kept for compaction: a share of the sector, and never less than a victim needs.
-const RESERVE_COMPACTION: (u32, u32) = (3, 32);
 
 /// The table of a sector's segments.
 #[derive(Debug, Clone)]
@@ -98,6 +96,8 @@ pub struct Segments {
     generation: u64,
     /// Segments that the next checkpoint will take, as far as can be told.
     checkpoint_reserve: u32,
+    /// Segments that the checkpoint being written has taken out of that reserve.
+    checkpoint_taken: u32,
 }
 
 impl Segments {
@@ -109,6 +109,7 @@ impl Segments {
             free: geometry.segment_count,
             generation: 0,
             checkpoint_reserve: 1,
+            checkpoint_taken: 0,
         }
     }
 
@@ -144,6 +145,7 @@ impl Segments {
             free: 0,
             generation: 0,
             checkpoint_reserve: 1,
+            checkpoint_taken: 0,
         };
         segments.recount();
         Some(segments)
@@ -227,21 +229,34 @@ impl Segments {
     /// Segments kept back from `purpose`.
     #[must_use]
     pub fn reserve(&self, purpose: Purpose) -> u32 {
-        let (least, share) = RESERVE_COMPACTION;
-        let compaction = (self.count() / share).max(least);
+        let checkpoint = self
+            .checkpoint_reserve
+            .saturating_sub(self.checkpoint_taken);
         match purpose {
-            Purpose::Put => self.checkpoint_reserve + compaction + RESERVE_DELETE,
-            Purpose::Delete => self.checkpoint_reserve + compaction,
-            Purpose::Compaction => self.checkpoint_reserve,
+            Purpose::Put => checkpoint + RESERVE_DELETE + RESERVE_COMPACTION,
+            Purpose::Compaction => checkpoint + RESERVE_DELETE,
+            Purpose::Delete => checkpoint,
             Purpose::Checkpoint => 0,
         }
+    }
+
+    /// Whether less is free than is kept back from puts: compaction or deletes are using their
+    /// share, and what they have opened is not to be filled by puts.
+    #[must_use]
+    pub fn is_reserve_in_use(&self) -> bool {
+        self.free < self.reserve(Purpose::Put)
+    }
+
+    /// Segments that the checkpoint being written has taken; 0 when it is over.
+    pub fn set_checkpoint_taken(&mut self, segments: u32) {
+        self.checkpoint_taken = segments;
     }
 
     /// Segments of the sector that can hold live records: all but the reserve and the two
     /// checkpoints that are kept.
     #[must_use]
     pub fn usable(&self) -> u32 {
-        let kept = self.reserve(Purpose::Put) + 2 * self.checkpoint_reserve;
+        let kept = RESERVE_DELETE + RESERVE_COMPACTION + 3 * self.checkpoint_reserve;
         u32::try_from(self.table.len())
             .unwrap_or(u32::MAX)
             .saturating_sub(kept)
@@ -422,17 +437,14 @@ impl Segments {
         self.table.iter().map(|segment| segment.live).sum()
     }
 
-    /// The sealed segment whose compaction frees most, if it frees a sixteenth of it at least. No
-    /// record is longer than half of that, so at most half is lost again where records do not fill
-    /// segments to the end: each compaction gains, and there is an end to them.
+    /// The sealed segment in which the least lives, of those that are not damaged and have a
+    /// generation up to `horizon`; without readers, if a `sector` is given that knows of them.
     #[must_use]
-    pub fn victim(&self, geometry: &Geometry, sector: &Sector) -> Option<u32> {
+    pub fn victim(&self, horizon: u64, sector: Option<&Sector>) -> Option<(u32, &Segment)> {
         self.iter()
-            .filter(|(index, segment)| {
-                segment.state == State::Sealed && !segment.damaged && !sector.is_pinned(*index)
-            })
-            .filter(|(_, segment)| segment.live <= geometry.segment_size / 16 * 15)
+            .filter(|(_, segment)| segment.state == State::Sealed && !segment.damaged)
+            .filter(|(_, segment)| segment.generation <= horizon)
+            .filter(|(index, _)| sector.is_none_or(|sector| !sector.is_pinned(*index)))
             .min_by_key(|(_, segment)| segment.live)
-            .map(|(index, _)| index)
     }
 }

@@ -8,7 +8,6 @@
 //! a frame's write applies it and submits the next one, whoever it waits for itself.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::io;
 use std::sync::Arc;
 
 use graviton_format::checksum::stored_length;
@@ -20,8 +19,8 @@ use super::record;
 use super::ticket::{Answer, Ticket, ticket};
 use crate::io::WriteSync;
 use crate::log::append::{BuiltFrame, frame_length};
-use crate::log::image_io::image_segments;
 use crate::log::{FrameBuilder, Purpose, Sector, State, Tail};
+use crate::port::op::wait_for;
 use crate::port::{BinaryKey, ETag, Precondition, StorageError};
 
 /// Frames grow to about this many bytes by grouping; a single request may be longer.
@@ -110,6 +109,13 @@ pub struct Move {
     pub record: Encoded,
 }
 
+impl Move {
+    /// Bytes it adds to the log.
+    pub fn length(&self) -> u64 {
+        self.record.len() as u64
+    }
+}
+
 /// What is asked of the log.
 #[derive(Debug)]
 pub enum Work {
@@ -143,7 +149,7 @@ impl Work {
             }
             Self::Mutations(_) | Self::Extent { .. } => Purpose::Put,
             Self::Moves(_) => Purpose::Compaction,
-            Self::Sync | Self::Note => Purpose::Compaction,
+            Self::Sync | Self::Note => Purpose::Delete,
         }
     }
 
@@ -159,7 +165,7 @@ impl Work {
         match self {
             Self::Mutations(mutations) => mutations.iter().map(Mutation::length_max).sum(),
             Self::Extent { record, .. } => record.len() as u64,
-            Self::Moves(moves) => moves.iter().map(|moved| moved.record.len() as u64).sum(),
+            Self::Moves(moves) => moves.iter().map(Move::length).sum(),
             Self::Sync | Self::Note => 0,
         }
     }
@@ -194,7 +200,6 @@ struct Request {
 pub struct Queue {
     waiting: VecDeque<Request>,
     in_flight: bool,
-    pumping: bool,
     /// Puts wait for compaction to free a segment.
     stalled: bool,
     tail: Tail,
@@ -204,8 +209,6 @@ pub struct Queue {
     unsynced: bool,
     /// LSN of the last frame with records, if no later frame says that it is durable.
     unnoted: Option<u64>,
-    /// What the segment at the log's end was taken for.
-    opened_for: Purpose,
     /// Every LSN up to this one was applied when the frame under way was decided.
     floor: u64,
 }
@@ -219,6 +222,8 @@ pub struct Commits {
     keys_in_flight: HashMap<BinaryKey, usize>,
     /// Bytes admitted but not yet applied, by sector.
     pending: Vec<u64>,
+    /// The store is being closed: nothing new comes in from outside.
+    closing: bool,
 }
 
 /// A frame under way.
@@ -248,15 +253,6 @@ struct Plan {
     unsynced: bool,
 }
 
-impl Queue {
-    /// Makes everyone who waits look again at what there is to drive.
-    fn nudge_waiting(&self) {
-        self.waiting
-            .iter()
-            .for_each(|request| request.answer.nudge());
-    }
-}
-
 impl Commits {
     /// The pipeline of a store whose logs end at `tails`.
     pub fn new(tails: &[Tail], next_lsn: u64) -> Self {
@@ -271,6 +267,7 @@ impl Commits {
             next_lsn,
             keys_in_flight: HashMap::new(),
             pending: vec![0; tails.len()],
+            closing: false,
         }
     }
 
@@ -317,6 +314,15 @@ impl Commits {
             .find(|&number| self.queues[number].in_flight)
     }
 
+    /// Takes everything that waits out of a sector's queue.
+    fn give_up(&mut self, number: usize) -> VecDeque<Request> {
+        let queue = &mut self.queues[number];
+        queue.stalled = false;
+        let failed = std::mem::take(&mut queue.waiting);
+        self.pending[number] -= failed.iter().map(|request| request.pending).sum::<u64>();
+        failed
+    }
+
     /// Bytes left in the segment where a sector's log ends.
     pub fn room(&self, number: usize, segment_size: u64) -> u64 {
         self.queues[number].tail.room(segment_size)
@@ -326,54 +332,110 @@ impl Commits {
 impl Inner {
     /// Queues `work` for sector `number`, and starts it if the log is idle.
     pub fn submit(self: &Arc<Self>, number: usize, work: Work, durable: bool) -> Ticket<Reply> {
+        let waiter = self.queue(&mut self.commits.lock(), number, work, durable);
+        self.pump(number);
+        waiter
+    }
+
+    /// Queues several works at once, so that they share frames.
+    pub fn submit_all(
+        self: &Arc<Self>,
+        number: usize,
+        works: impl Iterator<Item = Work>,
+    ) -> Vec<Ticket<Reply>> {
+        let waiters = {
+            let mut commits = self.commits.lock();
+            works
+                .map(|work| self.queue(&mut commits, number, work, false))
+                .collect()
+        };
+        self.pump(number);
+        waiters
+    }
+
+    fn queue(
+        self: &Arc<Self>,
+        commits: &mut Commits,
+        number: usize,
+        work: Work,
+        durable: bool,
+    ) -> Ticket<Reply> {
         let (waiter, answer) = ticket(self.commit_source(number));
         let pending = if work.purpose() == Purpose::Put {
             work.length_max()
         } else {
             0
         };
-        let refusal = self.sectors[number].check_writable().err();
-        {
-            let mut commits = self.commits.lock();
-            let refusal = refusal.or_else(|| self.admit(&commits, number, &work, pending));
-            if let Some(error) = refusal {
-                drop(commits);
-                answer.send(Err(error));
-                return waiter;
+        match self.admit(commits, number, &work, pending) {
+            Err(error) => answer.send(Err(error)),
+            Ok(()) => {
+                commits.pending[number] += pending;
+                commits.queues[number].waiting.push_back(Request {
+                    work,
+                    durable,
+                    pending,
+                    answer,
+                });
             }
-            commits.pending[number] += pending;
-            commits.queues[number].waiting.push_back(Request {
-                work,
-                durable,
-                pending,
-                answer,
-            });
         }
-        self.pump(number);
         waiter
     }
 
-    /// Decides whether there is room for a put, before anything is written.
+    /// Decides whether work can be taken, before anything is written. Under the lock of the
+    /// queues, like the end of a frame that failed: nothing is queued behind it.
     fn admit(
         &self,
         commits: &Commits,
         number: usize,
         work: &Work,
         needed: u64,
-    ) -> Option<StorageError> {
-        if work.purpose() != Purpose::Put || needed == 0 {
-            return None;
+    ) -> Result<(), StorageError> {
+        self.sectors[number].check_writable()?;
+        if commits.closing && matches!(work, Work::Mutations(_) | Work::Extent { .. }) {
+            return Err(StorageError::Closed);
         }
-        let capacity = self.sectors[number].geometry().image_bytes_per_segment() - 64;
-        if frame_length(needed) > capacity {
-            return Some(StorageError::invalid(format!(
-                "one frame would take {needed} bytes, a segment holds {capacity}"
-            )));
+        self.check_fits_frame(number, work.length_max())?;
+        if needed == 0 {
+            return Ok(());
         }
         let available = self
             .available(&self.index.read(), number)
             .saturating_sub(commits.pending(number));
-        (needed > available).then_some(StorageError::NoSpace { needed, available })
+        if needed > available {
+            return Err(StorageError::NoSpace { needed, available });
+        }
+        Ok(())
+    }
+
+    /// What happens all or not at all is one frame, and a frame lies in one segment.
+    fn check_fits_frame(&self, number: usize, length: u64) -> Result<(), StorageError> {
+        let capacity = self.sectors[number].geometry().image_bytes_per_segment();
+        if frame_length(length) <= capacity {
+            return Ok(());
+        }
+        Err(StorageError::invalid(format!(
+            "one frame would take {length} bytes, a segment holds {capacity}"
+        )))
+    }
+
+    /// Turns away new work from outside, and waits until what was queued is over.
+    ///
+    /// # Errors
+    /// What the disk reports.
+    pub fn drain(self: &Arc<Self>, number: usize) -> Result<(), StorageError> {
+        self.commits.lock().closing = true;
+        loop {
+            self.fail_stalled(number);
+            self.pump(number);
+            self.sectors[number].check_writable()?;
+            // Everything queued before it is decided before this sync ends, or stalled.
+            wait_for(self.submit(number, Work::Sync, true))?;
+            let commits = self.commits.lock();
+            let queue = &commits.queues[number];
+            if queue.waiting.is_empty() && !queue.in_flight {
+                return Ok(());
+            }
+        }
     }
 
     /// Assembles and submits frames of sector `number` while there is work and the log is idle.
@@ -382,14 +444,16 @@ impl Inner {
             let plan = {
                 let mut commits = self.commits.lock();
                 let queue = &mut commits.queues[number];
-                if queue.pumping || queue.in_flight || queue.waiting.is_empty() {
+                if queue.in_flight || queue.waiting.is_empty() {
                     return;
                 }
-                queue.pumping = true;
+                if let Err(error) = self.sectors[number].check_writable() {
+                    let failed = commits.give_up(number);
+                    drop(commits);
+                    return fail(failed, &error);
+                }
                 let plan = self.assemble(&mut commits, number);
-                let queue = &mut commits.queues[number];
-                queue.pumping = false;
-                queue.in_flight = plan.is_some();
+                commits.queues[number].in_flight = plan.is_some();
                 plan
             };
             match plan {
@@ -420,13 +484,13 @@ impl Inner {
             records: Vec::new(),
             applied: Vec::new(),
             length: 0,
+            crosses: false,
         };
         let mut answers = Vec::new();
         let mut durable = false;
         let mut pending = 0;
         let mut wants_frame = false;
         let mut opened = None;
-        let mut opened_for = queue.opened_for;
         let mut room = queue.tail.room(geometry.segment_size).saturating_sub(64);
         let mut blocked: HashSet<BinaryKey> = HashSet::new();
         let mut left = VecDeque::new();
@@ -465,33 +529,39 @@ impl Inner {
                 .work
                 .length_max()
                 .max(assembly.copy_length(&index, &request.work));
-            let fits = assembly.length + length <= room
-                && (assembly.length == 0 || assembly.length + length <= FRAME_TARGET);
-            if !fits && assembly.length > 0 {
-                closed = true;
+            let purpose = request.work.purpose();
+            let within_target = assembly.length == 0 || assembly.length + length <= FRAME_TARGET;
+            let fits = assembly.length + length <= room && within_target;
+            // Room that compaction or deletes took out of the reserve is not for puts.
+            let held_back =
+                purpose == Purpose::Put && index.sectors[number].segments.is_reserve_in_use();
+            if !fits && !held_back && assembly.length > 0 {
+                // Moves have no order among them: a smaller one may still fill the segment.
+                closed |= purpose != Purpose::Compaction || !within_target;
                 left.push_back(request);
                 continue;
             }
             let empty_frame_needs_room = matches!(request.work, Work::Note) && room == 0;
-            let purpose = request.work.purpose();
-            let segments = &mut index.sectors[number].segments;
-            // What was opened from the reserve is for what the reserve is for: puts that fill up
-            // the segment that compaction opened would leave it without room to finish.
-            let lent =
-                length > 0 && purpose < opened_for && segments.free() <= segments.reserve(purpose);
-            if !fits || empty_frame_needs_room || lent {
-                let taken = if lent {
+            if held_back || !fits || empty_frame_needs_room {
+                let refused = self.check_fits_frame(number, length);
+                let segments = &mut index.sectors[number].segments;
+                let taken = if held_back || refused.is_err() {
                     None
                 } else {
                     segments.take(purpose, State::Open)
                 };
-                match taken {
-                    Some(taken) => {
+                match (taken, refused) {
+                    (Some(taken), _) => {
                         opened = Some(taken);
-                        opened_for = purpose;
                         room = geometry.image_bytes_per_segment() - 64;
                     }
-                    None if purpose == Purpose::Compaction => {
+                    // A copy, whose length was not known before.
+                    (None, Err(error)) => {
+                        pending += request.pending;
+                        answers.push((request.answer, Err(error)));
+                        continue;
+                    }
+                    (None, Ok(())) if purpose == Purpose::Compaction => {
                         // Compaction looks for room itself; it must not wait for its own end.
                         let error = StorageError::NoSpace {
                             needed: length,
@@ -500,7 +570,7 @@ impl Inner {
                         answers.push((request.answer, Err(error)));
                         continue;
                     }
-                    None => {
+                    (None, Ok(())) => {
                         stalled = true;
                         blocked.extend(
                             request
@@ -522,18 +592,16 @@ impl Inner {
             answers.push((request.answer, reply));
         }
         queue.floor = floor;
-        queue.opened_for = opened_for;
         let was_stalled = std::mem::replace(&mut queue.stalled, stalled);
         queue.waiting = left;
         if stalled {
             self.kick_maintenance();
         }
-        if was_stalled && !answers.is_empty() {
-            // Whoever waited for room drove nothing meanwhile; now there is a frame to be driven.
-            answers.iter().for_each(|(answer, _)| answer.nudge());
-            queue.nudge_waiting();
-        } else if stalled && !self.options.background {
-            queue.nudge_waiting();
+        if stalled || was_stalled {
+            // Their threads look again at what there is to drive: maintenance, or this frame.
+            let waiting = queue.waiting.iter().map(|request| &request.answer);
+            let decided = answers.iter().map(|(answer, _)| answer);
+            waiting.chain(decided).for_each(Answer::nudge);
         }
         if answers.is_empty() {
             return None;
@@ -542,8 +610,12 @@ impl Inner {
             records,
             applied,
             overlay,
+            crosses,
             ..
         } = assembly;
+        // The sector that held the version before forgets it in a checkpoint that makes only
+        // itself durable: what replaces it must not be lost then.
+        let durable = durable || crosses;
         let keys: Vec<BinaryKey> = if several {
             overlay.into_keys().collect()
         } else {
@@ -630,8 +702,7 @@ impl Inner {
             .disk()
             .write(buffer, address, sync)
             .then(move |_, outcome| {
-                let outcome = outcome
-                    .map_err(|source| inner.write_failed(flight.number, "write", address, source));
+                let outcome = inner.sectors[flight.number].written("write", address, outcome);
                 match outcome {
                     Ok(()) if flight.durable && sync == WriteSync::None => {
                         let sector = Arc::clone(&inner.sectors[flight.number]);
@@ -645,20 +716,9 @@ impl Inner {
     fn sync_then_land(self: &Arc<Self>, sector: Arc<Sector>, flight: InFlight) {
         let inner = Arc::clone(self);
         sector.disk().sync().then(move |_, outcome| {
-            let outcome =
-                outcome.map_err(|source| inner.write_failed(flight.number, "sync", 0, source));
+            let outcome = inner.sectors[flight.number].written("sync", 0, outcome);
             inner.landed(flight, outcome);
         });
-    }
-
-    fn write_failed(
-        &self,
-        number: usize,
-        operation: &'static str,
-        offset: u64,
-        source: io::Error,
-    ) -> StorageError {
-        self.sectors[number].io_error(operation, offset, source)
     }
 
     /// A frame is as durable as it was asked to be, or has failed.
@@ -675,6 +735,8 @@ impl Inner {
             length,
             noted,
         } = flight;
+        // A sync that succeeds after one that failed says nothing: not even of this frame.
+        let outcome = outcome.and_then(|()| self.sectors[number].check_writable());
         let outcome = outcome.and_then(|()| {
             let mut index = self.index.write();
             for applied in &applied {
@@ -692,9 +754,7 @@ impl Inner {
                 }
                 sector.tail = tail;
                 sector.replay_bytes += length;
-                let reserve =
-                    image_segments(self.sectors[number].geometry(), sector.image_estimate());
-                sector.segments.set_checkpoint_reserve(reserve);
+                sector.update_reserve();
             }
             Ok(())
         });
@@ -725,9 +785,7 @@ impl Inner {
                     queue.durable_lsn = queue.tail.lsn;
                 }
             } else {
-                failed = std::mem::take(&mut queue.waiting);
-                let pending: u64 = failed.iter().map(|request| request.pending).sum();
-                commits.pending[number] -= pending;
+                failed = commits.give_up(number);
             }
         }
         for (answer, reply) in answers {
@@ -736,12 +794,8 @@ impl Inner {
                 Err(error) => Err(error.clone()),
             });
         }
-        for request in failed {
-            let error = self.sectors[number]
-                .check_writable()
-                .err()
-                .unwrap_or(StorageError::Closed);
-            request.answer.send(Err(error));
+        if let Err(error) = self.sectors[number].check_writable() {
+            fail(failed, &error);
         }
         if outcome.is_ok() {
             self.note_progress(number);
@@ -772,20 +826,26 @@ impl Inner {
                 .partition(|request| is_put(request) || !any_put);
             queue.waiting = others;
             queue.stalled = false;
-            queue.nudge_waiting();
             for request in over {
                 commits.pending[number] -= request.pending;
                 failed.push(request);
             }
         }
         for request in failed {
-            let needed = request.pending;
+            let needed = request.pending.max(1);
             request.answer.send(Err(StorageError::NoSpace {
                 needed,
-                available: available.min(needed.saturating_sub(1)),
+                available: available.min(needed - 1),
             }));
         }
         self.pump(number);
+    }
+}
+
+/// Answers requests that come to nothing.
+fn fail(requests: VecDeque<Request>, error: &StorageError) {
+    for request in requests {
+        request.answer.send(Err(error.clone()));
     }
 }
 
@@ -798,6 +858,8 @@ struct Assembly<'a> {
     records: Vec<(Encoded, u64, u8)>,
     applied: Vec<Applied>,
     length: u64,
+    /// It replaces or deletes what lies in another sector.
+    crosses: bool,
 }
 
 impl Assembly<'_> {
@@ -949,6 +1011,16 @@ impl Assembly<'_> {
         }
     }
 
+    /// Sees whether a new version of `key`, or its delete, is about a blob of another sector.
+    fn note_crossing(&mut self, index: &Index, key: &BinaryKey) -> Result<(), StorageError> {
+        if index.sectors.len() > 1
+            && let Some((number, _)) = index.lookup(key.as_bytes())?
+        {
+            self.crosses |= number != self.number;
+        }
+        Ok(())
+    }
+
     /// `None` if the source of a copy is not what it was.
     fn decide_mutation(
         &mut self,
@@ -970,6 +1042,7 @@ impl Assembly<'_> {
                 let size = manifest
                     .as_ref()
                     .map_or(u64::from(payload_length), |(size, _)| *size);
+                self.note_crossing(index, &key)?;
                 let lsn = self.lsn();
                 self.overlay.insert(key.clone(), Some(lsn));
                 let applied = Applied {
@@ -989,6 +1062,7 @@ impl Assembly<'_> {
             } => {
                 let existed = self.check(index, &key, precondition)?.is_some();
                 if existed {
+                    self.note_crossing(index, &key)?;
                     self.push_tombstone(key, time);
                 } else if strict {
                     return Err(StorageError::NotFound { key });
@@ -1013,6 +1087,7 @@ impl Assembly<'_> {
                 if entry.lsn != expected || number != self.number {
                     return Ok(None);
                 }
+                self.note_crossing(index, &target)?;
                 let outcome = self.push_copy(&source, &entry, target.clone(), meta, time);
                 if rename && source != target {
                     self.push_tombstone(source, time);

@@ -18,7 +18,7 @@ use graviton_format::record::{ExtentRef, Manifest, RecordKind, record_length};
 
 use parking_lot::Mutex;
 
-use crate::log::image_io::LoadedImage;
+use crate::log::image_io::{LoadedImage, image_segments};
 use crate::log::sector::Payload;
 use crate::log::{Sector, Segments, Tail};
 use crate::port::{BinaryKey, StorageError};
@@ -225,8 +225,24 @@ pub struct SectorIndex {
     pub blobs: u64,
     /// Their sizes, summed.
     pub logical_bytes: u64,
-    /// Key bytes that the delta holds, for the estimate of the next image's size.
-    delta_key_bytes: u64,
+    /// Bytes of keys and of manifests that the delta holds, for the estimate of the next image's
+    /// size.
+    delta_bytes: u64,
+}
+
+/// About how many bytes a slot takes in an image, beside what every entry takes.
+fn slot_bytes(key: &BinaryKey, slot: &Slot) -> u64 {
+    /// LSN, offset and length of a piece, as they are encoded.
+    const PER_PIECE: u64 = 16;
+    let pieces = match slot {
+        Slot::Live(entry) => entry.extents.as_ref().map_or(0, |extents| extents.len()),
+        Slot::Tombstone { .. } | Slot::Gone => 0,
+    };
+    key.as_bytes().len() as u64 + pieces as u64 * PER_PIECE
+}
+
+fn delta_bytes(delta: &Delta) -> u64 {
+    delta.iter().map(|(key, slot)| slot_bytes(key, slot)).sum()
 }
 
 fn corrupt(sector: &Sector, error: &FormatError) -> StorageError {
@@ -262,7 +278,7 @@ impl SectorIndex {
             replay_bytes: 0,
             blobs: 0,
             logical_bytes: 0,
-            delta_key_bytes: 0,
+            delta_bytes: 0,
         }
     }
 
@@ -289,7 +305,9 @@ impl SectorIndex {
     }
 
     fn set(&mut self, key: BinaryKey, slot: Slot) {
-        self.delta_key_bytes += key.as_bytes().len() as u64;
+        self.delta_bytes += slot_bytes(&key, &slot);
+        let before = self.delta.get(&key);
+        self.delta_bytes -= before.map_or(0, |before| slot_bytes(&key, before));
         self.delta.insert(key, slot);
     }
 
@@ -304,7 +322,7 @@ impl SectorIndex {
         const PER_DELTA_ENTRY: u64 = 176;
         let base = self.base.as_ref().map_or(0, |base| base.bytes().len()) as u64;
         base + self.delta_len() as u64 * PER_DELTA_ENTRY
-            + self.delta_key_bytes
+            + self.delta_bytes
             + self.extents.len() as u64 * 48
     }
 
@@ -313,9 +331,15 @@ impl SectorIndex {
         /// Everything of an entry but its key.
         const PER_ENTRY: usize = 40;
         let base = self.base.as_ref().map_or(4096, |base| base.bytes().len());
-        let delta = self.delta_len() * PER_ENTRY
-            + usize::try_from(self.delta_key_bytes).unwrap_or(usize::MAX);
+        let delta =
+            self.delta_len() * PER_ENTRY + usize::try_from(self.delta_bytes).unwrap_or(usize::MAX);
         base + delta + self.extents.len() * size_of::<ExtentEntry>()
+    }
+
+    /// Keeps room for the next checkpoint.
+    pub fn update_reserve(&mut self) {
+        let reserve = image_segments(self.sector.geometry(), self.image_estimate());
+        self.segments.set_checkpoint_reserve(reserve);
     }
 
     /// Where `range` of a blob lies: payloads and the ranges of them, in order.
@@ -976,11 +1000,7 @@ impl Index {
         let sector = &mut self.sectors[number];
         sector.base = Some(Arc::new(base));
         sector.frozen = None;
-        sector.delta_key_bytes = sector
-            .delta
-            .keys()
-            .map(|key| key.as_bytes().len() as u64)
-            .sum();
+        sector.delta_bytes = delta_bytes(&sector.delta);
     }
 
     /// Ends a checkpoint that failed: the frozen delta goes back under the live one.
@@ -991,5 +1011,6 @@ impl Index {
         };
         let newer = std::mem::replace(&mut sector.delta, Arc::unwrap_or_clone(frozen));
         sector.delta.extend(newer);
+        sector.delta_bytes = delta_bytes(&sector.delta);
     }
 }

@@ -14,15 +14,15 @@ use graviton_format::{FORMAT_VERSION, Geometry};
 use parking_lot::{Mutex, RwLock};
 
 use super::catalog::{self, Catalog, SECTORS_MAX};
-use super::commit::{Commits, Work};
+use super::commit::Commits;
 use super::detached::DetachedMutations;
 use super::index::{Applied, Index, SectorIndex};
-use super::maintain::Kept;
+use super::maintain::{Efforts, Kept};
 use super::options::{Access, CreateOptions, MIB, OpenOptions};
 use super::record::{self, Details};
 use super::ticket::CommitSource;
 use crate::io::{Backend, Disk, IoOptions, Lock, OpenAccess, open_backend};
-use crate::log::image_io::{Root, read_image, read_roots};
+use crate::log::image_io::{Root, has_image, mend_roots, read_image, read_roots};
 use crate::log::replay::{LoggedFrame, LoggedRecord};
 use crate::log::{Replay, Sector, Segments, State};
 use crate::port::op::{Driver, Signal, wait_for};
@@ -53,7 +53,7 @@ pub struct Inner {
     /// The checkpoints that are kept, by sector. Held while one is being written.
     pub kept: Mutex<Vec<Kept>>,
     /// Held by whoever does maintenance: one step at a time.
-    pub maintenance: Mutex<()>,
+    pub maintenance: Mutex<Efforts>,
     /// What was found wrong, a line each.
     pub health: Mutex<Vec<String>>,
     /// Mutations that go on without their callers.
@@ -101,10 +101,16 @@ impl Driver for SectorDriver {
                 None => signal.park(),
             },
             // Without a thread of its own the store makes room on the thread that waits for it.
-            None if stalled && !inner.options.background => {
-                if let Err(error) = inner.step() {
-                    tracing::warn!(%error, "maintenance failed");
-                    inner.fail_stalled(self.number);
+            None if stalled && inner.lacks_background() => {
+                inner.pump(self.number);
+                match inner.try_step() {
+                    Ok(Some(_)) => {}
+                    // Another thread is at it, or this one is and waits for a frame of its own.
+                    Ok(None) => signal.park_for(BETWEEN_FRAMES),
+                    Err(error) => {
+                        tracing::warn!(%error, "maintenance failed");
+                        inner.fail_stalled(self.number);
+                    }
                 }
             }
             None if stalled => signal.park(),
@@ -464,8 +470,10 @@ impl Inner {
         }
         let next_lsn = recovery.replay().await?;
         if writing {
-            // What was read may not be durable yet; from here on the log says that it is.
-            for sector in &sectors {
+            for (sector, replay) in sectors.iter().zip(&recovery.replays) {
+                mend_roots(sector).await?;
+                replay.mend_headers().await?;
+                // What was read may not be durable yet; from here on the log says that it is.
                 sector.sync().await?;
             }
         }
@@ -529,7 +537,7 @@ impl Inner {
                 commits: Mutex::new(Commits::new(&tails, next_lsn)),
                 index: RwLock::new(index),
                 kept: Mutex::new(kept),
-                maintenance: Mutex::new(()),
+                maintenance: Mutex::default(),
                 health: Mutex::new(health),
                 detached: Arc::default(),
                 kick,
@@ -549,6 +557,11 @@ impl Inner {
     pub fn now(&self) -> u64 {
         let now = record::now();
         self.clock.fetch_max(now, Ordering::AcqRel).max(now)
+    }
+
+    /// Whether no thread of the store's own does maintenance (any more).
+    fn lacks_background(&self) -> bool {
+        !self.options.background || self.check_open().is_err()
     }
 
     /// `Closed` if the store was closed.
@@ -584,12 +597,10 @@ impl Inner {
         }
         let mut outcome = Ok(());
         for number in 0..self.sectors.len() {
-            self.fail_stalled(number);
-            if self.sectors[number].poisoned().is_some() {
-                continue;
+            let drained = self.drain(number);
+            if self.sectors[number].poisoned().is_none() {
+                outcome = outcome.and(drained);
             }
-            // The queue is served in order: this sync ends behind everything submitted before it.
-            outcome = outcome.and(wait_for(self.submit(number, Work::Sync, true)).map(|_| ()));
         }
         self.note_durable();
         let long = (0..self.sectors.len())
@@ -738,7 +749,10 @@ impl Recovery {
     /// Loads the newest whole checkpoint of a sector, and prepares to replay its log.
     async fn load(&mut self, sector: &Arc<Sector>) -> Result<(), StorageError> {
         let (roots, notes) = read_roots(sector).await?;
-        self.health.extend(notes);
+        self.health.extend(notes.lost);
+        if !self.writing {
+            self.health.extend(notes.to_mend);
+        }
         let highest = roots
             .iter()
             .map(|root| root.root.sequence.get())
@@ -817,7 +831,12 @@ impl Recovery {
         )
         .await?;
         // Of the other roots, only one that is older and whole is of use.
-        let older = others.into_iter().next();
+        let mut older = None;
+        for root in others {
+            if older.is_none() && has_image(sector, &root).await? {
+                older = Some(root);
+            }
+        }
         let kept = Kept::recovered(root, older, highest);
         for segment in kept.image_segments() {
             let known = *index.segments.get(segment);
@@ -866,6 +885,7 @@ impl Recovery {
             index.abandon_unnamed();
             index.tail = replay.tail();
             index.replay_bytes = replay.bytes();
+            index.update_reserve();
             highest = highest.max(replay.highest_lsn());
             for damage in replay.damage() {
                 if damage.records_lost && self.writing {

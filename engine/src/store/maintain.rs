@@ -7,12 +7,13 @@
 //! is therefore ever needed by a recovery after its segment was written anew.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use graviton_format::checkpoint::{self, CheckpointRoot, seal_image};
 use graviton_format::checksum::mask_chunks;
+use graviton_format::frame::FrameHeader;
 use graviton_format::image::Image;
 use graviton_format::record::record_length;
 use graviton_format::segment::NONE;
@@ -23,7 +24,6 @@ use super::info::{CheckpointInfo, CompactReport};
 use super::inner::Inner;
 use super::options::{Access, MIB};
 use super::record::system_time;
-use super::ticket::Ticket;
 use crate::io::WriteSync;
 use crate::log::image_io::{Root, image_segments, write_image, write_root};
 use crate::log::replay::{LoggedRecord, decode_frame, read_frame};
@@ -35,12 +35,24 @@ use crate::port::op::wait_for;
 const ZEROED_AHEAD: usize = 2;
 /// Bytes zeroed by one device write.
 const ZERO_WRITE: u64 = 1 << 20;
-/// Bytes of records that compaction hands to the log at once.
+/// Bytes of records that compaction reads before it hands them to the log.
 const MOVE_BATCH: u64 = 1 << 20;
+/// Bytes of records in one of its requests: small, so that they fill segments to the end.
+const MOVE_MAX: u64 = 64 << 10;
+/// How long puts that need room wait for readers of segments in which nothing lives any more.
+const READER_PATIENCE: Duration = Duration::from_secs(1);
 /// Entries changed since a checkpoint, after which the next is due whatever the log's length.
 const DELTA_MAX: usize = 500_000;
 /// How long the log is idle before a note is written of what is durable.
 const NOTE_AFTER: Duration = Duration::from_millis(100);
+
+/// What maintenance remembers from one step to the next.
+#[derive(Debug, Default)]
+pub struct Efforts {
+    /// By sector: while puts wait for room, the newest generation when they began to. What is
+    /// younger is compact already; so an effort to make room comes to an end.
+    horizons: Vec<Option<u64>>,
+}
 
 /// The checkpoints of a sector that are kept on disk.
 #[derive(Debug)]
@@ -155,7 +167,7 @@ impl Inner {
 
     /// Free segments below which compaction works ahead.
     fn margin(&self, segments: &Segments) -> u32 {
-        (segments.count() / 64).max(2)
+        (segments.count() / 16).max(4)
     }
 
     fn is_tight(&self, segments: &Segments) -> bool {
@@ -167,23 +179,45 @@ impl Inner {
     /// # Errors
     /// What the disk reports, or damage that was met.
     pub fn step(self: &Arc<Self>) -> Result<bool, StorageError> {
+        self.step_with(&mut self.maintenance.lock())
+    }
+
+    /// As [`Inner::step`], unless a thread (this one, perhaps) is at it: `None`.
+    ///
+    /// # Errors
+    /// As [`Inner::step`].
+    pub fn try_step(self: &Arc<Self>) -> Result<Option<bool>, StorageError> {
+        match self.maintenance.try_lock() {
+            Some(mut efforts) => self.step_with(&mut efforts).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn step_with(self: &Arc<Self>, efforts: &mut Efforts) -> Result<bool, StorageError> {
         if self.options.access == Access::ReadOnly {
             return Ok(false);
         }
-        let _one_at_a_time = self.maintenance.lock();
-        for number in 0..self.sectors.len() {
-            if self.sectors[number].poisoned().is_none() && self.step_sector(number)? {
+        efforts.horizons.resize(self.sectors.len(), None);
+        for (number, horizon) in efforts.horizons.iter_mut().enumerate() {
+            if self.sectors[number].poisoned().is_none() && self.step_sector(number, horizon)? {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    fn step_sector(self: &Arc<Self>, number: usize) -> Result<bool, StorageError> {
-        let stalled = self.commits.lock().is_stalled(number);
+    fn step_sector(
+        self: &Arc<Self>,
+        number: usize,
+        horizon: &mut Option<u64>,
+    ) -> Result<bool, StorageError> {
         if self.reclaim(number) > 0 {
             self.pump(number);
             return Ok(true);
+        }
+        let stalled = self.commits.lock().is_stalled(number);
+        if !stalled {
+            *horizon = None;
         }
         let (tight, due) = {
             let index = self.index.read();
@@ -192,40 +226,138 @@ impl Inner {
                 || sector.delta_len() >= DELTA_MAX;
             (self.is_tight(&sector.segments), due)
         };
-        if due {
-            self.checkpoint(number)?;
+        if due && self.try_checkpoint(number)? {
             return Ok(true);
         }
-        if tight || stalled {
-            if let Some(victim) = self.victim(number)
-                && self.compact_segment(number, victim)?.segments > 0
-            {
-                return Ok(true);
-            }
-            // Reclaimed segments become free when both kept checkpoints list them as such: one
-            // checkpoint a step, until they are.
-            if self.reclaims_waiting(number) {
-                self.checkpoint(number)?;
-                self.reclaim(number);
-                self.pump(number);
-                return Ok(true);
-            }
-            if stalled {
+        if stalled {
+            if !self.make_room(number, true, horizon)? && !self.wait_for_readers(number) {
+                *horizon = None;
                 self.fail_stalled(number);
-                return Ok(true);
             }
+            return Ok(true);
+        }
+        if tight && self.make_room(number, false, horizon)? {
+            return Ok(true);
         }
         self.zero_one(number)
     }
 
-    /// Whether reclaimed segments wait for a checkpoint only (not for readers).
-    fn reclaims_waiting(&self, number: usize) -> bool {
+    /// Does one thing that brings free segments nearer; `false` if there is none. What costs much
+    /// and gains little is only done while puts wait.
+    fn make_room(
+        self: &Arc<Self>,
+        number: usize,
+        stalled: bool,
+        horizon: &mut Option<u64>,
+    ) -> Result<bool, StorageError> {
+        let (batch, segment_size, generation, changed) = {
+            let index = self.index.read();
+            let sector = &index.sectors[number];
+            (
+                self.margin(&sector.segments),
+                self.sectors[number].geometry().segment_size,
+                sector.segments.generation(),
+                sector.delta_len() > 0,
+            )
+        };
+        // A checkpoint costs the same for one segment as for many.
+        if self.reclaims_waiting(number) >= batch {
+            return self.free_reclaimed(number);
+        }
+        let worthwhile = self.victim(number, u64::MAX, segment_size / 5 * 4, false);
+        if self.try_compact(number, worthwhile)? {
+            return Ok(true);
+        }
+        if !stalled {
+            return Ok(false);
+        }
+        if self.reclaims_waiting(number) > 0 {
+            return self.free_reclaimed(number);
+        }
+        let horizon = *horizon.get_or_insert(generation);
+        let any = self.victim(number, horizon, segment_size / 32 * 31, true);
+        if self.try_compact(number, any)? {
+            return Ok(true);
+        }
+        // The reserve for the next checkpoint is an upper estimate; after one, it is exact.
+        Ok(changed && self.try_checkpoint(number)?)
+    }
+
+    /// Makes reclaimed segments free: they are when both kept checkpoints list them.
+    fn free_reclaimed(self: &Arc<Self>, number: usize) -> Result<bool, StorageError> {
+        for _ in 0..2 {
+            if !self.try_checkpoint(number)? {
+                return Ok(false);
+            }
+            if self.reclaim(number) > 0 {
+                break;
+            }
+        }
+        self.pump(number);
+        Ok(true)
+    }
+
+    /// Takes a checkpoint if there is room for it.
+    fn try_checkpoint(self: &Arc<Self>, number: usize) -> Result<bool, StorageError> {
+        match self.checkpoint(number) {
+            Ok(_) => Ok(true),
+            Err(StorageError::NoSpace { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Compacts a segment if there is one, and room for what lives in it.
+    fn try_compact(
+        self: &Arc<Self>,
+        number: usize,
+        victim: Option<u32>,
+    ) -> Result<bool, StorageError> {
+        let Some(victim) = victim else {
+            return Ok(false);
+        };
+        match self.compact_segment(number, victim) {
+            Ok(_) => Ok(true),
+            Err(StorageError::NoSpace { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for readers of reclaimed segments, if that is what keeps them from being free.
+    /// Returns whether one became free of readers; not for ever, for a reader may be idle, or on
+    /// the very thread that waits.
+    fn wait_for_readers(&self, number: usize) -> bool {
+        let pinned = || {
+            let index = self.index.read();
+            let segments = index.sectors[number].segments.iter();
+            segments
+                .filter(|(segment, entry)| {
+                    entry.state == State::Reclaimed && self.sectors[number].is_pinned(*segment)
+                })
+                .count()
+        };
+        let before = pinned();
+        let begun = Instant::now();
+        while before > 0 && begun.elapsed() < READER_PATIENCE && self.check_open().is_ok() {
+            if pinned() < before {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        false
+    }
+
+    /// Reclaimed segments that wait for a checkpoint only, not for readers.
+    fn reclaims_waiting(&self, number: usize) -> u32 {
         let index = self.index.read();
         let sector = &self.sectors[number];
-        index.sectors[number]
+        let waiting = index.sectors[number]
             .segments
             .iter()
-            .any(|(segment, entry)| entry.state == State::Reclaimed && !sector.is_pinned(segment))
+            .filter(|(segment, entry)| {
+                entry.state == State::Reclaimed && !sector.is_pinned(*segment)
+            })
+            .count();
+        u32::try_from(waiting).unwrap_or(u32::MAX)
     }
 
     /// Turns dead segments into reclaimed ones, and reclaimed ones into free ones where that can
@@ -234,113 +366,84 @@ impl Inner {
         let kept = self.kept.lock();
         let mut index = self.index.write();
         let sector = &mut index.sectors[number];
-        let reserve = image_segments(self.sectors[number].geometry(), sector.image_estimate());
-        sector.segments.set_checkpoint_reserve(reserve);
+        sector.update_reserve();
         sector.segments.reclaim_dead(kept[number].next_sequence);
         kept[number].release(&mut sector.segments, &self.sectors[number])
     }
 
-    /// The segment to compact next, if there is one worth it and room for what lives in it.
-    fn victim(&self, number: usize) -> Option<u32> {
-        let geometry = self.sectors[number].geometry();
-        let rest = self.commits.lock().room(number, geometry.segment_size);
+    /// The segment to compact next: the one with the least that lives, if that is at most
+    /// `live_max` bytes and there is room to move it.
+    fn victim(&self, number: usize, horizon: u64, live_max: u64, pinned: bool) -> Option<u32> {
+        let geometry = *self.sectors[number].geometry();
+        let tail = self.commits.lock().room(number, geometry.segment_size);
         let index = self.index.read();
         let segments = &index.sectors[number].segments;
-        let victim = segments.victim(geometry, &self.sectors[number])?;
-        // A sixteenth of each segment may be lost where the next record does not fit.
-        let lost = geometry.segment_size / 16;
-        let free = u64::from(
-            segments
-                .free()
-                .saturating_sub(segments.reserve(Purpose::Compaction)),
-        );
-        let room = free * (geometry.image_bytes_per_segment() - lost) + rest.saturating_sub(lost);
-        (segments.get(victim).live <= room).then_some(victim)
+        let sector = (!pinned).then(|| self.sectors[number].as_ref());
+        let (victim, segment) = segments.victim(horizon, sector)?;
+        let free = segments
+            .free()
+            .saturating_sub(segments.reserve(Purpose::Compaction));
+        let room = u64::from(free) * geometry.image_bytes_per_segment() + tail;
+        // Somewhat more than what lives: frames are padded, and segments not filled to the end.
+        let needed = segment.live + segment.live / 8;
+        (segment.live <= live_max && needed <= room).then_some(victim)
     }
 
-    /// Copies what lives in a segment to the log's end. If the room for that runs out, what was
-    /// copied stays copied, and the report says that no segment was emptied.
+    /// Copies what lives in a segment to the log's end.
+    ///
+    /// # Errors
+    /// `NoSpace` when there is not enough room (some of it may have been copied), and what else
+    /// keeps the log from taking it. What can't be read is noted, and stays where it is.
     fn compact_segment(
-        self: &Arc<Self>,
-        number: usize,
-        segment: u32,
-    ) -> Result<CompactReport, StorageError> {
-        match self.empty_segment(number, segment) {
-            Err(StorageError::NoSpace { .. }) => Ok(CompactReport::default()),
-            outcome => outcome,
-        }
-    }
-
-    fn empty_segment(
         self: &Arc<Self>,
         number: usize,
         segment: u32,
     ) -> Result<CompactReport, StorageError> {
         let sector = Arc::clone(&self.sectors[number]);
         let geometry = *sector.geometry();
-        let (generation, written, before) = {
-            let index = self.index.read();
-            let entry = index.sectors[number].segments.get(segment);
-            (entry.generation, entry.written, entry.live)
-        };
+        let entry = *self.index.read().sectors[number].segments.get(segment);
         let base = geometry.segment_offset(segment);
         let mut offset = u64::from(geometry.block_size);
         let mut batch: Vec<Move> = Vec::new();
         let mut batched = 0;
         let mut damage = None;
-        while offset < written && damage.is_none() {
+        while offset < entry.written {
             let address = base + offset;
-            let (header, buffer, skip) = match wait_for(read_frame(&sector, address))? {
-                Ok(frame) if frame.0.generation == generation => frame,
-                Ok(_) => {
-                    damage = Some(sector.corruption(address, "a frame of another generation"));
-                    break;
+            let frame = wait_for(read_frame(&sector, address)).and_then(|frame| {
+                let what = "a frame of another generation";
+                match frame {
+                    Ok(frame) if frame.0.generation == entry.generation => Ok(frame),
+                    Ok(_) => Err(sector.corruption(address, what)),
+                    Err(error) => Err(sector.corruption(address, error)),
                 }
+            });
+            let (header, buffer, skip) = match frame {
+                Ok(frame) => frame,
+                // Where the next frame begins is not known then.
                 Err(error) => {
-                    damage = Some(sector.corruption(address, error));
+                    damage = Some(error);
                     break;
                 }
             };
-            let frame = &buffer[skip..];
-            match decode_frame(&sector, frame, &header, address) {
-                Ok((records, _)) => {
-                    for record in records {
-                        if !self.index.read().sectors[number].is_live(
-                            record.kind,
-                            record.key.as_bytes(),
-                            record.lsn,
-                            record.address,
-                        )? {
-                            continue;
-                        }
-                        if !record.whole {
-                            damage = Some(StorageError::Corruption {
-                                place: sector.place(record.address),
-                                key: Some(record.key),
-                                what: "payload does not verify; left where it is".to_owned(),
-                            });
-                            continue;
-                        }
-                        let moved = to_move(&sector, frame, address, record);
-                        batched += moved.record.len() as u64;
-                        batch.push(moved);
-                        if batched >= MOVE_BATCH {
-                            batched = 0;
-                            wait_for(self.submit_moves(number, std::mem::take(&mut batch)))?;
-                        }
-                    }
+            match self.live_records(number, &buffer[skip..], &header, address) {
+                Ok((moves, wrong)) => {
+                    damage = damage.or(wrong);
+                    batched += moves.iter().map(Move::length).sum::<u64>();
+                    batch.extend(moves);
                 }
-                Err(error) => damage = Some(sector.corruption(address, error)),
+                Err(error) => damage = Some(error),
+            }
+            if batched >= MOVE_BATCH {
+                batched = 0;
+                self.move_all(number, std::mem::take(&mut batch))?;
             }
             offset += u64::from(header.length.get());
         }
-        if !batch.is_empty() {
-            wait_for(self.submit_moves(number, batch))?;
-        }
+        self.move_all(number, batch)?;
         let mut index = self.index.write();
         let segments = &mut index.sectors[number].segments;
         let live = segments.get(segment).live;
-        if live > 0 && segments.get(segment).generation == generation {
+        if live > 0 && segments.get(segment).generation == entry.generation {
             // Bytes of live records are left that could not be read: keep them for repair.
             segments.set_damaged(segment);
             drop(index);
@@ -350,7 +453,7 @@ impl Inner {
             self.note(damage.to_string());
             return Ok(CompactReport {
                 segments: 0,
-                moved: before - live,
+                moved: entry.live.saturating_sub(live),
                 freed: 0,
             });
         }
@@ -358,18 +461,66 @@ impl Inner {
         self.reclaim(number);
         Ok(CompactReport {
             segments: 1,
-            moved: before,
-            freed: geometry.segment_size.saturating_sub(before),
+            moved: entry.live,
+            freed: geometry.segment_size.saturating_sub(entry.live),
         })
     }
 
-    fn submit_moves(
-        self: &Arc<Self>,
+    /// The live records of a frame as the log takes them, and the first that is damaged.
+    fn live_records(
+        &self,
         number: usize,
-        moves: Vec<Move>,
-    ) -> impl Future<Output = Result<(), StorageError>> + use<> {
-        let ticket: Ticket<_> = self.submit(number, Work::Moves(moves), false);
-        async move { ticket.await.map(|_| ()) }
+        frame: &[u8],
+        header: &FrameHeader,
+        address: u64,
+    ) -> Result<(Vec<Move>, Option<StorageError>), StorageError> {
+        let sector = &self.sectors[number];
+        let (records, _) = decode_frame(sector, frame, header, address)
+            .map_err(|error| sector.corruption(address, error))?;
+        let mut moves = Vec::new();
+        let mut damage = None;
+        for record in records {
+            let key = record.key.as_bytes();
+            let part = &self.index.read().sectors[number];
+            if !part.is_live(record.kind, key, record.lsn, record.address)? {
+                continue;
+            }
+            if record.whole {
+                moves.push(to_move(sector, frame, address, record));
+            } else {
+                damage = Some(StorageError::Corruption {
+                    place: sector.place(record.address),
+                    key: Some(record.key),
+                    what: "payload does not verify; left where it is".to_owned(),
+                });
+            }
+        }
+        Ok((moves, damage))
+    }
+
+    /// Hands records to the log, in small requests, and waits for them.
+    fn move_all(self: &Arc<Self>, number: usize, moves: Vec<Move>) -> Result<(), StorageError> {
+        let most = MOVE_MAX.min(self.sectors[number].geometry().segment_size / 64);
+        let mut works = Vec::new();
+        let mut request = Vec::new();
+        let mut length = 0;
+        for moved in moves {
+            if length + moved.length() > most && !request.is_empty() {
+                works.push(Work::Moves(std::mem::take(&mut request)));
+                length = 0;
+            }
+            length += moved.length();
+            request.push(moved);
+        }
+        if !request.is_empty() {
+            works.push(Work::Moves(request));
+        }
+        // All are waited for, whatever becomes of the first.
+        let tickets = self.submit_all(number, works.into_iter());
+        let outcomes: Vec<_> = tickets.into_iter().map(wait_for).collect();
+        outcomes
+            .into_iter()
+            .try_for_each(|outcome| outcome.map(|_| ()))
     }
 
     /// Compacts everything that has garbage worth the while, and frees it.
@@ -380,9 +531,7 @@ impl Inner {
         let _one_at_a_time = self.maintenance.lock();
         let mut report = CompactReport::default();
         for number in 0..self.sectors.len() {
-            self.sectors[number].check_writable()?;
             self.compact_sector(number, &mut report)?;
-            self.pump(number);
         }
         Ok(report)
     }
@@ -392,27 +541,46 @@ impl Inner {
         number: usize,
         report: &mut CompactReport,
     ) -> Result<(), StorageError> {
-        let table = || self.index.read().sectors[number].segments.clone();
-        let before = table();
+        let segment_size = self.sectors[number].geometry().segment_size;
+        let free = || self.index.read().sectors[number].segments.free();
+        let free_before = free();
+        // What is written from here on is compact already.
+        let horizon = self.index.read().sectors[number].segments.generation();
         loop {
-            self.reclaim(number);
-            // What is written from here on is compact already.
-            let old = |victim: &u32| table().get(*victim).generation <= before.generation();
-            if let Some(victim) = self.victim(number).filter(old) {
-                let one = self.compact_segment(number, victim)?;
-                report.segments += one.segments;
-                report.moved += one.moved;
-                if one.segments > 0 || table().get(victim).damaged {
-                    continue;
+            let victim = {
+                let index = self.index.read();
+                let segments = &index.sectors[number].segments;
+                let victim = segments.victim(horizon, Some(&self.sectors[number]));
+                victim
+                    .filter(|(_, segment)| segment.live + segment_size / 64 < segment_size)
+                    .map(|(victim, _)| victim)
+            };
+            let Some(victim) = victim else { break };
+            match self.compact_segment(number, victim) {
+                Ok(one) => {
+                    report.segments += one.segments;
+                    report.moved += one.moved;
                 }
+                // The reserve is used up: make it free again first.
+                Err(StorageError::NoSpace { .. }) => {
+                    let before = free();
+                    self.free_reclaimed(number)?;
+                    if free() <= before {
+                        break;
+                    }
+                }
+                Err(error) => return Err(error),
             }
-            if !self.reclaims_waiting(number) {
-                break;
-            }
-            self.checkpoint(number)?;
         }
-        let freed = table().free().saturating_sub(before.free());
-        report.freed += u64::from(freed) * self.sectors[number].geometry().segment_size;
+        self.reclaim(number);
+        // Both kept checkpoints must list what was reclaimed.
+        for _ in 0..2 {
+            if self.reclaims_waiting(number) > 0 && self.try_checkpoint(number)? {
+                self.reclaim(number);
+            }
+        }
+        report.freed += u64::from(free().saturating_sub(free_before)) * segment_size;
+        self.pump(number);
         Ok(())
     }
 
@@ -428,7 +596,7 @@ impl Inner {
     }
 
     /// Takes a checkpoint of a sector; writers go on meanwhile. Held maintenance keeps it alone.
-    fn checkpoint(&self, number: usize) -> Result<CheckpointInfo, StorageError> {
+    fn checkpoint(self: &Arc<Self>, number: usize) -> Result<CheckpointInfo, StorageError> {
         let sector = Arc::clone(&self.sectors[number]);
         sector.check_writable()?;
         let (sequence, forget) = {
@@ -464,21 +632,17 @@ impl Inner {
                 index.sectors[number].replay_bytes -= written;
                 let info = mine.info();
                 index.folded(number, image);
-                mine.release(&mut index.sectors[number].segments, &sector);
+                let part = &mut index.sectors[number];
+                part.update_reserve();
+                mine.release(&mut part.segments, &sector);
                 drop(index);
+                drop(kept);
+                // The room that the oldest image took may be all that puts wait for.
+                self.pump(number);
                 info.ok_or_else(|| sector.corruption(0, "no checkpoint"))
             }
             Err(error) => {
                 self.index.write().unfreeze(number);
-                if matches!(
-                    error,
-                    StorageError::Io {
-                        operation: "write" | "sync",
-                        ..
-                    }
-                ) {
-                    sector.poison(&error);
-                }
                 Err(error)
             }
         }
@@ -520,6 +684,7 @@ impl Inner {
                 segments.set_busy(segment.0, true);
                 taken.push(segment);
             }
+            segments.set_checkpoint_taken(wanted);
         }
         let numbers: Vec<u32> = taken.iter().map(|(segment, _)| *segment).collect();
         let (tail_segment, tail_generation) = cut.tail.segment.unwrap_or((NONE, 0));
@@ -543,11 +708,14 @@ impl Inner {
         };
         let written = wait_for(async {
             write_image(sector, &stored, sequence, &taken).await?;
+            // The image reflects frames that only its own sync made durable, unless one failed.
+            sector.check_writable()?;
             write_root(sector, &root, &numbers).await
         });
         {
             let mut index = self.index.write();
             let segments = &mut index.sectors[number].segments;
+            segments.set_checkpoint_taken(0);
             for &segment in &numbers {
                 segments.set_busy(segment, false);
                 segments.set_image(segment, sector.geometry().segment_size);
@@ -593,9 +761,6 @@ impl Inner {
         self.index.write().sectors[number]
             .segments
             .zeroing_done(segment, outcome.is_ok());
-        if let Err(error) = &outcome {
-            sector.poison(error);
-        }
         outcome.map(|()| true)
     }
 
@@ -611,7 +776,9 @@ impl Inner {
 
     fn lacks_note(&self) -> bool {
         let commits = self.commits.lock();
-        (0..self.sectors.len()).any(|number| commits.lacks_note(number))
+        let lacking =
+            |number: usize| self.sectors[number].poisoned().is_none() && commits.lacks_note(number);
+        (0..self.sectors.len()).any(lacking)
     }
 
     /// The maintenance thread.

@@ -136,7 +136,7 @@ impl Verifier<'_> {
         let Some((roots, notes)) = self.found(wait_for(read_roots(sector)))? else {
             return Ok(());
         };
-        for note in notes {
+        for note in notes.lost.into_iter().chain(notes.to_mend) {
             self.find(sector, AREA_SIZE, None, note);
         }
         for root in roots {

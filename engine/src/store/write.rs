@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use graviton_format::record::{BLOB_MAX_LEN, ExtentRef, Manifest, RecordKind};
+use graviton_format::checksum::{CHUNK_CHECKSUM, CHUNK_SIZE};
+use graviton_format::record::{BLOB_MAX_LEN, ExtentRef, Manifest, RecordKind, record_length};
 use parking_lot::Mutex;
 
 use super::commit::{Done, Mutation, MutationOutcome, Work};
@@ -16,6 +17,7 @@ use super::inner::Inner;
 use super::read::read_details;
 use super::record::{self, Details};
 use super::ticket::Ticket;
+use crate::log::append::frame_length;
 use crate::port::blob::{BatchItemOutcome, check_attributes};
 use crate::port::{
     Batch, BatchItem, BinaryKey, BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest,
@@ -114,19 +116,21 @@ fn metadata(options: &PutOptions) -> Vec<u8> {
 impl Inner {
     /// The longest payload that lies in its blob's own record.
     pub fn inline_max(&self, number: usize) -> usize {
-        self.payload_max(number).min(1 << 20)
+        let sixteenth = self.sectors[number].geometry().segment_size / 16;
+        usize::try_from(sixteenth.min(1 << 20)).unwrap_or(1 << 20)
     }
 
-    /// The longest extent.
-    fn extent_max(&self, number: usize) -> usize {
-        self.payload_max(number).min(4 << 20)
-    }
-
-    /// Records are short beside a segment, or segments would be left half filled: compaction
-    /// counts on no more than a thirty-second being lost.
-    fn payload_max(&self, number: usize) -> usize {
-        let segment_size = self.sectors[number].geometry().segment_size;
-        usize::try_from(segment_size / 32 - segment_size / 256).unwrap_or(1 << 20)
+    /// The longest extent. A frame that holds one alone takes whole blocks, and sixteen such
+    /// frames fill a segment: nothing is lost to padding or at its end.
+    fn extent_max(&self, number: usize, key: &BinaryKey) -> usize {
+        let geometry = self.sectors[number].geometry();
+        let block = u64::from(geometry.block_size);
+        let blocks = (geometry.segment_size / block - 1) / 16;
+        let frame = blocks.clamp(1, (4 << 20) / block) * block;
+        let head = record_length(key.as_bytes().len(), 0, 0);
+        let stored = frame - frame_length(head);
+        let chunks = stored.div_ceil(CHUNK_SIZE as u64);
+        usize::try_from(stored - chunks * CHUNK_CHECKSUM as u64).unwrap_or(usize::MAX)
     }
 
     /// Starts a mutation of `keys` that takes several steps, and goes on if its caller gives up.
@@ -220,7 +224,9 @@ impl Inner {
         options: PutOptions,
     ) -> Result<BlobWriter, StorageError> {
         self.check_put(key, &options)?;
-        let number = self.place(key, options.size.unwrap_or(0))?;
+        // Of what is not known it is only hoped that it fits where there is room for much.
+        let unknown = self.sectors[0].geometry().sector_size() / 16;
+        let number = self.place(key, options.size.unwrap_or(unknown))?;
         let size = options.size;
         let upload = Upload::new(self, key, number, options, size)?;
         Ok(BlobWriter::new(Writer {
@@ -369,7 +375,7 @@ impl Inner {
                             )?;
                             upload.wait_for_room().await?;
                         }
-                        mutations.push(upload.manifest_mutation().await?);
+                        mutations.push(upload.take_manifest().await?);
                         holds.push(upload);
                     }
                     BatchItem::Put {
@@ -496,7 +502,7 @@ impl Upload {
             number,
             key: key.clone(),
             hold: Hold::new(),
-            extent_max: inner.extent_max(number),
+            extent_max: inner.extent_max(number, key),
             buffer: Vec::new(),
             extents: Vec::new(),
             in_flight: VecDeque::new(),
@@ -626,7 +632,7 @@ impl Upload {
         }))
     }
 
-    async fn manifest_mutation(&mut self) -> Result<Mutation, StorageError> {
+    async fn take_manifest(&mut self) -> Result<Mutation, StorageError> {
         poll_fn(|context| self.poll_manifest(context)).await
     }
 
