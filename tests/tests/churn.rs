@@ -265,36 +265,11 @@ fn without_a_background_thread() {
 }
 
 #[test]
-fn with_many_threads() {
-    churn_simulated(1, 64 * MIB, 4096, true, 8);
-}
-
-#[test]
-fn with_many_threads_and_none_in_the_background() {
-    churn_simulated(1, 32 * MIB, 4096, false, 8);
-}
-
-#[test]
 fn over_three_sectors() {
     churn_simulated(3, 32 * MIB, 4096, true, 1);
 }
 
 #[test]
-fn over_three_sectors_with_none_in_the_background() {
-    churn_simulated(3, 32 * MIB, 512, false, 4);
-}
-
-#[test]
 fn over_io_uring() {
     churn_on(BackendChoice::Uring, 1, 32 * MIB, true, 8);
-}
-
-#[test]
-fn over_io_uring_with_none_in_the_background() {
-    churn_on(BackendChoice::Uring, 1, 32 * MIB, false, 4);
-}
-
-#[test]
-fn over_system_calls() {
-    churn_on(BackendChoice::Syscall, 3, 32 * MIB, true, 4);
 }

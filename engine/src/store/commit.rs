@@ -597,7 +597,7 @@ impl Inner {
         if stalled {
             self.kick_maintenance();
         }
-        if stalled || was_stalled {
+        if stalled != was_stalled || (stalled && !answers.is_empty()) {
             // Their threads look again at what there is to drive: maintenance, or this frame.
             let waiting = queue.waiting.iter().map(|request| &request.answer);
             let decided = answers.iter().map(|(answer, _)| answer);

@@ -102,9 +102,10 @@ impl Driver for SectorDriver {
             },
             // Without a thread of its own the store makes room on the thread that waits for it.
             None if stalled && inner.lacks_background() => {
-                inner.pump(self.number);
                 match inner.try_step() {
-                    Ok(Some(_)) => {}
+                    Ok(Some(true)) => {}
+                    // The sector was given up, or its puts go on already.
+                    Ok(Some(false)) => inner.pump(self.number),
                     // Another thread is at it, or this one is and waits for a frame of its own.
                     Ok(None) => signal.park_for(BETWEEN_FRAMES),
                     Err(error) => {

@@ -251,19 +251,35 @@ impl Inner {
             strict: options.strict,
             time: self.now(),
         };
-        let ticket = self.submit(
-            number,
-            Work::Mutations(vec![mutation]),
-            durable(options.durability),
-        );
+        let durable = durable(options.durability);
+        let ticket = self.submit(number, Work::Mutations(vec![mutation]), durable);
+        let inner = Arc::clone(self);
         Op::start(async move {
-            match committed(ticket).await?.first() {
+            let outcomes = committed(ticket).await?;
+            inner.confirm_absent(&outcomes, durable).await?;
+            match outcomes.first() {
                 Some(MutationOutcome::Deleted { existed }) => {
                     Ok(DeleteOutcome { existed: *existed })
                 }
                 _ => Err(unexpected()),
             }
         })
+    }
+
+    /// A durable delete that found nothing says that nothing is there: so must the delete be that
+    /// came before it, in whatever sector.
+    async fn confirm_absent(
+        self: &Arc<Self>,
+        outcomes: &[MutationOutcome],
+        durable: bool,
+    ) -> Result<(), StorageError> {
+        let absent = |outcome: &MutationOutcome| {
+            matches!(outcome, MutationOutcome::Deleted { existed: false })
+        };
+        if durable && self.sectors.len() > 1 && outcomes.iter().any(absent) {
+            self.flush().await?;
+        }
+        Ok(())
     }
 
     /// See [`BlobStore::copy`](crate::port::BlobStore::copy) and
@@ -393,12 +409,10 @@ impl Inner {
                     }
                 }
             }
-            let outcomes = committed(inner.submit(
-                number,
-                Work::Mutations(mutations),
-                durable(batch.durability),
-            ))
-            .await?;
+            let durable = durable(batch.durability);
+            let ticket = inner.submit(number, Work::Mutations(mutations), durable);
+            let outcomes = committed(ticket).await?;
+            inner.confirm_absent(&outcomes, durable).await?;
             let outcome = |outcome: &MutationOutcome| match outcome {
                 MutationOutcome::Deleted { existed } => {
                     Some(BatchItemOutcome::Delete(DeleteOutcome {
