@@ -1,9 +1,9 @@
 //! The store: the ports implemented over sectors.
 //!
-//! A put is encoded by its caller ([`record`]), queued and written by group commit ([`commit`]),
-//! and enters the index ([`index`]) once it is durable. A get looks the index up and reads the
-//! device ([`read`]). Recovery ([`inner`]) loads each sector's newest checkpoint and replays the
-//! logs as one; [`maintain`] keeps checkpoints fresh and space coming back.
+//! A put is encoded by its caller (`record`), queued and written by group commit (`commit`),
+//! and enters the index (`index`) once it is durable. A get looks the index up and reads the
+//! device (`read`). Recovery (`inner`) loads each sector's newest checkpoint and replays the
+//! logs as one; `maintain` keeps checkpoints fresh and space coming back.
 
 mod catalog;
 mod commit;
