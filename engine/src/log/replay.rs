@@ -169,6 +169,16 @@ pub fn decode_frame(
     }) {
         return Err(bad("have LSNs above the frame's".to_owned()));
     }
+    let ahead = |record: &LoggedRecord| {
+        let pieces = record
+            .manifest
+            .iter()
+            .flat_map(|manifest| &manifest.extents);
+        pieces.into_iter().any(|piece| piece.lsn.get() > record.lsn)
+    };
+    if records.iter().any(ahead) {
+        return Err(bad("name extents with LSNs above their own".to_owned()));
+    }
     Ok((records, wrong_chunk))
 }
 
