@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use graviton_engine::io::{BackendChoice, DirectIo, IoOptions};
 use graviton_engine::port::{BinaryKey, BlobStore, ListRequest, StorageError};
-use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
+use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_engine::testing::Subject;
 use tempfile::TempDir;
 
@@ -161,4 +161,29 @@ pub fn all_keys(store: &dyn BlobStore) -> Result<Vec<BinaryKey>, StorageError> {
             None => return Ok(keys),
         }
     }
+}
+
+/// Checks that every sector's bytes are accounted for, and nothing ails the store.
+///
+/// # Panics
+/// If that is not so.
+pub fn check_figures(store: &Store) {
+    let info = store.info();
+    assert_eq!(info.health, Vec::<String>::new());
+    for sector in &info.sectors {
+        let space = sector.space;
+        assert_eq!(
+            space.metadata + space.live + space.garbage + space.free,
+            space.total,
+            "{space:?}"
+        );
+        assert_eq!(space.total % KIB, 0);
+    }
+}
+
+/// The number an environment variable holds, if it does.
+#[must_use]
+pub fn number_from(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    text.parse().ok()
 }

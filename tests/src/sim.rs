@@ -614,7 +614,14 @@ impl Backend for Sim {
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.shared.state.lock().files.remove(path);
+        let mut state = self.shared.state.lock();
+        state.files.remove(path);
+        // Its number stays taken, for whoever has it open.
+        for (disk, _) in &mut state.disks {
+            if disk == path {
+                *disk = PathBuf::new();
+            }
+        }
         Ok(())
     }
 

@@ -43,16 +43,18 @@ impl Step {
     fn apply(&self, contents: &mut Contents) {
         self.operations
             .iter()
-            .flatten()
-            .for_each(|change| apply(change, contents));
+            .for_each(|operation| apply(operation, contents));
     }
 }
 
-fn apply(change: &Change, contents: &mut Contents) {
-    match &change.blob {
-        Some(blob) => contents.insert(change.key.clone(), blob.clone()),
-        None => contents.remove(&change.key),
-    };
+/// Does to `contents` what an operation does to a store.
+pub fn apply(operation: &[Change], contents: &mut Contents) {
+    for change in operation {
+        match &change.blob {
+            Some(blob) => contents.insert(change.key.clone(), blob.clone()),
+            None => contents.remove(&change.key),
+        };
+    }
 }
 
 /// Everything a store holds, read back.
@@ -176,7 +178,10 @@ impl History {
                 if is_durable {
                     states.clear();
                 }
-                states.push((number, change.blob.as_ref()));
+                // What failed may still come about, later than what was done after it.
+                let failed = step.acknowledged.is_none();
+                let order = if failed { usize::MAX } else { number };
+                states.push((order, change.blob.as_ref()));
             }
         }
         let mut matching: BTreeMap<&BinaryKey, Vec<usize>> = BTreeMap::new();
@@ -223,9 +228,7 @@ fn is_partly(step: &Step, state: &Contents, found: &Contents) -> bool {
             .iter()
             .all(|change| found.get(&change.key) == change.blob.as_ref());
         if is_there {
-            operation
-                .iter()
-                .for_each(|change| apply(change, &mut state));
+            apply(operation, &mut state);
         }
     }
     state == *found

@@ -9,28 +9,13 @@ use graviton_engine::io::BackendChoice;
 use graviton_engine::port::{
     BinaryKey, BlobStore, DeleteOptions, Durability, GetOptions, PutOptions, StorageError,
 };
-use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
+use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::{Random, payload};
 use graviton_tests::sim::Sim;
-use graviton_tests::{create_options, io, test_directory};
+use graviton_tests::{check_figures, create_options, io, test_directory};
 
 const LEAST: usize = 100;
 const MOST: usize = 300 << 10;
-
-/// Checks that every sector's bytes are accounted for, and nothing ails the store.
-fn check_figures(store: &Store) {
-    let info = store.info();
-    assert_eq!(info.health, Vec::<String>::new());
-    for sector in &info.sectors {
-        let space = sector.space;
-        assert_eq!(
-            space.metadata + space.live + space.garbage + space.free,
-            space.total,
-            "{space:?}"
-        );
-        assert_eq!(space.total % KIB, 0);
-    }
-}
 
 fn verify(store: &Store) {
     let report = store.verify(&mut |_| {}).expect("it is verified");
@@ -272,4 +257,29 @@ fn over_three_sectors() {
 #[test]
 fn over_io_uring() {
     churn_on(BackendChoice::Uring, 1, 32 * MIB, true, 8);
+}
+
+#[test]
+fn over_io_uring_with_none_in_the_background() {
+    churn_on(BackendChoice::Uring, 1, 32 * MIB, false, 1);
+}
+
+#[test]
+fn over_system_calls() {
+    churn_on(BackendChoice::Syscall, 3, 16 * MIB, true, 4);
+}
+
+#[test]
+fn with_many_threads() {
+    churn_simulated(1, 32 * MIB, 4096, true, 8);
+}
+
+#[test]
+fn with_many_threads_and_none_in_the_background() {
+    churn_simulated(1, 32 * MIB, 512, false, 8);
+}
+
+#[test]
+fn over_three_sectors_with_none_in_the_background() {
+    churn_simulated(3, 16 * MIB, 512, false, 2);
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use graviton_engine::port::{BinaryKey, BlobStore, DeleteOptions, PutOptions};
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
+use graviton_tests::number_from;
 use graviton_tests::random::{Random, payload};
 use graviton_tests::sim::{Crasher, Image, Loss, Sim};
 use graviton_tests::workload::{Contents, History, Mix, Worker, difference, read_all};
@@ -271,17 +272,11 @@ fn losses(doubts: usize, random: &mut Random, depth: usize) -> Vec<Loss> {
     losses
 }
 
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable)
-        .ok()
-        .and_then(|text| text.parse().ok())
-}
-
 fn run(plan: Plan, seeds: u64) {
     static IMAGES: AtomicUsize = AtomicUsize::new(0);
     let begun = std::time::Instant::now();
-    let one = number("GRAVITON_SEED");
-    let seeds = number("GRAVITON_SEEDS").unwrap_or(seeds);
+    let one = number_from("GRAVITON_SEED");
+    let seeds = number_from("GRAVITON_SEEDS").unwrap_or(seeds);
     let mut images = 0;
     for seed in one.map_or(0..seeds, |seed| seed..seed + 1) {
         let mut trial = Trial {

@@ -74,10 +74,11 @@ impl Segment {
 pub enum Purpose {
     /// Payload of callers.
     Put,
-    /// Records that compaction moves: a segment or two are lent to it, and it gives back more.
-    Compaction,
     /// Tombstones: deleting must always be possible.
     Delete,
+    /// Records that compaction moves: a segment or two are lent to it, and it gives back more. Not
+    /// even deletes may use them up, for what they take comes back by compaction alone.
+    Compaction,
     /// A checkpoint: the last reserve, since all reclaiming ends with one.
     Checkpoint,
 }
@@ -94,6 +95,8 @@ pub struct Segments {
     free: u32,
     /// The highest generation given out.
     generation: u64,
+    /// How many hold images.
+    images: u32,
     /// Segments that the next checkpoint will take, as far as can be told.
     checkpoint_reserve: u32,
     /// Segments that the checkpoint being written has taken out of that reserve.
@@ -107,6 +110,7 @@ impl Segments {
         Self {
             table: vec![Segment::NEVER_USED; geometry.segment_count as usize],
             free: geometry.segment_count,
+            images: 0,
             generation: 0,
             checkpoint_reserve: 1,
             checkpoint_taken: 0,
@@ -143,6 +147,7 @@ impl Segments {
         let mut segments = Self {
             table,
             free: 0,
+            images: 0,
             generation: 0,
             checkpoint_reserve: 1,
             checkpoint_taken: 0,
@@ -166,13 +171,12 @@ impl Segments {
     }
 
     fn recount(&mut self) {
-        self.free = u32::try_from(
-            self.table
-                .iter()
-                .filter(|segment| segment.state == State::Free)
-                .count(),
-        )
-        .unwrap_or(u32::MAX);
+        let count = |state| {
+            let segments = self.table.iter().filter(|segment| segment.state == state);
+            u32::try_from(segments.count()).unwrap_or(u32::MAX)
+        };
+        self.free = count(State::Free);
+        self.images = count(State::Checkpoint);
     }
 
     /// One segment.
@@ -233,9 +237,12 @@ impl Segments {
             .checkpoint_reserve
             .saturating_sub(self.checkpoint_taken);
         match purpose {
-            Purpose::Put => checkpoint + RESERVE_DELETE + RESERVE_COMPACTION,
-            Purpose::Compaction => checkpoint + RESERVE_DELETE,
-            Purpose::Delete => checkpoint,
+            Purpose::Put => {
+                let growth = self.checkpoints().saturating_sub(self.images);
+                growth.max(checkpoint) + RESERVE_DELETE + RESERVE_COMPACTION
+            }
+            Purpose::Delete => checkpoint + RESERVE_COMPACTION,
+            Purpose::Compaction => checkpoint,
             Purpose::Checkpoint => 0,
         }
     }
@@ -252,11 +259,17 @@ impl Segments {
         self.checkpoint_taken = segments;
     }
 
-    /// Segments of the sector that can hold live records: all but the reserve and the two
-    /// checkpoints that are kept.
+    /// Segments that the two checkpoints that are kept and the next take, if each is a segment
+    /// larger than the next is thought to be: what they grow by is not to be taken from the
+    /// reserve of others.
+    fn checkpoints(&self) -> u32 {
+        3 * (self.checkpoint_reserve + 1)
+    }
+
+    /// Segments of the sector that can hold live records: all but the reserve and the checkpoints.
     #[must_use]
     pub fn usable(&self) -> u32 {
-        let kept = RESERVE_DELETE + RESERVE_COMPACTION + 3 * self.checkpoint_reserve;
+        let kept = RESERVE_DELETE + RESERVE_COMPACTION + self.checkpoints();
         u32::try_from(self.table.len())
             .unwrap_or(u32::MAX)
             .saturating_sub(kept)
@@ -276,6 +289,7 @@ impl Segments {
             .or_else(|| self.table.iter().position(free))?;
         self.generation += 1;
         self.free -= 1;
+        self.images += u32::from(state == State::Checkpoint);
         self.table[index] = Segment {
             state,
             generation: self.generation,
@@ -408,6 +422,7 @@ impl Segments {
                 _ => false,
             };
             if over {
+                self.images -= u32::from(segment.state == State::Checkpoint);
                 segment.state = State::Free;
                 segment.written = 0;
                 segment.live = 0;
@@ -424,6 +439,7 @@ impl Segments {
         segment.state = State::Free;
         segment.written = 0;
         self.free += 1;
+        self.images -= 1;
     }
 
     /// Marks a segment of an image as being written, so that it is not taken for a leftover.

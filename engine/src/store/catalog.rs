@@ -97,6 +97,16 @@ pub fn begin_creation(backend: &dyn Backend, directory: &Path, sectors: u16) -> 
     backend.replace_file(&note, sectors.to_string().as_bytes())
 }
 
+/// Removes what a creation that failed has made: first the store file, which may be there though
+/// its write was reported as failed.
+///
+/// # Errors
+/// What the system reports.
+pub fn remove_all(backend: &dyn Backend, directory: &Path, sectors: u16) -> io::Result<()> {
+    backend.remove_file(&directory.join(FILE))?;
+    (0..sectors).try_for_each(|number| backend.remove_file(&directory.join(sector_file(number))))
+}
+
 /// The store file is written, or everything that was made is removed again.
 ///
 /// # Errors

@@ -7,24 +7,20 @@
 //! sees the effect of everything before it. Completion drives the pipeline: the thread that reaps
 //! a frame's write applies it and submits the next one, whoever it waits for itself.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use graviton_format::checksum::stored_length;
-use graviton_format::record::{ExtentRef, FLAG_MOVED, Manifest, RecordKind, record_length};
+use graviton_format::record::{ExtentRef, RecordKind, record_length};
 
-use super::index::{Applied, Entry, Hold, Index};
+use super::assembly::{Assembly, check_fits_frame};
+use super::index::{Applied, Hold};
 use super::inner::Inner;
-use super::record;
 use super::ticket::{Answer, Ticket, ticket};
 use crate::io::WriteSync;
 use crate::log::append::{BuiltFrame, frame_length};
-use crate::log::{FrameBuilder, Purpose, Sector, State, Tail};
+use crate::log::{FrameBuilder, Purpose, Sector, Tail};
 use crate::port::op::wait_for;
-use crate::port::{BinaryKey, ETag, Precondition, StorageError};
-
-/// Frames grow to about this many bytes by grouping; a single request may be longer.
-const FRAME_TARGET: u64 = 4 << 20;
+use crate::port::{BinaryKey, Precondition, StorageError};
 
 /// One record, encoded but for what depends on its place: head, then chunks.
 pub type Encoded = Vec<u8>;
@@ -66,7 +62,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// The keys it is about.
-    fn keys(&self) -> impl Iterator<Item = &BinaryKey> {
+    pub fn keys(&self) -> impl Iterator<Item = &BinaryKey> {
         let (first, second) = match self {
             Self::Put { key, .. } | Self::Delete { key, .. } => (key, None),
             Self::Copy { source, target, .. } => (source, Some(target)),
@@ -138,7 +134,8 @@ pub enum Work {
 }
 
 impl Work {
-    fn purpose(&self) -> Purpose {
+    /// How deep into the reserve it may go.
+    pub fn purpose(&self) -> Purpose {
         match self {
             Self::Mutations(mutations)
                 if mutations
@@ -153,7 +150,8 @@ impl Work {
         }
     }
 
-    fn mutations(&self) -> &[Mutation] {
+    /// Its mutations, if that is what it is.
+    pub fn mutations(&self) -> &[Mutation] {
         match self {
             Self::Mutations(mutations) => mutations,
             _ => &[],
@@ -184,15 +182,17 @@ pub enum Done {
     Changed,
 }
 
-type Reply = Result<Done, StorageError>;
+/// The answer to work.
+pub type Reply = Result<Done, StorageError>;
 
+/// Work in a queue.
 #[derive(Debug)]
-struct Request {
-    work: Work,
-    durable: bool,
+pub struct Request {
+    pub work: Work,
+    pub durable: bool,
     /// Bytes that were counted as pending when it was admitted.
-    pending: u64,
-    answer: Answer<Reply>,
+    pub pending: u64,
+    pub answer: Answer<Reply>,
 }
 
 /// One sector's queue and the state of its log's end.
@@ -394,7 +394,7 @@ impl Inner {
         if commits.closing && matches!(work, Work::Mutations(_) | Work::Extent { .. }) {
             return Err(StorageError::Closed);
         }
-        self.check_fits_frame(number, work.length_max())?;
+        check_fits_frame(self.sectors[number].geometry(), work.length_max())?;
         if needed == 0 {
             return Ok(());
         }
@@ -405,17 +405,6 @@ impl Inner {
             return Err(StorageError::NoSpace { needed, available });
         }
         Ok(())
-    }
-
-    /// What happens all or not at all is one frame, and a frame lies in one segment.
-    fn check_fits_frame(&self, number: usize, length: u64) -> Result<(), StorageError> {
-        let capacity = self.sectors[number].geometry().image_bytes_per_segment();
-        if frame_length(length) <= capacity {
-            return Ok(());
-        }
-        Err(StorageError::invalid(format!(
-            "one frame would take {length} bytes, a segment holds {capacity}"
-        )))
     }
 
     /// Turns away new work from outside, and waits until what was queued is over.
@@ -465,9 +454,6 @@ impl Inner {
 
     /// Decides as many requests as fit one frame.
     fn assemble(&self, commits: &mut Commits, number: usize) -> Option<Plan> {
-        let sector = &self.sectors[number];
-        let geometry = *sector.geometry();
-        let several = self.sectors.len() > 1;
         let floor = commits.settled_lsn();
         let mut index = self.index.write();
         let Commits {
@@ -477,178 +463,69 @@ impl Inner {
             ..
         } = commits;
         let queue = &mut queues[number];
-        let mut assembly = Assembly {
+        let mut assembly = Assembly::new(
             number,
+            &mut index,
+            self.sectors[number].geometry(),
+            queue.tail,
             next_lsn,
-            overlay: HashMap::new(),
-            records: Vec::new(),
-            applied: Vec::new(),
-            length: 0,
-            crosses: false,
-        };
-        let mut answers = Vec::new();
-        let mut durable = false;
-        let mut pending = 0;
-        let mut wants_frame = false;
-        let mut opened = None;
-        let mut room = queue.tail.room(geometry.segment_size).saturating_sub(64);
-        let mut blocked: HashSet<BinaryKey> = HashSet::new();
-        let mut left = VecDeque::new();
-        let mut stalled = false;
-        let mut closed = false;
-        while let Some(request) = queue.waiting.pop_front() {
-            let waits = closed
-                || request
-                    .work
-                    .mutations()
-                    .iter()
-                    .flat_map(Mutation::keys)
-                    .any(|key| {
-                        blocked.contains(key)
-                            || (several
-                                && keys_in_flight
-                                    .get(key)
-                                    .is_some_and(|other| *other != number))
-                    })
-                || assembly.must_wait(&request.work);
-            if waits {
-                blocked.extend(
-                    request
-                        .work
-                        .mutations()
-                        .iter()
-                        .flat_map(Mutation::keys)
-                        .cloned(),
-                );
-                // What must see the effect of this frame ends it, so that order is kept.
-                closed |= assembly.length > 0;
-                left.push_back(request);
-                continue;
-            }
-            let length = request
-                .work
-                .length_max()
-                .max(assembly.copy_length(&index, &request.work));
-            let purpose = request.work.purpose();
-            let within_target = assembly.length == 0 || assembly.length + length <= FRAME_TARGET;
-            let fits = assembly.length + length <= room && within_target;
-            // Room that compaction or deletes took out of the reserve is not for puts.
-            let held_back =
-                purpose == Purpose::Put && index.sectors[number].segments.is_reserve_in_use();
-            if !fits && !held_back && assembly.length > 0 {
-                // Moves have no order among them: a smaller one may still fill the segment.
-                closed |= purpose != Purpose::Compaction || !within_target;
-                left.push_back(request);
-                continue;
-            }
-            let empty_frame_needs_room = matches!(request.work, Work::Note) && room == 0;
-            if held_back || !fits || empty_frame_needs_room {
-                let refused = self.check_fits_frame(number, length);
-                let segments = &mut index.sectors[number].segments;
-                let taken = if held_back || refused.is_err() {
-                    None
-                } else {
-                    segments.take(purpose, State::Open)
-                };
-                match (taken, refused) {
-                    (Some(taken), _) => {
-                        opened = Some(taken);
-                        room = geometry.image_bytes_per_segment() - 64;
-                    }
-                    // A copy, whose length was not known before.
-                    (None, Err(error)) => {
-                        pending += request.pending;
-                        answers.push((request.answer, Err(error)));
-                        continue;
-                    }
-                    (None, Ok(())) if purpose == Purpose::Compaction => {
-                        // Compaction looks for room itself; it must not wait for its own end.
-                        let error = StorageError::NoSpace {
-                            needed: length,
-                            available: 0,
-                        };
-                        answers.push((request.answer, Err(error)));
-                        continue;
-                    }
-                    (None, Ok(())) => {
-                        stalled = true;
-                        blocked.extend(
-                            request
-                                .work
-                                .mutations()
-                                .iter()
-                                .flat_map(Mutation::keys)
-                                .cloned(),
-                        );
-                        left.push_back(request);
-                        continue;
-                    }
-                }
-            }
-            durable |= request.durable;
-            pending += request.pending;
-            wants_frame |= matches!(request.work, Work::Note) && queue.unnoted.is_some();
-            let reply = assembly.decide(&index, request.work);
-            answers.push((request.answer, reply));
+            keys_in_flight,
+        );
+        let mut left = Vec::new();
+        while !assembly.is_closed()
+            && let Some(request) = queue.waiting.pop_front()
+        {
+            left.extend(assembly.offer(request));
         }
+        for request in left.into_iter().rev() {
+            queue.waiting.push_front(request);
+        }
+        let decided = assembly.end();
+        drop(index);
         queue.floor = floor;
-        let was_stalled = std::mem::replace(&mut queue.stalled, stalled);
-        queue.waiting = left;
-        if stalled {
+        let was_stalled = std::mem::replace(&mut queue.stalled, decided.stalled);
+        if decided.stalled {
             self.kick_maintenance();
         }
-        if stalled != was_stalled || (stalled && !answers.is_empty()) {
+        if decided.stalled != was_stalled || (decided.stalled && !decided.answers.is_empty()) {
             // Their threads look again at what there is to drive: maintenance, or this frame.
             let waiting = queue.waiting.iter().map(|request| &request.answer);
-            let decided = answers.iter().map(|(answer, _)| answer);
-            waiting.chain(decided).for_each(Answer::nudge);
+            let answers = decided.answers.iter().map(|(answer, _)| answer);
+            waiting.chain(answers).for_each(Answer::nudge);
         }
-        if answers.is_empty() {
+        if decided.answers.is_empty() {
             return None;
         }
-        let Assembly {
-            records,
-            applied,
-            overlay,
-            crosses,
-            ..
-        } = assembly;
-        // The sector that held the version before forgets it in a checkpoint that makes only
-        // itself durable: what replaces it must not be lost then.
-        let durable = durable || crosses;
-        let keys: Vec<BinaryKey> = if several {
-            overlay.into_keys().collect()
+        // Which sector a key is under way in matters only if there are several.
+        let keys = if self.sectors.len() > 1 {
+            decided.keys
         } else {
             Vec::new()
         };
         keys_in_flight.extend(keys.iter().map(|key| (key.clone(), number)));
-        let has_records = !records.is_empty();
-        let writes = has_records || wants_frame || opened.is_some();
-        let lsn = if has_records {
-            *next_lsn - 1
-        } else {
-            *next_lsn
-        };
+        let has_records = !decided.records.is_empty();
+        let notes = decided.notes && queue.unnoted.is_some();
+        let writes = has_records || notes || decided.opened.is_some();
         if writes && !has_records {
             *next_lsn += 1;
         }
         Some(Plan {
             flight: InFlight {
                 number,
-                answers,
-                applied,
+                answers: decided.answers,
+                applied: decided.applied,
                 tail: writes.then_some(queue.tail),
-                durable,
-                pending,
+                durable: decided.durable,
+                pending: decided.pending,
                 keys,
                 has_records,
                 length: 0,
                 noted: queue.durable_lsn,
             },
-            records,
-            opened,
+            records: decided.records,
+            opened: decided.opened,
             tail: queue.tail,
-            lsn,
+            lsn: if writes { *next_lsn - 1 } else { *next_lsn },
             unsynced: queue.unsynced,
         })
     }
@@ -846,327 +723,5 @@ impl Inner {
 fn fail(requests: VecDeque<Request>, error: &StorageError) {
     for request in requests {
         request.answer.send(Err(error.clone()));
-    }
-}
-
-/// The frame being decided.
-struct Assembly<'a> {
-    number: usize,
-    next_lsn: &'a mut u64,
-    /// Keys that records of this frame change: to which version, if any.
-    overlay: HashMap<BinaryKey, Option<u64>>,
-    records: Vec<(Encoded, u64, u8)>,
-    applied: Vec<Applied>,
-    length: u64,
-    /// It replaces or deletes what lies in another sector.
-    crosses: bool,
-}
-
-impl Assembly<'_> {
-    /// Whether the work needs the applied effect of what is in this frame.
-    fn must_wait(&self, work: &Work) -> bool {
-        let needs = |mutation: &Mutation| {
-            matches!(mutation, Mutation::Copy { .. })
-                && mutation.keys().any(|key| self.overlay.contains_key(key))
-        };
-        work.mutations().iter().any(needs)
-    }
-
-    /// Bytes of the manifests that copies in the work will write.
-    fn copy_length(&self, index: &Index, work: &Work) -> u64 {
-        let length = |mutation: &Mutation| match mutation {
-            Mutation::Copy {
-                source,
-                target,
-                meta,
-                ..
-            } => {
-                let pieces = match index.lookup(source.as_bytes()) {
-                    Ok(Some((_, entry))) => entry.extents.map_or(1, |extents| extents.len()),
-                    _ => 0,
-                };
-                let manifest = Manifest::payload_length(pieces) as u64;
-                let record = record_length(
-                    target.as_bytes().len(),
-                    meta.len() + source.as_bytes().len() + 16,
-                    manifest,
-                );
-                record + record_length(source.as_bytes().len(), 0, 0)
-            }
-            _ => 0,
-        };
-        work.mutations().iter().map(length).sum()
-    }
-
-    fn lsn(&mut self) -> u64 {
-        let lsn = *self.next_lsn;
-        *self.next_lsn += 1;
-        lsn
-    }
-
-    fn current(&self, index: &Index, key: &BinaryKey) -> Result<Option<u64>, StorageError> {
-        if let Some(version) = self.overlay.get(key) {
-            return Ok(*version);
-        }
-        Ok(index.lookup(key.as_bytes())?.map(|(_, entry)| entry.lsn))
-    }
-
-    fn push(&mut self, record: Encoded, flags: u8, applied: Applied) {
-        self.length += record.len() as u64;
-        self.records.push((record, applied.lsn, flags));
-        self.applied.push(applied);
-    }
-
-    fn decide(&mut self, index: &Index, work: Work) -> Reply {
-        match work {
-            Work::Mutations(mutations) => self.decide_mutations(index, mutations),
-            Work::Extent {
-                key,
-                time,
-                payload_length,
-                record,
-                hold,
-            } => {
-                let lsn = self.lsn();
-                let applied = Applied {
-                    payload_length,
-                    hold: Some(hold),
-                    ..applied(RecordKind::Extent, key, lsn, time)
-                };
-                self.push(record, 0, applied);
-                Ok(Done::Extent(lsn))
-            }
-            Work::Moves(moves) => {
-                for moved in moves {
-                    // Decided here, where nothing is under way: what is live now is live when the
-                    // copy is in the log.
-                    if index.sectors[self.number].is_live(
-                        moved.kind,
-                        moved.key.as_bytes(),
-                        moved.lsn,
-                        moved.from,
-                    )? {
-                        // A frame of moves alone has an LSN of its own above theirs.
-                        let applied = Applied {
-                            moved: true,
-                            meta_length: moved.meta_length,
-                            payload_length: moved.payload_length,
-                            ..applied(moved.kind, moved.key, moved.lsn, moved.time)
-                        };
-                        self.push(moved.record, FLAG_MOVED, applied);
-                    }
-                }
-                if !self.records.is_empty() {
-                    self.lsn();
-                }
-                Ok(Done::Nothing)
-            }
-            Work::Sync | Work::Note => Ok(Done::Nothing),
-        }
-    }
-
-    /// All or nothing: on an error what was decided before is taken back.
-    fn decide_mutations(&mut self, index: &Index, mutations: Vec<Mutation>) -> Reply {
-        let (records, length, lsn) = (self.records.len(), self.length, *self.next_lsn);
-        let mut overlay_before: Vec<(BinaryKey, Option<Option<u64>>)> = Vec::new();
-        let mut outcomes = Vec::with_capacity(mutations.len());
-        for mutation in mutations {
-            for key in mutation.keys() {
-                overlay_before.push((key.clone(), self.overlay.get(key).copied()));
-            }
-            match self.decide_mutation(index, mutation) {
-                Ok(Some(outcome)) => outcomes.push(outcome),
-                other => {
-                    self.records.truncate(records);
-                    self.applied.truncate(records);
-                    self.length = length;
-                    *self.next_lsn = lsn;
-                    for (key, before) in overlay_before.into_iter().rev() {
-                        match before {
-                            Some(version) => self.overlay.insert(key, version),
-                            None => self.overlay.remove(&key),
-                        };
-                    }
-                    return other.map(|_| Done::Changed);
-                }
-            }
-        }
-        Ok(Done::Mutations(outcomes))
-    }
-
-    fn check(
-        &self,
-        index: &Index,
-        key: &BinaryKey,
-        precondition: Precondition,
-    ) -> Result<Option<u64>, StorageError> {
-        let current = self.current(index, key)?;
-        if precondition.holds(current) {
-            Ok(current)
-        } else {
-            Err(StorageError::PreconditionFailed {
-                key: key.clone(),
-                actual: current.map(ETag::of_version),
-            })
-        }
-    }
-
-    /// Sees whether a new version of `key`, or its delete, is about a blob of another sector.
-    fn note_crossing(&mut self, index: &Index, key: &BinaryKey) -> Result<(), StorageError> {
-        if index.sectors.len() > 1
-            && let Some((number, _)) = index.lookup(key.as_bytes())?
-        {
-            self.crosses |= number != self.number;
-        }
-        Ok(())
-    }
-
-    /// `None` if the source of a copy is not what it was.
-    fn decide_mutation(
-        &mut self,
-        index: &Index,
-        mutation: Mutation,
-    ) -> Result<Option<MutationOutcome>, StorageError> {
-        match mutation {
-            Mutation::Put {
-                key,
-                precondition,
-                record,
-                kind,
-                time,
-                meta_length,
-                payload_length,
-                manifest,
-            } => {
-                self.check(index, &key, precondition)?;
-                let size = manifest
-                    .as_ref()
-                    .map_or(u64::from(payload_length), |(size, _)| *size);
-                self.note_crossing(index, &key)?;
-                let lsn = self.lsn();
-                self.overlay.insert(key.clone(), Some(lsn));
-                let applied = Applied {
-                    meta_length,
-                    payload_length,
-                    manifest,
-                    ..applied(kind, key, lsn, time)
-                };
-                self.push(record, 0, applied);
-                Ok(Some(MutationOutcome::Put { version: lsn, size }))
-            }
-            Mutation::Delete {
-                key,
-                precondition,
-                strict,
-                time,
-            } => {
-                let existed = self.check(index, &key, precondition)?.is_some();
-                if existed {
-                    self.note_crossing(index, &key)?;
-                    self.push_tombstone(key, time);
-                } else if strict {
-                    return Err(StorageError::NotFound { key });
-                }
-                Ok(Some(MutationOutcome::Deleted { existed }))
-            }
-            Mutation::Copy {
-                source,
-                expected,
-                source_precondition,
-                target,
-                target_precondition,
-                meta,
-                time,
-                rename,
-            } => {
-                let Some((number, entry)) = index.lookup(source.as_bytes())? else {
-                    return Err(StorageError::NotFound { key: source });
-                };
-                self.check(index, &source, source_precondition)?;
-                self.check(index, &target, target_precondition)?;
-                if entry.lsn != expected || number != self.number {
-                    return Ok(None);
-                }
-                self.note_crossing(index, &target)?;
-                let outcome = self.push_copy(&source, &entry, target.clone(), meta, time);
-                if rename && source != target {
-                    self.push_tombstone(source, time);
-                }
-                Ok(Some(outcome))
-            }
-        }
-    }
-
-    fn push_tombstone(&mut self, key: BinaryKey, time: u64) {
-        let lsn = self.lsn();
-        self.overlay.insert(key.clone(), None);
-        let record = record::encode(RecordKind::Tombstone, &key, &[], &[], time);
-        self.push(record, 0, applied(RecordKind::Tombstone, key, lsn, time));
-    }
-
-    fn push_copy(
-        &mut self,
-        source: &BinaryKey,
-        entry: &Entry,
-        target: BinaryKey,
-        mut meta: Vec<u8>,
-        time: u64,
-    ) -> MutationOutcome {
-        let lsn = self.lsn();
-        let shared = match &entry.extents {
-            Some(extents) => Arc::clone(extents),
-            None if entry.size == 0 => Arc::new([]),
-            None => {
-                record::put_source(&mut meta, source);
-                let whole = ExtentRef {
-                    lsn: entry.lsn.into(),
-                    offset: 0.into(),
-                    length: u32::try_from(entry.size).unwrap_or(u32::MAX).into(),
-                };
-                Arc::new([whole])
-            }
-        };
-        let inline = entry.extents.is_none() && entry.size > 0;
-        let payload = Manifest {
-            size: entry.size,
-            extents: shared.to_vec(),
-        }
-        .encode();
-        let record = record::encode(RecordKind::Manifest, &target, &meta, &payload, time);
-        self.overlay.insert(target.clone(), Some(lsn));
-        let applied = Applied {
-            meta_length: u32::try_from(meta.len()).unwrap_or(u32::MAX),
-            payload_length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
-            manifest: Some((entry.size, shared)),
-            source: inline.then(|| source.clone()),
-            ..applied(RecordKind::Manifest, target, lsn, time)
-        };
-        debug_assert_eq!(
-            record.len() as u64,
-            record_length(applied.key.as_bytes().len(), meta.len(), 0)
-                + stored_length(payload.len() as u64)
-        );
-        self.push(record, 0, applied);
-        MutationOutcome::Put {
-            version: lsn,
-            size: entry.size,
-        }
-    }
-}
-
-/// A record of `kind`, with everything else empty.
-fn applied(kind: RecordKind, key: BinaryKey, lsn: u64, time: u64) -> Applied {
-    Applied {
-        kind,
-        moved: false,
-        key,
-        lsn,
-        time,
-        address: 0,
-        meta_length: 0,
-        payload_length: 0,
-        manifest: None,
-        source: None,
-        hold: None,
     }
 }

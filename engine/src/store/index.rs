@@ -225,20 +225,24 @@ pub struct SectorIndex {
     pub blobs: u64,
     /// Their sizes, summed.
     pub logical_bytes: u64,
-    /// Bytes of keys and of manifests that the delta holds, for the estimate of the next image's
-    /// size.
+    /// Bytes that the delta may add to the next image.
     delta_bytes: u64,
+    /// Extents that the base knows.
+    base_extents: usize,
 }
 
-/// About how many bytes a slot takes in an image, beside what every entry takes.
+/// How many bytes a slot takes in an image, at most.
 fn slot_bytes(key: &BinaryKey, slot: &Slot) -> u64 {
+    /// Everything of an entry but its key and its pieces.
+    const PER_ENTRY: u64 = 40;
     /// LSN, offset and length of a piece, as they are encoded.
     const PER_PIECE: u64 = 16;
     let pieces = match slot {
         Slot::Live(entry) => entry.extents.as_ref().map_or(0, |extents| extents.len()),
-        Slot::Tombstone { .. } | Slot::Gone => 0,
+        Slot::Tombstone { .. } => 0,
+        Slot::Gone => return 0,
     };
-    key.as_bytes().len() as u64 + pieces as u64 * PER_PIECE
+    PER_ENTRY + key.as_bytes().len() as u64 + pieces as u64 * PER_PIECE
 }
 
 fn delta_bytes(delta: &Delta) -> u64 {
@@ -255,7 +259,7 @@ impl SectorIndex {
         let extents = base
             .iter()
             .flat_map(|base| base.extents().collect::<Vec<_>>());
-        let extents = extents
+        let extents: HashMap<u64, Extent> = extents
             .map(|entry| {
                 let extent = Extent {
                     address: entry.address.get(),
@@ -272,6 +276,7 @@ impl SectorIndex {
             base,
             frozen: None,
             delta: Delta::new(),
+            base_extents: extents.len(),
             extents,
             segments,
             tail: Tail::default(),
@@ -319,7 +324,7 @@ impl SectorIndex {
     /// About how many bytes of memory it takes.
     pub fn memory(&self) -> u64 {
         /// A node's share of the map, the slot, and the key's own allocation.
-        const PER_DELTA_ENTRY: u64 = 176;
+        const PER_DELTA_ENTRY: u64 = 136;
         let base = self.base.as_ref().map_or(0, |base| base.bytes().len()) as u64;
         base + self.delta_len() as u64 * PER_DELTA_ENTRY
             + self.delta_bytes
@@ -328,12 +333,10 @@ impl SectorIndex {
 
     /// An upper estimate of the next image's size in bytes.
     pub fn image_estimate(&self) -> usize {
-        /// Everything of an entry but its key.
-        const PER_ENTRY: usize = 40;
         let base = self.base.as_ref().map_or(4096, |base| base.bytes().len());
-        let delta =
-            self.delta_len() * PER_ENTRY + usize::try_from(self.delta_bytes).unwrap_or(usize::MAX);
-        base + delta + self.extents.len() * size_of::<ExtentEntry>()
+        let extents = self.extents.len().saturating_sub(self.base_extents);
+        base + usize::try_from(self.delta_bytes).unwrap_or(usize::MAX)
+            + extents * size_of::<ExtentEntry>()
     }
 
     /// Keeps room for the next checkpoint.
@@ -998,6 +1001,7 @@ impl Index {
     /// Ends a checkpoint: `base` has the frozen delta folded in.
     pub fn folded(&mut self, number: usize, base: LoadedImage) {
         let sector = &mut self.sectors[number];
+        sector.base_extents = base.extents().count();
         sector.base = Some(Arc::new(base));
         sector.frozen = None;
         sector.delta_bytes = delta_bytes(&sector.delta);

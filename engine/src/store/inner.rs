@@ -316,9 +316,7 @@ impl Inner {
         let outcome = Self::create_in(path, &options, backend.clone(), notice, lock, kick);
         let removed = match &outcome {
             Ok(_) => Ok(()),
-            Err(_) => (0..options.sectors).try_for_each(|number| {
-                backend.remove_file(&path.join(catalog::sector_file(number)))
-            }),
+            Err(_) => catalog::remove_all(backend.as_ref(), path, options.sectors),
         };
         // A note that stays is harmless: it is read only where there is no store file.
         if let Err(error) = removed.and_then(|()| catalog::end_creation(backend.as_ref(), path)) {

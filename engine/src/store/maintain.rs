@@ -275,9 +275,11 @@ impl Inner {
             return self.free_reclaimed(number);
         }
         let horizon = *horizon.get_or_insert(generation);
-        let any = self.victim(number, horizon, segment_size / 32 * 31, true);
-        if self.try_compact(number, any)? {
-            return Ok(true);
+        for pinned in [false, true] {
+            let any = self.victim(number, horizon, segment_size / 32 * 31, pinned);
+            if self.try_compact(number, any)? {
+                return Ok(true);
+            }
         }
         // The reserve for the next checkpoint is an upper estimate; after one, it is exact.
         Ok(changed && self.try_checkpoint(number)?)
@@ -380,12 +382,13 @@ impl Inner {
         let segments = &index.sectors[number].segments;
         let sector = (!pinned).then(|| self.sectors[number].as_ref());
         let (victim, segment) = segments.victim(horizon, sector)?;
-        let free = segments
-            .free()
-            .saturating_sub(segments.reserve(Purpose::Compaction));
+        // What readers hold does not come back soon: deletes keep their share meanwhile.
+        let kept_back = segments.reserve(Purpose::Compaction) + u32::from(pinned);
+        let free = segments.free().saturating_sub(kept_back);
         let room = u64::from(free) * geometry.image_bytes_per_segment() + tail;
         // Somewhat more than what lives: frames are padded, and segments not filled to the end.
-        let needed = segment.live + segment.live / 8;
+        // Puts leave a sixteenth of all room, so that a victim there is fits one segment.
+        let needed = segment.live + segment.live / 16;
         (segment.live <= live_max && needed <= room).then_some(victim)
     }
 

@@ -5,6 +5,7 @@
 //! device (`read`). Recovery (`inner`) loads each sector's newest checkpoint and replays the
 //! logs as one; `maintain` keeps checkpoints fresh and space coming back.
 
+mod assembly;
 mod catalog;
 mod commit;
 mod detached;

@@ -28,6 +28,9 @@ use crate::port::{
 /// Extents of one stream that are on their way to the log at once.
 const EXTENTS_IN_FLIGHT: usize = 2;
 
+/// Bytes of a batch's extents that are on their way to the log at once.
+const BATCH_IN_FLIGHT: usize = 8 << 20;
+
 /// The longest payload that stays in its own record in a batch that would not fit one frame.
 const CROWDED_INLINE_MAX: usize = 64;
 
@@ -178,11 +181,7 @@ impl Inner {
                 };
             let payload = payload.clone();
             return self.start_kept(vec![key.clone()], async move {
-                let step = upload.extent_max;
-                for start in (0..payload.len()).step_by(step) {
-                    upload.take(&payload[start..payload.len().min(start + step)])?;
-                    upload.wait_for_room().await?;
-                }
+                upload.take_all(&payload).await?;
                 let mutation = poll_fn(|context| upload.poll_mutation(context)).await?;
                 committed_put(upload.commit(mutation)).await
             });
@@ -372,8 +371,8 @@ impl Inner {
             let frame = usize::try_from(inner.sectors[number].geometry().segment_size / 2)
                 .unwrap_or(usize::MAX);
             let crowded = usize::try_from(total).is_ok_and(|total| total > frame);
-            let mut mutations = Vec::with_capacity(batch.items.len());
-            let mut holds = Vec::new();
+            let mut parts = Vec::with_capacity(batch.items.len());
+            let (mut on_the_way, mut settled) = (0, 0);
             for item in batch.items {
                 match item {
                     BatchItem::Put {
@@ -383,31 +382,43 @@ impl Inner {
                     } if payload.len() > inner.inline_max(number)
                         || (crowded && payload.len() > CROWDED_INLINE_MAX) =>
                     {
-                        let mut upload =
-                            Upload::new(&inner, &key, number, options, Some(payload.len() as u64))?;
-                        for start in (0..payload.len()).step_by(upload.extent_max) {
-                            upload.take(
-                                &payload[start..payload.len().min(start + upload.extent_max)],
-                            )?;
-                            upload.wait_for_room().await?;
-                        }
-                        mutations.push(upload.take_manifest().await?);
-                        holds.push(upload);
+                        on_the_way += payload.len();
+                        let upload = Upload::whole(&inner, &key, number, options, &payload).await?;
+                        parts.push(Part::Upload(upload));
                     }
                     BatchItem::Put {
                         key,
                         payload,
                         options,
-                    } => mutations.push(inner.inline_put(&key, &payload, &options)),
+                    } => parts.push(Part::Ready(inner.inline_put(&key, &payload, &options))),
                     BatchItem::Delete { key, options } => {
-                        mutations.push(Mutation::Delete {
+                        parts.push(Part::Ready(Mutation::Delete {
                             key,
                             precondition: options.precondition,
                             strict: options.strict,
                             time: inner.now(),
-                        });
+                        }));
                     }
                 }
+                if on_the_way > BATCH_IN_FLIGHT {
+                    for part in &mut parts[settled..] {
+                        part.settle().await?;
+                    }
+                    (on_the_way, settled) = (0, parts.len());
+                }
+            }
+            let mut mutations = Vec::with_capacity(parts.len());
+            // They hold the extents until the batch is committed.
+            let mut uploads = Vec::new();
+            for part in parts {
+                mutations.push(match part {
+                    Part::Ready(mutation) => mutation,
+                    Part::Upload(mut upload) => {
+                        let mutation = upload.take_manifest().await?;
+                        uploads.push(upload);
+                        mutation
+                    }
+                });
             }
             let durable = durable(batch.durability);
             let ticket = inner.submit(number, Work::Mutations(mutations), durable);
@@ -462,6 +473,22 @@ impl Inner {
             }
             Ok(())
         })
+    }
+}
+
+/// One item of a batch on its way to the commit.
+enum Part {
+    Ready(Mutation),
+    Upload(Upload),
+}
+
+impl Part {
+    /// Waits until none of its extents is on its way.
+    async fn settle(&mut self) -> Result<(), StorageError> {
+        match self {
+            Self::Ready(_) => Ok(()),
+            Self::Upload(upload) => poll_fn(|context| upload.poll_in_flight(context, 0)).await,
+        }
     }
 }
 
@@ -528,6 +555,29 @@ impl Upload {
             checked: false,
             failed: None,
         })
+    }
+
+    /// A blob whose payload is sent to the log, all of it, and only its manifest is lacking.
+    async fn whole(
+        inner: &Arc<Inner>,
+        key: &BinaryKey,
+        number: usize,
+        options: PutOptions,
+        payload: &[u8],
+    ) -> Result<Self, StorageError> {
+        let mut upload = Self::new(inner, key, number, options, Some(payload.len() as u64))?;
+        upload.take_all(payload).await?;
+        upload.end()?;
+        Ok(upload)
+    }
+
+    /// Takes in payload as fast as the log takes its extents.
+    async fn take_all(&mut self, payload: &[u8]) -> Result<(), StorageError> {
+        for piece in payload.chunks(self.extent_max) {
+            self.take(piece)?;
+            self.wait_for_room().await?;
+        }
+        Ok(())
     }
 
     /// Takes in payload; whole extents go to the log.
@@ -617,8 +667,8 @@ impl Upload {
         check_declared(&self.key, &self.options, self.size, digest)
     }
 
-    /// Sends what is left as an extent, waits for all, and makes the manifest that names them.
-    fn poll_manifest(&mut self, context: &mut Context<'_>) -> Poll<Result<Mutation, StorageError>> {
+    /// No more payload comes: checks what did, and sends what is left as an extent.
+    fn end(&mut self) -> Result<(), StorageError> {
         if !self.checked {
             self.checked = true;
             self.check_complete()?;
@@ -626,6 +676,12 @@ impl Upload {
                 self.send_extent();
             }
         }
+        Ok(())
+    }
+
+    /// Ends the payload, waits for all extents, and makes the manifest that names them.
+    fn poll_manifest(&mut self, context: &mut Context<'_>) -> Poll<Result<Mutation, StorageError>> {
+        self.end()?;
         ready!(self.poll_in_flight(context, 0))?;
         let time = self.inner.now();
         let meta = metadata(&self.options);

@@ -1,0 +1,526 @@
+//! Assembling a frame: which of the requests that wait it takes, and what comes of each.
+//!
+//! Requests are decided in the order of their queue, against the index as it is and what this
+//! frame already changes. A request that can't be part of this frame waits, and with it whatever
+//! is about the same keys.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use graviton_format::Geometry;
+use graviton_format::checksum::stored_length;
+use graviton_format::record::{ExtentRef, FLAG_MOVED, Manifest, RecordKind, record_length};
+
+use super::commit::{Done, Encoded, Mutation, MutationOutcome, Reply, Request, Work};
+use super::index::{Applied, Entry, Index};
+use super::record;
+use super::ticket::Answer;
+use crate::log::append::frame_length;
+use crate::log::{Purpose, State, Tail};
+use crate::port::{BinaryKey, ETag, Precondition, StorageError};
+
+/// Frames grow to about this many bytes by grouping; a single request may be longer.
+const FRAME_TARGET: u64 = 4 << 20;
+
+/// What happens all or not at all is one frame, and a frame lies in one segment.
+///
+/// # Errors
+/// `InvalidArgument` if records of `length` bytes do not fit.
+pub fn check_fits_frame(geometry: &Geometry, length: u64) -> Result<(), StorageError> {
+    let capacity = geometry.image_bytes_per_segment();
+    if frame_length(length) <= capacity {
+        return Ok(());
+    }
+    Err(StorageError::invalid(format!(
+        "one frame would take {length} bytes, a segment holds {capacity}"
+    )))
+}
+
+/// The frame being decided.
+pub struct Assembly<'a> {
+    number: usize,
+    index: &'a mut Index,
+    geometry: &'a Geometry,
+    next_lsn: &'a mut u64,
+    /// Keys in frames under way, with their sectors.
+    under_way: &'a HashMap<BinaryKey, usize>,
+    /// Keys of requests that wait: what comes later about them waits too.
+    blocked: HashSet<BinaryKey>,
+    /// Keys that records of this frame change: to which version, if any.
+    overlay: HashMap<BinaryKey, Option<u64>>,
+    /// Bytes of the records so far, and how many the segment can take.
+    length: u64,
+    room: u64,
+    /// It replaces or deletes what lies in another sector.
+    crosses: bool,
+    /// It takes nothing more.
+    closed: bool,
+    decided: Decided,
+}
+
+/// What a frame holds, and what it answers.
+#[derive(Default)]
+pub struct Decided {
+    /// Every request that this frame ends, and its answer if the frame does not fail.
+    pub answers: Vec<(Answer<Reply>, Reply)>,
+    /// Records, with their LSNs and flags.
+    pub records: Vec<(Encoded, u64, u8)>,
+    /// What the records do to the index, in their order.
+    pub applied: Vec<Applied>,
+    /// Keys that the records change.
+    pub keys: Vec<BinaryKey>,
+    /// The segment the frame opens, and its generation.
+    pub opened: Option<(u32, u64)>,
+    /// It must be durable before it is answered.
+    pub durable: bool,
+    /// A note was asked for.
+    pub notes: bool,
+    /// Bytes that its requests were counted as pending with.
+    pub pending: u64,
+    /// Puts wait for a free segment.
+    pub stalled: bool,
+}
+
+/// Whether a frame can take a request.
+enum Room {
+    There,
+    /// The next frame will have it.
+    NextFrame,
+    /// No segment is free for it.
+    Nowhere,
+    Never(StorageError),
+}
+
+impl<'a> Assembly<'a> {
+    /// Begins a frame of sector `number`, whose log ends at `tail`.
+    pub fn new(
+        number: usize,
+        index: &'a mut Index,
+        geometry: &'a Geometry,
+        tail: Tail,
+        next_lsn: &'a mut u64,
+        under_way: &'a HashMap<BinaryKey, usize>,
+    ) -> Self {
+        Self {
+            number,
+            index,
+            geometry,
+            next_lsn,
+            under_way,
+            blocked: HashSet::new(),
+            overlay: HashMap::new(),
+            length: 0,
+            room: tail
+                .room(geometry.segment_size)
+                .saturating_sub(frame_length(0)),
+            crosses: false,
+            closed: false,
+            decided: Decided::default(),
+        }
+    }
+
+    /// Whether it takes nothing more.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Decides a request; gives it back if it has to wait for a later frame.
+    pub fn offer(&mut self, request: Request) -> Option<Request> {
+        if self.must_wait(&request.work) {
+            self.block(&request.work);
+            // What must see the effect of this frame ends it, so that order is kept.
+            self.closed |= self.length > 0;
+            return Some(request);
+        }
+        let reply = match self.find_room(&request.work) {
+            Room::There => {
+                self.decided.durable |= request.durable;
+                self.decided.notes |= matches!(request.work, Work::Note);
+                self.decide(request.work)
+            }
+            Room::Never(error) => Err(error),
+            Room::NextFrame => return Some(request),
+            Room::Nowhere => {
+                self.decided.stalled = true;
+                self.block(&request.work);
+                return Some(request);
+            }
+        };
+        self.decided.pending += request.pending;
+        self.decided.answers.push((request.answer, reply));
+        None
+    }
+
+    /// What was decided.
+    pub fn end(self) -> Decided {
+        Decided {
+            keys: self.overlay.into_keys().collect(),
+            // The sector that held the version before forgets it in a checkpoint that makes only
+            // itself durable: what replaces it must not be lost then.
+            durable: self.decided.durable || self.crosses,
+            ..self.decided
+        }
+    }
+
+    /// Whether the work needs the applied effect of what is in this frame or another sector's, or
+    /// of what waits already.
+    fn must_wait(&self, work: &Work) -> bool {
+        let taken = |key: &BinaryKey| {
+            self.blocked.contains(key)
+                || self
+                    .under_way
+                    .get(key)
+                    .is_some_and(|other| *other != self.number)
+        };
+        work.mutations().iter().any(|mutation| {
+            let copies = matches!(mutation, Mutation::Copy { .. });
+            mutation
+                .keys()
+                .any(|key| taken(key) || (copies && self.overlay.contains_key(key)))
+        })
+    }
+
+    fn block(&mut self, work: &Work) {
+        let keys = work.mutations().iter().flat_map(Mutation::keys);
+        self.blocked.extend(keys.cloned());
+    }
+
+    /// Finds room for a request in this frame: behind what it holds already or, if that is
+    /// nothing, in a new segment.
+    fn find_room(&mut self, work: &Work) -> Room {
+        let length = work.length_max().max(self.copy_length(work));
+        let purpose = work.purpose();
+        let segments = &mut self.index.sectors[self.number].segments;
+        // Room that compaction or deletes took out of the reserve is not for puts.
+        let held_back = purpose == Purpose::Put && segments.is_reserve_in_use();
+        let within_target = self.length == 0 || self.length + length <= FRAME_TARGET;
+        let fits = self.length + length <= self.room && within_target;
+        if !held_back {
+            let note_needs_room = matches!(work, Work::Note) && self.room == 0;
+            if fits && !note_needs_room {
+                return Room::There;
+            }
+            if self.length > 0 {
+                // Moves have no order among them: a smaller one may still fill the segment.
+                self.closed |= purpose != Purpose::Compaction || !within_target;
+                return Room::NextFrame;
+            }
+        }
+        // Of a copy the length was not known before.
+        if let Err(error) = check_fits_frame(self.geometry, length) {
+            return Room::Never(error);
+        }
+        if !held_back && let Some(opened) = segments.take(purpose, State::Open) {
+            self.decided.opened = Some(opened);
+            self.room = self.geometry.image_bytes_per_segment() - frame_length(0);
+            return Room::There;
+        }
+        if purpose == Purpose::Compaction || matches!(work, Work::Note) {
+            // Maintenance makes the room that others wait for; it must not wait for itself.
+            return Room::Never(StorageError::NoSpace {
+                needed: length,
+                available: 0,
+            });
+        }
+        Room::Nowhere
+    }
+
+    /// Bytes that copies in the work will write: a manifest each, and a tombstone if it renames.
+    fn copy_length(&self, work: &Work) -> u64 {
+        let length = |mutation: &Mutation| match mutation {
+            Mutation::Copy {
+                source,
+                target,
+                meta,
+                ..
+            } => {
+                let pieces = match self.index.lookup(source.as_bytes()) {
+                    Ok(Some((_, entry))) => entry.extents.map_or(1, |extents| extents.len()),
+                    _ => 0,
+                };
+                let manifest = Manifest::payload_length(pieces) as u64;
+                let record = record_length(
+                    target.as_bytes().len(),
+                    meta.len() + source.as_bytes().len() + 16,
+                    manifest,
+                );
+                record + record_length(source.as_bytes().len(), 0, 0)
+            }
+            _ => 0,
+        };
+        work.mutations().iter().map(length).sum()
+    }
+
+    fn lsn(&mut self) -> u64 {
+        let lsn = *self.next_lsn;
+        *self.next_lsn += 1;
+        lsn
+    }
+
+    fn current(&self, key: &BinaryKey) -> Result<Option<u64>, StorageError> {
+        if let Some(version) = self.overlay.get(key) {
+            return Ok(*version);
+        }
+        Ok(self
+            .index
+            .lookup(key.as_bytes())?
+            .map(|(_, entry)| entry.lsn))
+    }
+
+    fn push(&mut self, record: Encoded, flags: u8, applied: Applied) {
+        self.length += record.len() as u64;
+        self.decided.records.push((record, applied.lsn, flags));
+        self.decided.applied.push(applied);
+    }
+
+    fn decide(&mut self, work: Work) -> Reply {
+        match work {
+            Work::Mutations(mutations) => self.decide_mutations(mutations),
+            Work::Extent {
+                key,
+                time,
+                payload_length,
+                record,
+                hold,
+            } => {
+                let lsn = self.lsn();
+                let applied = Applied {
+                    payload_length,
+                    hold: Some(hold),
+                    ..applied(RecordKind::Extent, key, lsn, time)
+                };
+                self.push(record, 0, applied);
+                Ok(Done::Extent(lsn))
+            }
+            Work::Moves(moves) => {
+                for moved in moves {
+                    // Decided here, where nothing is under way: what is live now is live when the
+                    // copy is in the log.
+                    if self.index.sectors[self.number].is_live(
+                        moved.kind,
+                        moved.key.as_bytes(),
+                        moved.lsn,
+                        moved.from,
+                    )? {
+                        // A frame of moves alone has an LSN of its own above theirs.
+                        let applied = Applied {
+                            moved: true,
+                            meta_length: moved.meta_length,
+                            payload_length: moved.payload_length,
+                            ..applied(moved.kind, moved.key, moved.lsn, moved.time)
+                        };
+                        self.push(moved.record, FLAG_MOVED, applied);
+                    }
+                }
+                if !self.decided.records.is_empty() {
+                    self.lsn();
+                }
+                Ok(Done::Nothing)
+            }
+            Work::Sync | Work::Note => Ok(Done::Nothing),
+        }
+    }
+
+    /// All or nothing: on an error what was decided before is taken back.
+    fn decide_mutations(&mut self, mutations: Vec<Mutation>) -> Reply {
+        let (records, length, lsn) = (self.decided.records.len(), self.length, *self.next_lsn);
+        let mut overlay_before: Vec<(BinaryKey, Option<Option<u64>>)> = Vec::new();
+        let mut outcomes = Vec::with_capacity(mutations.len());
+        for mutation in mutations {
+            for key in mutation.keys() {
+                overlay_before.push((key.clone(), self.overlay.get(key).copied()));
+            }
+            match self.decide_mutation(mutation) {
+                Ok(Some(outcome)) => outcomes.push(outcome),
+                other => {
+                    self.decided.records.truncate(records);
+                    self.decided.applied.truncate(records);
+                    self.length = length;
+                    *self.next_lsn = lsn;
+                    for (key, before) in overlay_before.into_iter().rev() {
+                        match before {
+                            Some(version) => self.overlay.insert(key, version),
+                            None => self.overlay.remove(&key),
+                        };
+                    }
+                    return other.map(|_| Done::Changed);
+                }
+            }
+        }
+        Ok(Done::Mutations(outcomes))
+    }
+
+    fn check(
+        &self,
+        key: &BinaryKey,
+        precondition: Precondition,
+    ) -> Result<Option<u64>, StorageError> {
+        let current = self.current(key)?;
+        if precondition.holds(current) {
+            Ok(current)
+        } else {
+            Err(StorageError::PreconditionFailed {
+                key: key.clone(),
+                actual: current.map(ETag::of_version),
+            })
+        }
+    }
+
+    /// Sees whether a new version of `key`, or its delete, is about a blob of another sector.
+    fn note_crossing(&mut self, key: &BinaryKey) -> Result<(), StorageError> {
+        if self.index.sectors.len() > 1
+            && let Some((number, _)) = self.index.lookup(key.as_bytes())?
+        {
+            self.crosses |= number != self.number;
+        }
+        Ok(())
+    }
+
+    /// `None` if the source of a copy is not what it was.
+    fn decide_mutation(
+        &mut self,
+        mutation: Mutation,
+    ) -> Result<Option<MutationOutcome>, StorageError> {
+        match mutation {
+            Mutation::Put {
+                key,
+                precondition,
+                record,
+                kind,
+                time,
+                meta_length,
+                payload_length,
+                manifest,
+            } => {
+                self.check(&key, precondition)?;
+                let size = manifest
+                    .as_ref()
+                    .map_or(u64::from(payload_length), |(size, _)| *size);
+                self.note_crossing(&key)?;
+                let lsn = self.lsn();
+                self.overlay.insert(key.clone(), Some(lsn));
+                let applied = Applied {
+                    meta_length,
+                    payload_length,
+                    manifest,
+                    ..applied(kind, key, lsn, time)
+                };
+                self.push(record, 0, applied);
+                Ok(Some(MutationOutcome::Put { version: lsn, size }))
+            }
+            Mutation::Delete {
+                key,
+                precondition,
+                strict,
+                time,
+            } => {
+                let existed = self.check(&key, precondition)?.is_some();
+                if existed {
+                    self.note_crossing(&key)?;
+                    self.push_tombstone(key, time);
+                } else if strict {
+                    return Err(StorageError::NotFound { key });
+                }
+                Ok(Some(MutationOutcome::Deleted { existed }))
+            }
+            Mutation::Copy {
+                source,
+                expected,
+                source_precondition,
+                target,
+                target_precondition,
+                meta,
+                time,
+                rename,
+            } => {
+                let Some((number, entry)) = self.index.lookup(source.as_bytes())? else {
+                    return Err(StorageError::NotFound { key: source });
+                };
+                self.check(&source, source_precondition)?;
+                self.check(&target, target_precondition)?;
+                if entry.lsn != expected || number != self.number {
+                    return Ok(None);
+                }
+                self.note_crossing(&target)?;
+                let outcome = self.push_copy(&source, &entry, target.clone(), meta, time);
+                if rename && source != target {
+                    self.push_tombstone(source, time);
+                }
+                Ok(Some(outcome))
+            }
+        }
+    }
+
+    fn push_tombstone(&mut self, key: BinaryKey, time: u64) {
+        let lsn = self.lsn();
+        self.overlay.insert(key.clone(), None);
+        let record = record::encode(RecordKind::Tombstone, &key, &[], &[], time);
+        self.push(record, 0, applied(RecordKind::Tombstone, key, lsn, time));
+    }
+
+    fn push_copy(
+        &mut self,
+        source: &BinaryKey,
+        entry: &Entry,
+        target: BinaryKey,
+        mut meta: Vec<u8>,
+        time: u64,
+    ) -> MutationOutcome {
+        let lsn = self.lsn();
+        let shared = match &entry.extents {
+            Some(extents) => Arc::clone(extents),
+            None if entry.size == 0 => Arc::new([]),
+            None => {
+                record::put_source(&mut meta, source);
+                let whole = ExtentRef {
+                    lsn: entry.lsn.into(),
+                    offset: 0.into(),
+                    length: u32::try_from(entry.size).unwrap_or(u32::MAX).into(),
+                };
+                Arc::new([whole])
+            }
+        };
+        let inline = entry.extents.is_none() && entry.size > 0;
+        let payload = Manifest {
+            size: entry.size,
+            extents: shared.to_vec(),
+        }
+        .encode();
+        let record = record::encode(RecordKind::Manifest, &target, &meta, &payload, time);
+        self.overlay.insert(target.clone(), Some(lsn));
+        let applied = Applied {
+            meta_length: u32::try_from(meta.len()).unwrap_or(u32::MAX),
+            payload_length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
+            manifest: Some((entry.size, shared)),
+            source: inline.then(|| source.clone()),
+            ..applied(RecordKind::Manifest, target, lsn, time)
+        };
+        debug_assert_eq!(
+            record.len() as u64,
+            record_length(applied.key.as_bytes().len(), meta.len(), 0)
+                + stored_length(payload.len() as u64)
+        );
+        self.push(record, 0, applied);
+        MutationOutcome::Put {
+            version: lsn,
+            size: entry.size,
+        }
+    }
+}
+
+/// A record of `kind`, with everything else empty.
+fn applied(kind: RecordKind, key: BinaryKey, lsn: u64, time: u64) -> Applied {
+    Applied {
+        kind,
+        moved: false,
+        key,
+        lsn,
+        time,
+        address: 0,
+        meta_length: 0,
+        payload_length: 0,
+        manifest: None,
+        source: None,
+        hold: None,
+    }
+}
