@@ -142,12 +142,14 @@ impl Writer {
     }
 }
 
-/// Fills a store to 80 % and churns it; then checks everything, also once it is opened again.
+/// Fills a store to 80 % and churns it with so many times its capacity; then checks everything,
+/// also once it is opened again.
 fn churn(
     options: &CreateOptions,
     make: impl FnOnce() -> Store,
     again: impl FnOnce() -> Store,
     threads: usize,
+    times: usize,
 ) -> usize {
     let store = Arc::new(make());
     let total = usize::try_from(store.info().space.total).expect("it is small");
@@ -168,7 +170,7 @@ fn churn(
                 let store = Arc::clone(&store);
                 scope.spawn(move || {
                     writer.fill(&store, share / 5 * 4);
-                    writer.churn(&store, share / 5 * 4, share * 10);
+                    writer.churn(&store, share / 5 * 4, share * times);
                 })
             })
             .collect();
@@ -198,9 +200,9 @@ fn churn(
     writers.iter().map(|writer| writer.written).sum()
 }
 
-fn churn_on(backend: BackendChoice, sectors: u16, size: u64, background: bool, threads: usize) {
+fn churn_on(backend: BackendChoice, sectors: u16, background: bool, threads: usize, times: usize) {
     let Some(io) = io(backend) else { return };
-    let mut options = create_options(&io, sectors, size);
+    let mut options = create_options(&io, sectors, 32 * MIB);
     options.open.background = background;
     let directory = test_directory();
     let path = directory.path().join("store");
@@ -209,16 +211,17 @@ fn churn_on(backend: BackendChoice, sectors: u16, size: u64, background: bool, t
         || Store::create(&path, options.clone()).expect("it is made"),
         || Store::open_with(&path, options.open.clone()).expect("it opens"),
         threads,
+        times,
     );
 }
 
 /// In memory; tells how many bytes the disks took for each byte that was put.
-fn churn_simulated(sectors: u16, size: u64, block_size: u32, background: bool, threads: usize) {
+fn churn_simulated(sectors: u16, block_size: u32, background: bool, threads: usize, times: usize) {
     let sim = Sim::new(block_size, 1);
     sim.record(false);
     let options = CreateOptions {
         sectors,
-        sector_size: size,
+        sector_size: 32 * MIB,
         open: OpenOptions {
             background,
             ..OpenOptions::default()
@@ -230,56 +233,56 @@ fn churn_simulated(sectors: u16, size: u64, block_size: u32, background: bool, t
         || Store::create_on(sim.backend(), "/store", options.clone()).expect("it is made"),
         || Store::open_on(sim.backend(), "/store", options.open.clone()).expect("it opens"),
         threads,
+        times,
     );
     let amplification = sim.written() as f64 / put as f64;
     println!(
-        "{sectors} x {} MiB, blocks of {block_size}, background {background}, {threads} threads: {amplification:.2} bytes written per byte put",
-        size / MIB
+        "{sectors} sectors, blocks of {block_size}, background {background}, {threads} threads: {amplification:.2} bytes written per byte put"
     );
     assert!(amplification < 8.0, "{amplification}");
 }
 
 #[test]
 fn with_a_background_thread() {
-    churn_simulated(1, 32 * MIB, 4096, true, 1);
+    churn_simulated(1, 4096, true, 1, 10);
 }
 
 #[test]
 fn without_a_background_thread() {
-    churn_simulated(1, 32 * MIB, 512, false, 1);
-}
-
-#[test]
-fn over_three_sectors() {
-    churn_simulated(3, 32 * MIB, 4096, true, 1);
-}
-
-#[test]
-fn over_io_uring() {
-    churn_on(BackendChoice::Uring, 1, 32 * MIB, true, 8);
-}
-
-#[test]
-fn over_io_uring_with_none_in_the_background() {
-    churn_on(BackendChoice::Uring, 1, 32 * MIB, false, 1);
-}
-
-#[test]
-fn over_system_calls() {
-    churn_on(BackendChoice::Syscall, 3, 16 * MIB, true, 4);
+    churn_simulated(1, 512, false, 1, 10);
 }
 
 #[test]
 fn with_many_threads() {
-    churn_simulated(1, 32 * MIB, 4096, true, 8);
+    churn_simulated(1, 4096, true, 8, 10);
 }
 
 #[test]
 fn with_many_threads_and_none_in_the_background() {
-    churn_simulated(1, 32 * MIB, 512, false, 8);
+    churn_simulated(1, 512, false, 8, 10);
+}
+
+#[test]
+fn over_three_sectors() {
+    churn_simulated(3, 4096, true, 1, 4);
 }
 
 #[test]
 fn over_three_sectors_with_none_in_the_background() {
-    churn_simulated(3, 16 * MIB, 512, false, 2);
+    churn_simulated(3, 512, false, 2, 4);
+}
+
+#[test]
+fn over_io_uring() {
+    churn_on(BackendChoice::Uring, 1, true, 8, 10);
+}
+
+#[test]
+fn over_io_uring_with_none_in_the_background() {
+    churn_on(BackendChoice::Uring, 1, false, 1, 4);
+}
+
+#[test]
+fn over_system_calls() {
+    churn_on(BackendChoice::Syscall, 3, true, 4, 2);
 }

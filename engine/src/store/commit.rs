@@ -647,6 +647,11 @@ impl Inner {
             }
             let queue = &mut commits.queues[number];
             queue.in_flight = false;
+            if queue.stalled {
+                // Threads that drove this frame, which was not theirs, have room to make now.
+                let waiting = queue.waiting.iter().map(|request| &request.answer);
+                waiting.for_each(Answer::nudge);
+            }
             if outcome.is_ok() {
                 if let Some(tail) = tail {
                     queue.tail = tail;
