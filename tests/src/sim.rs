@@ -625,6 +625,12 @@ impl Backend for Sim {
         Ok(())
     }
 
+    fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
+        let mut state = self.shared.state.lock();
+        bytes.copy_from_slice(&state.random.bytes(bytes.len()));
+        Ok(())
+    }
+
     fn lock(&self, path: &Path, _exclusive: bool) -> io::Result<Box<dyn Lock>> {
         if !self.shared.state.lock().locked.insert(path.to_owned()) {
             return Err(io::ErrorKind::WouldBlock.into());

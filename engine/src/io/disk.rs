@@ -132,6 +132,16 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// What the system reports.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
 
+    /// Fills `bytes` with what nobody can foresee: for ids, and to tell what a crash took from
+    /// what came after it.
+    ///
+    /// # Errors
+    /// What the system reports.
+    fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
+        rustix::rand::getrandom(bytes, rustix::rand::GetRandomFlags::empty())?;
+        Ok(())
+    }
+
     /// Takes the lock on the file at `path`, which is created if absent, at once or not at all
     /// (`WouldBlock`). An exclusive lock excludes every other, a shared one the exclusive ones.
     /// An exclusive holder's process id is written into the file, for the message of the loser.

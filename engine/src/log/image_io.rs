@@ -57,8 +57,24 @@ pub async fn write_image(
     sequence: u64,
     segments: &[(u32, u64)],
 ) -> Result<(), StorageError> {
+    let mut writes = VecDeque::new();
+    let mut outcome = send_image(sector, stored, sequence, segments, &mut writes).await;
+    // Whatever failed: no write may land in a segment that is given back.
+    while !writes.is_empty() {
+        outcome = outcome.and(finish_write(sector, writes.pop_front()).await);
+    }
+    outcome?;
+    sector.sync().await
+}
+
+async fn send_image(
+    sector: &Sector,
+    stored: &[u8],
+    sequence: u64,
+    segments: &[(u32, u64)],
+    writes: &mut VecDeque<(u64, IoOp)>,
+) -> Result<(), StorageError> {
     let geometry = *sector.geometry();
-    let mut writes: VecDeque<(u64, IoOp)> = VecDeque::new();
     let per_segment =
         usize::try_from(geometry.image_bytes_per_segment()).expect("a segment fits memory");
     for (part, &(index, generation)) in segments.iter().enumerate() {
@@ -98,10 +114,7 @@ pub async fn write_image(
             }
         }
     }
-    while !writes.is_empty() {
-        finish_write(sector, writes.pop_front()).await?;
-    }
-    sector.sync().await
+    Ok(())
 }
 
 async fn finish_write(sector: &Sector, write: Option<(u64, IoOp)>) -> Result<(), StorageError> {

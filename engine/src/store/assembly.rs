@@ -11,7 +11,9 @@ use graviton_format::Geometry;
 use graviton_format::checksum::stored_length;
 use graviton_format::record::{ExtentRef, FLAG_MOVED, Manifest, RecordKind, record_length};
 
-use super::commit::{Done, Encoded, Mutation, MutationOutcome, Reply, Request, Work};
+use super::commit::{
+    Claim, Claims, Done, Encoded, Mutation, MutationOutcome, Reply, Request, Work,
+};
 use super::index::{Applied, Entry, Index};
 use super::record;
 use super::ticket::Answer;
@@ -42,8 +44,7 @@ pub struct Assembly<'a> {
     index: &'a mut Index,
     geometry: &'a Geometry,
     next_lsn: &'a mut u64,
-    /// Keys in frames under way, with their sectors.
-    under_way: &'a HashMap<BinaryKey, usize>,
+    claims: &'a Claims,
     /// Keys of requests that wait: what comes later about them waits too.
     blocked: HashSet<BinaryKey>,
     /// Keys that records of this frame change: to which version, if any.
@@ -67,8 +68,8 @@ pub struct Decided {
     pub records: Vec<(Encoded, u64, u8)>,
     /// What the records do to the index, in their order.
     pub applied: Vec<Applied>,
-    /// Keys that the records change.
-    pub keys: Vec<BinaryKey>,
+    /// What its requests have claimed.
+    pub claims: Vec<Claim>,
     /// The segment the frame opens, and its generation.
     pub opened: Option<(u32, u64)>,
     /// It must be durable before it is answered.
@@ -99,14 +100,14 @@ impl<'a> Assembly<'a> {
         geometry: &'a Geometry,
         tail: Tail,
         next_lsn: &'a mut u64,
-        under_way: &'a HashMap<BinaryKey, usize>,
+        claims: &'a Claims,
     ) -> Self {
         Self {
             number,
             index,
             geometry,
             next_lsn,
-            under_way,
+            claims,
             blocked: HashSet::new(),
             overlay: HashMap::new(),
             length: 0,
@@ -126,7 +127,7 @@ impl<'a> Assembly<'a> {
 
     /// Decides a request; gives it back if it has to wait for a later frame.
     pub fn offer(&mut self, request: Request) -> Option<Request> {
-        if self.must_wait(&request.work) {
+        if self.must_wait(&request) {
             self.block(&request.work);
             // What must see the effect of this frame ends it, so that order is kept.
             self.closed |= self.length > 0;
@@ -147,6 +148,7 @@ impl<'a> Assembly<'a> {
             }
         };
         self.decided.pending += request.pending;
+        self.decided.claims.push(request.claim);
         self.decided.answers.push((request.answer, reply));
         None
     }
@@ -154,7 +156,6 @@ impl<'a> Assembly<'a> {
     /// What was decided.
     pub fn end(self) -> Decided {
         Decided {
-            keys: self.overlay.into_keys().collect(),
             // The sector that held the version before forgets it in a checkpoint that makes only
             // itself durable: what replaces it must not be lost then.
             durable: self.decided.durable || self.crosses,
@@ -162,22 +163,16 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    /// Whether the work needs the applied effect of what is in this frame or another sector's, or
-    /// of what waits already.
-    fn must_wait(&self, work: &Work) -> bool {
-        let taken = |key: &BinaryKey| {
-            self.blocked.contains(key)
-                || self
-                    .under_way
-                    .get(key)
-                    .is_some_and(|other| *other != self.number)
-        };
-        work.mutations().iter().any(|mutation| {
+    /// Whether the request needs the applied effect of what is in this frame, or comes after
+    /// what waits or is another sector's to do.
+    fn must_wait(&self, request: &Request) -> bool {
+        let is_early = request.work.mutations().iter().any(|mutation| {
             let copies = matches!(mutation, Mutation::Copy { .. });
             mutation
                 .keys()
-                .any(|key| taken(key) || (copies && self.overlay.contains_key(key)))
-        })
+                .any(|key| self.blocked.contains(key) || (copies && self.overlay.contains_key(key)))
+        });
+        is_early || self.claims.must_wait(self.number, &request.claim)
     }
 
     fn block(&mut self, work: &Work) {

@@ -8,7 +8,9 @@
 //! a frame's write applies it and submits the next one, whoever it waits for itself.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 
 use graviton_format::record::{ExtentRef, RecordKind, record_length};
 
@@ -19,7 +21,7 @@ use super::ticket::{Answer, Ticket, ticket};
 use crate::io::WriteSync;
 use crate::log::append::{BuiltFrame, frame_length};
 use crate::log::{FrameBuilder, Purpose, Sector, Tail};
-use crate::port::op::wait_for;
+use crate::port::op::{offer_driver, wait_for};
 use crate::port::{BinaryKey, Precondition, StorageError};
 
 /// One record, encoded but for what depends on its place: head, then chunks.
@@ -185,11 +187,65 @@ pub enum Done {
 /// The answer to work.
 pub type Reply = Result<Done, StorageError>;
 
+/// The place of a request among those of all sectors about the same keys.
+#[derive(Debug, Default)]
+pub struct Claim {
+    /// Lower ones come first.
+    pub turn: u64,
+    /// The keys it is about.
+    pub keys: Vec<BinaryKey>,
+}
+
+/// Who is to change which key, in which order, and in which sector; kept only when there are
+/// several sectors.
+#[derive(Debug, Default)]
+pub struct Claims {
+    turn: u64,
+    by_key: HashMap<BinaryKey, Vec<(u64, usize)>>,
+}
+
+impl Claims {
+    /// Takes the next turn for work of sector `number`.
+    fn stake(&mut self, number: usize, work: &Work) -> Claim {
+        self.turn += 1;
+        let keys = work.mutations().iter().flat_map(Mutation::keys);
+        let claim = Claim {
+            turn: self.turn,
+            keys: keys.cloned().collect(),
+        };
+        for key in &claim.keys {
+            let turns = self.by_key.entry(key.clone()).or_default();
+            turns.push((claim.turn, number));
+        }
+        claim
+    }
+
+    fn release(&mut self, claim: &Claim) {
+        for key in &claim.keys {
+            if let Some(turns) = self.by_key.get_mut(key) {
+                turns.retain(|(turn, _)| *turn != claim.turn);
+                if turns.is_empty() {
+                    self.by_key.remove(key);
+                }
+            }
+        }
+    }
+
+    /// Whether another sector than `number` is to change one of the keys first.
+    pub fn must_wait(&self, number: usize, claim: &Claim) -> bool {
+        claim.keys.iter().any(|key| {
+            let mut turns = self.by_key.get(key).into_iter().flatten();
+            turns.any(|&(turn, other)| turn < claim.turn && other != number)
+        })
+    }
+}
+
 /// Work in a queue.
 #[derive(Debug)]
 pub struct Request {
     pub work: Work,
     pub durable: bool,
+    pub claim: Claim,
     /// Bytes that were counted as pending when it was admitted.
     pub pending: u64,
     pub answer: Answer<Reply>,
@@ -211,6 +267,8 @@ pub struct Queue {
     unnoted: Option<u64>,
     /// Every LSN up to this one was applied when the frame under way was decided.
     floor: u64,
+    /// Woken when the frame under way is over.
+    idle: Vec<Waker>,
 }
 
 /// The commit pipeline of a store.
@@ -218,8 +276,9 @@ pub struct Queue {
 pub struct Commits {
     queues: Vec<Queue>,
     next_lsn: u64,
-    /// Keys in frames under way, by sector; only kept when there are several sectors.
-    keys_in_flight: HashMap<BinaryKey, usize>,
+    /// The highest LSN in any log.
+    newest: u64,
+    claims: Claims,
     /// Bytes admitted but not yet applied, by sector.
     pending: Vec<u64>,
     /// The store is being closed: nothing new comes in from outside.
@@ -235,7 +294,7 @@ struct InFlight {
     tail: Option<Tail>,
     durable: bool,
     pending: u64,
-    keys: Vec<BinaryKey>,
+    claims: Vec<Claim>,
     has_records: bool,
     /// Bytes of the frame.
     length: u64,
@@ -254,8 +313,9 @@ struct Plan {
 }
 
 impl Commits {
-    /// The pipeline of a store whose logs end at `tails`.
-    pub fn new(tails: &[Tail], next_lsn: u64) -> Self {
+    /// The pipeline of a store whose logs end at `tails`, the highest LSN in them being `newest`;
+    /// so many LSNs after it are skipped.
+    pub fn new(tails: &[Tail], newest: u64, skip: u32) -> Self {
         let queue = |tail: &Tail| Queue {
             tail: *tail,
             durable_lsn: tail.lsn,
@@ -264,16 +324,17 @@ impl Commits {
         };
         Self {
             queues: tails.iter().map(queue).collect(),
-            next_lsn,
-            keys_in_flight: HashMap::new(),
+            next_lsn: newest + 1 + u64::from(skip),
+            newest,
+            claims: Claims::default(),
             pending: vec![0; tails.len()],
             closing: false,
         }
     }
 
-    /// The highest LSN given out.
+    /// The highest LSN that was given out and not lost.
     pub fn last_lsn(&self) -> u64 {
-        self.next_lsn - 1
+        self.newest
     }
 
     /// Bytes admitted to a sector but not yet applied.
@@ -295,6 +356,12 @@ impl Commits {
             && queue.tail.segment.is_some()
     }
 
+    /// Whether a sector's log ends with records that no note says to be durable.
+    pub fn wants_note(&self, number: usize) -> bool {
+        let queue = &self.queues[number];
+        queue.unnoted.is_some() && queue.tail.segment.is_some()
+    }
+
     /// Every frame of any sector up to this LSN is applied, and no frame under way was decided
     /// without the knowledge of them.
     pub fn settled_lsn(&self) -> u64 {
@@ -304,6 +371,11 @@ impl Commits {
             .filter(|queue| queue.in_flight)
             .map(|queue| queue.floor);
         floors.min().unwrap_or(self.next_lsn - 1)
+    }
+
+    /// Whether puts of any sector wait for room.
+    pub fn is_any_stalled(&self) -> bool {
+        self.queues.iter().any(|queue| queue.stalled)
     }
 
     /// A sector with a frame under way, `number` itself if it can be.
@@ -319,8 +391,16 @@ impl Commits {
         let queue = &mut self.queues[number];
         queue.stalled = false;
         let failed = std::mem::take(&mut queue.waiting);
-        self.pending[number] -= failed.iter().map(|request| request.pending).sum::<u64>();
         failed
+            .iter()
+            .for_each(|request| self.forget(number, request));
+        failed
+    }
+
+    /// A request leaves the queue without an effect.
+    fn forget(&mut self, number: usize, request: &Request) {
+        self.pending[number] -= request.pending;
+        self.claims.release(&request.claim);
     }
 
     /// Bytes left in the segment where a sector's log ends.
@@ -370,9 +450,15 @@ impl Inner {
             Err(error) => answer.send(Err(error)),
             Ok(()) => {
                 commits.pending[number] += pending;
+                let claim = if self.sectors.len() > 1 {
+                    commits.claims.stake(number, &work)
+                } else {
+                    Claim::default()
+                };
                 commits.queues[number].waiting.push_back(Request {
                     work,
                     durable,
+                    claim,
                     pending,
                     answer,
                 });
@@ -414,9 +500,12 @@ impl Inner {
     pub fn drain(self: &Arc<Self>, number: usize) -> Result<(), StorageError> {
         self.commits.lock().closing = true;
         loop {
-            self.fail_stalled(number);
+            self.fail_stalled(number, &StorageError::Closed);
             self.pump(number);
-            self.sectors[number].check_writable()?;
+            if let Err(error) = self.sectors[number].check_writable() {
+                self.wait_until_idle(number);
+                return Err(error);
+            }
             // Everything queued before it is decided before this sync ends, or stalled.
             wait_for(self.submit(number, Work::Sync, true))?;
             let commits = self.commits.lock();
@@ -424,6 +513,34 @@ impl Inner {
             if queue.waiting.is_empty() && !queue.in_flight {
                 return Ok(());
             }
+        }
+    }
+
+    /// Waits until no frame of a sector is under way.
+    fn wait_until_idle(self: &Arc<Self>, number: usize) {
+        wait_for(poll_fn(|context| {
+            {
+                let queue = &mut self.commits.lock().queues[number];
+                if !queue.in_flight {
+                    return Poll::Ready(());
+                }
+                queue.idle.push(context.waker().clone());
+            }
+            let source = self.commit_source(number);
+            if !offer_driver(source.driver()) {
+                source.complete_in_background();
+            }
+            Poll::Pending
+        }));
+    }
+
+    /// Makes all who wait for room look again at what they can do for it.
+    pub fn nudge_stalled(&self) {
+        for queue in &self.commits.lock().queues {
+            queue
+                .waiting
+                .iter()
+                .for_each(|request| request.answer.nudge());
         }
     }
 
@@ -439,7 +556,8 @@ impl Inner {
                 if let Err(error) = self.sectors[number].check_writable() {
                     let failed = commits.give_up(number);
                     drop(commits);
-                    return fail(failed, &error);
+                    fail(failed, &error);
+                    return self.pump_others(number);
                 }
                 let plan = self.assemble(&mut commits, number);
                 commits.queues[number].in_flight = plan.is_some();
@@ -452,6 +570,12 @@ impl Inner {
         }
     }
 
+    /// Pumps the sectors in which requests may have waited for one of sector `number`.
+    fn pump_others(self: &Arc<Self>, number: usize) {
+        let others = (0..self.sectors.len()).filter(|&other| other != number);
+        others.for_each(|other| self.pump(other));
+    }
+
     /// Decides as many requests as fit one frame.
     fn assemble(&self, commits: &mut Commits, number: usize) -> Option<Plan> {
         let floor = commits.settled_lsn();
@@ -459,9 +583,11 @@ impl Inner {
         let Commits {
             queues,
             next_lsn,
-            keys_in_flight,
+            newest,
+            claims,
             ..
         } = commits;
+        let first_lsn = *next_lsn;
         let queue = &mut queues[number];
         let mut assembly = Assembly::new(
             number,
@@ -469,7 +595,7 @@ impl Inner {
             self.sectors[number].geometry(),
             queue.tail,
             next_lsn,
-            keys_in_flight,
+            claims,
         );
         let mut left = Vec::new();
         while !assembly.is_closed()
@@ -496,18 +622,14 @@ impl Inner {
         if decided.answers.is_empty() {
             return None;
         }
-        // Which sector a key is under way in matters only if there are several.
-        let keys = if self.sectors.len() > 1 {
-            decided.keys
-        } else {
-            Vec::new()
-        };
-        keys_in_flight.extend(keys.iter().map(|key| (key.clone(), number)));
         let has_records = !decided.records.is_empty();
         let notes = decided.notes && queue.unnoted.is_some();
         let writes = has_records || notes || decided.opened.is_some();
         if writes && !has_records {
             *next_lsn += 1;
+        }
+        if *next_lsn > first_lsn {
+            *newest = *next_lsn - 1;
         }
         Some(Plan {
             flight: InFlight {
@@ -517,7 +639,7 @@ impl Inner {
                 tail: writes.then_some(queue.tail),
                 durable: decided.durable,
                 pending: decided.pending,
-                keys,
+                claims: decided.claims,
                 has_records,
                 length: 0,
                 noted: queue.durable_lsn,
@@ -607,7 +729,7 @@ impl Inner {
             tail,
             durable,
             pending,
-            keys,
+            claims,
             has_records,
             length,
             noted,
@@ -636,17 +758,19 @@ impl Inner {
             Ok(())
         });
         let mut failed = VecDeque::new();
+        let mut wants_note = false;
         if let Err(error) = &outcome {
             self.sectors[number].poison(error);
         }
         {
             let mut commits = self.commits.lock();
             commits.pending[number] -= pending;
-            for key in &keys {
-                commits.keys_in_flight.remove(key);
+            for claim in &claims {
+                commits.claims.release(claim);
             }
             let queue = &mut commits.queues[number];
             queue.in_flight = false;
+            queue.idle.drain(..).for_each(Waker::wake);
             if queue.stalled {
                 // Threads that drove this frame, which was not theirs, have room to make now.
                 let waiting = queue.waiting.iter().map(|request| &request.answer);
@@ -657,7 +781,10 @@ impl Inner {
                     queue.tail = tail;
                     queue.unsynced |= !durable;
                     match (has_records, queue.unnoted) {
-                        (true, _) => queue.unnoted = Some(tail.lsn),
+                        (true, before) => {
+                            wants_note = before.is_none();
+                            queue.unnoted = Some(tail.lsn);
+                        }
                         (false, Some(unnoted)) if noted >= unnoted => queue.unnoted = None,
                         (false, _) => {}
                     }
@@ -680,24 +807,21 @@ impl Inner {
             fail(failed, &error);
         }
         if outcome.is_ok() {
-            self.note_progress(number);
+            self.note_progress(number, wants_note);
         }
-        if self.sectors.len() > 1 {
-            (0..self.sectors.len()).for_each(|number| self.pump(number));
-        } else {
-            self.pump(number);
-        }
+        self.pump(number);
+        self.pump_others(number);
     }
 
-    /// Fails the puts of a sector that wait for room which will not come.
-    pub fn fail_stalled(self: &Arc<Self>, number: usize) {
-        let available = self.available(&self.index.read(), number);
+    /// Fails the puts of a sector that wait for room which will not come. `false` if none wait, or
+    /// a frame is under way, after which they are looked at again.
+    pub fn fail_stalled(self: &Arc<Self>, number: usize, error: &StorageError) -> bool {
         let mut failed = Vec::new();
         {
             let mut commits = self.commits.lock();
             let queue = &mut commits.queues[number];
             if !queue.stalled || queue.in_flight {
-                return;
+                return false;
             }
             let waiting = std::mem::take(&mut queue.waiting);
             // Deletes fail only when no put is left to fail.
@@ -709,18 +833,25 @@ impl Inner {
             queue.waiting = others;
             queue.stalled = false;
             for request in over {
-                commits.pending[number] -= request.pending;
+                commits.forget(number, &request);
                 failed.push(request);
             }
         }
         for request in failed {
-            let needed = request.pending.max(1);
-            request.answer.send(Err(StorageError::NoSpace {
-                needed,
-                available: available.min(needed - 1),
+            request.answer.send(Err(match error {
+                &StorageError::NoSpace { available, .. } => {
+                    let needed = request.pending.max(1);
+                    StorageError::NoSpace {
+                        needed,
+                        available: available.min(needed - 1),
+                    }
+                }
+                other => other.clone(),
             }));
         }
         self.pump(number);
+        self.pump_others(number);
+        true
     }
 }
 

@@ -9,6 +9,15 @@ use super::info::{SectorInfo, SegmentInfo, SegmentState, Space, StoreInfo};
 use super::inner::Inner;
 use crate::log::State;
 
+/// Sums what a hostile checkpoint may say.
+fn sum(index: &Index, figure: impl Fn(&SectorIndex) -> u64) -> u64 {
+    index
+        .sectors
+        .iter()
+        .map(figure)
+        .fold(0, u64::saturating_add)
+}
+
 impl Inner {
     /// The store's figures now.
     pub fn info(&self) -> StoreInfo {
@@ -59,12 +68,8 @@ impl Inner {
             access: self.options.access,
             backend: self.backend.name(),
             notice: self.notice.clone(),
-            blobs: index.sectors.iter().map(|sector| sector.blobs).sum(),
-            logical_bytes: index
-                .sectors
-                .iter()
-                .map(|sector| sector.logical_bytes)
-                .sum(),
+            blobs: sum(&index, |sector| sector.blobs),
+            logical_bytes: sum(&index, |sector| sector.logical_bytes),
             lsn,
             index_bytes: index.sectors.iter().map(SectorIndex::memory).sum(),
             space: sectors
@@ -98,7 +103,8 @@ impl Inner {
                     };
                     space.metadata += block;
                     space.live += segment.live;
-                    space.garbage += end - block - segment.live;
+                    // A hostile checkpoint can count too much; verify says so.
+                    space.garbage += (end - block).saturating_sub(segment.live);
                     space.free += size - end;
                 }
             }

@@ -229,6 +229,8 @@ pub struct SectorIndex {
     delta_bytes: u64,
     /// Extents that the base knows.
     base_extents: usize,
+    /// The log is being replayed: what nothing names may yet be named by a later record, and stays.
+    replaying: bool,
 }
 
 /// How many bytes a slot takes in an image, at most.
@@ -284,7 +286,25 @@ impl SectorIndex {
             blobs: 0,
             logical_bytes: 0,
             delta_bytes: 0,
+            replaying: false,
         }
+    }
+
+    /// Begins a replay of the log behind the base, which [`SectorIndex::end_replay`] ends.
+    pub fn begin_replay(&mut self) {
+        self.replaying = true;
+    }
+
+    /// Ends a replay: nothing is on its way in, so extents that nothing names are given up.
+    pub fn end_replay(&mut self) {
+        self.replaying = false;
+        let unnamed: Vec<u64> = self
+            .extents
+            .iter()
+            .filter(|(_, extent)| extent.references == 0)
+            .map(|(lsn, _)| *lsn)
+            .collect();
+        self.abandon(&unnamed);
     }
 
     /// The sector itself.
@@ -454,6 +474,7 @@ impl SectorIndex {
     fn drop_if_dead(&mut self, lsn: u64) {
         if let Some(extent) = self.extents.get(&lsn).copied()
             && extent.is_dead()
+            && !self.replaying
         {
             self.extents.remove(&lsn);
             self.remove_live(extent.record_address(), extent.record_length());
@@ -467,6 +488,8 @@ impl SectorIndex {
         match &entry.extents {
             // Copies may still share the payload of the record.
             None if self.extents.contains_key(&entry.lsn) => self.release_extent(entry.lsn),
+            // In a replay, the record of a copy may follow.
+            None if self.replaying && entry.size > 0 => self.name_payload(key, entry, 0),
             None => self.remove_live(entry.address, entry.record_length(key.as_bytes())),
             Some(extents) => {
                 self.remove_live(entry.address, entry.record_length(key.as_bytes()));
@@ -497,17 +520,6 @@ impl SectorIndex {
             }
             self.drop_if_dead(lsn);
         }
-    }
-
-    /// Gives up all extents that nothing names: at the end of recovery nothing is on its way in.
-    pub fn abandon_unnamed(&mut self) {
-        let unnamed: Vec<u64> = self
-            .extents
-            .iter()
-            .filter(|(_, extent)| extent.references == 0)
-            .map(|(lsn, _)| *lsn)
-            .collect();
-        self.abandon(&unnamed);
     }
 
     /// Whether compaction must keep a record of this sector.
@@ -581,17 +593,22 @@ impl SectorIndex {
             && entry.lsn == lsn
             && entry.extents.is_none()
         {
-            let head_length = entry.head_length(source.as_bytes());
-            let extent = Extent {
-                address: entry.address.saturating_add(head_length),
-                payload_length: u32::try_from(entry.size).unwrap_or(u32::MAX),
-                head_length: u32::try_from(head_length).unwrap_or(u32::MAX),
-                references: 1,
-                held: false,
-            };
-            self.extents.insert(lsn, extent);
+            self.name_payload(source, &entry, 1);
         }
         Ok(())
+    }
+
+    /// Makes the payload of a blob record an extent, so that manifests can name it.
+    fn name_payload(&mut self, key: &BinaryKey, entry: &Entry, references: u32) {
+        let head_length = entry.head_length(key.as_bytes());
+        let extent = Extent {
+            address: entry.address.saturating_add(head_length),
+            payload_length: u32::try_from(entry.size).unwrap_or(u32::MAX),
+            head_length: u32::try_from(head_length).unwrap_or(u32::MAX),
+            references,
+            held: false,
+        };
+        self.extents.insert(entry.lsn, extent);
     }
 
     /// The entries with keys of `from` or greater, in order, at most `count` that are live.
@@ -824,6 +841,12 @@ impl Index {
             if let Some(extent) = sector.extents.get_mut(&piece.lsn.get()) {
                 extent.references += 1;
                 extent.held = false;
+            } else if !sector.replaying {
+                // Of a log with damage, whoever reads the blob learns of it.
+                return Err(sector.sector.corruption(
+                    applied.address,
+                    format!("extent {} was given up before it was named", piece.lsn),
+                ));
             }
         }
         let current = self.retire(applied)?;
@@ -837,8 +860,8 @@ impl Index {
             extents,
         };
         sector.add_live(entry.address, applied.length());
-        sector.blobs += 1;
-        sector.logical_bytes += size;
+        sector.blobs = sector.blobs.saturating_add(1);
+        sector.logical_bytes = sector.logical_bytes.saturating_add(size);
         if current {
             sector.set(applied.key.clone(), Slot::Live(entry));
         } else {

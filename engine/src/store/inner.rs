@@ -88,11 +88,12 @@ impl Driver for SectorDriver {
         let Some(inner) = self.inner.upgrade() else {
             return signal.park();
         };
-        let (in_flight, stalled) = {
+        let (in_flight, stalled, any_stalled) = {
             let commits = inner.commits.lock();
             (
                 commits.in_flight(self.number),
                 commits.is_stalled(self.number),
+                commits.is_any_stalled(),
             )
         };
         match in_flight {
@@ -101,7 +102,7 @@ impl Driver for SectorDriver {
                 None => signal.park(),
             },
             // Without a thread of its own the store makes room on the thread that waits for it.
-            None if stalled && inner.lacks_background() => {
+            None if any_stalled && inner.lacks_background() => {
                 match inner.try_step() {
                     Ok(Some(true)) => {}
                     // The sector was given up, or its puts go on already.
@@ -110,7 +111,7 @@ impl Driver for SectorDriver {
                     Ok(None) => signal.park_for(BETWEEN_FRAMES),
                     Err(error) => {
                         tracing::warn!(%error, "maintenance failed");
-                        inner.fail_stalled(self.number);
+                        inner.fail_stalled(self.number, &error);
                     }
                 }
             }
@@ -180,11 +181,11 @@ fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Erro
     }
 }
 
-fn random<const N: usize>() -> Result<[u8; N], StorageError> {
+fn random<const N: usize>(backend: &dyn Backend, path: &Path) -> Result<[u8; N], StorageError> {
     let mut bytes = [0; N];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(
-        |error| file_error("get random bytes for", Path::new("the store's id"))(error.into()),
-    )?;
+    backend
+        .random(&mut bytes)
+        .map_err(file_error("get random bytes for", path))?;
     Ok(bytes)
 }
 
@@ -333,7 +334,7 @@ impl Inner {
         lock: Option<Box<dyn Lock>>,
         kick: Sender<()>,
     ) -> Result<Arc<Self>, StorageError> {
-        let store_id: [u8; 16] = random()?;
+        let store_id: [u8; 16] = random(backend.as_ref(), path)?;
         let mut sectors = Vec::new();
         let mut named = Vec::new();
         let created = record::now();
@@ -364,7 +365,7 @@ impl Inner {
             )?;
             let identity = Identity {
                 store_id,
-                sector_id: u64::from_le_bytes(random()?),
+                sector_id: u64::from_le_bytes(random(backend.as_ref(), &path)?),
             };
             let superblock = Superblock::new(identity, number, options.sectors, &geometry, created);
             sectors.push(Arc::new(wait_for(Sector::format(disk, superblock))?));
@@ -387,7 +388,7 @@ impl Inner {
             lock,
             health: Vec::new(),
         };
-        let inner = Self::assemble_parts(parts, Index { sectors: indexes }, kept, 1, kick);
+        let inner = Self::assemble_parts(parts, Index { sectors: indexes }, kept, (0, 0), kick);
         // Two, so that from the beginning damage to one leaves another.
         inner.checkpoint_all()?;
         inner.checkpoint_all()?;
@@ -467,8 +468,12 @@ impl Inner {
         for sector in &sectors {
             recovery.load(sector).await?;
         }
-        let next_lsn = recovery.replay().await?;
+        let newest = recovery.replay().await?;
+        let mut skip = 0;
         if writing {
+            // What a crash took may have had the LSNs that come next, and been seen: they are not
+            // given out twice.
+            skip = u32::from_le_bytes(random(backend.as_ref(), path)?);
             for (sector, replay) in sectors.iter().zip(&recovery.replays) {
                 mend_roots(sector).await?;
                 replay.mend_headers().await?;
@@ -492,14 +497,20 @@ impl Inner {
             lock,
             health,
         };
-        Ok(Self::assemble_parts(parts, index, kept, next_lsn, kick))
+        Ok(Self::assemble_parts(
+            parts,
+            index,
+            kept,
+            (newest, skip),
+            kick,
+        ))
     }
 
     fn assemble_parts(
         parts: Parts,
         index: Index,
         kept: Vec<Kept>,
-        next_lsn: u64,
+        (newest, skip): (u64, u32),
         kick: Sender<()>,
     ) -> Arc<Self> {
         let Parts {
@@ -533,7 +544,7 @@ impl Inner {
                 notice,
                 sources: (0..sectors.len()).map(source).collect(),
                 sectors,
-                commits: Mutex::new(Commits::new(&tails, next_lsn)),
+                commits: Mutex::new(Commits::new(&tails, newest, skip)),
                 index: RwLock::new(index),
                 kept: Mutex::new(kept),
                 maintenance: Mutex::default(),
@@ -591,9 +602,12 @@ impl Inner {
         if self.options.access == Access::ReadOnly {
             return Ok(());
         }
+        // The thread that made room for them has ended: now those who wait do it themselves.
+        self.nudge_stalled();
         if let Some(earlier) = self.detached.before(&[]) {
             wait_for(earlier);
         }
+        self.end_maintenance();
         let mut outcome = Ok(());
         for number in 0..self.sectors.len() {
             let drained = self.drain(number);
@@ -610,7 +624,9 @@ impl Inner {
                 .iter()
                 .all(|sector| sector.poisoned().is_none())
         {
-            outcome = outcome.and(self.checkpoint_all().map(|_| ()));
+            for number in 0..self.sectors.len() {
+                outcome = outcome.and(self.checkpoint(number).map(|_| ()));
+            }
         }
         outcome
     }
@@ -757,6 +773,12 @@ impl Recovery {
             .map(|root| root.root.sequence.get())
             .max()
             .unwrap_or(0);
+        if highest > COUNTER_MAX {
+            return Err(sector.corruption(
+                0,
+                format!("checkpoint {highest} is beyond what any store reaches"),
+            ));
+        }
         let mut claimed = 0;
         let mut loaded: Option<(Root, Arc<_>, Segments)> = None;
         let mut others: Vec<Root> = Vec::new();
@@ -848,13 +870,14 @@ impl Recovery {
         }
         kept.release(&mut index.segments, sector);
         index.tail = replay.tail();
+        index.begin_replay();
         self.index.sectors.push(index);
         self.replays.push(replay);
         self.kept.push(kept);
         Ok(())
     }
 
-    /// Replays all logs, merged by LSN. Returns the next LSN to give out.
+    /// Replays all logs, merged by LSN. Returns the highest LSN there is.
     async fn replay(&mut self) -> Result<u64, StorageError> {
         let mut heads: Vec<Option<LoggedFrame>> = Vec::new();
         for (number, replay) in self.replays.iter_mut().enumerate() {
@@ -881,7 +904,7 @@ impl Recovery {
         self.index.settle()?;
         let mut highest = 0;
         for (replay, index) in self.replays.iter().zip(&mut self.index.sectors) {
-            index.abandon_unnamed();
+            index.end_replay();
             index.tail = replay.tail();
             index.replay_bytes = replay.bytes();
             index.update_reserve();
@@ -908,7 +931,7 @@ impl Recovery {
                 ),
             ));
         }
-        Ok(highest + 1)
+        Ok(highest)
     }
 
     fn apply(&mut self, number: usize, frame: LoggedFrame) -> Result<(), StorageError> {

@@ -17,6 +17,7 @@ use graviton_format::frame::FrameHeader;
 use graviton_format::image::Image;
 use graviton_format::record::record_length;
 use graviton_format::segment::NONE;
+use parking_lot::MutexGuard;
 
 use super::commit::{Move, Work};
 use super::index::Cut;
@@ -49,6 +50,8 @@ const NOTE_AFTER: Duration = Duration::from_millis(100);
 /// What maintenance remembers from one step to the next.
 #[derive(Debug, Default)]
 pub struct Efforts {
+    /// The store is closed: there is no more maintenance.
+    ended: bool,
     /// By sector: while puts wait for room, the newest generation when they began to. What is
     /// younger is compact already; so an effort to make room comes to an end.
     horizons: Vec<Option<u64>>,
@@ -138,9 +141,9 @@ impl Kept {
 }
 
 impl Inner {
-    /// A frame landed: sees whether maintenance has become due.
-    pub fn note_progress(&self, number: usize) {
-        if self.options.background && self.is_due(number) {
+    /// A frame landed, and may want a note: sees whether maintenance has become due.
+    pub fn note_progress(&self, number: usize, wants_note: bool) {
+        if self.options.background && (wants_note || self.is_due(number)) {
             self.kick_maintenance();
         }
     }
@@ -194,16 +197,34 @@ impl Inner {
     }
 
     fn step_with(self: &Arc<Self>, efforts: &mut Efforts) -> Result<bool, StorageError> {
-        if self.options.access == Access::ReadOnly {
+        if self.options.access == Access::ReadOnly || efforts.ended {
             return Ok(false);
         }
         efforts.horizons.resize(self.sectors.len(), None);
-        for (number, horizon) in efforts.horizons.iter_mut().enumerate() {
-            if self.sectors[number].poisoned().is_none() && self.step_sector(number, horizon)? {
-                return Ok(true);
+        // Sectors whose puts wait come first.
+        let mut order: Vec<usize> = (0..self.sectors.len())
+            .filter(|&number| self.sectors[number].poisoned().is_none())
+            .collect();
+        {
+            let commits = self.commits.lock();
+            order.sort_by_key(|&number| !commits.is_stalled(number));
+        }
+        for number in order {
+            match self.step_sector(number, &mut efforts.horizons[number]) {
+                Ok(false) => {}
+                Ok(true) => return Ok(true),
+                Err(error) => {
+                    self.fail_stalled(number, &error);
+                    return Err(error);
+                }
             }
         }
         Ok(false)
+    }
+
+    /// Ends maintenance for good, once what is under way is over.
+    pub fn end_maintenance(&self) {
+        self.maintenance.lock().ended = true;
     }
 
     fn step_sector(
@@ -230,11 +251,15 @@ impl Inner {
             return Ok(true);
         }
         if stalled {
-            if !self.make_room(number, true, horizon)? && !self.wait_for_readers(number) {
-                *horizon = None;
-                self.fail_stalled(number);
+            if self.make_room(number, true, horizon)? || self.wait_for_readers(number) {
+                return Ok(true);
             }
-            return Ok(true);
+            *horizon = None;
+            let error = StorageError::NoSpace {
+                needed: 0,
+                available: self.available(&self.index.read(), number),
+            };
+            return Ok(self.fail_stalled(number, &error));
         }
         if tight && self.make_room(number, false, horizon)? {
             return Ok(true);
@@ -287,11 +312,14 @@ impl Inner {
 
     /// Makes reclaimed segments free: they are when both kept checkpoints list them.
     fn free_reclaimed(self: &Arc<Self>, number: usize) -> Result<bool, StorageError> {
+        let free = || self.index.read().sectors[number].segments.free();
         for _ in 0..2 {
+            let before = free();
             if !self.try_checkpoint(number)? {
                 return Ok(false);
             }
-            if self.reclaim(number) > 0 {
+            self.reclaim(number);
+            if free() > before {
                 break;
             }
         }
@@ -531,7 +559,7 @@ impl Inner {
     /// # Errors
     /// What the disk reports.
     pub fn compact_all(self: &Arc<Self>) -> Result<CompactReport, StorageError> {
-        let _one_at_a_time = self.maintenance.lock();
+        let _one_at_a_time = self.begin_maintenance()?;
         let mut report = CompactReport::default();
         for number in 0..self.sectors.len() {
             self.compact_sector(number, &mut report)?;
@@ -550,6 +578,7 @@ impl Inner {
         // What is written from here on is compact already.
         let horizon = self.index.read().sectors[number].segments.generation();
         loop {
+            self.check_open()?;
             let victim = {
                 let index = self.index.read();
                 let segments = &index.sectors[number].segments;
@@ -592,14 +621,23 @@ impl Inner {
     /// # Errors
     /// What the disk reports.
     pub fn checkpoint_all(self: &Arc<Self>) -> Result<Vec<CheckpointInfo>, StorageError> {
-        let _one_at_a_time = self.maintenance.lock();
+        let _one_at_a_time = self.begin_maintenance()?;
         (0..self.sectors.len())
             .map(|number| self.checkpoint(number))
             .collect()
     }
 
+    /// Waits for its turn to do maintenance on request.
+    fn begin_maintenance(&self) -> Result<MutexGuard<'_, Efforts>, StorageError> {
+        let efforts = self.maintenance.lock();
+        if efforts.ended {
+            return Err(StorageError::Closed);
+        }
+        Ok(efforts)
+    }
+
     /// Takes a checkpoint of a sector; writers go on meanwhile. Held maintenance keeps it alone.
-    fn checkpoint(self: &Arc<Self>, number: usize) -> Result<CheckpointInfo, StorageError> {
+    pub fn checkpoint(self: &Arc<Self>, number: usize) -> Result<CheckpointInfo, StorageError> {
         let sector = Arc::clone(&self.sectors[number]);
         sector.check_writable()?;
         let (sequence, forget) = {
@@ -777,11 +815,12 @@ impl Inner {
         }
     }
 
-    fn lacks_note(&self) -> bool {
+    /// Whether a note will have to be written once the log is idle.
+    fn wants_note(&self) -> bool {
         let commits = self.commits.lock();
-        let lacking =
-            |number: usize| self.sectors[number].poisoned().is_none() && commits.lacks_note(number);
-        (0..self.sectors.len()).any(lacking)
+        let wanting =
+            |number: usize| self.sectors[number].poisoned().is_none() && commits.wants_note(number);
+        (0..self.sectors.len()).any(wanting)
     }
 
     /// The maintenance thread.
@@ -793,12 +832,11 @@ impl Inner {
                     Ok(false) => break,
                     Err(error) => {
                         self.note(format!("maintenance: {error}"));
-                        (0..self.sectors.len()).for_each(|number| self.fail_stalled(number));
                         break;
                     }
                 }
             }
-            let woken = if self.lacks_note() {
+            let woken = if self.wants_note() {
                 kicks.recv_timeout(NOTE_AFTER)
             } else {
                 kicks.recv().map_err(|_| RecvTimeoutError::Disconnected)

@@ -35,8 +35,6 @@ impl Inner {
         progress: &mut dyn FnMut(VerifyProgress),
     ) -> Result<VerifyReport, StorageError> {
         self.check_open()?;
-        // Maintenance would move what is being read; writers may go on.
-        let _alone = self.maintenance.lock();
         let total = (0..self.sectors.len())
             .flat_map(|number| self.segments(number))
             .map(|segment| segment.written)
@@ -133,6 +131,8 @@ impl Verifier<'_> {
     }
 
     fn checkpoints(&mut self, sector: &Arc<Sector>) -> Result<(), StorageError> {
+        // No checkpoint is to be replaced while it is read.
+        let _alone = self.inner.maintenance.lock();
         let Some((roots, notes)) = self.found(wait_for(read_roots(sector)))? else {
             return Ok(());
         };
@@ -147,12 +147,14 @@ impl Verifier<'_> {
 
     fn segments(&mut self, number: usize, sector: &Arc<Sector>) -> Result<(), StorageError> {
         for info in self.inner.segments(number) {
+            self.inner.check_open()?;
             let index = self.inner.index.read();
             let segment = *index.sectors[number].segments.get(info.index);
             let base = sector.geometry().segment_offset(info.index);
             let pin = sector.pin(std::iter::once(base));
             drop(index);
-            if matches!(segment.state, State::Open | State::Sealed) {
+            // One that was just opened has nothing on disk yet.
+            if matches!(segment.state, State::Open | State::Sealed) && segment.written > 0 {
                 self.log_segment(sector, info.index, segment.generation, segment.written)?;
             } else {
                 self.read(segment.written);
@@ -337,6 +339,7 @@ impl Verifier<'_> {
         const PAGE: usize = 1024;
         let mut from = Vec::new();
         loop {
+            self.inner.check_open()?;
             let mut page = Vec::new();
             let mut wrong = Vec::new();
             {

@@ -1,0 +1,165 @@
+//! Closing a store in the middle of things, and what a store does when nothing goes on.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use graviton_engine::port::{
+    BinaryKey, BlobStore, DeleteOptions, Durability, ErrorKind, GetOptions, PutOptions,
+};
+use graviton_engine::store::{MIB, OpenOptions, Store};
+use graviton_tests::random::payload;
+use graviton_tests::{buffered, create_options, memory_directory};
+
+fn key(name: &str, number: u64) -> BinaryKey {
+    BinaryKey::new(format!("{name}-{number}")).expect("a short key")
+}
+
+fn written() -> PutOptions {
+    PutOptions {
+        durability: Durability::Written,
+        ..PutOptions::default()
+    }
+}
+
+fn verify(store: &Store) {
+    let report = store.verify(&mut |_| {}).expect("it is verified");
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+}
+
+/// Once `close` returns nothing of the store is at work any more: the next owner has it alone.
+#[test]
+fn maintenance_is_over_when_the_store_is_closed() {
+    let directory = memory_directory();
+    let path = directory.path().join("store");
+    let mut options = create_options(&buffered(), 1, 128 * MIB);
+    options.open.background = false;
+    let store = Arc::new(Store::create(&path, options.clone()).expect("it is made"));
+    for number in 0..700 {
+        let put = store.put(&key("old", number), payload(number, 100_000), written());
+        put.wait().expect("it is put");
+    }
+    for number in (0..700).step_by(2) {
+        let delete = store.delete(&key("old", number), DeleteOptions::default());
+        delete.wait().expect("it is deleted");
+    }
+    let begun = store.info().lsn;
+    let compacting = std::thread::spawn({
+        let store = Arc::clone(&store);
+        move || store.compact()
+    });
+    while store.info().lsn == begun {
+        std::thread::yield_now();
+    }
+    store.close().expect("it closes");
+    let again = Store::open_with(&path, options.open.clone()).expect("it opens again");
+    for number in 0..100 {
+        let put = again.put(&key("new", number), payload(number, 100_000), written());
+        put.wait().expect("it is put");
+    }
+    if let Err(error) = compacting.join().expect("no panic") {
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    }
+    again.close().expect("it closes");
+    drop(again);
+    let store = Store::open_with(&path, options.open).expect("it opens once more");
+    for (name, numbers) in [("old", (1..700).step_by(2)), ("new", (0..100).step_by(1))] {
+        for number in numbers {
+            let found = store.get(&key(name, number), GetOptions::default()).wait();
+            assert_eq!(found.expect("it is there").bytes, payload(number, 100_000));
+        }
+    }
+    verify(&store);
+}
+
+/// A put that nobody waits for, and that itself waits for room, does not keep a store from closing.
+#[test]
+fn a_store_closes_while_a_dropped_put_waits_for_room() {
+    let directory = memory_directory();
+    let path = directory.path().join("store");
+    let options = create_options(&buffered(), 1, 8 * MIB);
+    let mut store = Store::create(&path, options.clone()).expect("it is made");
+    let mut count = 0;
+    while let Ok(_) = store
+        .put(&key("blob", count), payload(count, 20_000), written())
+        .wait()
+    {
+        count += 1;
+    }
+    for number in (0..count).step_by(8) {
+        let delete = store.delete(&key("blob", number), DeleteOptions::default());
+        delete.wait().expect("it is deleted");
+    }
+    for round in 0..40 {
+        drop(store.put(&key("large", 0), payload(round, 500_000), written()));
+        if round % 4 > 0 {
+            std::thread::sleep(Duration::from_micros(round * 970 % 4000));
+        }
+        store.close().expect("it closes");
+        drop(store);
+        store = Store::open_with(&path, options.open.clone()).expect("it opens");
+    }
+    verify(&store);
+}
+
+/// Whenever the log has been idle for a while, it says that what was written is durable: damage to
+/// the last frame is then not taken for a write that a crash has torn.
+#[test]
+fn a_note_follows_the_last_frame_every_time() {
+    let directory = memory_directory();
+    let path = directory.path().join("store");
+    let options = create_options(&buffered(), 1, 16 * MIB);
+    let store = Store::create(&path, options).expect("it is made");
+    for number in 0..4 {
+        let put = store.put(
+            &key("blob", number),
+            payload(1, 1000),
+            PutOptions::default(),
+        );
+        let version = put.wait().expect("it is put").version;
+        let begun = Instant::now();
+        while store.info().lsn == version {
+            assert!(begun.elapsed() < Duration::from_secs(20), "no note comes");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    // As after a crash, with the last blob's frame damaged.
+    let copy = directory.path().join("copy");
+    std::fs::create_dir(&copy).expect("a directory");
+    for entry in std::fs::read_dir(&path).expect("the store") {
+        let entry = entry.expect("the store");
+        std::fs::copy(entry.path(), copy.join(entry.file_name())).expect("it is copied");
+    }
+    let sector = copy.join("sector-000.graviton");
+    let mut bytes = std::fs::read(&sector).expect("the sector");
+    let name = b"blob-3";
+    let place = bytes.windows(name.len()).rposition(|window| window == name);
+    bytes[place.expect("the record")] ^= 1;
+    std::fs::write(&sector, bytes).expect("it is damaged");
+    let error = Store::open_with(&copy, OpenOptions::default()).expect_err("a blob is lost");
+    assert_eq!(error.kind(), ErrorKind::Corruption, "{error}");
+}
+
+/// Verify and writers do not disturb each other.
+#[test]
+fn a_store_is_verified_while_it_is_written_to() {
+    let directory = memory_directory();
+    let options = create_options(&buffered(), 1, 32 * MIB);
+    let store = Store::create(directory.path().join("store"), options).expect("it is made");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut number = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                number += 1;
+                let put = store.put(&key("blob", number % 50), payload(1, 200_000), written());
+                put.wait().expect("it is put");
+            }
+        });
+        let reports: Vec<_> = (0..100).map(|_| store.verify(&mut |_| {})).collect();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        for report in reports {
+            let report = report.expect("it is verified");
+            assert!(report.findings.is_empty(), "{:#?}", report.findings);
+        }
+    });
+}

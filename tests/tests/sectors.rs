@@ -1,0 +1,180 @@
+//! Several sectors: what is done to one key in different sectors keeps its order, and copies keep
+//! their payload whatever becomes of their source elsewhere.
+
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use graviton_engine::port::{
+    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, Durability, GetOptions, PutOptions,
+    StorageError,
+};
+use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
+use graviton_tests::random::payload;
+use graviton_tests::sim::Sim;
+use graviton_tests::{buffered, create_options, memory_directory};
+
+fn key(name: &str) -> BinaryKey {
+    BinaryKey::new(name).expect("a short key")
+}
+
+fn put(store: &Store, name: &str, size: usize) {
+    let outcome = store.put(&key(name), payload(1, size), PutOptions::default());
+    outcome.wait().expect("it is put");
+}
+
+fn sector_of(store: &Store, name: &str) -> u16 {
+    store.stat(&key(name)).wait().expect("it is there").sectors[0]
+}
+
+/// A new version of `name` in the sector where `beside` lies.
+fn put_beside(store: &Store, beside: &str, name: &str, blob: &'static [u8]) {
+    let mut batch = Batch::new();
+    batch.put(key(beside), payload(2, 100));
+    batch.put(key(name), Bytes::from_static(blob));
+    store.batch(batch).wait().expect("it is put");
+}
+
+/// The log of one sector has a blob and its copy; the other sector's checkpoint knows that the
+/// blob was replaced. A replay sees the replacement first.
+fn replayed_copy(rename: bool, size: usize) {
+    let sim = Sim::new(512, 1);
+    sim.record(false);
+    let options = CreateOptions {
+        sectors: 2,
+        sector_size: 16 * MIB,
+        open: OpenOptions {
+            background: false,
+            checkpoint_interval: Some(MIB),
+            ..OpenOptions::default()
+        },
+        ..CreateOptions::default()
+    };
+    let store = Store::create_on(sim.backend(), "/store", options.clone()).expect("it is made");
+    put(&store, "first", 400_000);
+    put(&store, "second", 300_000);
+    put(&store, "source", size);
+    let places = ["first", "second", "source"].map(|name| sector_of(&store, name));
+    assert_eq!(places, [0, 1, 1], "blobs go where there is most room");
+    let (source, target) = (key("source"), key("target"));
+    let outcome = if rename {
+        store.rename(&source, &target, CopyOptions::default())
+    } else {
+        store.copy(&source, &target, CopyOptions::default())
+    };
+    outcome.wait().expect("it is copied");
+    // The log of sector 0 grows until a checkpoint is due there, and there alone.
+    while store.info().sectors[0].replay_bytes < MIB + 100_000 {
+        put(&store, "first", 100_000);
+    }
+    put_beside(&store, "first", "source", b"newer");
+    assert_eq!(sector_of(&store, "source"), 0);
+    let other = store.info().sectors[1].checkpoint.clone();
+    while store.info().sectors[0].replay_bytes > MIB {
+        assert!(store.step().expect("it is tidied up"));
+    }
+    assert_eq!(store.info().sectors[1].checkpoint, other);
+    store.close().expect("it closes");
+    drop(store);
+    let store = Store::open_on(sim.backend(), "/store", options.open).expect("it opens");
+    let found = store.get(&target, GetOptions::default()).wait();
+    assert_eq!(found.expect("it is there").bytes, payload(1, size));
+    let report = store.verify(&mut |_| {}).expect("it is verified");
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+}
+
+#[test]
+fn a_replayed_copy_keeps_its_payload() {
+    for rename in [false, true] {
+        replayed_copy(rename, 1000);
+        replayed_copy(rename, 100_000);
+    }
+}
+
+fn two_sectors() -> (tempfile::TempDir, Store) {
+    let directory = memory_directory();
+    let options = create_options(&buffered(), 2, 64 * MIB);
+    let store = Store::create(directory.path().join("store"), options).expect("it is made");
+    for number in 0..20 {
+        put(&store, &format!("other-{number}"), 20_000);
+    }
+    (directory, store)
+}
+
+/// One of the others that lies with `name`, and one that does not.
+fn neighbours(store: &Store, name: &str) -> (String, String) {
+    let place = sector_of(store, name);
+    let (with, without): (Vec<_>, Vec<_>) = (0..20)
+        .map(|number| format!("other-{number}"))
+        .partition(|other| sector_of(store, other) == place);
+    (with[0].clone(), without[0].clone())
+}
+
+#[test]
+fn a_copy_races_the_delete_of_its_source_in_another_sector() {
+    let (_directory, store) = two_sectors();
+    for round in 0..400 {
+        put(&store, "source", 1000);
+        let (near, far) = neighbours(&store, "source");
+        let barrier = Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                barrier.wait();
+                let copy = store.copy(&key("source"), &key("target"), CopyOptions::default());
+                let large = store.put(&key(&near), payload(1, 16_000), PutOptions::default());
+                match copy.wait() {
+                    Ok(_) | Err(StorageError::NotFound { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+                large.wait().expect("it is put");
+            });
+            scope.spawn(|| {
+                barrier.wait();
+                for _ in 0..round % 7 {
+                    std::hint::black_box(payload(3, 2000));
+                }
+                let mut batch = Batch::new();
+                batch.durability = Durability::Written;
+                batch.put(key(&far), payload(2, 100)).delete(key("source"));
+                store.batch(batch).wait().expect("it is deleted");
+            });
+        });
+        match store.get(&key("target"), GetOptions::default()).wait() {
+            Ok(found) => assert_eq!(found.bytes, payload(1, 1000)),
+            Err(StorageError::NotFound { .. }) => {}
+            Err(error) => panic!("round {round}: {error}"),
+        }
+        let delete = store.delete(&key("target"), DeleteOptions::default());
+        delete.wait().expect("it is deleted");
+    }
+}
+
+/// A put that nobody waits for still comes before what is asked for later.
+#[test]
+fn a_dropped_put_is_not_late() {
+    let (_directory, store) = two_sectors();
+    put(&store, "key", 1000);
+    let (near, far) = neighbours(&store, "key");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let large = store.put(&key(&near), payload(1, 16_000), PutOptions::default());
+                large.wait().expect("it is put");
+            }
+        });
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for round in 0..3000 {
+                let old = Bytes::from_static(b"old");
+                drop(store.put(&key("key"), old, PutOptions::default()));
+                put_beside(&store, &far, "key", b"new");
+                store.flush().wait().expect("it flushes");
+                let found = store.get(&key("key"), GetOptions::default()).wait();
+                assert_eq!(found.expect("it is there").bytes, "new", "round {round}");
+                put_beside(&store, &near, "key", b"first");
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
