@@ -25,11 +25,15 @@ enum Ground {
 
 impl Ground {
     fn simulated(sectors: u16, background: bool) -> Self {
+        Self::simulated_of(16 * MIB, sectors, background)
+    }
+
+    fn simulated_of(sector_size: u64, sectors: u16, background: bool) -> Self {
         let sim = Sim::new(4096, 1);
         sim.record(false);
         let options = CreateOptions {
             sectors,
-            sector_size: 16 * MIB,
+            sector_size,
             open: OpenOptions {
                 background,
                 ..OpenOptions::default()
@@ -207,7 +211,7 @@ fn fill_and_delete(ground: &Ground, size: usize) {
 
 #[test]
 fn tiny_blobs() {
-    fill_and_delete(&Ground::simulated(1, true), 100);
+    fill_and_delete(&Ground::simulated_of(6 * MIB, 1, true), 100);
 }
 
 #[test]

@@ -88,6 +88,10 @@ pub enum Purpose {
 const RESERVE_COMPACTION: u32 = 2;
 const RESERVE_DELETE: u32 = 1;
 
+/// Two that are kept, and the next. Puts leave a segment more for each than the next is thought to
+/// take: they make it grow.
+const CHECKPOINTS: u32 = 3;
+
 /// The table of a sector's segments.
 #[derive(Debug, Clone)]
 pub struct Segments {
@@ -233,16 +237,17 @@ impl Segments {
     /// Segments kept back from `purpose`.
     #[must_use]
     pub fn reserve(&self, purpose: Purpose) -> u32 {
-        let checkpoint = self
-            .checkpoint_reserve
-            .saturating_sub(self.checkpoint_taken);
+        let next = self.checkpoint_reserve;
+        // Three images lie on the disk while a checkpoint is written, and each may be larger than
+        // the one before it.
+        let checkpoints = (CHECKPOINTS * next)
+            .saturating_sub(self.images)
+            .max(next.saturating_sub(self.checkpoint_taken));
         match purpose {
-            Purpose::Put => {
-                let growth = self.checkpoints().saturating_sub(self.images);
-                growth.max(checkpoint) + RESERVE_DELETE + RESERVE_COMPACTION
-            }
-            Purpose::Delete => checkpoint + RESERVE_COMPACTION,
-            Purpose::Compaction => checkpoint,
+            Purpose::Put => checkpoints + CHECKPOINTS + RESERVE_DELETE + RESERVE_COMPACTION,
+            // What is moved and deleted makes the next image grow a little, too.
+            Purpose::Delete => checkpoints + 1 + RESERVE_COMPACTION,
+            Purpose::Compaction => checkpoints + 1,
             Purpose::Checkpoint => 0,
         }
     }
@@ -259,20 +264,12 @@ impl Segments {
         self.checkpoint_taken = segments;
     }
 
-    /// Segments that the two checkpoints that are kept and the next take, if each is a segment
-    /// larger than the next is thought to be: what they grow by is not to be taken from the
-    /// reserve of others.
-    fn checkpoints(&self) -> u32 {
-        3 * (self.checkpoint_reserve + 1)
-    }
-
     /// Segments of the sector that can hold live records: all but the reserve and the checkpoints.
     #[must_use]
     pub fn usable(&self) -> u32 {
-        let kept = RESERVE_DELETE + RESERVE_COMPACTION + self.checkpoints();
-        u32::try_from(self.table.len())
-            .unwrap_or(u32::MAX)
-            .saturating_sub(kept)
+        let checkpoints = CHECKPOINTS * (self.checkpoint_reserve + 1);
+        self.count()
+            .saturating_sub(checkpoints + RESERVE_DELETE + RESERVE_COMPACTION)
     }
 
     /// Takes a free segment into use as `state`, with a new generation. `None` if what is free is

@@ -205,7 +205,25 @@ impl Applied {
     }
 }
 
-type Delta = BTreeMap<BinaryKey, Slot>;
+/// What became of a key since the last checkpoint.
+#[derive(Debug, Clone)]
+struct Change {
+    slot: Slot,
+    /// Bytes that it took in the image before, at most.
+    before: u32,
+}
+
+impl Change {
+    /// Bytes by which the next image may grow for it.
+    fn growth(&self, key: &BinaryKey) -> u64 {
+        /// Numbers of a changed entry may take some bytes more than before.
+        const LONGER: u64 = 12;
+        let after = slot_bytes(key, &self.slot);
+        after.saturating_sub(self.before.into()) + after.min(LONGER)
+    }
+}
+
+type Delta = BTreeMap<BinaryKey, Change>;
 
 /// One sector's part of the index.
 #[derive(Debug)]
@@ -225,8 +243,8 @@ pub struct SectorIndex {
     pub blobs: u64,
     /// Their sizes, summed.
     pub logical_bytes: u64,
-    /// Bytes that the delta may add to the next image.
-    delta_bytes: u64,
+    /// Bytes by which the next image may grow for what is in the deltas.
+    growth: u64,
     /// Extents that the base knows.
     base_extents: usize,
     /// The log is being replayed: what nothing names may yet be named by a later record, and stays.
@@ -247,8 +265,8 @@ fn slot_bytes(key: &BinaryKey, slot: &Slot) -> u64 {
     PER_ENTRY + key.as_bytes().len() as u64 + pieces as u64 * PER_PIECE
 }
 
-fn delta_bytes(delta: &Delta) -> u64 {
-    delta.iter().map(|(key, slot)| slot_bytes(key, slot)).sum()
+fn growth(delta: &Delta) -> u64 {
+    delta.iter().map(|(key, change)| change.growth(key)).sum()
 }
 
 fn corrupt(sector: &Sector, error: &FormatError) -> StorageError {
@@ -285,7 +303,7 @@ impl SectorIndex {
             replay_bytes: 0,
             blobs: 0,
             logical_bytes: 0,
-            delta_bytes: 0,
+            growth: 0,
             replaying: false,
         }
     }
@@ -317,8 +335,8 @@ impl SectorIndex {
             .delta
             .get(key)
             .or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.get(key)));
-        if let Some(slot) = layered {
-            return Ok(Some(slot.clone()));
+        if let Some(change) = layered {
+            return Ok(Some(change.slot.clone()));
         }
         let Some(base) = &self.base else {
             return Ok(None);
@@ -329,11 +347,19 @@ impl SectorIndex {
         Ok(entry.map(Entry::of_image))
     }
 
-    fn set(&mut self, key: BinaryKey, slot: Slot) {
-        self.delta_bytes += slot_bytes(&key, &slot);
-        let before = self.delta.get(&key);
-        self.delta_bytes -= before.map_or(0, |before| slot_bytes(&key, before));
-        self.delta.insert(key, slot);
+    fn set(&mut self, key: BinaryKey, slot: Slot) -> Result<(), StorageError> {
+        let (before, earlier) = match self.delta.get(&key) {
+            Some(change) => (change.before, change.growth(&key)),
+            None => {
+                let before = self.get(key.as_bytes())?;
+                let bytes = before.map_or(0, |slot| slot_bytes(&key, &slot));
+                (u32::try_from(bytes).unwrap_or(u32::MAX), 0)
+            }
+        };
+        let change = Change { slot, before };
+        self.growth = self.growth - earlier + change.growth(&key);
+        self.delta.insert(key, change);
+        Ok(())
     }
 
     /// How many entries changed since the last checkpoint.
@@ -343,19 +369,17 @@ impl SectorIndex {
 
     /// About how many bytes of memory it takes.
     pub fn memory(&self) -> u64 {
-        /// A node's share of the map, the slot, and the key's own allocation.
-        const PER_DELTA_ENTRY: u64 = 136;
+        /// A node's share of the map, the slot, and the key with its own allocation.
+        const PER_DELTA_ENTRY: u64 = 200;
         let base = self.base.as_ref().map_or(0, |base| base.bytes().len()) as u64;
-        base + self.delta_len() as u64 * PER_DELTA_ENTRY
-            + self.delta_bytes
-            + self.extents.len() as u64 * 48
+        base + self.delta_len() as u64 * PER_DELTA_ENTRY + self.extents.len() as u64 * 48
     }
 
     /// An upper estimate of the next image's size in bytes.
     pub fn image_estimate(&self) -> usize {
         let base = self.base.as_ref().map_or(4096, |base| base.bytes().len());
         let extents = self.extents.len().saturating_sub(self.base_extents);
-        base + usize::try_from(self.delta_bytes).unwrap_or(usize::MAX)
+        base + usize::try_from(self.growth).unwrap_or(usize::MAX)
             + extents * size_of::<ExtentEntry>()
     }
 
@@ -570,7 +594,7 @@ impl SectorIndex {
                     address: applied.address,
                     ..entry
                 }),
-            );
+            )?;
         }
         if let Some(extent) = self.extents.get_mut(&applied.lsn) {
             old = Some(extent.record_address());
@@ -637,7 +661,8 @@ impl SectorIndex {
     }
 }
 
-type DeltaRange<'a> = std::iter::Peekable<std::collections::btree_map::Range<'a, BinaryKey, Slot>>;
+type DeltaRange<'a> =
+    std::iter::Peekable<std::collections::btree_map::Range<'a, BinaryKey, Change>>;
 
 struct BaseRange<'a> {
     cursor: Cursor<'a, bytes::Bytes>,
@@ -699,10 +724,17 @@ impl MergedRange<'_> {
             base.advance(self.sector)?;
         }
         if in_frozen && let Some(frozen) = &mut self.frozen {
-            slot = frozen.next().map(|(_, slot)| slot.clone()).or(slot);
+            slot = frozen
+                .next()
+                .map(|(_, change)| change.slot.clone())
+                .or(slot);
         }
         if in_delta {
-            slot = self.delta.next().map(|(_, slot)| slot.clone()).or(slot);
+            slot = self
+                .delta
+                .next()
+                .map(|(_, change)| change.slot.clone())
+                .or(slot);
         }
         Ok(slot)
     }
@@ -817,7 +849,7 @@ impl Index {
             RecordKind::Tombstone => {
                 if self.retire(applied)? {
                     self.sectors[number]
-                        .set(applied.key.clone(), Slot::Tombstone { lsn: applied.lsn });
+                        .set(applied.key.clone(), Slot::Tombstone { lsn: applied.lsn })?;
                 }
                 Ok(())
             }
@@ -863,7 +895,7 @@ impl Index {
         sector.blobs = sector.blobs.saturating_add(1);
         sector.logical_bytes = sector.logical_bytes.saturating_add(size);
         if current {
-            sector.set(applied.key.clone(), Slot::Live(entry));
+            sector.set(applied.key.clone(), Slot::Live(entry))?;
         } else {
             sector.release(&applied.key, &entry);
         }
@@ -879,7 +911,7 @@ impl Index {
             match sector.get(key)? {
                 Some(Slot::Live(entry)) if entry.lsn <= applied.lsn => {
                     sector.release(&applied.key, &entry);
-                    sector.set(applied.key.clone(), Slot::Gone);
+                    sector.set(applied.key.clone(), Slot::Gone)?;
                 }
                 Some(Slot::Live(_)) => newest = false,
                 Some(Slot::Tombstone { lsn }) if lsn > applied.lsn => newest = false,
@@ -928,7 +960,7 @@ impl Index {
         for (number, key, entry) in losers {
             let sector = &mut self.sectors[number];
             sector.release(&key, &entry);
-            sector.set(key, Slot::Gone);
+            sector.set(key, Slot::Gone)?;
         }
         Ok(())
     }
@@ -1027,7 +1059,7 @@ impl Index {
         sector.base_extents = base.extents().count();
         sector.base = Some(Arc::new(base));
         sector.frozen = None;
-        sector.delta_bytes = delta_bytes(&sector.delta);
+        sector.growth = growth(&sector.delta);
     }
 
     /// Ends a checkpoint that failed: the frozen delta goes back under the live one.
@@ -1037,7 +1069,13 @@ impl Index {
             return;
         };
         let newer = std::mem::replace(&mut sector.delta, Arc::unwrap_or_clone(frozen));
-        sector.delta.extend(newer);
-        sector.delta_bytes = delta_bytes(&sector.delta);
+        for (key, change) in newer {
+            let before = sector
+                .delta
+                .get(&key)
+                .map_or(change.before, |old| old.before);
+            sector.delta.insert(key, Change { before, ..change });
+        }
+        sector.growth = growth(&sector.delta);
     }
 }
