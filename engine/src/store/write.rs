@@ -384,7 +384,7 @@ impl Inner {
                     {
                         on_the_way += payload.len();
                         let upload = Upload::whole(&inner, &key, number, options, &payload).await?;
-                        parts.push(Part::Upload(upload));
+                        parts.push(Part::Upload(Box::new(upload)));
                     }
                     BatchItem::Put {
                         key,
@@ -479,7 +479,7 @@ impl Inner {
 /// One item of a batch on its way to the commit.
 enum Part {
     Ready(Mutation),
-    Upload(Upload),
+    Upload(Box<Upload>),
 }
 
 impl Part {
