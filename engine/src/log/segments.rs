@@ -83,9 +83,7 @@ pub enum Purpose {
     Checkpoint,
 }
 
-/// Segments kept back from puts, beside those of a checkpoint: what compaction and deletes need to
-/// proceed in a full sector.
-const RESERVE_COMPACTION: u32 = 2;
+/// Segments kept back from puts for the tombstones of deletes.
 const RESERVE_DELETE: u32 = 1;
 
 /// Two that are kept, and the next. Puts leave a segment more for each than the next is thought to
@@ -234,6 +232,11 @@ impl Segments {
         self.checkpoint_reserve = segments.max(1);
     }
 
+    /// Segments lent to compaction: the more, the fewer checkpoints it takes to free a segment.
+    fn reserve_compaction(&self) -> u32 {
+        (self.count() / 32).clamp(2, 16)
+    }
+
     /// Segments kept back from `purpose`.
     #[must_use]
     pub fn reserve(&self, purpose: Purpose) -> u32 {
@@ -244,9 +247,9 @@ impl Segments {
             .saturating_sub(self.images)
             .max(next.saturating_sub(self.checkpoint_taken));
         match purpose {
-            Purpose::Put => checkpoints + CHECKPOINTS + RESERVE_DELETE + RESERVE_COMPACTION,
+            Purpose::Put => checkpoints + CHECKPOINTS + RESERVE_DELETE + self.reserve_compaction(),
             // What is moved and deleted makes the next image grow a little, too.
-            Purpose::Delete => checkpoints + 1 + RESERVE_COMPACTION,
+            Purpose::Delete => checkpoints + 1 + self.reserve_compaction(),
             Purpose::Compaction => checkpoints + 1,
             Purpose::Checkpoint => 0,
         }
@@ -269,7 +272,7 @@ impl Segments {
     pub fn usable(&self) -> u32 {
         let checkpoints = CHECKPOINTS * (self.checkpoint_reserve + 1);
         self.count()
-            .saturating_sub(checkpoints + RESERVE_DELETE + RESERVE_COMPACTION)
+            .saturating_sub(checkpoints + RESERVE_DELETE + self.reserve_compaction())
     }
 
     /// Takes a free segment into use as `state`, with a new generation. `None` if what is free is
