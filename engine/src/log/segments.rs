@@ -234,7 +234,7 @@ impl Segments {
 
     /// Segments lent to compaction: the more, the fewer checkpoints it takes to free a segment.
     fn reserve_compaction(&self) -> u32 {
-        (self.count() / 32).clamp(2, 16)
+        (self.count() / 48).clamp(2, 16)
     }
 
     /// Segments kept back from `purpose`.
