@@ -356,6 +356,11 @@ impl Commits {
             && queue.tail.segment.is_some()
     }
 
+    /// Whether frames of a sector were written that no sync has covered, or one is under way.
+    pub fn is_unsynced(&self, number: usize) -> bool {
+        self.queues[number].unsynced || self.queues[number].in_flight
+    }
+
     /// Whether a sector's log ends with records that no note says to be durable.
     pub fn wants_note(&self, number: usize) -> bool {
         let queue = &self.queues[number];

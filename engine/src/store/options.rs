@@ -58,7 +58,8 @@ pub struct OpenOptions {
     /// Backend and direct I/O.
     pub io: IoOptions,
     /// Whether a thread of the store checkpoints, compacts and zeroes segments ahead of use. When
-    /// `false`, [`Store::step`](super::Store::step) does it, or a put that waits for room.
+    /// `false`, [`Store::step`](super::Store::step) does it, or a thread that blocks on a put which
+    /// waits for room; a put that is awaited waits until one of them does.
     pub background: bool,
     /// Log bytes after which a checkpoint is taken: what recovery must replay, at most about
     /// twice this. `None`: 256 MiB, or less in a small sector.

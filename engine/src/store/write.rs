@@ -276,7 +276,26 @@ impl Inner {
             matches!(outcome, MutationOutcome::Deleted { existed: false })
         };
         if durable && self.sectors.len() > 1 && outcomes.iter().any(absent) {
-            self.flush().await?;
+            let unsynced: Vec<usize> = {
+                let commits = self.commits.lock();
+                let all = 0..self.sectors.len();
+                all.filter(|&number| commits.is_unsynced(number)).collect()
+            };
+            self.sync(unsynced.into_iter()).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes what was written to these sectors durable.
+    async fn sync(
+        self: &Arc<Self>,
+        numbers: impl Iterator<Item = usize>,
+    ) -> Result<(), StorageError> {
+        let tickets: Vec<_> = numbers
+            .map(|number| self.submit(number, Work::Sync, true))
+            .collect();
+        for ticket in tickets {
+            ticket.await?;
         }
         Ok(())
     }
@@ -464,15 +483,8 @@ impl Inner {
         if let Err(error) = self.check_writable() {
             return Op::fail(error);
         }
-        let tickets: Vec<_> = (0..self.sectors.len())
-            .map(|number| self.submit(number, Work::Sync, true))
-            .collect();
-        Op::start(async move {
-            for ticket in tickets {
-                ticket.await?;
-            }
-            Ok(())
-        })
+        let inner = Arc::clone(self);
+        Op::start(async move { inner.sync(0..inner.sectors.len()).await })
     }
 }
 
@@ -675,6 +687,7 @@ impl Upload {
             if !self.buffer.is_empty() {
                 self.send_extent();
             }
+            self.buffer = Vec::new();
         }
         Ok(())
     }
