@@ -435,7 +435,7 @@ impl Trial {
         if let Ok(store) = Store::open_with(
             self.path(),
             OpenOptions {
-                access: Access::ReadOnly,
+                access: Access::Salvage,
                 ..options()
             },
         ) {

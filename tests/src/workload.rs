@@ -213,7 +213,23 @@ impl History {
                 numbers(change).is_some_and(|numbers| numbers.iter().all(|other| *other == number))
             });
             if missing && there {
-                return Err(format!("half of `{}` is there", step.what));
+                let states: Vec<String> = operation
+                    .iter()
+                    .map(|change| {
+                        format!(
+                            "{} became {}, is {} [{:?} of {number}]",
+                            change.key,
+                            describe(change.blob.as_ref()),
+                            describe(found.get(&change.key)),
+                            numbers(change),
+                        )
+                    })
+                    .collect();
+                return Err(format!(
+                    "half of `{}` is there: {}",
+                    step.what,
+                    states.join("; ")
+                ));
             }
         }
         Ok(())

@@ -202,7 +202,7 @@ fn churn(
 
 fn churn_on(backend: BackendChoice, sectors: u16, background: bool, threads: usize, times: usize) {
     let Some(io) = io(backend) else { return };
-    let mut options = create_options(&io, sectors, 32 * MIB);
+    let mut options = create_options(&io, sectors, 64 * MIB);
     options.open.background = background;
     let directory = test_directory();
     let path = directory.path().join("store");
@@ -221,7 +221,7 @@ fn churn_simulated(sectors: u16, block_size: u32, background: bool, threads: usi
     sim.record(false);
     let options = CreateOptions {
         sectors,
-        sector_size: 32 * MIB,
+        sector_size: 64 * MIB,
         open: OpenOptions {
             background,
             ..OpenOptions::default()
@@ -249,27 +249,27 @@ fn with_a_background_thread() {
 
 #[test]
 fn without_a_background_thread() {
-    churn_simulated(1, 512, false, 1, 10);
+    churn_simulated(1, 512, false, 1, 4);
 }
 
 #[test]
 fn with_many_threads() {
-    churn_simulated(1, 4096, true, 8, 10);
+    churn_simulated(1, 4096, true, 8, 4);
 }
 
 #[test]
 fn with_many_threads_and_none_in_the_background() {
-    churn_simulated(1, 512, false, 8, 10);
+    churn_simulated(1, 512, false, 8, 4);
 }
 
 #[test]
 fn over_three_sectors() {
-    churn_simulated(3, 4096, true, 1, 4);
+    churn_simulated(3, 4096, true, 1, 2);
 }
 
 #[test]
 fn over_three_sectors_with_none_in_the_background() {
-    churn_simulated(3, 512, false, 2, 4);
+    churn_simulated(3, 512, false, 2, 2);
 }
 
 #[test]
@@ -279,10 +279,10 @@ fn over_io_uring() {
 
 #[test]
 fn over_io_uring_with_none_in_the_background() {
-    churn_on(BackendChoice::Uring, 1, false, 1, 4);
+    churn_on(BackendChoice::Uring, 1, false, 1, 2);
 }
 
 #[test]
 fn over_system_calls() {
-    churn_on(BackendChoice::Syscall, 3, true, 4, 2);
+    churn_on(BackendChoice::Syscall, 3, true, 4, 1);
 }

@@ -27,7 +27,7 @@ use graviton_engine::port::{
     BinaryKey, BlobStore, CopyOptions, DeleteOptions, ErrorKind, GetOptions, PutOptions,
     StorageError,
 };
-use graviton_engine::store::{CreateOptions, MIB, OpenOptions, SegmentState, Store};
+use graviton_engine::store::{Access, CreateOptions, MIB, OpenOptions, SegmentState, Store};
 use graviton_format::checkpoint::{CheckpointRoot, stored_image_length};
 use graviton_format::frame::FrameHeader;
 use graviton_format::geometry::ROOT_SLOT_SIZE;
@@ -513,18 +513,14 @@ impl<'a> Bench<'a> {
             .expect("written");
     }
 
-    fn open(&self, read_only: bool) -> Result<Store, StorageError> {
-        let options = if read_only {
-            OpenOptions::read_only()
-        } else {
-            OpenOptions::default()
-        };
+    fn open(&self, access: Access) -> Result<Store, StorageError> {
         Store::open_with(
             self.store(),
             OpenOptions {
+                access,
                 io: buffered(),
                 background: false,
-                ..options
+                ..OpenOptions::default()
             },
         )
     }
@@ -534,10 +530,10 @@ impl<'a> Bench<'a> {
     fn try_out(&self, damage: &Damage, deep: bool, seen: &mut Seen) -> Vec<String> {
         let mut wrong = Vec::new();
         self.restore(damage);
-        match self.open(true) {
+        match self.open(Access::Salvage) {
             Ok(store) => {
                 let ill = !store.info().health.is_empty();
-                let errors = self.check(&store, ill, "read-only", &mut wrong);
+                let errors = self.check(&store, ill, "salvage", &mut wrong);
                 seen.lost = seen.lost.max(errors);
                 let report = store
                     .verify(&mut |_| {})
@@ -551,12 +547,17 @@ impl<'a> Bench<'a> {
                     _ => damage.region.last,
                 };
                 if !found && !harmless {
-                    wrong.push("read-only: verify finds nothing".to_owned());
+                    wrong.push("salvage: verify finds nothing".to_owned());
                 }
             }
+            Err(error) => wrong.push(format!("salvage: does not open: {error}")),
+        }
+        match self.open(Access::ReadOnly) {
+            Ok(store) => drop(self.check(&store, false, "read-only", &mut wrong)),
+            Err(StorageError::Corruption { .. }) => {}
             Err(error) => wrong.push(format!("read-only: does not open: {error}")),
         }
-        match self.open(false) {
+        match self.open(Access::ReadWrite) {
             Ok(store) => {
                 self.check(&store, false, "writing", &mut wrong);
                 if deep {
@@ -666,7 +667,7 @@ impl<'a> Bench<'a> {
         if let Err(error) = store.close() {
             wrong.push(format!("going on: close: {error}"));
         }
-        match self.open(false) {
+        match self.open(Access::ReadWrite) {
             Ok(store) => self.check_but(&store, &extra, "opened again", wrong),
             Err(StorageError::Corruption { .. }) => {}
             Err(error) => wrong.push(format!("opened again: {error}")),

@@ -181,7 +181,7 @@ fn fill_and_delete(ground: &Ground, size: usize) {
     let first = full.fill(size);
     let space = full.store.info().space;
     assert!(
-        space.live > space.total / 10 * 6,
+        space.live > space.total / 2,
         "only {first} bytes fitted in blobs of {size}: {space:?}"
     );
     full.check();

@@ -110,6 +110,10 @@ pub struct Global {
     /// Go through the page cache: no direct I/O
     #[arg(long, env = "GRAVITON_BUFFERED", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new(), global = true, hide_env_values = true)]
     pub buffered: bool,
+
+    /// Read a store that has lost changes: blobs may be missing, older, or back though deleted
+    #[arg(long, global = true)]
+    pub salvage: bool,
 }
 
 /// How to talk to the disk.

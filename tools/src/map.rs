@@ -24,7 +24,7 @@ const ROWS_MAX: usize = 32;
 
 /// `map`.
 pub fn run(session: &Session, args: &MapArgs) -> Result<(), Failure> {
-    let (info, sectors) = session.read(|store| {
+    let (info, sectors) = session.inspect(|store| {
         let info = store.info();
         let sectors: Vec<(SectorInfo, Vec<SegmentInfo>)> = info
             .sectors

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 
 use graviton_engine::io::{BackendChoice, DirectIo, IoOptions};
-use graviton_engine::port::BinaryKey;
+use graviton_engine::port::{BinaryKey, StorageError};
 use graviton_engine::store::{Access, CreateOptions, OpenOptions, Store};
 
 use crate::cli::{Geometry, Global, IoBackend};
@@ -70,14 +70,62 @@ impl Session {
 
     /// Opens the store for reading, does `work`, and closes it.
     pub fn read<T>(&self, work: impl FnOnce(&Store) -> Result<T, Failure>) -> Result<T, Failure> {
-        let options = self.open_options(Access::ReadOnly);
-        self.use_store(Store::open_with(&self.global.store, options)?, work)
+        let access = if self.global.salvage {
+            Access::Salvage
+        } else {
+            Access::ReadOnly
+        };
+        self.use_store(self.open(access)?, |store| {
+            let outcome = work(store);
+            self.warn(store);
+            outcome
+        })
+    }
+
+    /// Opens the store for reading, whatever it has lost, does `work`, which tells what is wrong,
+    /// and closes it.
+    pub fn inspect<T>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        self.use_store(self.open(Access::Salvage)?, work)
     }
 
     /// Opens the store for writing, does `work`, and closes it.
     pub fn write<T>(&self, work: impl FnOnce(&Store) -> Result<T, Failure>) -> Result<T, Failure> {
-        let options = self.open_options(Access::ReadWrite);
-        self.use_store(Store::open_with(&self.global.store, options)?, work)
+        self.use_store(self.open(Access::ReadWrite)?, |store| {
+            let outcome = work(store);
+            self.warn(store);
+            outcome
+        })
+    }
+
+    fn open(&self, access: Access) -> Result<Store, Failure> {
+        Store::open_with(&self.global.store, self.open_options(access)).map_err(|error| {
+            let lost = matches!(error, StorageError::Corruption { .. });
+            let mut failure = Failure::from(error);
+            if let (true, Failure::Error { message, .. }) = (lost, &mut failure) {
+                message.push_str(
+                    "; changes that were acknowledged may be lost (graviton verify tells more, --salvage reads what is left)",
+                );
+            }
+            failure
+        })
+    }
+
+    /// Says on standard error that a store is damaged, if it is.
+    fn warn(&self, store: &Store) {
+        let health = store.info().health;
+        if let Some(first) = health.first() {
+            let more = match health.len() - 1 {
+                0 => String::new(),
+                more => format!(" (and {more} more)"),
+            };
+            self.output.note(
+                format!("the store is damaged: {first}{more}; graviton verify tells more"),
+                None,
+            );
+        }
     }
 
     /// Does `work` with an open store and closes it, whatever comes of the work.

@@ -3,7 +3,9 @@
 use std::time::SystemTime;
 
 use comfy_table::{CellAlignment, Table, presets};
-use graviton_engine::store::{Access, CheckpointInfo, SectorInfo, Space, StoreInfo, VerifyReport};
+use graviton_engine::store::{
+    Access, CheckpointInfo, Finding, SectorInfo, Space, StoreInfo, VerifyReport,
+};
 use serde_json::{Value, json};
 
 use crate::cli::Geometry;
@@ -35,11 +37,16 @@ pub fn init(session: &Session, geometry: &Geometry) -> Result<(), Failure> {
 
 /// `info`.
 pub fn info(session: &Session) -> Result<(), Failure> {
-    let info = session.read(|store| Ok(store.info()))?;
+    let info = session.inspect(|store| Ok(store.info()))?;
     let output = &session.output;
     output.object(&info_json(&info))?;
+    let healthy = if info.health.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Reported(Exit::Corruption))
+    };
     if output.is_json() {
-        return Ok(());
+        return healthy;
     }
     let field = |name: &str, value: String| output.line(format!("{name:<12} {value}"));
     field("store", info.path.display().to_string())?;
@@ -90,7 +97,7 @@ pub fn info(session: &Session) -> Result<(), Failure> {
             output.line(format!("  {line}"))?;
         }
     }
-    Ok(())
+    healthy
 }
 
 fn sector_line(output: &Output, sector: &SectorInfo) -> String {
@@ -200,6 +207,7 @@ pub fn info_json(info: &StoreInfo) -> Value {
         "access": match info.access {
             Access::ReadWrite => "read_write",
             Access::ReadOnly => "read_only",
+            Access::Salvage => "salvage",
         },
         "backend": info.backend,
         "notice": info.notice,
@@ -259,13 +267,18 @@ fn checkpoint_json(checkpoint: &CheckpointInfo) -> Value {
 /// `verify`.
 pub fn verify(session: &Session) -> Result<(), Failure> {
     let output = &session.output;
-    let (report, health) = session.read(|store| {
+    let (report, mut health) = session.inspect(|store| {
         let shown = Progress::would_show(output.is_json());
         let progress = Progress::new(shown, "verifying", 0);
         let report = store.verify(&mut |state| progress.set(state.done, state.total));
         progress.clear();
         Ok((report?, store.info().health))
     })?;
+    // What was found again is told once.
+    health.retain(|line| {
+        let told = |finding: &Finding| line.contains(&format!("{}:", finding.place));
+        !report.findings.iter().any(told)
+    });
     let clean = report.findings.is_empty() && health.is_empty();
     output.object(&verify_json(&report, &health, clean))?;
     for finding in &report.findings {
@@ -329,16 +342,25 @@ pub fn compact(session: &Session) -> Result<(), Failure> {
     let report = session.write(|store| Ok(store.compact()?))?;
     let output = &session.output;
     output.object(&json!({"segments": report.segments, "moved": report.moved,
-        "freed": report.freed}))?;
+        "freed": report.freed, "damaged": report.damaged}))?;
     if report.segments == 0 {
-        return output.line("nothing to compact");
+        output.line("nothing to compact")?;
+    } else {
+        output.line(format!(
+            "{} emptied, {} moved, {} freed",
+            count(report.segments, "segment", "segments"),
+            output.bytes(report.moved),
+            output.bytes(report.freed)
+        ))?;
+    }
+    if report.damaged == 0 {
+        return Ok(());
     }
     output.line(format!(
-        "{} emptied, {} moved, {} freed",
-        count(report.segments, "segment", "segments"),
-        output.bytes(report.moved),
-        output.bytes(report.freed)
-    ))
+        "{} left as they are: something in them can't be read",
+        count(report.damaged, "segment", "segments")
+    ))?;
+    Err(Failure::Reported(Exit::Corruption))
 }
 
 /// `checkpoint`.

@@ -163,9 +163,11 @@ pub(super) fn lock(path: &Path, exclusive: bool) -> io::Result<Box<dyn Lock>> {
             continue;
         }
         if exclusive {
+            // For messages only: on a full file system the lock does without.
             let owner = std::process::id().to_string();
-            file.set_len(0)?;
-            file.write_all_at(owner.as_bytes(), 0)?;
+            let _ = file
+                .set_len(0)
+                .and_then(|()| file.write_all_at(owner.as_bytes(), 0));
         }
         return Ok(Box::new(FileLock { file, exclusive }));
     }

@@ -219,10 +219,9 @@ pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, RootNotes), Stora
                         roots.push(root);
                     }
                 }
-                Err(Some(error)) => damaged.push(format!(
-                    "sector {}: the checkpoint root at {address} is damaged: {error}",
-                    sector.number()
-                )),
+                Err(Some(error)) => {
+                    damaged.push((address, format!("a checkpoint root is damaged: {error}")));
+                }
                 // A slot that was never used.
                 Err(None) => {}
             }
@@ -240,10 +239,10 @@ pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, RootNotes), Stora
 /// What is wrong with a sector's roots, in words.
 #[derive(Debug, Default)]
 pub struct RootNotes {
-    /// Both copies of a slot are damaged.
-    pub lost: Vec<String>,
+    /// Both copies of a slot are damaged: their addresses, and in what way.
+    pub lost: Vec<(u64, String)>,
     /// One is, and the other will do: a crash while it was written, or rot.
-    pub to_mend: Vec<String>,
+    pub to_mend: Vec<(u64, String)>,
 }
 
 /// Whether the segments that a root names still hold its image, by their headers.

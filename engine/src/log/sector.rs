@@ -105,8 +105,13 @@ impl Sector {
                 found: 0,
             })
         };
-        let note =
-            |error: &FormatError| format!("sector {number}: a superblock copy is damaged: {error}");
+        let note = |offset, error: &FormatError| {
+            let place = Place {
+                sector: number,
+                offset,
+            };
+            vec![format!("{place}: a superblock copy is damaged: {error}")]
+        };
         let (superblock, notes) = match (front, back) {
             (Ok(front), Ok(back)) => (
                 if back.sequence > front.sequence {
@@ -116,7 +121,8 @@ impl Sector {
                 },
                 Vec::new(),
             ),
-            (Ok(good), Err(error)) | (Err(error), Ok(good)) => (good, vec![note(&error)]),
+            (Ok(good), Err(error)) => (good, note(back_address, &error)),
+            (Err(error), Ok(good)) => (good, note(0, &error)),
             (Err(FormatError::Version { found, supported }), Err(_)) => {
                 return Err(StorageError::UnsupportedVersion {
                     path,

@@ -86,8 +86,7 @@ pub enum Purpose {
 /// Segments kept back from puts for the tombstones of deletes.
 const RESERVE_DELETE: u32 = 1;
 
-/// Two that are kept, and the next. Puts leave a segment more for each than the next is thought to
-/// take: they make it grow.
+/// Two checkpoints are kept, and the next comes beside them.
 const CHECKPOINTS: u32 = 3;
 
 /// The table of a sector's segments.
@@ -99,8 +98,10 @@ pub struct Segments {
     generation: u64,
     /// How many hold images.
     images: u32,
-    /// Segments that the next checkpoint will take, as far as can be told.
+    /// Segments that the next checkpoint will take, at most.
     checkpoint_reserve: u32,
+    /// The same, if puts go on before their effect on it is counted.
+    checkpoint_after_puts: u32,
     /// Segments that the checkpoint being written has taken out of that reserve.
     checkpoint_taken: u32,
 }
@@ -115,6 +116,7 @@ impl Segments {
             images: 0,
             generation: 0,
             checkpoint_reserve: 1,
+            checkpoint_after_puts: 1,
             checkpoint_taken: 0,
         }
     }
@@ -152,6 +154,7 @@ impl Segments {
             images: 0,
             generation: 0,
             checkpoint_reserve: 1,
+            checkpoint_after_puts: 1,
             checkpoint_taken: 0,
         };
         segments.recount();
@@ -227,9 +230,10 @@ impl Segments {
         self.generation = self.generation.max(generation);
     }
 
-    /// Keeps room for a checkpoint of so many segments.
-    pub fn set_checkpoint_reserve(&mut self, segments: u32) {
+    /// Keeps room for a checkpoint of so many segments, and of how many after some more puts.
+    pub fn set_checkpoint_reserve(&mut self, segments: u32, after_puts: u32) {
         self.checkpoint_reserve = segments.max(1);
+        self.checkpoint_after_puts = after_puts.max(segments).max(1);
     }
 
     /// Segments lent to compaction: the more, the fewer checkpoints it takes to free a segment.
@@ -240,17 +244,19 @@ impl Segments {
     /// Segments kept back from `purpose`.
     #[must_use]
     pub fn reserve(&self, purpose: Purpose) -> u32 {
-        let next = self.checkpoint_reserve;
         // Three images lie on the disk while a checkpoint is written, and each may be larger than
         // the one before it.
-        let checkpoints = (CHECKPOINTS * next)
-            .saturating_sub(self.images)
-            .max(next.saturating_sub(self.checkpoint_taken));
+        let checkpoints = |next: u32| {
+            (CHECKPOINTS * next)
+                .saturating_sub(self.images)
+                .max(next.saturating_sub(self.checkpoint_taken))
+        };
         match purpose {
-            Purpose::Put => checkpoints + CHECKPOINTS + RESERVE_DELETE + self.reserve_compaction(),
-            // What is moved and deleted makes the next image grow a little, too.
-            Purpose::Delete => checkpoints + 1 + self.reserve_compaction(),
-            Purpose::Compaction => checkpoints + 1,
+            Purpose::Put => {
+                checkpoints(self.checkpoint_after_puts) + RESERVE_DELETE + self.reserve_compaction()
+            }
+            Purpose::Delete => checkpoints(self.checkpoint_reserve) + self.reserve_compaction(),
+            Purpose::Compaction => checkpoints(self.checkpoint_reserve),
             Purpose::Checkpoint => 0,
         }
     }
@@ -270,7 +276,7 @@ impl Segments {
     /// Segments of the sector that can hold live records: all but the reserve and the checkpoints.
     #[must_use]
     pub fn usable(&self) -> u32 {
-        let checkpoints = CHECKPOINTS * (self.checkpoint_reserve + 1);
+        let checkpoints = CHECKPOINTS * self.checkpoint_after_puts;
         self.count()
             .saturating_sub(checkpoints + RESERVE_DELETE + self.reserve_compaction())
     }

@@ -22,7 +22,7 @@ use crate::log::{Purpose, State, Tail};
 use crate::port::{BinaryKey, ETag, Precondition, StorageError};
 
 /// Frames grow to about this many bytes by grouping; a single request may be longer.
-const FRAME_TARGET: u64 = 4 << 20;
+pub const FRAME_TARGET: usize = 4 << 20;
 
 /// What happens all or not at all is one frame, and a frame lies in one segment.
 ///
@@ -45,6 +45,8 @@ pub struct Assembly<'a> {
     geometry: &'a Geometry,
     next_lsn: &'a mut u64,
     claims: &'a Claims,
+    /// A crash may take back what was done in another sector.
+    others_in_doubt: bool,
     /// Keys of requests that wait: what comes later about them waits too.
     blocked: HashSet<BinaryKey>,
     /// Keys that records of this frame change: to which version, if any.
@@ -101,6 +103,7 @@ impl<'a> Assembly<'a> {
         tail: Tail,
         next_lsn: &'a mut u64,
         claims: &'a Claims,
+        others_in_doubt: bool,
     ) -> Self {
         Self {
             number,
@@ -108,6 +111,7 @@ impl<'a> Assembly<'a> {
             geometry,
             next_lsn,
             claims,
+            others_in_doubt,
             blocked: HashSet::new(),
             overlay: HashMap::new(),
             length: 0,
@@ -188,7 +192,7 @@ impl<'a> Assembly<'a> {
         let segments = &mut self.index.sectors[self.number].segments;
         // Room that compaction or deletes took out of the reserve is not for puts.
         let held_back = purpose == Purpose::Put && segments.is_reserve_in_use();
-        let within_target = self.length == 0 || self.length + length <= FRAME_TARGET;
+        let within_target = self.length == 0 || self.length + length <= FRAME_TARGET as u64;
         let fits = self.length + length <= self.room && within_target;
         if !held_back {
             let note_needs_room = matches!(work, Work::Note) && self.room == 0;
@@ -410,11 +414,14 @@ impl<'a> Assembly<'a> {
                 time,
             } => {
                 let existed = self.check(&key, precondition)?.is_some();
-                if existed {
+                if !existed && strict {
+                    return Err(StorageError::NotFound { key });
+                }
+                // A blob that another sector's tombstone hides shows again if a crash takes that
+                // tombstone, unless there is one here.
+                if existed || self.others_in_doubt {
                     self.note_crossing(&key)?;
                     self.push_tombstone(key, time);
-                } else if strict {
-                    return Err(StorageError::NotFound { key });
                 }
                 Ok(Some(MutationOutcome::Deleted { existed }))
             }

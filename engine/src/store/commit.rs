@@ -356,11 +356,6 @@ impl Commits {
             && queue.tail.segment.is_some()
     }
 
-    /// Whether frames of a sector were written that no sync has covered, or one is under way.
-    pub fn is_unsynced(&self, number: usize) -> bool {
-        self.queues[number].unsynced || self.queues[number].in_flight
-    }
-
     /// Whether a sector's log ends with records that no note says to be durable.
     pub fn wants_note(&self, number: usize) -> bool {
         let queue = &self.queues[number];
@@ -593,6 +588,9 @@ impl Inner {
             ..
         } = commits;
         let first_lsn = *next_lsn;
+        let others_in_doubt = queues.iter().enumerate().any(|(other, queue)| {
+            other != number && (queue.unsynced || self.sectors[other].poisoned().is_some())
+        });
         let queue = &mut queues[number];
         let mut assembly = Assembly::new(
             number,
@@ -601,6 +599,7 @@ impl Inner {
             queue.tail,
             next_lsn,
             claims,
+            others_in_doubt,
         );
         let mut left = Vec::new();
         while !assembly.is_closed()

@@ -13,11 +13,14 @@ use std::ops::{Bound, Range};
 use std::sync::Arc;
 
 use graviton_format::FormatError;
-use graviton_format::image::{Cursor, ExtentEntry, ImageBuilder, ImageEntry, ImageValue};
+use graviton_format::image::{
+    Cursor, ExtentEntry, ImageBuilder, ImageEntry, ImageValue, PAGE_SIZE,
+};
 use graviton_format::record::{ExtentRef, Manifest, RecordKind, record_length};
 
 use parking_lot::Mutex;
 
+use super::assembly::FRAME_TARGET;
 use crate::log::image_io::{LoadedImage, image_segments};
 use crate::log::sector::Payload;
 use crate::log::{Sector, Segments, Tail};
@@ -245,6 +248,9 @@ pub struct SectorIndex {
     pub logical_bytes: u64,
     /// Bytes by which the next image may grow for what is in the deltas.
     growth: u64,
+    /// Bytes by which the next image may grow since the LSNs that were skipped when the store was
+    /// opened take longer numbers to count back over.
+    stretch: u64,
     /// Extents that the base knows.
     base_extents: usize,
     /// The log is being replayed: what nothing names may yet be named by a later record, and stays.
@@ -304,13 +310,18 @@ impl SectorIndex {
             blobs: 0,
             logical_bytes: 0,
             growth: 0,
+            stretch: 0,
             replaying: false,
         }
     }
 
     /// Begins a replay of the log behind the base, which [`SectorIndex::end_replay`] ends.
     pub fn begin_replay(&mut self) {
+        /// More bytes of a number that counts back.
+        const LONGER: u64 = 4;
         self.replaying = true;
+        let numbers = self.blobs.saturating_add(self.base_extents as u64);
+        self.stretch = numbers.saturating_mul(LONGER);
     }
 
     /// Ends a replay: nothing is on its way in, so extents that nothing names are given up.
@@ -379,14 +390,25 @@ impl SectorIndex {
     pub fn image_estimate(&self) -> usize {
         let base = self.base.as_ref().map_or(4096, |base| base.bytes().len());
         let extents = self.extents.len().saturating_sub(self.base_extents);
-        base + usize::try_from(self.growth).unwrap_or(usize::MAX)
+        base + usize::try_from(self.growth.saturating_add(self.stretch)).unwrap_or(usize::MAX)
             + extents * size_of::<ExtentEntry>()
     }
 
     /// Keeps room for the next checkpoint.
     pub fn update_reserve(&mut self) {
-        let reserve = image_segments(self.sector.geometry(), self.image_estimate());
-        self.segments.set_checkpoint_reserve(reserve);
+        /// A page of the image is not filled to the end, and another has just begun.
+        const PAGES: usize = 2 * PAGE_SIZE;
+        let geometry = self.sector.geometry();
+        let estimate = self.image_estimate();
+        // Entries of the base grow, too, as their LSNs come to lie farther back.
+        let next = estimate + estimate / 16 + PAGES;
+        // What is in a frame takes no more bytes in the image.
+        let frame = usize::try_from(geometry.segment_size)
+            .map_or(FRAME_TARGET, |size| size.min(FRAME_TARGET));
+        self.segments.set_checkpoint_reserve(
+            image_segments(geometry, next),
+            image_segments(geometry, next + frame),
+        );
     }
 
     /// Where `range` of a blob lies: payloads and the ranges of them, in order.
@@ -1060,6 +1082,7 @@ impl Index {
         sector.base = Some(Arc::new(base));
         sector.frozen = None;
         sector.growth = growth(&sector.delta);
+        sector.stretch = 0;
     }
 
     /// Ends a checkpoint that failed: the frozen delta goes back under the live one.

@@ -193,6 +193,8 @@ pub struct VerifyProgress {
 pub struct CompactReport {
     /// Segments emptied.
     pub segments: u64,
+    /// Segments that were left as they are, since something that lives in them can't be read.
+    pub damaged: u64,
     /// Bytes of live records that were copied out of them.
     pub moved: u64,
     /// Bytes that became free.

@@ -30,8 +30,9 @@ use crate::port::{BinaryKey, ErrorKind, StorageError};
 
 /// How long a store is waited for whose owner is dead: a ring can hold its files a moment longer.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-/// Log bytes left to replay at a close above which a checkpoint is taken first.
-const REPLAY_AT_CLOSE: u64 = 16 * MIB;
+/// Log bytes left to replay at a close above which a checkpoint is taken first, unless it would
+/// write more than that.
+const REPLAY_AT_CLOSE: u64 = 4 * MIB;
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// LSNs and generations above this are damage, not age: counting on from them would overflow.
@@ -219,7 +220,7 @@ fn take_lock(
             std::io::ErrorKind::PermissionDenied
             | std::io::ErrorKind::ReadOnlyFilesystem
             | std::io::ErrorKind::NotFound
-                if access == Access::ReadOnly =>
+                if access != Access::ReadWrite =>
             {
                 return Ok(None);
             }
@@ -290,7 +291,7 @@ impl Inner {
         backend: GivenBackend,
         kick: Sender<()>,
     ) -> Result<Arc<Self>, StorageError> {
-        if options.open.access == Access::ReadOnly {
+        if options.open.access != Access::ReadWrite {
             return Err(StorageError::ReadOnly);
         }
         if options.sectors == 0 || usize::from(options.sectors) > SECTORS_MAX {
@@ -464,6 +465,7 @@ impl Inner {
             kept: Vec::new(),
             health,
             writing,
+            salvaging: options.access == Access::Salvage,
         };
         for sector in &sectors {
             recovery.load(sector).await?;
@@ -588,7 +590,7 @@ impl Inner {
         self.check_open()?;
         match self.options.access {
             Access::ReadWrite => Ok(()),
-            Access::ReadOnly => Err(StorageError::ReadOnly),
+            Access::ReadOnly | Access::Salvage => Err(StorageError::ReadOnly),
         }
     }
 
@@ -599,7 +601,7 @@ impl Inner {
 
     /// Waits for what was submitted and leaves the store as it is quickest to open.
     pub fn finish(self: &Arc<Self>) -> Result<(), StorageError> {
-        if self.options.access == Access::ReadOnly {
+        if self.options.access != Access::ReadWrite {
             return Ok(());
         }
         // The thread that made room for them has ended: now those who wait do it themselves.
@@ -616,8 +618,10 @@ impl Inner {
             }
         }
         self.note_durable();
-        let long = (0..self.sectors.len())
-            .any(|number| self.index.read().sectors[number].replay_bytes > REPLAY_AT_CLOSE);
+        let long = self.index.read().sectors.iter().any(|sector| {
+            let image = sector.image_estimate() as u64;
+            sector.replay_bytes > REPLAY_AT_CLOSE.max(image)
+        });
         if long
             && self
                 .sectors
@@ -758,15 +762,18 @@ struct Recovery {
     kept: Vec<Kept>,
     health: Vec<String>,
     writing: bool,
+    /// What is lost does not keep the store from opening.
+    salvaging: bool,
 }
 
 impl Recovery {
     /// Loads the newest whole checkpoint of a sector, and prepares to replay its log.
     async fn load(&mut self, sector: &Arc<Sector>) -> Result<(), StorageError> {
         let (roots, notes) = read_roots(sector).await?;
-        self.health.extend(notes.lost);
+        let line = |(address, what)| format!("{}: {what}", sector.place(address));
+        self.health.extend(notes.lost.into_iter().map(line));
         if !self.writing {
-            self.health.extend(notes.to_mend);
+            self.health.extend(notes.to_mend.into_iter().map(line));
         }
         let highest = roots
             .iter()
@@ -818,13 +825,10 @@ impl Recovery {
                 }
             }
         }
-        if loaded.is_none() && self.writing {
-            return Err(last_error.unwrap_or_else(|| {
-                sector.corruption(
-                    0,
-                    "no checkpoint root is whole; open it for reading only to save what can be",
-                )
-            }));
+        if loaded.is_none() && !self.salvaging {
+            return Err(
+                last_error.unwrap_or_else(|| sector.corruption(0, "no checkpoint root is whole"))
+            );
         }
         let (mut index, root) = match loaded {
             Some((root, image, segments)) => {
@@ -910,7 +914,7 @@ impl Recovery {
             index.update_reserve();
             highest = highest.max(replay.highest_lsn());
             for damage in replay.damage() {
-                if damage.records_lost && self.writing {
+                if damage.records_lost && !self.salvaging {
                     return Err(damage.error.clone());
                 }
                 self.health.push(damage.error.to_string());

@@ -197,7 +197,7 @@ impl Inner {
     }
 
     fn step_with(self: &Arc<Self>, efforts: &mut Efforts) -> Result<bool, StorageError> {
-        if self.options.access == Access::ReadOnly || efforts.ended {
+        if self.options.access != Access::ReadWrite || efforts.ended {
             return Ok(false);
         }
         efforts.horizons.resize(self.sectors.len(), None);
@@ -483,6 +483,7 @@ impl Inner {
             });
             self.note(damage.to_string());
             return Ok(CompactReport {
+                damaged: 1,
                 segments: 0,
                 moved: entry.live.saturating_sub(live),
                 freed: 0,
@@ -491,6 +492,7 @@ impl Inner {
         drop(index);
         self.reclaim(number);
         Ok(CompactReport {
+            damaged: 0,
             segments: 1,
             moved: entry.live,
             freed: geometry.segment_size.saturating_sub(entry.live),
@@ -584,13 +586,14 @@ impl Inner {
                 let segments = &index.sectors[number].segments;
                 let victim = segments.victim(horizon, Some(&self.sectors[number]));
                 victim
-                    .filter(|(_, segment)| segment.live + segment_size / 64 < segment_size)
+                    .filter(|(_, segment)| segment.live < segment_size / 8 * 7)
                     .map(|(victim, _)| victim)
             };
             let Some(victim) = victim else { break };
             match self.compact_segment(number, victim) {
                 Ok(one) => {
                     report.segments += one.segments;
+                    report.damaged += one.damaged;
                     report.moved += one.moved;
                 }
                 // The reserve is used up: make it free again first.

@@ -107,7 +107,7 @@ impl Store {
     /// # Errors
     /// `NoStore`, `Locked`, `UnsupportedVersion`, `InvalidStore` (foreign or truncated files),
     /// `Corruption` (acknowledged writes are damaged in a way that the index would be wrong
-    /// without them; [`OpenOptions::read_only`] opens what can be read), `File`, `Io`.
+    /// without them; [`Access::Salvage`] opens what can be read), `File`, `Io`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StorageError> {
         Self::open_with(path, OpenOptions::default())
     }
@@ -206,7 +206,7 @@ impl Store {
         self.inner.checkpoint_all()
     }
 
-    /// Reclaims all garbage that is worth it (a sixty-fourth of a segment), readers and writers
+    /// Reclaims the garbage of all segments that are an eighth garbage or more, readers and writers
     /// going on.
     ///
     /// # Errors

@@ -44,9 +44,13 @@ pub enum Access {
     #[default]
     ReadWrite,
     /// Reads only: nothing on disk is touched. Several readers may share a store, but not with an
-    /// owner. Damage in the log or in every checkpoint, which forbids writing, is reported in
-    /// [`StoreInfo::health`](super::StoreInfo) instead, and what is readable can be read.
+    /// owner.
     ReadOnly,
+    /// As [`Access::ReadOnly`], of a store that no longer opens otherwise: damage to its log or to
+    /// every checkpoint has taken changes that were acknowledged. Nobody can tell which, so any
+    /// blob may be missing, be an older version, or show again though it was deleted; but what is
+    /// read verifies. [`StoreInfo::health`](super::StoreInfo) says what is damaged.
+    Salvage,
 }
 
 /// How a store is opened. The default: for writing, io_uring if it works, in the background

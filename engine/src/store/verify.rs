@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use graviton_format::checksum::stored_length;
-use graviton_format::geometry::AREA_SIZE;
 use graviton_format::record::{Manifest, RecordKind, RecordView, record_length};
 use graviton_format::segment::SegmentHeader;
 use graviton_format::superblock::Superblock;
@@ -24,6 +23,8 @@ const FINDINGS_MAX: usize = 10_000;
 struct Verifier<'a> {
     inner: &'a Arc<Inner>,
     report: VerifyReport,
+    /// Not every live record was met where it should lie.
+    lacking: bool,
     total: u64,
     progress: &'a mut dyn FnMut(VerifyProgress),
 }
@@ -42,19 +43,10 @@ impl Inner {
         let mut verifier = Verifier {
             inner: self,
             report: VerifyReport::default(),
+            lacking: false,
             total,
             progress,
         };
-        for finding in self.health.lock().iter() {
-            verifier.report.findings.push(Finding {
-                place: crate::port::Place {
-                    sector: 0,
-                    offset: 0,
-                },
-                key: None,
-                what: finding.clone(),
-            });
-        }
         for number in 0..self.sectors.len() {
             let sector = Arc::clone(&self.sectors[number]);
             verifier.superblocks(&sector)?;
@@ -62,7 +54,9 @@ impl Inner {
             verifier.segments(number, &sector)?;
             verifier.accounting(number, &sector)?;
         }
-        verifier.blobs()?;
+        if verifier.lacking {
+            verifier.blobs()?;
+        }
         let mut report = verifier.report;
         report.findings.dedup();
         Ok(report)
@@ -124,7 +118,12 @@ impl Verifier<'_> {
                     None,
                     "this superblock copy is of another sector".to_owned(),
                 ),
-                Err(error) => self.find(sector, address, None, format!("superblock copy: {error}")),
+                Err(error) => self.find(
+                    sector,
+                    address,
+                    None,
+                    format!("a superblock copy is damaged: {error}"),
+                ),
             }
         }
         Ok(())
@@ -136,8 +135,8 @@ impl Verifier<'_> {
         let Some((roots, notes)) = self.found(wait_for(read_roots(sector)))? else {
             return Ok(());
         };
-        for note in notes.lost.into_iter().chain(notes.to_mend) {
-            self.find(sector, AREA_SIZE, None, note);
+        for (address, note) in notes.lost.into_iter().chain(notes.to_mend) {
+            self.find(sector, address, None, note);
         }
         for root in roots {
             self.found(wait_for(read_image(sector, &root)))?;
@@ -155,7 +154,12 @@ impl Verifier<'_> {
             drop(index);
             // One that was just opened has nothing on disk yet.
             if matches!(segment.state, State::Open | State::Sealed) && segment.written > 0 {
-                self.log_segment(sector, info.index, segment.generation, segment.written)?;
+                let live =
+                    self.log_segment(sector, info.index, segment.generation, segment.written)?;
+                // What died meanwhile is missed by nobody; what was written meanwhile may be.
+                let index = self.inner.index.read();
+                let now = index.sectors[number].segments.get(info.index);
+                self.lacking |= now.generation == segment.generation && live < now.live;
             } else {
                 self.read(segment.written);
             }
@@ -170,13 +174,14 @@ impl Verifier<'_> {
         segment: u32,
         generation: u64,
         written: u64,
-    ) -> Result<(), StorageError> {
+    ) -> Result<u64, StorageError> {
+        let mut live = 0;
         let geometry = *sector.geometry();
         let base = geometry.segment_offset(segment);
         let block = u64::from(geometry.block_size);
         self.report.segments += 1;
         let Some((buffer, skip)) = self.found(wait_for(sector.read(base..base + block)))? else {
-            return Ok(());
+            return Ok(live);
         };
         let header = &buffer[skip..];
         let mut previous =
@@ -218,7 +223,7 @@ impl Verifier<'_> {
         while offset < written {
             let address = base + offset;
             let Some(frame) = self.found(wait_for(read_frame(sector, address)))? else {
-                return Ok(());
+                return Ok(live);
             };
             let (header, buffer, skip) = match frame {
                 Ok(frame) => frame,
@@ -229,7 +234,7 @@ impl Verifier<'_> {
                         None,
                         format!("{error}; the rest of segment {segment} can't be walked"),
                     );
-                    return Ok(());
+                    return Ok(live);
                 }
             };
             if !header.continues(generation, previous.unwrap_or(header.previous.get()), lsn) {
@@ -243,7 +248,7 @@ impl Verifier<'_> {
             previous = Some(header.checksum.get());
             lsn = header.lsn.get();
             let frame = &buffer[skip..skip + header.length.get() as usize];
-            self.frame(sector, frame, &header, address);
+            live += self.frame(sector, frame, &header, address)?;
             if frame[header.used.get() as usize..]
                 .iter()
                 .any(|&byte| byte != 0)
@@ -259,16 +264,18 @@ impl Verifier<'_> {
             self.read(u64::from(header.length.get()));
             offset += u64::from(header.length.get());
         }
-        Ok(())
+        Ok(live)
     }
 
+    /// Checks a frame's records. Returns how many bytes of them the index names.
     fn frame(
         &mut self,
         sector: &Arc<Sector>,
         frame: &[u8],
         header: &graviton_format::frame::FrameHeader,
         address: u64,
-    ) {
+    ) -> Result<u64, StorageError> {
+        let mut live = 0;
         match decode_frame(sector, frame, header, address) {
             Ok((records, _)) => {
                 for record in &records {
@@ -282,9 +289,20 @@ impl Verifier<'_> {
                     }
                 }
                 self.report.records += records.len() as u64;
+                let index = self.inner.index.read();
+                let part = &index.sectors[usize::from(sector.number())];
+                for record in &records {
+                    let key = record.key.as_bytes();
+                    let found = part.is_live(record.kind, key, record.lsn, record.address);
+                    if matches!(found, Ok(true)) {
+                        let payload = record.payload_length.into();
+                        live += record_length(key.len(), record.meta.len(), payload);
+                    }
+                }
             }
             Err(error) => self.find(sector, address, None, error.to_string()),
         }
+        Ok(live)
     }
 
     /// Live bytes as the index counts them, against what it names, segment by segment.
@@ -300,10 +318,19 @@ impl Verifier<'_> {
         for (address, length) in part.extent_records() {
             count(address, length);
         }
+        let mut dangling = Vec::new();
         index.scan(&[], |holder, key, entry| {
+            if holder != number {
+                return Ok(true);
+            }
+            self.report.blobs += 1;
             // A blob record that manifests share is counted among the extents.
-            if holder == number && !(entry.extents.is_none() && part.names(entry.lsn)) {
+            if entry.extents.is_some() || !part.names(entry.lsn) {
                 count(entry.address, entry.record_length(key));
+            }
+            if entry.extents.is_some() && dangling.len() < FINDINGS_MAX {
+                let key = BinaryKey::new(key)?;
+                dangling.extend(part.pieces(&key, &entry, &(0..entry.size)).err());
             }
             Ok(true)
         })?;
@@ -320,6 +347,9 @@ impl Verifier<'_> {
             .filter(|(_, counted, named)| counted != named)
             .collect();
         drop(index);
+        for error in dangling {
+            self.found::<()>(Err(error))?;
+        }
         for (segment, counted, named) in wrong {
             let what =
                 format!("segment {segment} counts {counted} live bytes, the index names {named}");
@@ -333,8 +363,8 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    /// Every blob of the index: its record is there and is what the index says, and so are its
-    /// extents. (Their payload was read with the segments.)
+    /// Every blob of the index: its record is there and is what the index says. (Its payload was
+    /// read with the segments.)
     fn blobs(&mut self) -> Result<(), StorageError> {
         const PAGE: usize = 1024;
         let mut from = Vec::new();
@@ -347,16 +377,8 @@ impl Verifier<'_> {
                 let scanned = index.scan(&from, |number, key, entry| {
                     let key = BinaryKey::new(key)?;
                     let sector = &self.inner.sectors[number];
-                    match index.sectors[number].pieces(&key, &entry, &(0..entry.size)) {
-                        Ok(pieces) => {
-                            let pin = sector.pin(
-                                std::iter::once(entry.address)
-                                    .chain(pieces.iter().map(|(payload, _)| payload.address)),
-                            );
-                            page.push((number, key, entry, pin));
-                        }
-                        Err(error) => wrong.push(error),
-                    }
+                    let pin = sector.pin(std::iter::once(entry.address));
+                    page.push((number, key, entry, pin));
                     Ok(page.len() < PAGE)
                 });
                 wrong.extend(scanned.err());
@@ -374,7 +396,6 @@ impl Verifier<'_> {
             }
             for (number, key, entry, _pin) in page {
                 let sector = Arc::clone(&self.inner.sectors[number]);
-                self.report.blobs += 1;
                 let head = record_length(key.as_bytes().len(), entry.meta_length as usize, 0);
                 let Some((buffer, skip)) = self.found(wait_for(
                     sector.read(entry.address..entry.address.saturating_add(head)),

@@ -250,12 +250,13 @@ impl Inner {
             strict: options.strict,
             time: self.now(),
         };
-        let durable = durable(options.durability);
-        let ticket = self.submit(number, Work::Mutations(vec![mutation]), durable);
-        let inner = Arc::clone(self);
+        let ticket = self.submit(
+            number,
+            Work::Mutations(vec![mutation]),
+            durable(options.durability),
+        );
         Op::start(async move {
             let outcomes = committed(ticket).await?;
-            inner.confirm_absent(&outcomes, durable).await?;
             match outcomes.first() {
                 Some(MutationOutcome::Deleted { existed }) => {
                     Ok(DeleteOutcome { existed: *existed })
@@ -263,41 +264,6 @@ impl Inner {
                 _ => Err(unexpected()),
             }
         })
-    }
-
-    /// A durable delete that found nothing says that nothing is there: so must the delete be that
-    /// came before it, in whatever sector.
-    async fn confirm_absent(
-        self: &Arc<Self>,
-        outcomes: &[MutationOutcome],
-        durable: bool,
-    ) -> Result<(), StorageError> {
-        let absent = |outcome: &MutationOutcome| {
-            matches!(outcome, MutationOutcome::Deleted { existed: false })
-        };
-        if durable && self.sectors.len() > 1 && outcomes.iter().any(absent) {
-            let unsynced: Vec<usize> = {
-                let commits = self.commits.lock();
-                let all = 0..self.sectors.len();
-                all.filter(|&number| commits.is_unsynced(number)).collect()
-            };
-            self.sync(unsynced.into_iter()).await?;
-        }
-        Ok(())
-    }
-
-    /// Makes what was written to these sectors durable.
-    async fn sync(
-        self: &Arc<Self>,
-        numbers: impl Iterator<Item = usize>,
-    ) -> Result<(), StorageError> {
-        let tickets: Vec<_> = numbers
-            .map(|number| self.submit(number, Work::Sync, true))
-            .collect();
-        for ticket in tickets {
-            ticket.await?;
-        }
-        Ok(())
     }
 
     /// See [`BlobStore::copy`](crate::port::BlobStore::copy) and
@@ -439,10 +405,12 @@ impl Inner {
                     }
                 });
             }
-            let durable = durable(batch.durability);
-            let ticket = inner.submit(number, Work::Mutations(mutations), durable);
+            let ticket = inner.submit(
+                number,
+                Work::Mutations(mutations),
+                durable(batch.durability),
+            );
             let outcomes = committed(ticket).await?;
-            inner.confirm_absent(&outcomes, durable).await?;
             let outcome = |outcome: &MutationOutcome| match outcome {
                 MutationOutcome::Deleted { existed } => {
                     Some(BatchItemOutcome::Delete(DeleteOutcome {
@@ -483,8 +451,15 @@ impl Inner {
         if let Err(error) = self.check_writable() {
             return Op::fail(error);
         }
-        let inner = Arc::clone(self);
-        Op::start(async move { inner.sync(0..inner.sectors.len()).await })
+        let tickets: Vec<_> = (0..self.sectors.len())
+            .map(|number| self.submit(number, Work::Sync, true))
+            .collect();
+        Op::start(async move {
+            for ticket in tickets {
+                ticket.await?;
+            }
+            Ok(())
+        })
     }
 }
 
