@@ -76,9 +76,9 @@ impl Session {
             Access::ReadOnly
         };
         self.use_store(self.open(access)?, |store| {
-            let outcome = work(store);
+            let value = work(store)?;
             self.warn(store);
-            outcome
+            Ok(value)
         })
     }
 
@@ -94,9 +94,9 @@ impl Session {
     /// Opens the store for writing, does `work`, and closes it.
     pub fn write<T>(&self, work: impl FnOnce(&Store) -> Result<T, Failure>) -> Result<T, Failure> {
         self.use_store(self.open(Access::ReadWrite)?, |store| {
-            let outcome = work(store);
+            let value = work(store)?;
             self.warn(store);
-            outcome
+            Ok(value)
         })
     }
 

@@ -421,6 +421,64 @@ fn damage_is_found_and_named_and_the_rest_is_readable() {
     subject.is_whole();
 }
 
+/// Damage that hides a change which was acknowledged: nobody can tell which, so nothing is read but
+/// on demand.
+#[test]
+fn a_store_that_lost_changes_is_read_for_salvage_only() {
+    let subject = Subject::new(1);
+    let value = subject.directory.path().join("value");
+    let put = |content: &str| {
+        fs::write(&value, content).expect("written");
+        let arguments = ["put".as_ref(), "value".as_ref(), value.as_os_str()];
+        subject.graviton.run(arguments).done();
+    };
+    put("older");
+    subject.graviton.run(["checkpoint"]).done();
+    put("newer");
+    put("newest");
+    let sound = subject.bytes();
+    let sector = fs::read(subject.sector()).expect("read");
+    let at = sector
+        .windows(11)
+        .position(|window| window == b"valuenewest")
+        .expect("the record is there");
+    subject.patch("sector-000.graviton", at as u64, b"V");
+    let out = subject.directory.path().join("never made");
+    let export = ["export".as_ref(), out.as_os_str()];
+    for arguments in [
+        ["get", "value"].as_slice(),
+        &["ls"],
+        &["stat", "ten"],
+        &["rm", "ten"],
+    ] {
+        subject
+            .graviton
+            .run(arguments)
+            .fails(CORRUPTION, &["sector 0 at offset", "--salvage"]);
+    }
+    subject
+        .graviton
+        .run(export)
+        .fails(CORRUPTION, &["--salvage"]);
+    for arguments in [["info"].as_slice(), &["verify"], &["--json", "info"]] {
+        let told = subject.graviton.run(arguments);
+        assert_eq!((told.code, told.stderr.as_str()), (CORRUPTION, ""));
+        assert!(told.text().contains("offset"), "{}", told.text());
+    }
+    let salvaged = subject.graviton.run(["--salvage", "get", "value"]);
+    assert_eq!((salvaged.code, salvaged.text().as_str()), (0, "newer"));
+    assert!(salvaged.stderr.contains("damaged"), "{}", salvaged.stderr);
+    subject
+        .graviton
+        .run([["--salvage".as_ref()].as_slice(), &export].concat());
+    assert_eq!(fs::read(out.join("value")).expect("exported"), b"newer");
+    subject.put_back(&sound);
+    assert_eq!(
+        subject.graviton.run(["get", "value"]).done().text(),
+        "newest"
+    );
+}
+
 #[test]
 fn two_owners() {
     let subject = Subject::new(1);
