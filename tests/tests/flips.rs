@@ -2,10 +2,10 @@
 //! at a sample of the others), and whole blocks overwritten with zeros, ones, noise, and other
 //! blocks of the same store.
 //!
-//! Whatever the damage, every answer is right or a typed error. Opened for writing, a store never
-//! takes damage for absence or age: no false "not found", no stale version; if it can't tell, it
-//! refuses to open. Opened for reading only, it may, so that something is saved, but then its
-//! health says so. There is never a panic and never a hang.
+//! Whatever the damage, every answer is right or a typed error. A store never takes damage for
+//! absence or age: no false "not found", no stale version; if it can't tell, it refuses to open.
+//! Opened for salvage, it may, so that something is saved, but then its health says so. There is
+//! never a panic and never a hang.
 //!
 //! `GRAVITON_FLIPS=all` damages everything there is to damage; a number instead says how many
 //! places of each store are.

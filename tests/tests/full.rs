@@ -421,3 +421,22 @@ fn readers() {
     );
     full.check();
 }
+
+/// What is compacted is free, also for whoever opens the store next, and stays as it is.
+#[test]
+fn compaction_comes_to_rest() {
+    let ground = Ground::simulated(1, false);
+    let mut full = ground.create();
+    for _ in 0..120 {
+        assert!(full.put(60_000));
+    }
+    full.delete_every(2);
+    let report = full.store.compact().expect("it is compacted");
+    assert!(report.segments > 10, "{report:?}");
+    ground.reopen(&mut full);
+    let space = full.store.info().space;
+    assert!(space.garbage < space.total / 20, "{space:?}");
+    let report = full.store.compact().expect("it is compacted again");
+    assert!(report.segments <= 2, "{report:?}");
+    full.check();
+}

@@ -216,17 +216,21 @@ pub enum Command {
     Mv(CopyArgs),
 
     /// Show figures and health
+    ///
+    /// Exit code 4 if the store is not healthy.
     #[command(after_help = "Examples:\n  graviton info\n  graviton --json info")]
     Info,
 
     /// Read and check everything
     ///
-    /// Opens the store for reading only, so that a damaged one can be checked. Exit code 4, and a
-    /// line for each finding, if anything is wrong.
+    /// Opens whatever can be opened. Exit code 4, and a line for each finding, if anything is wrong.
     #[command(after_help = "Examples:\n  graviton verify\n  graviton --json verify")]
     Verify,
 
     /// Turn garbage into free space
+    ///
+    /// Empties segments that are an eighth garbage or more. Exit code 4 if something that lives in
+    /// one can't be read: it is left as it is.
     #[command(after_help = "Example:\n  graviton compact")]
     Compact,
 

@@ -608,9 +608,15 @@ impl Inner {
             }
         }
         self.reclaim(number);
-        // Both kept checkpoints must list what was reclaimed.
-        for _ in 0..2 {
-            if self.reclaims_waiting(number) > 0 && self.try_checkpoint(number)? {
+        // Both kept checkpoints must list what was reclaimed; then one that lists it as free, for
+        // whoever opens the store next.
+        let checkpoints = if self.reclaims_waiting(number) > 0 {
+            3
+        } else {
+            0
+        };
+        for _ in 0..checkpoints {
+            if self.try_checkpoint(number)? {
                 self.reclaim(number);
             }
         }
