@@ -326,3 +326,22 @@ fn large_of(tree: &Path) -> std::path::PathBuf {
         .expect("a file");
     trees::path_of(path)
 }
+
+#[test]
+fn a_store_in_use_has_no_damage_to_dump() {
+    let directory = test_directory();
+    let graviton = graviton(directory.path().join("store"));
+    graviton.run(["init", "--sector-size", "16MiB"]).done();
+    // The log takes the segments of checkpoints that others have superseded.
+    for key in ["a", "b", "c", "d", "e"] {
+        graviton.run(["checkpoint"]).done();
+        graviton
+            .run(["put", key, env!("CARGO_MANIFEST_PATH")])
+            .done();
+        let dumped = graviton.run(["dump", "segments"]).done();
+        assert!(!dumped.text().contains("DAMAGE"), "{}", dumped.text());
+        for what in ["superblock", "frames", "checkpoint"] {
+            graviton.run(["dump", what]).done();
+        }
+    }
+}

@@ -740,3 +740,38 @@ fn directories_and_files_that_may_not_be_written() {
     set(0o755, 0o644);
     subject.is_whole();
 }
+
+#[test]
+fn a_sector_that_is_gone_does_not_end_a_dump() {
+    let subject = Subject::new(3);
+    fs::remove_file(subject.path("sector-001.graviton")).expect("removed");
+    let outcome = subject.graviton.run(["dump", "superblock"]);
+    let text = outcome.text();
+    for sector in [0, 2] {
+        for name in ["front", "back"] {
+            let line = format!("sector {sector}: {name} superblock at");
+            assert!(text.contains(&line), "{text}");
+        }
+    }
+    assert!(!text.contains("sector 1"), "{text}");
+    outcome.fails(FAILED, &["sector-001.graviton", "No such file"]);
+}
+
+#[test]
+fn a_superblock_with_another_version_is_named() {
+    let subject = Subject::new(1);
+    let back = fs::metadata(subject.sector()).expect("known").len() - (64 << 10);
+    let name = "sector-000.graviton";
+    subject.patch(name, 8, &[2]);
+    let outcome = subject.graviton.run(["dump", "superblock"]);
+    assert_eq!(outcome.code, CORRUPTION, "{outcome:?}");
+    let text = outcome.text();
+    assert!(
+        text.contains("DAMAGE at 0: the front superblock: format version 2"),
+        "{text}"
+    );
+    subject.patch(name, back + 8, &[2]);
+    let outcome = subject.graviton.run(["dump", "superblock"]);
+    assert!(!outcome.text().contains("DAMAGE"), "{}", outcome.text());
+    outcome.fails(FAILED, &["format version 2"]);
+}
