@@ -146,7 +146,8 @@ pub enum Command {
     /// seconds of the import are not trusted.
     ///
     /// A store that is created is given 1.5 times the tree's bytes, at least 256 MiB, at most what
-    /// the disk has; --sector-size overrules that.
+    /// the disk has less 64 MiB, which are left free, in whole segments; --sector-size overrules
+    /// that.
     #[command(
         after_help = "Examples:\n  graviton import ./photos\n  graviton import /usr/share/doc --prefix doc/ --sector-size 4GiB"
     )]
@@ -267,7 +268,7 @@ pub struct Geometry {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub sectors: Option<u16>,
 
-    /// Size of each sector file, such as 10GiB
+    /// Size of each sector file, such as 10GiB; rounded down to whole segments
     #[arg(long, value_name = "SIZE", value_parser = parse_positive)]
     pub sector_size: Option<u64>,
 
@@ -429,7 +430,7 @@ pub struct CopyArgs {
 /// Arguments of `map`.
 #[derive(Debug, Args)]
 pub struct MapArgs {
-    /// Write the picture to this file as SVG
+    /// Write the picture to this file as SVG; - is standard output
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
 }

@@ -36,7 +36,6 @@ use crate::fit::fitted_sector_size;
 use crate::keys;
 use crate::progress::Progress;
 use crate::session::Session;
-use crate::size::Human;
 use crate::tally::{Settled, Tally};
 use crate::transfer::{PIECE, TransferError, pour_in, same_bytes};
 use crate::tree::{Found, Identity, Survey, survey, walk};
@@ -107,10 +106,9 @@ fn open_or_create(
         None => fitted_sector_size(surveyed, args.geometry.sectors.unwrap_or(1), path)?,
     };
     let store = session.create(&args.geometry, size)?;
-    let sectors = u64::from(args.geometry.sectors.unwrap_or(1));
     let note = format!(
         "created a store of {} at {}",
-        Human(size.saturating_mul(sectors)),
+        session.output.bytes(store.info().space.total),
         path.display()
     );
     session.output.note(note, None);
@@ -421,12 +419,19 @@ fn about(path: &[u8], why: &(impl std::fmt::Display + ?Sized)) -> Failure {
 
 /// The failure with the key it is about, if it does not name it already.
 fn naming(key: &BinaryKey, failure: Failure) -> Failure {
+    // A short key may be found in any message.
+    let named = |kind: &str, message: &str| match kind {
+        "failed" => true,
+        "no_space" | "io" | "unavailable" => false,
+        "corruption" => message.contains(&format!("({key})")),
+        _ => message.contains(&key.to_string()),
+    };
     match failure {
         Failure::Error {
             exit,
             kind,
             message,
-        } if kind != "failed" && !message.contains(&key.to_string()) => Failure::Error {
+        } if !named(kind, &message) => Failure::Error {
             exit,
             kind,
             message: format!("{key}: {message}"),

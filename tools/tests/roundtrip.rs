@@ -345,3 +345,42 @@ fn a_store_in_use_has_no_damage_to_dump() {
         }
     }
 }
+
+#[test]
+fn an_import_says_how_large_the_store_is_that_it_creates() {
+    let directory = test_directory();
+    let tree = directory.path().join("tree");
+    trees::write(&tree, &Files::from([(b"file".to_vec(), b"file".to_vec())]));
+    let graviton = graviton(directory.path().join("store"));
+    // Not a whole number of segments.
+    let shape = ["--sector-size", "10MB", "--segment-size", "512KiB"].map(OsStr::new);
+    let outcome = graviton
+        .run([["import".as_ref(), tree.as_os_str()].as_slice(), &shape].concat())
+        .done();
+    let total = 2 * (64 << 10) + 18 * (512 << 10);
+    let size = fs::metadata(graviton.store().join("sector-000.graviton"));
+    assert_eq!(size.expect("known").len(), total);
+    assert!(
+        outcome.stderr.contains("created a store of 9.1 MiB at"),
+        "{}",
+        outcome.stderr
+    );
+    let info = graviton.run(["--json", "info"]).done().text();
+    let info: Value = serde_json::from_str(&info).expect("JSON");
+    assert_eq!(info["space"]["total"], total);
+}
+
+#[test]
+fn pictures_go_to_standard_output_when_told_to() {
+    let directory = test_directory();
+    let graviton = graviton(directory.path().join("store"));
+    graviton.run(["init", "--sector-size", "4MiB"]).done();
+    let drawn = graviton.run(["map", "--svg", "-"]).done().text();
+    assert!(
+        drawn.starts_with("<svg") && drawn.trim_end().ends_with("</svg>"),
+        "{drawn}"
+    );
+    assert!(!Path::new("-").exists());
+    let refused = graviton.run(["map", "--svg", "-", "--json"]);
+    assert_eq!((refused.code, refused.stdout.len()), (2, 0), "{refused:?}");
+}
