@@ -141,9 +141,9 @@ pub enum Command {
     /// when the store is full or fails, the import ends. Each file is acknowledged once it is
     /// durable, so an import that was killed is simply repeated.
     ///
-    /// A file is unchanged, and skipped, if the blob has the same size and either the same
-    /// modification and change times were recorded with it, or the same content. Times within two
-    /// seconds of the import are not trusted.
+    /// A file is unchanged, and skipped, if the blob has the same size, permissions and
+    /// modification time, and either the same change time was recorded with it, or it has the same
+    /// content. Times within two seconds of the import are not trusted.
     ///
     /// A store that is created is given 1.5 times the tree's bytes, at least 256 MiB, at most what
     /// the disk has less 64 MiB, which are left free, in whole segments; --sector-size overrules

@@ -66,6 +66,8 @@ struct Tally {
     written: u64,
     bytes: u64,
     identical: u64,
+    /// Files that were identical but for their mode.
+    mode_set: u64,
     skipped: u64,
     exit: Option<Exit>,
 }
@@ -137,6 +139,13 @@ impl Export<'_> {
                 }
             }
             Ok(Placed::Identical) => self.tally.identical += 1,
+            Ok(Placed::ModeSet) => {
+                self.tally.mode_set += 1;
+                if output.is_json() {
+                    let object = json!({"event": "mode_set", "size": entry.size});
+                    output.event(&with_key(&entry.key, object))?;
+                }
+            }
             Err(Failure::BrokenPipe) => return Err(Failure::BrokenPipe),
             Err(failure) => self.failed(&failure),
         }
@@ -205,11 +214,16 @@ impl Export<'_> {
             "exported": tally.written,
             "exported_bytes": tally.bytes,
             "identical": tally.identical,
+            "mode_set": tally.mode_set,
             "skipped": tally.skipped,
             "seconds": seconds,
         }))?;
+        let mode_set = match tally.mode_set {
+            0 => String::new(),
+            number => format!(", {number} changed in mode only"),
+        };
         output.line(format!(
-            "{} exported, {} identical already, {} skipped; {} in {seconds:.1} s, {}",
+            "{} exported, {} identical already{mode_set}, {} skipped; {} in {seconds:.1} s, {}",
             tally.written,
             tally.identical,
             tally.skipped,

@@ -82,6 +82,12 @@ impl Stamp {
         number(attributes, MTIME) == Some(self.mtime)
             && number(attributes, CTIME) == Some(self.ctime)
     }
+
+    /// Whether these attributes give a file that is written out the mode and time of this one.
+    pub fn is_restored_by(&self, attributes: &Attributes) -> bool {
+        let restored = Restored::from_attributes(attributes);
+        restored.mode == Some(self.mode) && restored.mtime == Some(self.mtime)
+    }
 }
 
 fn number(attributes: &Attributes, name: &str) -> Option<i128> {
@@ -94,8 +100,8 @@ fn number(attributes: &Attributes, name: &str) -> Option<i128> {
 /// What a file that is written out is given of what was kept with its blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Restored {
-    /// Permission bits, before the umask.
-    pub mode: u32,
+    /// Permission bits, before the umask, if any were kept.
+    pub mode: Option<u32>,
     /// Time of modification, nanoseconds since 1970.
     pub mtime: Option<i128>,
 }
@@ -109,9 +115,14 @@ impl Restored {
             .and_then(|mode| std::str::from_utf8(mode).ok())
             .and_then(|mode| u32::from_str_radix(mode, 8).ok());
         Self {
-            mode: mode.map_or(0o666, |mode| mode & 0o777),
+            mode: mode.map(|mode| mode & 0o777),
             mtime: number(attributes, MTIME),
         }
+    }
+
+    /// The permission bits that a new file is made with, before the umask.
+    pub fn creation_mode(&self) -> u32 {
+        self.mode.unwrap_or(0o666)
     }
 
     /// Sets the time; one that the file system can't keep is left.
@@ -305,9 +316,10 @@ mod tests {
             attributes.insert(name.to_owned(), Bytes::from_static(value));
             Restored::from_attributes(&attributes)
         };
-        assert_eq!(with(MODE, b"755").mode, 0o755);
-        assert_eq!(with(MODE, b"6755").mode, 0o755);
-        assert_eq!(with(MODE, b"rwx").mode, 0o666);
+        assert_eq!(with(MODE, b"755").mode, Some(0o755));
+        assert_eq!(with(MODE, b"6755").mode, Some(0o755));
+        assert_eq!(with(MODE, b"rwx").mode, None);
+        assert_eq!(with(MODE, b"rwx").creation_mode(), 0o666);
         assert_eq!(with(MTIME, b"-1").mtime, Some(-1));
         assert_eq!(with(MTIME, b"\xff").mtime, None);
     }

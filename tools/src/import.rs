@@ -241,21 +241,24 @@ impl Import<'_> {
         let Some(stamp) = Stamp::of(&file).map_err(|error| about(path, &error))? else {
             return skipped("special file");
         };
-        let existing = self
-            .existing(&key)?
-            .filter(|existing| existing.size == stamp.size);
+        // With another mode or time the blob is put again, whatever its content: attributes can't
+        // be changed alone.
+        let existing = self.existing(&key)?.filter(|existing| {
+            existing.size == stamp.size && stamp.is_restored_by(&existing.attributes)
+        });
         if let Some(existing) = &existing
             && !self.compare_content
             && stamp.is_recorded_in(&existing.attributes)
         {
             return Ok(self.unchanged(key, stamp.size));
         }
+        let compare = existing.is_some();
         if stamp.size > PIECE {
-            return self.take_in_large(path, key, file, stamp, read_at, existing.is_some());
+            return self.take_in_large(path, key, file, stamp, read_at, compare);
         }
         let payload = read_exactly(&mut file, stamp.size).map_err(|error| about(path, &error))?;
         check_unchanged(&file, stamp).map_err(|error| about(path, &error))?;
-        if existing.is_some() && self.is_stored(&key, &payload)? {
+        if compare && self.is_stored(&key, &payload)? {
             return Ok(self.unchanged(key, stamp.size));
         }
         let attributes = stamp.attributes(read_at);

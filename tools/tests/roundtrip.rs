@@ -346,6 +346,82 @@ fn a_store_in_use_has_no_damage_to_dump() {
     }
 }
 
+/// Sets a file's permissions, and its time of modification to so many seconds before now.
+fn set(file: &Path, mode: u32, ago: u64) {
+    fs::set_permissions(file, fs::Permissions::from_mode(mode)).expect("set");
+    let time = std::time::SystemTime::now() - std::time::Duration::from_secs(ago);
+    let file = fs::File::open(file).expect("opened");
+    file.set_modified(time).expect("set");
+}
+
+#[test]
+fn modes_and_times_follow_though_the_content_stays() {
+    let directory = test_directory();
+    let at = |name: &str| directory.path().join(name);
+    let (tree, out) = (at("tree"), at("out"));
+    let large = vec![7; (1 << 20) + 1];
+    trees::write(
+        &tree,
+        &Files::from([
+            (b"large".to_vec(), large),
+            (b"other".to_vec(), b"other".to_vec()),
+            (b"small".to_vec(), b"small".to_vec()),
+        ]),
+    );
+    let graviton = graviton(at("store"));
+    let import = || {
+        let arguments = ["--json".as_ref(), "import".as_ref(), tree.as_os_str()];
+        let said = summary(&graviton.run(arguments).done());
+        let figure = |name: &str| said[name].as_u64().expect("a figure");
+        (figure("imported"), figure("unchanged"))
+    };
+    let export = || {
+        let arguments = ["export".as_ref(), out.as_os_str()];
+        graviton.run(arguments).done().text()
+    };
+    for file in ["large", "other", "small"] {
+        set(&tree.join(file), 0o644, 5000);
+    }
+    assert_eq!(import(), (3, 0));
+    export();
+    // Modes first, and then times, of a large file and of a small one.
+    for (mode, ago) in [(0o700, 5000), (0o700, 400)] {
+        let time = fs::metadata(tree.join("small"))
+            .and_then(|metadata| metadata.modified())
+            .expect("known");
+        for file in ["large", "small"] {
+            set(&tree.join(file), mode, ago);
+            if ago == 5000 {
+                let file = fs::File::open(tree.join(file)).expect("opened");
+                file.set_modified(time).expect("set");
+            }
+        }
+        assert_eq!(import(), (2, 1), "{mode:o}, {ago}");
+        assert_eq!(import(), (0, 3), "{mode:o}, {ago}");
+    }
+    let fresh = at("fresh");
+    graviton.run(["export".as_ref(), fresh.as_os_str()]).done();
+    trees::assert_same(&tree, &fresh);
+
+    // The files exported first have the content, and get the modes.
+    let text = export();
+    let begin = "0 exported, 1 identical already, 2 changed in mode only, 0 skipped";
+    assert!(text.starts_with(begin), "{text}");
+    let mode = |name: &str| {
+        let metadata = fs::metadata(out.join(name)).expect("known");
+        metadata.permissions().mode() & 0o777
+    };
+    assert_eq!(
+        (mode("large"), mode("small"), mode("other")),
+        (0o700, 0o700, 0o644)
+    );
+    let text = export();
+    assert!(
+        text.starts_with("0 exported, 3 identical already, 0 skipped"),
+        "{text}"
+    );
+}
+
 #[test]
 fn an_import_says_how_large_the_store_is_that_it_creates() {
     let directory = test_directory();
