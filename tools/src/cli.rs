@@ -137,6 +137,7 @@ pub enum Command {
     ///
     /// Every regular file below DIR becomes a blob whose key is PREFIX followed by the file's path
     /// relative to DIR. Symbolic links, devices, sockets and pipes are reported, never followed.
+    /// So are files that an interrupted export left unfinished (.graviton-PID-N.tmp).
     /// A file that cannot be imported is reported and the rest goes on (exit code 1 at the end);
     /// when the store is full or fails, the import ends. Each file is acknowledged once it is
     /// durable, so an import that was killed is simply repeated.
@@ -159,7 +160,9 @@ pub enum Command {
     /// without PREFIX. Nothing is ever written outside of DIR: keys that are no plain relative path
     /// (absolute, '..', '.', '//', NUL, names over 255 bytes) and keys that would have to pass
     /// through a symbolic link or a file are reported and skipped (exit code 1 at the end). A file
-    /// that exists with other content is left alone and reported, unless --overwrite is given.
+    /// that exists with other content is left alone and reported, unless --overwrite is given; one
+    /// that differs in its permissions only is given those of the blob. What interrupted exports
+    /// left unfinished in the directories that are written to (.graviton-PID-N.tmp) is removed.
     #[command(
         after_help = "Examples:\n  graviton export ./restored\n  graviton export ./docs --prefix doc/"
     )]

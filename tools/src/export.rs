@@ -16,8 +16,9 @@ use crate::beneath::check_relative;
 use crate::cli::ExportArgs;
 use crate::failure::{Exit, Failure};
 use crate::files::Restored;
+use crate::keys;
 use crate::listing::{Listed, each};
-use crate::output::with_key;
+use crate::output::{count, with_key};
 use crate::progress::Progress;
 use crate::session::Session;
 use crate::size::human_rate;
@@ -121,7 +122,7 @@ impl Export<'_> {
             Failure::failed(format!("cannot flush the files that were written: {error}"))
         })?;
         self.progress.clear();
-        self.finish(started.elapsed().as_secs_f64())
+        self.finish(prefix, started.elapsed().as_secs_f64())
     }
 
     /// Writes one blob out. Only what ends the export is an error.
@@ -206,9 +207,22 @@ impl Export<'_> {
         }
     }
 
-    fn finish(&self, seconds: f64) -> Result<(), Failure> {
+    fn finish(&self, prefix: &[u8], seconds: f64) -> Result<(), Failure> {
         let output = &self.session.output;
         let tally = &self.tally;
+        if self.target.leftovers > 0 {
+            let files = count(self.target.leftovers, "file", "files");
+            let note = format!("removed {files} that interrupted exports had left unfinished");
+            output.note(note, None);
+        }
+        let met = tally.written + tally.identical + tally.mode_set + tally.skipped;
+        if met == 0 && !prefix.is_empty() {
+            let note = format!(
+                "nothing matches: no key begins with '{}'",
+                keys::text(prefix)
+            );
+            output.note(note, None);
+        }
         output.event(&json!({
             "event": "summary",
             "exported": tally.written,

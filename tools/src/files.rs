@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use graviton_engine::port::Attributes;
-use rustix::fs::{self, AtFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps};
+use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::failure::Failure;
@@ -178,6 +178,9 @@ impl<'a> NewFile<'a> {
             let name = format!(".graviton-{}-{number}.tmp", std::process::id());
             match fs::openat(directory, &name, flags, Mode::from_raw_mode(mode)) {
                 Ok(descriptor) => {
+                    // Says that somebody is at it, wherever process ids can't: in other
+                    // containers, on other hosts. Not every file system can.
+                    let _ = fs::flock(&descriptor, FlockOperation::NonBlockingLockExclusive);
                     return Ok(Self {
                         directory,
                         name,
@@ -223,6 +226,22 @@ impl<'a> NewFile<'a> {
         self.placed = true;
         Ok(())
     }
+}
+
+/// The process that made a temporary file of this name, if it is the name of one.
+pub fn maker(name: &[u8]) -> Option<i32> {
+    let name = std::str::from_utf8(name).ok()?;
+    let numbers = name.strip_prefix(".graviton-")?.strip_suffix(".tmp")?;
+    let (process, number) = numbers.split_once('-')?;
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    (digits(process) && digits(number))
+        .then(|| process.parse().ok())
+        .flatten()
+}
+
+/// Whether this is the name of a file that is being written, or was when its process was killed.
+pub fn is_temporary(name: &[u8]) -> bool {
+    maker(name).is_some()
 }
 
 impl Drop for NewFile<'_> {

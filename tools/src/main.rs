@@ -12,6 +12,7 @@ mod files;
 mod fit;
 mod import;
 mod keys;
+mod leftovers;
 mod listing;
 mod map;
 mod output;

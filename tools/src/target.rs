@@ -5,6 +5,7 @@
 //! file, no other key's file (a file system that folds case makes `A` and `a` one) and no link is
 //! ever written through.
 
+use std::collections::HashSet;
 use std::fs::{File, Permissions};
 use std::io::{self, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,8 +20,10 @@ use crate::beneath::Root;
 use crate::cli::ExportArgs;
 use crate::failure::Failure;
 use crate::files::{NewFile, Restored};
+use crate::leftovers::remove_leftovers;
 use crate::session::Session;
 use crate::transfer::read_piece;
+use crate::tree::Identity;
 
 /// What became of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +50,10 @@ pub struct Target {
     /// Time of change of the first file that was written: what is not older was written by this
     /// export, and is not overwritten by it.
     began: Option<(i64, i64)>,
+    /// Directories that were rid of what interrupted exports left in them.
+    cleaned: HashSet<Identity>,
+    /// How many files that were.
+    pub leftovers: u64,
 }
 
 impl Target {
@@ -88,6 +95,8 @@ impl Target {
             store,
             last: None,
             began: None,
+            cleaned: HashSet::new(),
+            leftovers: 0,
         }
     }
 
@@ -191,6 +200,13 @@ impl Target {
             }
             error => about(&error),
         })?;
+        // Once for each directory, before the first file is placed in it: a blob's own name may be
+        // that of a leftover, and listing again and again would take long.
+        if let Ok(identity) = Identity::of(&directory)
+            && self.cleaned.insert(identity)
+        {
+            self.leftovers += remove_leftovers(directory.as_fd());
+        }
         self.last = Some((parent.to_vec(), directory));
         Ok(())
     }

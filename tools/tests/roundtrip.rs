@@ -423,6 +423,69 @@ fn modes_and_times_follow_though_the_content_stays() {
 }
 
 #[test]
+fn what_a_killed_export_left_is_not_taken_for_a_file() {
+    let directory = test_directory();
+    let at = |name: &str| directory.path().join(name);
+    let (tree, out) = (at("tree"), at("out"));
+    let mut dead = std::process::Command::new("true").spawn().expect("started");
+    dead.wait().expect("ended");
+    let gone = format!(".graviton-{}-3.tmp", dead.id());
+    let mine = format!(".graviton-{}-3.tmp", std::process::id());
+    let files = Files::from([
+        (b"a/file".to_vec(), b"file".to_vec()),
+        (b"b".to_vec(), b"b".to_vec()),
+    ]);
+    trees::write(&tree, &files);
+    fs::write(tree.join("a").join(&gone), b"half").expect("written");
+    let graviton = graviton(at("store"));
+    let outcome = graviton.run(["import".as_ref(), tree.as_os_str()]).done();
+    assert!(
+        outcome
+            .stderr
+            .contains(&format!("skipped a/{gone}: unfinished file")),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(graviton.run(["ls"]).done().text(), "a/file\nb\n");
+
+    // An export removes them where it writes, and nowhere else.
+    for place in ["", "a", "c"] {
+        fs::create_dir_all(out.join(place)).expect("made");
+        fs::write(out.join(place).join(&gone), b"half").expect("written");
+    }
+    fs::write(out.join("a").join(&mine), b"in the making").expect("written");
+    let outcome = graviton.run(["export".as_ref(), out.as_os_str()]).done();
+    assert!(
+        outcome
+            .stderr
+            .contains("removed 2 files that interrupted exports had left"),
+        "{}",
+        outcome.stderr
+    );
+    let left: Vec<_> = trees::read(&out).into_keys().collect();
+    let expected = [
+        format!("a/{mine}"),
+        "a/file".to_owned(),
+        "b".to_owned(),
+        format!("c/{gone}"),
+    ];
+    assert_eq!(left, expected.map(String::into_bytes));
+    assert_eq!(
+        graviton
+            .run(["export".as_ref(), out.as_os_str()])
+            .done()
+            .stderr,
+        ""
+    );
+    // A blob may have such a name: it is written, and not removed by the same export.
+    graviton
+        .run(["put", &gone, env!("CARGO_MANIFEST_PATH")])
+        .done();
+    graviton.run(["export".as_ref(), out.as_os_str()]).done();
+    assert!(out.join(&gone).exists());
+}
+
+#[test]
 fn an_import_says_how_large_the_store_is_that_it_creates() {
     let directory = test_directory();
     let tree = directory.path().join("tree");
@@ -459,4 +522,27 @@ fn pictures_go_to_standard_output_when_told_to() {
     assert!(!Path::new("-").exists());
     let refused = graviton.run(["map", "--svg", "-", "--json"]);
     assert_eq!((refused.code, refused.stdout.len()), (2, 0), "{refused:?}");
+}
+
+#[test]
+fn an_export_of_nothing_says_so() {
+    let directory = test_directory();
+    let at = |name: &str| directory.path().join(name);
+    let graviton = graviton(at("store"));
+    graviton.run(["init", "--sector-size", "4MiB"]).done();
+    graviton
+        .run(["put", "a/b", env!("CARGO_MANIFEST_PATH")])
+        .done();
+    let export = |prefix: &str| {
+        let out = at("out");
+        let prefix = ["--prefix".as_ref(), OsStr::new(prefix)];
+        let arguments = [["export".as_ref(), out.as_os_str()], prefix].concat();
+        graviton.run(arguments).done().stderr
+    };
+    assert_eq!(
+        export("nothing"),
+        "graviton: nothing matches: no key begins with 'nothing'\n"
+    );
+    assert_eq!(export("a/"), "");
+    assert_eq!(export("a/"), "");
 }
