@@ -9,7 +9,7 @@ use std::path::Path;
 
 use graviton_engine::port::{
     BinaryKey, BlobReader, BlobStore, CopyOptions, DeleteOptions, GetOptions, ListEntry,
-    Precondition, PutOptions, PutOutcome, StoreOp,
+    Precondition, PutOptions, PutOutcome, StorageError, StoreOp,
 };
 use graviton_engine::store::Store;
 use serde_json::{Map, Value, json};
@@ -142,7 +142,7 @@ pub fn get(session: &Session, args: &GetArgs) -> Result<(), Failure> {
 }
 
 fn open_reader(store: &Store, key: &BinaryKey, args: &GetArgs) -> Result<BlobReader, Failure> {
-    let Some(range) = args.range else {
+    let Some(range) = &args.range else {
         return Ok(store.get_stream(key, GetOptions::default()).wait()?);
     };
     // The size is needed where the range has no end. Nothing can change in between: the store is
@@ -151,11 +151,23 @@ fn open_reader(store: &Store, key: &BinaryKey, args: &GetArgs) -> Result<BlobRea
         Some(_) => 0,
         None => store.stat(key).wait()?.size,
     };
-    let options = GetOptions {
-        range: Some(range.resolve(size)),
-        ..GetOptions::default()
+    let open = |range| {
+        let options = GetOptions {
+            range: Some(range),
+            ..GetOptions::default()
+        };
+        store.get_stream(key, options).wait()
     };
-    Ok(store.get_stream(key, options).wait()?)
+    match open(range.resolve(size)) {
+        Err(error @ StorageError::InvalidRange { size, .. }) => {
+            // In the words of who asked: the end may be one that was made up above.
+            Err(Failure::from(error).saying(format!(
+                "range {} lies outside of {key} ({size} bytes)",
+                range.typed
+            )))
+        }
+        outcome => Ok(outcome?),
+    }
 }
 
 /// `stat`.

@@ -141,16 +141,18 @@ pub enum Command {
     ///
     /// Every regular file below DIR becomes a blob whose key is PREFIX followed by the file's path
     /// relative to DIR. Symbolic links, devices, sockets and pipes are reported, never followed.
+    /// So are files that an interrupted export left unfinished (.graviton-PID-N.tmp).
     /// A file that cannot be imported is reported and the rest goes on (exit code 1 at the end);
     /// when the store is full or fails, the import ends. Each file is acknowledged once it is
     /// durable, so an import that was killed is simply repeated.
     ///
-    /// A file is unchanged, and skipped, if the blob has the same size and either the same
-    /// modification and change times were recorded with it, or the same content. Times within two
-    /// seconds of the import are not trusted.
+    /// A file is unchanged, and skipped, if the blob has the same size, permissions and
+    /// modification time, and either the same change time was recorded with it, or it has the same
+    /// content. Times within two seconds of the import are not trusted.
     ///
     /// A store that is created is given 1.5 times the tree's bytes, at least 256 MiB, at most what
-    /// the disk has; --sector-size overrules that.
+    /// the disk has less 64 MiB, which are left free, in whole segments; --sector-size overrules
+    /// that.
     #[command(
         after_help = "Examples:\n  graviton import ./photos\n  graviton import /usr/share/doc --prefix doc/ --sector-size 4GiB"
     )]
@@ -162,7 +164,9 @@ pub enum Command {
     /// without PREFIX. Nothing is ever written outside of DIR: keys that are no plain relative path
     /// (absolute, '..', '.', '//', NUL, names over 255 bytes) and keys that would have to pass
     /// through a symbolic link or a file are reported and skipped (exit code 1 at the end). A file
-    /// that exists with other content is left alone and reported, unless --overwrite is given.
+    /// that exists with other content is left alone and reported, unless --overwrite is given; one
+    /// that differs in its permissions only is given those of the blob. What interrupted exports
+    /// left unfinished in the directories that are written to (.graviton-PID-N.tmp) is removed.
     #[command(
         after_help = "Examples:\n  graviton export ./restored\n  graviton export ./docs --prefix doc/"
     )]
@@ -275,7 +279,7 @@ pub struct Geometry {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub sectors: Option<u16>,
 
-    /// Size of each sector file, such as 10GiB
+    /// Size of each sector file, such as 10GiB; rounded down to whole segments
     #[arg(long, value_name = "SIZE", value_parser = parse_positive)]
     pub sector_size: Option<u64>,
 
@@ -437,7 +441,7 @@ pub struct CopyArgs {
 /// Arguments of `map`.
 #[derive(Debug, Args)]
 pub struct MapArgs {
-    /// Write the picture to this file as SVG
+    /// Write the picture to this file as SVG; - is standard output
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
 }

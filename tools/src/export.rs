@@ -16,8 +16,9 @@ use crate::beneath::check_relative;
 use crate::cli::ExportArgs;
 use crate::failure::{Exit, Failure};
 use crate::files::Restored;
+use crate::keys;
 use crate::listing::{Listed, each};
-use crate::output::with_key;
+use crate::output::{count, with_key};
 use crate::progress::Progress;
 use crate::session::Session;
 use crate::size::human_rate;
@@ -66,6 +67,8 @@ struct Tally {
     written: u64,
     bytes: u64,
     identical: u64,
+    /// Files that were identical but for their mode.
+    mode_set: u64,
     skipped: u64,
     exit: Option<Exit>,
 }
@@ -119,7 +122,7 @@ impl Export<'_> {
             Failure::failed(format!("cannot flush the files that were written: {error}"))
         })?;
         self.progress.clear();
-        self.finish(started.elapsed().as_secs_f64())
+        self.finish(prefix, started.elapsed().as_secs_f64())
     }
 
     /// Writes one blob out. Only what ends the export is an error.
@@ -137,6 +140,13 @@ impl Export<'_> {
                 }
             }
             Ok(Placed::Identical) => self.tally.identical += 1,
+            Ok(Placed::ModeSet) => {
+                self.tally.mode_set += 1;
+                if output.is_json() {
+                    let object = json!({"event": "mode_set", "size": entry.size});
+                    output.event(&with_key(&entry.key, object))?;
+                }
+            }
             Err(Failure::BrokenPipe) => return Err(Failure::BrokenPipe),
             Err(failure) => self.failed(&failure),
         }
@@ -197,19 +207,37 @@ impl Export<'_> {
         }
     }
 
-    fn finish(&self, seconds: f64) -> Result<(), Failure> {
+    fn finish(&self, prefix: &[u8], seconds: f64) -> Result<(), Failure> {
         let output = &self.session.output;
         let tally = &self.tally;
+        if self.target.leftovers > 0 {
+            let files = count(self.target.leftovers, "file", "files");
+            let note = format!("removed {files} that interrupted exports had left unfinished");
+            output.note(note, None);
+        }
+        let met = tally.written + tally.identical + tally.mode_set + tally.skipped;
+        if met == 0 && !prefix.is_empty() {
+            let note = format!(
+                "nothing matches: no key begins with '{}'",
+                keys::text(prefix)
+            );
+            output.note(note, None);
+        }
         output.event(&json!({
             "event": "summary",
             "exported": tally.written,
             "exported_bytes": tally.bytes,
             "identical": tally.identical,
+            "mode_set": tally.mode_set,
             "skipped": tally.skipped,
             "seconds": seconds,
         }))?;
+        let mode_set = match tally.mode_set {
+            0 => String::new(),
+            number => format!(", {number} changed in mode only"),
+        };
         output.line(format!(
-            "{} exported, {} identical already, {} skipped; {} in {seconds:.1} s, {}",
+            "{} exported, {} identical already{mode_set}, {} skipped; {} in {seconds:.1} s, {}",
             tally.written,
             tally.identical,
             tally.skipped,

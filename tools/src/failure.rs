@@ -98,6 +98,18 @@ impl Failure {
         }
     }
 
+    /// The same in other words.
+    pub fn saying(self, message: String) -> Self {
+        match self {
+            Self::Error { exit, kind, .. } => Self::Error {
+                exit,
+                kind,
+                message,
+            },
+            other => other,
+        }
+    }
+
     /// The exit code it leads to.
     pub fn exit(&self) -> Exit {
         match self {

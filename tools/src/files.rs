@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use graviton_engine::port::Attributes;
-use rustix::fs::{self, AtFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps};
+use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::failure::Failure;
@@ -82,6 +82,12 @@ impl Stamp {
         number(attributes, MTIME) == Some(self.mtime)
             && number(attributes, CTIME) == Some(self.ctime)
     }
+
+    /// Whether these attributes give a file that is written out the mode and time of this one.
+    pub fn is_restored_by(&self, attributes: &Attributes) -> bool {
+        let restored = Restored::from_attributes(attributes);
+        restored.mode == Some(self.mode) && restored.mtime == Some(self.mtime)
+    }
 }
 
 fn number(attributes: &Attributes, name: &str) -> Option<i128> {
@@ -94,8 +100,8 @@ fn number(attributes: &Attributes, name: &str) -> Option<i128> {
 /// What a file that is written out is given of what was kept with its blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Restored {
-    /// Permission bits, before the umask.
-    pub mode: u32,
+    /// Permission bits, before the umask, if any were kept.
+    pub mode: Option<u32>,
     /// Time of modification, nanoseconds since 1970.
     pub mtime: Option<i128>,
 }
@@ -109,9 +115,14 @@ impl Restored {
             .and_then(|mode| std::str::from_utf8(mode).ok())
             .and_then(|mode| u32::from_str_radix(mode, 8).ok());
         Self {
-            mode: mode.map_or(0o666, |mode| mode & 0o777),
+            mode: mode.map(|mode| mode & 0o777),
             mtime: number(attributes, MTIME),
         }
+    }
+
+    /// The permission bits that a new file is made with, before the umask.
+    pub fn creation_mode(&self) -> u32 {
+        self.mode.unwrap_or(0o666)
     }
 
     /// Sets the time; one that the file system can't keep is left.
@@ -167,6 +178,9 @@ impl<'a> NewFile<'a> {
             let name = format!(".graviton-{}-{number}.tmp", std::process::id());
             match fs::openat(directory, &name, flags, Mode::from_raw_mode(mode)) {
                 Ok(descriptor) => {
+                    // Says that somebody is at it, wherever process ids can't: in other
+                    // containers, on other hosts. Not every file system can.
+                    let _ = fs::flock(&descriptor, FlockOperation::NonBlockingLockExclusive);
                     return Ok(Self {
                         directory,
                         name,
@@ -212,6 +226,22 @@ impl<'a> NewFile<'a> {
         self.placed = true;
         Ok(())
     }
+}
+
+/// The process that made a temporary file of this name, if it is the name of one.
+pub fn maker(name: &[u8]) -> Option<i32> {
+    let name = std::str::from_utf8(name).ok()?;
+    let numbers = name.strip_prefix(".graviton-")?.strip_suffix(".tmp")?;
+    let (process, number) = numbers.split_once('-')?;
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    (digits(process) && digits(number))
+        .then(|| process.parse().ok())
+        .flatten()
+}
+
+/// Whether this is the name of a file that is being written, or was when its process was killed.
+pub fn is_temporary(name: &[u8]) -> bool {
+    maker(name).is_some()
 }
 
 impl Drop for NewFile<'_> {
@@ -305,9 +335,10 @@ mod tests {
             attributes.insert(name.to_owned(), Bytes::from_static(value));
             Restored::from_attributes(&attributes)
         };
-        assert_eq!(with(MODE, b"755").mode, 0o755);
-        assert_eq!(with(MODE, b"6755").mode, 0o755);
-        assert_eq!(with(MODE, b"rwx").mode, 0o666);
+        assert_eq!(with(MODE, b"755").mode, Some(0o755));
+        assert_eq!(with(MODE, b"6755").mode, Some(0o755));
+        assert_eq!(with(MODE, b"rwx").mode, None);
+        assert_eq!(with(MODE, b"rwx").creation_mode(), 0o666);
         assert_eq!(with(MTIME, b"-1").mtime, Some(-1));
         assert_eq!(with(MTIME, b"\xff").mtime, None);
     }

@@ -52,15 +52,20 @@ pub fn fitted_sector_size(tree: Survey, sectors: u16, path: &Path) -> Result<u64
     let free = free_space(path)?;
     let needs = Needs::of(tree);
     let Some(size) = needs.fit(free) else {
-        return Err(Failure::failed(format!(
-            "not enough room at {}: the tree needs a store of {}, {} are free \
-             (--sector-size overrules this)",
-            path.display(),
-            Human(needs.least),
-            Human(free)
-        )));
+        return Err(no_room(path, needs, free));
     };
     Ok((size / u64::from(sectors.max(1))).next_multiple_of(MIB))
+}
+
+fn no_room(path: &Path, needs: Needs, free: u64) -> Failure {
+    Failure::failed(format!(
+        "not enough room at {}: the tree needs a store of {}, and {} of the disk are to stay free; \
+         {} are free now (--sector-size overrules this)",
+        path.display(),
+        Human(needs.least),
+        Human(LEFT_FREE),
+        Human(free)
+    ))
 }
 
 /// What an ordinary user may still write where `path` is, or will be.
@@ -96,6 +101,22 @@ mod tests {
         assert_eq!(tree(0, 10 * gib).fit(11 * gib), None);
         assert_eq!(tree(0, u64::MAX).fit(100 * gib), None);
         assert_eq!(tree(u64::MAX, 0).fit(100 * gib), None);
+    }
+
+    #[test]
+    fn what_is_left_free_is_said() {
+        let (files, bytes) = (0, 1000);
+        let needs = Needs::of(Survey { files, bytes });
+        let free = 50 * MIB;
+        assert_eq!(needs.fit(free), None);
+        let Failure::Error { message, .. } = no_room(Path::new("store"), needs, free) else {
+            panic!("it has a message");
+        };
+        assert_eq!(
+            message,
+            "not enough room at store: the tree needs a store of 16.0 MiB, and 64.0 MiB of the \
+             disk are to stay free; 50.0 MiB are free now (--sector-size overrules this)"
+        );
     }
 
     #[test]

@@ -36,7 +36,6 @@ use crate::fit::fitted_sector_size;
 use crate::keys;
 use crate::progress::Progress;
 use crate::session::Session;
-use crate::size::Human;
 use crate::tally::{Settled, Tally};
 use crate::transfer::{PIECE, TransferError, pour_in, same_bytes};
 use crate::tree::{Found, Identity, Survey, survey, walk};
@@ -107,10 +106,9 @@ fn open_or_create(
         None => fitted_sector_size(surveyed, args.geometry.sectors.unwrap_or(1), path)?,
     };
     let store = session.create(&args.geometry, size)?;
-    let sectors = u64::from(args.geometry.sectors.unwrap_or(1));
     let note = format!(
         "created a store of {} at {}",
-        Human(size.saturating_mul(sectors)),
+        session.output.bytes(store.info().space.total),
         path.display()
     );
     session.output.note(note, None);
@@ -243,21 +241,24 @@ impl Import<'_> {
         let Some(stamp) = Stamp::of(&file).map_err(|error| about(path, &error))? else {
             return skipped("special file");
         };
-        let existing = self
-            .existing(&key)?
-            .filter(|existing| existing.size == stamp.size);
+        // With another mode or time the blob is put again, whatever its content: attributes can't
+        // be changed alone.
+        let existing = self.existing(&key)?.filter(|existing| {
+            existing.size == stamp.size && stamp.is_restored_by(&existing.attributes)
+        });
         if let Some(existing) = &existing
             && !self.compare_content
             && stamp.is_recorded_in(&existing.attributes)
         {
             return Ok(self.unchanged(key, stamp.size));
         }
+        let compare = existing.is_some();
         if stamp.size > PIECE {
-            return self.take_in_large(path, key, file, stamp, read_at, existing.is_some());
+            return self.take_in_large(path, key, file, stamp, read_at, compare);
         }
         let payload = read_exactly(&mut file, stamp.size).map_err(|error| about(path, &error))?;
         check_unchanged(&file, stamp).map_err(|error| about(path, &error))?;
-        if existing.is_some() && self.is_stored(&key, &payload)? {
+        if compare && self.is_stored(&key, &payload)? {
             return Ok(self.unchanged(key, stamp.size));
         }
         let attributes = stamp.attributes(read_at);
@@ -421,12 +422,19 @@ fn about(path: &[u8], why: &(impl std::fmt::Display + ?Sized)) -> Failure {
 
 /// The failure with the key it is about, if it does not name it already.
 fn naming(key: &BinaryKey, failure: Failure) -> Failure {
+    // A short key may be found in any message.
+    let named = |kind: &str, message: &str| match kind {
+        "failed" => true,
+        "no_space" | "io" | "unavailable" => false,
+        "corruption" => message.contains(&format!("({key})")),
+        _ => message.contains(&key.to_string()),
+    };
     match failure {
         Failure::Error {
             exit,
             kind,
             message,
-        } if kind != "failed" && !message.contains(&key.to_string()) => Failure::Error {
+        } if !named(kind, &message) => Failure::Error {
             exit,
             kind,
             message: format!("{key}: {message}"),

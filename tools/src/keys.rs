@@ -31,8 +31,9 @@ impl KeyText {
     pub fn bytes(self, argument: &OsStr) -> Result<Vec<u8>, Failure> {
         match self {
             Self::Raw => Ok(argument.as_bytes().to_vec()),
+            // As it was typed: escaped once more, it would be another key.
             Self::Escaped => unescape(argument.as_bytes()).map_err(|why| {
-                Failure::usage(format!("key '{}': {why}", text(argument.as_bytes())))
+                Failure::usage(format!("key '{}': {why}", argument.to_string_lossy()))
             }),
         }
     }

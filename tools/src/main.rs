@@ -12,6 +12,7 @@ mod files;
 mod fit;
 mod import;
 mod keys;
+mod leftovers;
 mod listing;
 mod map;
 mod output;
@@ -28,7 +29,8 @@ mod tree;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::builder::Resettable;
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::cli::{Cli, Command};
 use crate::failure::{Exit, Failure};
@@ -55,7 +57,10 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Exit {
-    let cli = match Cli::try_parse() {
+    let parsed = command_line()
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => return explain(&error),
     };
@@ -70,6 +75,21 @@ fn run() -> Exit {
             failure.exit()
         }
     }
+}
+
+/// The command line, to which environment variables that are empty are not set.
+fn command_line() -> clap::Command {
+    Cli::command().mut_args(|argument| {
+        let empty = argument
+            .get_env()
+            .and_then(std::env::var_os)
+            .is_some_and(|value| value.is_empty());
+        if empty {
+            argument.env(Resettable::Reset)
+        } else {
+            argument
+        }
+    })
 }
 
 fn dispatch(session: &Session, command: &Command) -> Result<(), Failure> {
@@ -132,7 +152,8 @@ fn in_one_line(message: &str) -> String {
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
         .filter(|line| !line.is_empty())
         .collect();
-    let gist = gist.join(" ");
+    // Advice is a sentence of its own.
+    let gist = gist.join(" ").replace(" tip: ", "; tip: ");
     gist.strip_prefix("error: ").unwrap_or(&gist).to_owned()
 }
 
@@ -146,6 +167,7 @@ fn asks_for_json() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
 
     #[test]
     fn parser_errors_become_one_line() {
@@ -158,6 +180,10 @@ mod tests {
             bad_size,
             "invalid value '12Q' for '--sector-size <SIZE>': expected a size such as 4096, \
              64KiB, 1.5GiB or 10MB"
+        );
+        assert_eq!(
+            gist(&["graviton", "ls", "-x"]),
+            "unexpected argument '-x' found; tip: to pass '-x' as a value, use '-- -x'"
         );
         assert!(!gist(&["graviton", "stat"]).contains('\n'));
         assert!(!gist(&["graviton", "nonsense"]).contains('\n'));

@@ -24,6 +24,16 @@ const ROWS_MAX: usize = 32;
 
 /// `map`.
 pub fn run(session: &Session, args: &MapArgs) -> Result<(), Failure> {
+    let output = &session.output;
+    let to_stdout = args
+        .svg
+        .as_ref()
+        .is_some_and(|path| path.as_os_str() == "-");
+    if to_stdout && output.is_json() {
+        return Err(Failure::usage(
+            "map with --json needs --svg FILE: standard output can't hold both",
+        ));
+    }
     let (info, sectors) = session.inspect(|store| {
         let info = store.info();
         let sectors: Vec<(SectorInfo, Vec<SegmentInfo>)> = info
@@ -37,9 +47,11 @@ pub fn run(session: &Session, args: &MapArgs) -> Result<(), Failure> {
         .iter()
         .map(|(sector, segments)| Picture::of(sector, segments))
         .collect();
-    let output = &session.output;
     if let Some(path) = &args.svg {
         let drawing = svg::draw(&info, &pictures);
+        if to_stdout {
+            return output.raw(drawing.as_bytes());
+        }
         replace_file(path, |file| {
             file.write_all(drawing.as_bytes())
                 .map_err(|error| Failure::file("write", path, &error))

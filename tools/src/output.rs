@@ -172,9 +172,9 @@ pub fn etag_text(etag: ETag) -> String {
     etag.to_string().trim_matches('"').to_owned()
 }
 
-/// A time for machines: RFC 3339 in UTC.
+/// A time for machines: RFC 3339 in UTC, to the millisecond, which is what stores keep.
 pub fn time_json(time: SystemTime) -> Value {
-    Timestamp::try_from(time).map_or(Value::Null, |time| time.to_string().into())
+    Timestamp::try_from(time).map_or(Value::Null, |time| format!("{time:.3}").into())
 }
 
 /// A time for people: local, to the second.
@@ -201,5 +201,19 @@ mod tests {
     #[test]
     fn errors_stay_on_one_line() {
         assert_eq!(one_line("a\nb\x1b[31mc"), "a b [31mc");
+    }
+
+    #[test]
+    fn times_for_machines_are_all_of_one_length() {
+        use std::time::{Duration, UNIX_EPOCH};
+
+        for (milliseconds, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (1_700_000_000_120, "2023-11-14T22:13:20.120Z"),
+            (1_700_000_000_123, "2023-11-14T22:13:20.123Z"),
+        ] {
+            let time = UNIX_EPOCH + Duration::from_millis(milliseconds);
+            assert_eq!(time_json(time), text);
+        }
     }
 }

@@ -5,11 +5,13 @@ use std::ffi::OsStr;
 use graviton_engine::io::{BackendChoice, DirectIo, IoOptions};
 use graviton_engine::port::{BinaryKey, StorageError};
 use graviton_engine::store::{Access, CreateOptions, OpenOptions, Store};
+use graviton_format::geometry::{AREA_SIZE, SEGMENT_COUNTS, SEGMENT_SIZES};
 
 use crate::cli::{Geometry, Global, IoBackend};
 use crate::failure::Failure;
 use crate::keys::KeyText;
 use crate::output::Output;
+use crate::size::Human;
 
 /// What every command has at hand.
 #[derive(Debug)]
@@ -149,13 +151,47 @@ impl Session {
     /// Creates a store with sectors of `sector_size` bytes, unless the geometry says otherwise,
     /// and opens it.
     pub fn create(&self, geometry: &Geometry, sector_size: u64) -> Result<Store, Failure> {
+        let sector_size = geometry.sector_size.unwrap_or(sector_size);
+        if let Some(segment_size) = geometry.segment_size {
+            check_segments(segment_size, sector_size)?;
+        }
         let options = CreateOptions {
             sectors: geometry.sectors.unwrap_or(1),
-            sector_size: geometry.sector_size.unwrap_or(sector_size),
+            sector_size,
             segment_size: geometry.segment_size,
             block_size: geometry.block_size,
             open: self.open_options(Access::ReadWrite),
         };
         Ok(Store::create(&self.global.store, options)?)
     }
+}
+
+/// Says which of the two sizes does not suit the other. What is wrong with either alone is left for
+/// the store to say.
+fn check_segments(segment_size: u64, sector_size: u64) -> Result<(), Failure> {
+    let (fewest, most) = SEGMENT_COUNTS;
+    let room = sector_size.saturating_sub(2 * AREA_SIZE);
+    let largest = room / u64::from(fewest);
+    if !segment_size.is_power_of_two() || largest < SEGMENT_SIZES.0 {
+        return Ok(());
+    }
+    let sizes = format!(
+        "for a sector of {}, which has {fewest} to {most} segments",
+        Human(sector_size)
+    );
+    if segment_size > largest {
+        // Segments are powers of two.
+        let fits = Human(1 << largest.ilog2());
+        return Err(Failure::usage(format!(
+            "--segment-size {} is too large {sizes}: at most {fits}",
+            Human(segment_size)
+        )));
+    }
+    if room / segment_size > most.into() {
+        return Err(Failure::usage(format!(
+            "--segment-size {} is too small {sizes}",
+            Human(segment_size)
+        )));
+    }
+    Ok(())
 }

@@ -73,17 +73,19 @@ pub fn parse_positive(text: &str) -> Result<u64, String> {
 }
 
 /// A half-open range of bytes; without an end it goes to the end of the blob.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ByteRange {
     /// The first byte.
     pub start: u64,
     /// The byte after the last one.
     pub end: Option<u64>,
+    /// As it was typed, for messages.
+    pub typed: String,
 }
 
 impl ByteRange {
     /// The range in a blob of `size` bytes, for the store to judge.
-    pub fn resolve(self, size: u64) -> Range<u64> {
+    pub fn resolve(&self, size: u64) -> Range<u64> {
         match self.end {
             Some(end) => self.start..end,
             // Past the end there is nothing to read to: one byte more makes the store say so.
@@ -112,7 +114,11 @@ pub fn parse_range(text: &str) -> Result<ByteRange, String> {
     if end.is_some_and(|end| end < start) {
         return Err("the range ends before it starts".to_owned());
     }
-    Ok(ByteRange { start, end })
+    Ok(ByteRange {
+        start,
+        end,
+        typed: text.to_owned(),
+    })
 }
 
 /// Shows a number of bytes in binary units with one decimal: `1.5 MiB`.
@@ -220,13 +226,17 @@ mod tests {
 
     #[test]
     fn ranges_are_read() {
-        let range = |start, end| Ok(ByteRange { start, end });
-        assert_eq!(parse_range("0..100"), range(0, Some(100)));
-        assert_eq!(parse_range("1KiB..2KiB"), range(1024, Some(2048)));
-        assert_eq!(parse_range("5.."), range(5, None));
-        assert_eq!(parse_range("..5"), range(0, Some(5)));
-        assert_eq!(parse_range(".."), range(0, None));
-        assert_eq!(parse_range("7..7"), range(7, Some(7)));
+        for (typed, start, end) in [
+            ("0..100", 0, Some(100)),
+            ("1KiB..2KiB", 1024, Some(2048)),
+            ("5..", 5, None),
+            ("..5", 0, Some(5)),
+            ("..", 0, None),
+            ("7..7", 7, Some(7)),
+        ] {
+            let typed = typed.to_owned();
+            assert_eq!(parse_range(&typed), Ok(ByteRange { start, end, typed }));
+        }
         for text in ["", "5", "5-7", "7..5", "a..b", "1...3", "1..=3", "-1..3"] {
             assert!(parse_range(text).is_err(), "{text:?}");
         }
@@ -234,10 +244,10 @@ mod tests {
 
     #[test]
     fn open_ranges_end_with_the_blob() {
-        let open = |start| ByteRange { start, end: None };
-        assert_eq!(open(3).resolve(10), 3..10);
-        assert_eq!(open(10).resolve(10), 10..10);
-        assert_eq!(open(11).resolve(10), 11..12);
+        let resolve = |typed, size| parse_range(typed).expect("reads").resolve(size);
+        assert_eq!(resolve("3..", 10), 3..10);
+        assert_eq!(resolve("10..", 10), 10..10);
+        assert_eq!(resolve("11..", 10), 11..12);
     }
 
     #[test]

@@ -5,11 +5,12 @@
 //! file, no other key's file (a file system that folds case makes `A` and `a` one) and no link is
 //! ever written through.
 
-use std::fs::File;
+use std::collections::HashSet;
+use std::fs::{File, Permissions};
 use std::io::{self, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
@@ -19,8 +20,10 @@ use crate::beneath::Root;
 use crate::cli::ExportArgs;
 use crate::failure::Failure;
 use crate::files::{NewFile, Restored};
+use crate::leftovers::remove_leftovers;
 use crate::session::Session;
 use crate::transfer::read_piece;
+use crate::tree::Identity;
 
 /// What became of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub enum Placed {
     Written,
     /// It was there with the same content.
     Identical,
+    /// It was there with the same content, and was given its mode.
+    ModeSet,
 }
 
 /// Something said about the blob at hand.
@@ -45,6 +50,10 @@ pub struct Target {
     /// Time of change of the first file that was written: what is not older was written by this
     /// export, and is not overwritten by it.
     began: Option<(i64, i64)>,
+    /// Directories that were rid of what interrupted exports left in them.
+    cleaned: HashSet<Identity>,
+    /// How many files that were.
+    pub leftovers: u64,
 }
 
 impl Target {
@@ -86,6 +95,8 @@ impl Target {
             store,
             last: None,
             began: None,
+            cleaned: HashSet::new(),
+            leftovers: 0,
         }
     }
 
@@ -121,8 +132,8 @@ impl Target {
         let Some((_, directory)) = &self.last else {
             return Err(about(&"its directory is gone"));
         };
-        let mut new =
-            NewFile::create(directory.as_fd(), restored.mode).map_err(|error| about(&error))?;
+        let mut new = NewFile::create(directory.as_fd(), restored.creation_mode())
+            .map_err(|error| about(&error))?;
         if self.began.is_none() {
             self.began = changed(&new.file);
         }
@@ -146,7 +157,18 @@ impl Target {
             ));
         };
         if same_content(&mut new.file, &mut existing).map_err(|error| about(&error))? {
-            return Ok(Placed::Identical);
+            // A blob that no import made has no mode.
+            if restored.mode.is_none() {
+                return Ok(Placed::Identical);
+            }
+            let set = take_mode(&new.file, &existing).map_err(|error| {
+                about(&format!("it is there, but its mode can't be set: {error}"))
+            })?;
+            return Ok(if set {
+                Placed::ModeSet
+            } else {
+                Placed::Identical
+            });
         }
         if !self.overwrite {
             return Err(about(
@@ -178,6 +200,13 @@ impl Target {
             }
             error => about(&error),
         })?;
+        // Once for each directory, before the first file is placed in it: a blob's own name may be
+        // that of a leftover, and listing again and again would take long.
+        if let Ok(identity) = Identity::of(&directory)
+            && self.cleaned.insert(identity)
+        {
+            self.leftovers += remove_leftovers(directory.as_fd());
+        }
         self.last = Some((parent.to_vec(), directory));
         Ok(())
     }
@@ -186,6 +215,18 @@ impl Target {
 fn changed(file: &File) -> Option<(i64, i64)> {
     let metadata = file.metadata().ok()?;
     Some((metadata.ctime(), metadata.ctime_nsec()))
+}
+
+/// Gives `existing` the permission bits of `new`, which the umask was applied to. Returns whether
+/// it had others.
+fn take_mode(new: &File, existing: &File) -> io::Result<bool> {
+    let mode = |file: &File| Ok::<_, io::Error>(file.metadata()?.mode() & 0o777);
+    let wanted = mode(new)?;
+    if mode(existing)? == wanted {
+        return Ok(false);
+    }
+    existing.set_permissions(Permissions::from_mode(wanted))?;
+    Ok(true)
 }
 
 fn same_content(left: &mut File, right: &mut File) -> io::Result<bool> {
@@ -217,7 +258,7 @@ mod tests {
 
     fn place(target: &mut Target, path: &str, content: &[u8]) -> Result<Placed, Failure> {
         let restored = Restored {
-            mode: 0o644,
+            mode: Some(0o644),
             mtime: Some(1_700_000_000_123_456_789),
         };
         target.place(path.as_bytes(), restored, &about, &mut |file| {

@@ -1,13 +1,14 @@
 //! Walks a directory tree: every regular file, and word of everything that is not one.
 
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use graviton_engine::port::BinaryKey;
 use rustix::fs::{self, AtFlags, Dir, FileType};
 use rustix::io::Errno;
 
 use crate::beneath::Root;
+use crate::files::is_temporary;
 
 /// What a walk comes across. Paths are relative to the root.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +39,7 @@ pub enum Found {
 }
 
 /// Names one file system object: device and inode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Identity {
     device: u64,
     inode: u64,
@@ -107,6 +108,10 @@ pub fn walk(
                 }
                 Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
                     FileType::Directory => pending.push(path),
+                    FileType::RegularFile if is_temporary(&name) => {
+                        let what = "unfinished file of an export or get";
+                        visit(Found::Skipped { path, what })?;
+                    }
                     FileType::RegularFile => {
                         let size = u64::try_from(stat.st_size).unwrap_or(0);
                         visit(Found::File { path, size })?;
@@ -124,7 +129,8 @@ pub fn walk(
     ControlFlow::Continue(())
 }
 
-fn names_in(directory: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
+/// The names in a directory, in order.
+pub fn names_in(directory: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
     let mut names = Vec::new();
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
@@ -192,7 +198,14 @@ mod tests {
         for directory in ["b/c", "empty", "store"] {
             std::fs::create_dir_all(top.join(directory)).expect("made");
         }
-        for (file, bytes) in [("z", 3), ("a", 1), ("b/c/x", 5), ("store/sector", 9)] {
+        let files = [
+            ("z", 3),
+            ("a", 1),
+            ("b/c/x", 5),
+            ("store/sector", 9),
+            (".graviton-12-0.tmp", 7),
+        ];
+        for (file, bytes) in files {
             std::fs::write(top.join(file), vec![0; bytes]).expect("written");
         }
         std::fs::write(outer.path().join("outside"), b"no").expect("written");
@@ -218,6 +231,7 @@ mod tests {
         assert_eq!(
             found,
             [
+                skipped(".graviton-12-0.tmp", "unfinished file of an export or get"),
                 file("a", 1),
                 skipped("link", "symbolic link"),
                 skipped("loop", "symbolic link"),

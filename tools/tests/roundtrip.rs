@@ -324,3 +324,223 @@ fn large_of(tree: &Path) -> std::path::PathBuf {
         .expect("a file");
     trees::path_of(path)
 }
+
+#[test]
+fn a_store_in_use_has_no_damage_to_dump() {
+    let directory = test_directory();
+    let graviton = graviton(directory.path().join("store"));
+    graviton.run(["init", "--sector-size", "16MiB"]).done();
+    // The log takes the segments of checkpoints that others have superseded.
+    for key in ["a", "b", "c", "d", "e"] {
+        graviton.run(["checkpoint"]).done();
+        graviton
+            .run(["put", key, env!("CARGO_MANIFEST_PATH")])
+            .done();
+        let dumped = graviton.run(["dump", "segments"]).done();
+        assert!(!dumped.text().contains("DAMAGE"), "{}", dumped.text());
+        for what in ["superblock", "frames", "checkpoint"] {
+            graviton.run(["dump", what]).done();
+        }
+    }
+}
+
+/// Sets a file's permissions, and its time of modification to so many seconds before now.
+fn set(file: &Path, mode: u32, ago: u64) {
+    fs::set_permissions(file, fs::Permissions::from_mode(mode)).expect("set");
+    let time = std::time::SystemTime::now() - std::time::Duration::from_secs(ago);
+    let file = fs::File::open(file).expect("opened");
+    file.set_modified(time).expect("set");
+}
+
+#[test]
+fn modes_and_times_follow_though_the_content_stays() {
+    let directory = test_directory();
+    let at = |name: &str| directory.path().join(name);
+    let (tree, out) = (at("tree"), at("out"));
+    let large = vec![7; (1 << 20) + 1];
+    trees::write(
+        &tree,
+        &Files::from([
+            (b"large".to_vec(), large),
+            (b"other".to_vec(), b"other".to_vec()),
+            (b"small".to_vec(), b"small".to_vec()),
+        ]),
+    );
+    let graviton = graviton(at("store"));
+    let import = || {
+        let arguments = ["--json".as_ref(), "import".as_ref(), tree.as_os_str()];
+        let said = summary(&graviton.run(arguments).done());
+        let figure = |name: &str| said[name].as_u64().expect("a figure");
+        (figure("imported"), figure("unchanged"))
+    };
+    let export = || {
+        let arguments = ["export".as_ref(), out.as_os_str()];
+        graviton.run(arguments).done().text()
+    };
+    for file in ["large", "other", "small"] {
+        set(&tree.join(file), 0o644, 5000);
+    }
+    assert_eq!(import(), (3, 0));
+    export();
+    // Modes first, and then times, of a large file and of a small one.
+    for (mode, ago) in [(0o700, 5000), (0o700, 400)] {
+        let time = fs::metadata(tree.join("small"))
+            .and_then(|metadata| metadata.modified())
+            .expect("known");
+        for file in ["large", "small"] {
+            set(&tree.join(file), mode, ago);
+            if ago == 5000 {
+                let file = fs::File::open(tree.join(file)).expect("opened");
+                file.set_modified(time).expect("set");
+            }
+        }
+        assert_eq!(import(), (2, 1), "{mode:o}, {ago}");
+        assert_eq!(import(), (0, 3), "{mode:o}, {ago}");
+    }
+    let fresh = at("fresh");
+    graviton.run(["export".as_ref(), fresh.as_os_str()]).done();
+    trees::assert_same(&tree, &fresh);
+
+    // The files exported first have the content, and get the modes.
+    let text = export();
+    let begin = "0 exported, 1 identical already, 2 changed in mode only, 0 skipped";
+    assert!(text.starts_with(begin), "{text}");
+    let mode = |name: &str| {
+        let metadata = fs::metadata(out.join(name)).expect("known");
+        metadata.permissions().mode() & 0o777
+    };
+    assert_eq!(
+        (mode("large"), mode("small"), mode("other")),
+        (0o700, 0o700, 0o644)
+    );
+    let text = export();
+    assert!(
+        text.starts_with("0 exported, 3 identical already, 0 skipped"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_a_killed_export_left_is_not_taken_for_a_file() {
+    let directory = test_directory();
+    let at = |name: &str| directory.path().join(name);
+    let (tree, out) = (at("tree"), at("out"));
+    let mut dead = std::process::Command::new("true").spawn().expect("started");
+    dead.wait().expect("ended");
+    let gone = format!(".graviton-{}-3.tmp", dead.id());
+    let mine = format!(".graviton-{}-3.tmp", std::process::id());
+    let files = Files::from([
+        (b"a/file".to_vec(), b"file".to_vec()),
+        (b"b".to_vec(), b"b".to_vec()),
+    ]);
+    trees::write(&tree, &files);
+    fs::write(tree.join("a").join(&gone), b"half").expect("written");
+    let graviton = graviton(at("store"));
+    let outcome = graviton.run(["import".as_ref(), tree.as_os_str()]).done();
+    assert!(
+        outcome
+            .stderr
+            .contains(&format!("skipped a/{gone}: unfinished file")),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(graviton.run(["ls"]).done().text(), "a/file\nb\n");
+
+    // An export removes them where it writes, and nowhere else.
+    for place in ["", "a", "c"] {
+        fs::create_dir_all(out.join(place)).expect("made");
+        fs::write(out.join(place).join(&gone), b"half").expect("written");
+    }
+    fs::write(out.join("a").join(&mine), b"in the making").expect("written");
+    let outcome = graviton.run(["export".as_ref(), out.as_os_str()]).done();
+    assert!(
+        outcome
+            .stderr
+            .contains("removed 2 files that interrupted exports had left"),
+        "{}",
+        outcome.stderr
+    );
+    let left: Vec<_> = trees::read(&out).into_keys().collect();
+    let expected = [
+        format!("a/{mine}"),
+        "a/file".to_owned(),
+        "b".to_owned(),
+        format!("c/{gone}"),
+    ];
+    assert_eq!(left, expected.map(String::into_bytes));
+    assert_eq!(
+        graviton
+            .run(["export".as_ref(), out.as_os_str()])
+            .done()
+            .stderr,
+        ""
+    );
+    // A blob may have such a name: it is written, and not removed by the same export.
+    graviton
+        .run(["put", &gone, env!("CARGO_MANIFEST_PATH")])
+        .done();
+    graviton.run(["export".as_ref(), out.as_os_str()]).done();
+    assert!(out.join(&gone).exists());
+}
+
+#[test]
+fn an_import_says_how_large_the_store_is_that_it_creates() {
+    let directory = test_directory();
+    let tree = directory.path().join("tree");
+    trees::write(&tree, &Files::from([(b"file".to_vec(), b"file".to_vec())]));
+    let graviton = graviton(directory.path().join("store"));
+    // Not a whole number of segments.
+    let shape = ["--sector-size", "10MB", "--segment-size", "512KiB"].map(OsStr::new);
+    let outcome = graviton
+        .run([["import".as_ref(), tree.as_os_str()].as_slice(), &shape].concat())
+        .done();
+    let total = 2 * (64 << 10) + 18 * (512 << 10);
+    let size = fs::metadata(graviton.store().join("sector-000.graviton"));
+    assert_eq!(size.expect("known").len(), total);
+    assert!(
+        outcome.stderr.contains("created a store of 9.1 MiB at"),
+        "{}",
+        outcome.stderr
+    );
+    let info = graviton.run(["--json", "info"]).done().text();
+    let info: Value = serde_json::from_str(&info).expect("JSON");
+    assert_eq!(info["space"]["total"], total);
+}
+
+#[test]
+fn pictures_go_to_standard_output_when_told_to() {
+    let directory = test_directory();
+    let graviton = graviton(directory.path().join("store"));
+    graviton.run(["init", "--sector-size", "4MiB"]).done();
+    let drawn = graviton.run(["map", "--svg", "-"]).done().text();
+    assert!(
+        drawn.starts_with("<svg") && drawn.trim_end().ends_with("</svg>"),
+        "{drawn}"
+    );
+    assert!(!Path::new("-").exists());
+    let refused = graviton.run(["map", "--svg", "-", "--json"]);
+    assert_eq!((refused.code, refused.stdout.len()), (2, 0), "{refused:?}");
+}
+
+#[test]
+fn an_export_of_nothing_says_so() {
+    let directory = test_directory();
+    let at = |name: &str| directory.path().join(name);
+    let graviton = graviton(at("store"));
+    graviton.run(["init", "--sector-size", "4MiB"]).done();
+    graviton
+        .run(["put", "a/b", env!("CARGO_MANIFEST_PATH")])
+        .done();
+    let export = |prefix: &str| {
+        let out = at("out");
+        let prefix = ["--prefix".as_ref(), OsStr::new(prefix)];
+        let arguments = [["export".as_ref(), out.as_os_str()], prefix].concat();
+        graviton.run(arguments).done().stderr
+    };
+    assert_eq!(
+        export("nothing"),
+        "graviton: nothing matches: no key begins with 'nothing'\n"
+    );
+    assert_eq!(export("a/"), "");
+    assert_eq!(export("a/"), "");
+}

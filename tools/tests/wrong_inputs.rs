@@ -564,7 +564,7 @@ fn keys_ranges_and_sizes() {
         }
     }
     run(&["--escaped", "get", "\\q"]).fails(USAGE, &["backslash"]);
-    run(&["--escaped", "get", "\\x4"]).fails(USAGE, &["two hex digits"]);
+    run(&["--escaped", "get", "\\x4"]).fails(USAGE, &["key '\\x4':", "two hex digits"]);
     run(&["get", "absent"]).fails(NOT_FOUND, &["not found: absent"]);
     run(&["stat", "absent"]).fails(NOT_FOUND, &["not found: absent"]);
     run(&["cp", "absent", "ten"]).fails(NOT_FOUND, &["not found: absent"]);
@@ -584,7 +584,8 @@ fn keys_ranges_and_sizes() {
 
     run(&["get", "ten", "--range", "10..11"])
         .fails(FAILED, &["range 10..11", "outside of ten", "10 bytes"]);
-    run(&["get", "ten", "--range", "11.."]).fails(FAILED, &["outside of ten"]);
+    run(&["get", "ten", "--range", "11.."]).fails(FAILED, &["range 11.. lies outside of ten"]);
+    run(&["get", "ten", "--range", "1KiB.."]).fails(FAILED, &["range 1KiB.. lies outside of ten"]);
     run(&["get", "ten", "--range", "99999999999999..999999999999999"])
         .fails(FAILED, &["outside of ten"]);
     for range in [
@@ -607,10 +608,18 @@ fn keys_ranges_and_sizes() {
     assert_eq!(range("8..1GiB"), b"89");
     assert_eq!(range("10..10"), b"");
     assert_eq!(range("10.."), b"");
+    // An end past the blob's is the blob's, of an empty one too.
+    run(&["put", "empty", "/dev/null"]).done();
+    for range in ["..5", "0..5", "0..", ".."] {
+        assert_eq!(run(&["get", "empty", "--range", range]).done().stdout, b"");
+    }
+    run(&["get", "empty", "--range", "1..5"]).fails(FAILED, &["range 1..5 lies outside of empty"]);
+    run(&["rm", "empty"]).done();
 
     run(&["nonsense"]).fails(USAGE, &["nonsense"]);
     run(&["get"]).fails(USAGE, &["KEY"]);
     run(&["get", "ten", "--nonsense"]).fails(USAGE, &["--nonsense"]);
+    run(&["get", "ten", "-x"]).fails(USAGE, &["'-x' found; tip: to pass"]);
     run(&["--io", "magic", "info"]).fails(USAGE, &["magic"]);
     run(&["--json", "get", "ten"]).fails_in_json(USAGE);
     run(&["--json", "stat", "absent"]).fails_in_json(NOT_FOUND);
@@ -667,7 +676,24 @@ fn measures_that_cant_be() {
     init(&["--sector-size", "1MiB"]).fails(USAGE, &["sector size", "at least"]);
     init(&["--sector-size", "4MiB", "--segment-size", "100000"])
         .fails(USAGE, &["segment_size", "power of two"]);
-    init(&["--sector-size", "4MiB", "--segment-size", "1MiB"]).fails(USAGE, &["segment_count"]);
+    init(&["--sector-size", "4MiB", "--segment-size", "1MiB"]).fails(
+        USAGE,
+        &[
+            "1.0 MiB",
+            "too large for a sector of 4.0 MiB",
+            "at most 128.0 KiB",
+        ],
+    );
+    init(&["--sector-size", "64MiB", "--segment-size", "1GiB"]).fails(
+        USAGE,
+        &[
+            "1.0 GiB",
+            "too large for a sector of 64.0 MiB",
+            "at most 2.0 MiB",
+        ],
+    );
+    init(&["--sector-size", "2TiB", "--segment-size", "64KiB"])
+        .fails(USAGE, &["64.0 KiB", "too small for a sector of 2.0 TiB"]);
     init(&["--sector-size", "4GiB", "--segment-size", "4KiB"]).fails(USAGE, &["segment"]);
     assert!(
         !place.exists(),
@@ -797,4 +823,83 @@ fn directories_and_files_that_may_not_be_written() {
     assert!(subject.bytes() == before);
     set(0o755, 0o644);
     subject.is_whole();
+}
+
+#[test]
+fn empty_variables_are_as_good_as_none() {
+    let directory = test_directory();
+    let run = |store: &str, io: &str, arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_graviton"));
+        command
+            .args(arguments)
+            .current_dir(directory.path())
+            .env("GRAVITON_STORE", store)
+            .env("GRAVITON_IO", io);
+        let output = command.output().expect("run");
+        Outcome::of(&command, output)
+    };
+    run("", "", &["init", "--sector-size", "4MiB"]).done();
+    assert!(directory.path().join("graviton-store").is_dir());
+    run("", "", &["info"]).done();
+    // They count if they are not.
+    run("elsewhere", "", &["info"]).fails(FAILED, &["elsewhere"]);
+    run("", "magic", &["info"]).fails(USAGE, &["magic"]);
+    run("elsewhere", "", &["--store", "graviton-store", "info"]).done();
+}
+
+#[test]
+fn a_file_that_does_not_fit_is_named() {
+    let directory = test_directory();
+    let tree = directory.path().join("tree");
+    // The letter is in every message.
+    trees::write(&tree, &Files::from([(b"a".to_vec(), vec![1; 6 << 20])]));
+    let graviton = Graviton::new(
+        env!("CARGO_BIN_EXE_graviton"),
+        directory.path().join("store"),
+    );
+    let size = ["--sector-size", "4MiB"].map(std::ffi::OsStr::new);
+    let outcome = graviton.run([["import".as_ref(), tree.as_os_str()].as_slice(), &size].concat());
+    assert_eq!(outcome.code, FAILED);
+    assert!(
+        outcome
+            .stderr
+            .contains("the import ended early: a: no space: 6291456 bytes needed"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn a_sector_that_is_gone_does_not_end_a_dump() {
+    let subject = Subject::new(3);
+    fs::remove_file(subject.path("sector-001.graviton")).expect("removed");
+    let outcome = subject.graviton.run(["dump", "superblock"]);
+    let text = outcome.text();
+    for sector in [0, 2] {
+        for name in ["front", "back"] {
+            let line = format!("sector {sector}: {name} superblock at");
+            assert!(text.contains(&line), "{text}");
+        }
+    }
+    assert!(!text.contains("sector 1"), "{text}");
+    outcome.fails(FAILED, &["sector-001.graviton", "No such file"]);
+}
+
+#[test]
+fn a_superblock_with_another_version_is_named() {
+    let subject = Subject::new(1);
+    let back = fs::metadata(subject.sector()).expect("known").len() - (64 << 10);
+    let name = "sector-000.graviton";
+    subject.patch(name, 8, &[2]);
+    let outcome = subject.graviton.run(["dump", "superblock"]);
+    assert_eq!(outcome.code, CORRUPTION, "{outcome:?}");
+    let text = outcome.text();
+    assert!(
+        text.contains("DAMAGE at 0: the front superblock: format version 2"),
+        "{text}"
+    );
+    subject.patch(name, back + 8, &[2]);
+    let outcome = subject.graviton.run(["dump", "superblock"]);
+    assert!(!outcome.text().contains("DAMAGE"), "{}", outcome.text());
+    outcome.fails(FAILED, &["format version 2"]);
 }

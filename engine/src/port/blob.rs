@@ -165,7 +165,7 @@ pub struct PutOutcome {
 #[derive(Debug, Clone, Default)]
 pub struct GetOptions {
     /// Only these bytes. An end past the blob's is clamped; `a..a` is empty if `a` is not past the
-    /// end; starting at or past the end otherwise is `InvalidRange`.
+    /// end; starting past the end, or at that of a blob which is not empty, is `InvalidRange`.
     pub range: Option<Range<u64>>,
     /// Read only if this holds, else `PreconditionFailed`.
     pub precondition: Precondition,
@@ -565,8 +565,9 @@ pub fn resolve_range(
             range.start, range.end
         )));
     }
-    let empty = range.start == range.end;
-    if range.start > size || (range.start == size && !empty) {
+    // Of an empty blob the end is also the start.
+    let at_end = range.start == size && size > 0 && range.end > range.start;
+    if range.start > size || at_end {
         return Err(StorageError::InvalidRange {
             key: key.clone(),
             range: range.clone(),
@@ -589,6 +590,7 @@ mod tests {
         assert_eq!(resolve(3, 9, 5).expect("clamped"), 3..5);
         assert_eq!(resolve(5, 5, 5).expect("empty at the end"), 5..5);
         assert_eq!(resolve(0, 0, 0).expect("empty of empty"), 0..0);
+        assert_eq!(resolve(0, 7, 0).expect("clamped to nothing"), 0..0);
         assert!(matches!(
             resolve(5, 6, 5),
             Err(StorageError::InvalidRange { .. })

@@ -77,6 +77,21 @@ impl Copy {
             .filter(|error| matches!(error, FormatError::Version { .. }))
     }
 
+    /// Whether it says that it is of a newer version, beside `other`, which is good, and can't be:
+    /// it verifies as soon as its number is the known one, or it is the front copy, and who raises
+    /// the version writes the back copy first.
+    fn is_newer_by_damage(&self, other: &Self) -> bool {
+        if self.newer().is_none() || other.good().is_none() {
+            return false;
+        }
+        let verifies = Superblock::view(&self.bytes).is_ok_and(|superblock| {
+            let mut known = *superblock;
+            known.version = FORMAT_VERSION.into();
+            Superblock::decode(known.bytes(), self.address).is_ok()
+        });
+        verifies || self.address == 0
+    }
+
     fn verdict(&self) -> String {
         match &self.outcome {
             Ok(_) if self.placed => "good".to_owned(),
@@ -191,7 +206,9 @@ pub fn dump(
     named: &Named,
     sources: &Sources,
 ) -> Result<(), Failure> {
-    for copy in &sector.copies {
+    let [front, back] = &sector.copies;
+    let mut newer = None;
+    for (copy, other) in [(front, back), (back, front)] {
         let rows = Superblock::rows(&copy.bytes, copy.address);
         teller.line(format!(
             "sector {}: {} superblock at {}: {}",
@@ -208,11 +225,20 @@ pub fn dump(
             json!({"copy": copy.name, "address": copy.address, "good": good, "error": error,
                 "fields": rows_json(&rows)}),
         )?;
-        if !good && copy.newer().is_none() {
+        if copy.is_newer_by_damage(other) {
+            let message = format!(
+                "the {} superblock: {}, but the {} one is of version {FORMAT_VERSION}, and good",
+                copy.name,
+                copy.verdict(),
+                other.name
+            );
+            teller.damage(copy.address, message)?;
+        } else if copy.newer().is_some() {
+            newer = copy.newer();
+        } else if !good {
             teller.damage(copy.address, copy.verdict())?;
         }
     }
-    let newer = sector.copies.iter().find_map(Copy::newer);
     let Some(superblock) = sector.superblock() else {
         return match newer {
             Some(error) => Err(Failure::failed(format!(

@@ -1,6 +1,6 @@
 //! Segment headers, and what the checkpoint and the log say of the segments.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use graviton_format::checkpoint::CheckpointRoot;
 use graviton_format::frame::FrameHeader;
@@ -135,6 +135,9 @@ pub struct Facts {
     /// The log's way by segment.
     links: HashMap<u32, Link>,
     table: Vec<SegmentEntry>,
+    /// Segments of the checkpoint that the table is of, and of the one before: they may not be
+    /// taken yet \[F-55\].
+    retained: HashSet<u32>,
     tail: Option<CheckpointRoot>,
     /// The log from the checkpoint to its end, if there is a good root.
     pub trace: Option<Trace>,
@@ -167,6 +170,13 @@ impl Facts {
             Some(((root, _), _)) => Some(*root),
             None => roots.first().map(|(root, _)| *root),
         };
+        // Newer ones than the table's are no part of this: they took their segments after it.
+        let sequence = tail.map_or(0, |root| root.sequence.get());
+        let retained = roots
+            .iter()
+            .filter(|(root, _)| root.sequence.get() <= sequence)
+            .flat_map(|(_, segments)| segments.iter().copied())
+            .collect();
         let trace = tail.map(|root| trace(log, &headers, &root, newest));
         let links = trace.iter().flat_map(|trace| &trace.links);
         Ok(Self {
@@ -174,6 +184,7 @@ impl Facts {
             roots: fingerprint(&roots),
             links: links.map(|link| (link.segment, *link)).collect(),
             table: good.map_or_else(Vec::new, |(_, image)| image.segments().collect()),
+            retained,
             tail,
             trace,
         })
@@ -182,6 +193,16 @@ impl Facts {
     /// What the checkpoint says of a segment.
     pub fn entry(&self, segment: u32) -> Option<&SegmentEntry> {
         self.table.get(usize::try_from(segment).ok()?)
+    }
+
+    /// Whether a segment has to be as the checkpoint says. One of an older checkpoint, which was
+    /// retained while the image was written, is free since its root is.
+    fn is_held(&self, segment: u32, entry: &SegmentEntry) -> bool {
+        match entry.state {
+            1 | 2 => true,
+            4 => self.retained.contains(&segment),
+            _ => false,
+        }
     }
 
     /// What the checkpoint says of a segment in this generation; the log may have taken it since.
@@ -383,7 +404,7 @@ fn judge(
 ) -> Result<(), Failure> {
     let in_use = facts
         .entry(segment)
-        .filter(|entry| matches!(entry.state, 1 | 2 | 4));
+        .filter(|entry| facts.is_held(segment, entry));
     match (found, in_use) {
         (Found::Good(header), Some(entry)) if header.generation == entry.generation => Ok(()),
         (Found::Good(header), Some(entry)) => teller.damage(

@@ -221,6 +221,44 @@ fn a_newer_version_is_no_damage() {
     }
 }
 
+/// The sector with the version of one copy of its superblock changed, and its checksum made to fit
+/// if it is `sealed`.
+fn with_version(at: u64, version: u32, sealed: bool) -> Vec<u8> {
+    let mut bytes = vector("sector");
+    let start = usize::try_from(at).expect("fits");
+    let mut superblock = *Superblock::view(&bytes[start..]).expect("long enough");
+    superblock.version = version.into();
+    if sealed {
+        superblock = superblock.sealed(at);
+    }
+    bytes[start..start + 512].copy_from_slice(superblock.bytes());
+    bytes
+}
+
+#[test]
+fn a_version_that_one_copy_alone_can_not_have_is_damage() {
+    let [front, back] = GEOMETRY.superblocks();
+    for (at, sealed, name) in [
+        (front, false, "front"),
+        (back, false, "back"),
+        (front, true, "front"),
+    ] {
+        let fixture = Fixture::new(&with_version(at, 2, sealed));
+        let (text, exit) = fixture.text(&DumpWhat::Superblock, b"");
+        assert_eq!(exit, Exit::Corruption, "{name}: {text}");
+        let damage = format!("DAMAGE at {at}: the {name} superblock: format version 2");
+        assert!(text.contains(&damage), "{text}");
+        // The other copy is enough for everything else.
+        let (text, exit) = fixture.text(&FRAMES, b"");
+        assert_eq!(exit, Exit::Done, "{name}: {text}");
+    }
+    // Who raises the version may have come this far.
+    let fixture = Fixture::new(&with_version(back, 2, true));
+    let (text, exit) = fixture.text(&DumpWhat::Superblock, b"");
+    assert_eq!(exit, Exit::Done, "{text}");
+    assert!(text.contains("may be read as of the older one"), "{text}");
+}
+
 #[test]
 fn a_truncated_file_is_damage_where_something_is_missing() {
     let fixture = Fixture::new(&vector("sector-cut"));
@@ -301,6 +339,37 @@ fn segments_are_shown_with_state() {
     assert_eq!(end["lsn"], 13);
     let (objects, _) = fixture.json(&DumpWhat::Segments { segment: Some(5) }, b"", false);
     assert_eq!(all(&objects, "segment").len(), 1);
+}
+
+/// The sector with segment 0, which holds a part of checkpoint 1, taken again.
+fn with_segment_0_taken() -> Vec<u8> {
+    let mut bytes = vector("sector");
+    let address = GEOMETRY.segment_offset(0);
+    let at = usize::try_from(address).expect("fits");
+    let mut header = *SegmentHeader::view(&bytes[at..]).expect("long enough");
+    header.generation = 1000.into();
+    let header = header.sealed(&IDENTITY, address);
+    bytes[at..at + header.bytes().len()].copy_from_slice(header.bytes());
+    bytes
+}
+
+#[test]
+fn segments_of_retained_checkpoints_may_not_be_taken() {
+    // Checkpoint 1 is the older one of two: F-55.
+    let mut bytes = with_segment_0_taken();
+    let fixture = Fixture::new(&bytes);
+    let (text, exit) = fixture.text(&SEGMENTS, b"");
+    assert_eq!(exit, Exit::Corruption, "{text}");
+    assert!(text.contains("the header is of generation 1000"), "{text}");
+    // Another one has taken the place of its root.
+    for root in GEOMETRY.roots(1) {
+        let root = usize::try_from(root).expect("fits");
+        bytes[root..root + 16384].fill(0);
+    }
+    fixture.write(&bytes);
+    let (text, exit) = fixture.text(&SEGMENTS, b"");
+    assert_eq!(exit, Exit::Done, "{text}");
+    assert!(text.contains("(written to since)"), "{text}");
 }
 
 #[test]

@@ -58,7 +58,7 @@ enum Expected {
 fn expected(range: &Range<u64>, size: u64) -> Expected {
     if range.start > range.end {
         Expected::Backwards
-    } else if range.start > size || (range.start == size && range.end > size) {
+    } else if range.start > size || (size > 0 && range.start == size && range.end > size) {
         Expected::Outside
     } else {
         Expected::Part(range.start..range.end.min(size))

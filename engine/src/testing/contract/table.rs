@@ -32,8 +32,8 @@ macro_rules! __each_blob_store_clause {
             preconditions rename_is_conditional "rename: conditions on source and target, each both ways; an absent source is `NotFound`";
             preconditions get_is_conditional "get and get_stream: if ETag, if version; an absent key is `NotFound`";
             preconditions put_stream_is_decided_at_finish "the precondition of a stream is decided when it finishes, not when it is opened";
-            ranges get_reads_ranges "get of a range: half-open, clamped to the end; `a..a` is empty up to the size; past it `InvalidRange`; backwards `InvalidArgument`";
-            ranges get_stream_reads_ranges "get_stream of a range: half-open, clamped to the end; `a..a` is empty up to the size; past it `InvalidRange`; backwards `InvalidArgument`";
+            ranges get_reads_ranges "get of a range: half-open, clamped to the end; `a..a` is empty up to the size; past it, or more at the end of what is not empty, `InvalidRange`; backwards `InvalidArgument`";
+            ranges get_stream_reads_ranges "get_stream of a range: half-open, clamped to the end; `a..a` is empty up to the size; past it, or more at the end of what is not empty, `InvalidRange`; backwards `InvalidArgument`";
             stream put_stream_takes_any_size_in_any_pieces "a streamed blob is the concatenation of its pieces, its size known or not";
             stream put_stream_pieces_need_not_be_awaited "pieces arrive in the order of the calls, awaited or not, their Ops kept or dropped";
             stream put_stream_shows_nothing_before_finish "nothing of a stream is visible before it finishes";
