@@ -74,9 +74,19 @@ fn maintenance_is_over_when_the_store_is_closed() {
 /// A put that nobody waits for, and that itself waits for room, does not keep a store from closing.
 #[test]
 fn a_store_closes_while_a_dropped_put_waits_for_room() {
+    close_while_a_put_waits(1);
+}
+
+/// Nor does what waits for that put, in another sector.
+#[test]
+fn a_store_closes_while_a_delete_waits_for_a_put_in_another_sector() {
+    close_while_a_put_waits(2);
+}
+
+fn close_while_a_put_waits(sectors: u16) {
     let directory = memory_directory();
     let path = directory.path().join("store");
-    let options = create_options(&buffered(), 1, 8 * MIB);
+    let options = create_options(&buffered(), sectors, 8 * MIB);
     let mut store = Store::create(&path, options.clone()).expect("it is made");
     let mut count = 0;
     while store
@@ -91,7 +101,10 @@ fn a_store_closes_while_a_dropped_put_waits_for_room() {
         delete.wait().expect("it is deleted");
     }
     for round in 0..40 {
-        drop(store.put(&key("large", 0), payload(round, 500_000), written()));
+        let large = key("blob", round % count);
+        drop(store.put(&large, payload(round, 500_000), written()));
+        drop(store.put(&large, payload(round, 20_000), written()));
+        drop(store.delete(&large, DeleteOptions::default()));
         if round % 4 > 0 {
             std::thread::sleep(Duration::from_micros(round * 970 % 4000));
         }

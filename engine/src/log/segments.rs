@@ -76,7 +76,7 @@ pub enum Purpose {
     Put,
     /// Tombstones: deleting must always be possible.
     Delete,
-    /// Records that compaction moves: a segment or two are lent to it, and it gives back more. Not
+    /// Records that compaction moves: some segments are lent to it, and it gives back more. Not
     /// even deletes may use them up, for what they take comes back by compaction alone.
     Compaction,
     /// A checkpoint: the last reserve, since all reclaiming ends with one.
@@ -247,14 +247,14 @@ impl Segments {
         // Three images lie on the disk while a checkpoint is written, and each may be larger than
         // the one before it.
         let checkpoints = |next: u32| {
-            (CHECKPOINTS * next)
+            CHECKPOINTS
+                .saturating_mul(next)
                 .saturating_sub(self.images)
                 .max(next.saturating_sub(self.checkpoint_taken))
         };
         match purpose {
-            Purpose::Put => {
-                checkpoints(self.checkpoint_after_puts) + RESERVE_DELETE + self.reserve_compaction()
-            }
+            Purpose::Put => checkpoints(self.checkpoint_after_puts)
+                .saturating_add(RESERVE_DELETE + self.reserve_compaction()),
             Purpose::Delete => checkpoints(self.checkpoint_reserve) + self.reserve_compaction(),
             Purpose::Compaction => checkpoints(self.checkpoint_reserve),
             Purpose::Checkpoint => 0,
@@ -268,6 +268,12 @@ impl Segments {
         self.free < self.reserve(Purpose::Put)
     }
 
+    /// Whether images are kept that are larger than the next will be: checkpoints free them.
+    #[must_use]
+    pub fn has_large_images(&self) -> bool {
+        self.images > 2_u32.saturating_mul(self.checkpoint_reserve)
+    }
+
     /// Segments that the checkpoint being written has taken; 0 when it is over.
     pub fn set_checkpoint_taken(&mut self, segments: u32) {
         self.checkpoint_taken = segments;
@@ -276,9 +282,9 @@ impl Segments {
     /// Segments of the sector that can hold live records: all but the reserve and the checkpoints.
     #[must_use]
     pub fn usable(&self) -> u32 {
-        let checkpoints = CHECKPOINTS * self.checkpoint_after_puts;
         self.count()
-            .saturating_sub(checkpoints + RESERVE_DELETE + self.reserve_compaction())
+            .saturating_sub(CHECKPOINTS.saturating_mul(self.checkpoint_after_puts))
+            .saturating_sub(RESERVE_DELETE + self.reserve_compaction())
     }
 
     /// Takes a free segment into use as `state`, with a new generation. `None` if what is free is
@@ -444,6 +450,7 @@ impl Segments {
         let segment = &mut self.table[segment as usize];
         segment.state = State::Free;
         segment.written = 0;
+        segment.busy = false;
         self.free += 1;
         self.images -= 1;
     }

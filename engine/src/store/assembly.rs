@@ -292,15 +292,20 @@ impl<'a> Assembly<'a> {
                 Ok(Done::Extent(lsn))
             }
             Work::Moves(moves) => {
+                let (records, length) = (self.decided.records.len(), self.length);
                 for moved in moves {
                     // Decided here, where nothing is under way: what is live now is live when the
                     // copy is in the log.
-                    if self.index.sectors[self.number].is_live(
-                        moved.kind,
-                        moved.key.as_bytes(),
-                        moved.lsn,
-                        moved.from,
-                    )? {
+                    let sector = &self.index.sectors[self.number];
+                    let key = moved.key.as_bytes();
+                    let is_live = sector
+                        .is_live(moved.kind, key, moved.lsn, moved.from)
+                        .inspect_err(|_| {
+                            self.decided.records.truncate(records);
+                            self.decided.applied.truncate(records);
+                            self.length = length;
+                        })?;
+                    if is_live {
                         // A frame of moves alone has an LSN of its own above theirs.
                         let applied = Applied {
                             moved: true,
@@ -419,7 +424,9 @@ impl<'a> Assembly<'a> {
                 }
                 // A blob that another sector's tombstone hides shows again if a crash takes that
                 // tombstone, unless there is one here.
-                if existed || self.others_in_doubt {
+                let hides =
+                    |index: &Index| index.sectors[self.number].has_tombstone(key.as_bytes());
+                if existed || (self.others_in_doubt && !hides(self.index)?) {
                     self.note_crossing(&key)?;
                     self.push_tombstone(key, time);
                 }

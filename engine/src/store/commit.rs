@@ -276,7 +276,7 @@ pub struct Queue {
 pub struct Commits {
     queues: Vec<Queue>,
     next_lsn: u64,
-    /// The highest LSN in any log.
+    /// The highest LSN that was given to a frame.
     newest: u64,
     claims: Claims,
     /// Bytes admitted but not yet applied, by sector.
@@ -332,7 +332,7 @@ impl Commits {
         }
     }
 
-    /// The highest LSN that was given out and not lost.
+    /// The highest LSN that was given to a frame, be it of an earlier owner.
     pub fn last_lsn(&self) -> u64 {
         self.newest
     }
@@ -370,7 +370,7 @@ impl Commits {
             .iter()
             .filter(|queue| queue.in_flight)
             .map(|queue| queue.floor);
-        floors.min().unwrap_or(self.next_lsn - 1)
+        floors.min().unwrap_or(self.newest)
     }
 
     /// Whether puts of any sector wait for room.
@@ -493,24 +493,31 @@ impl Inner {
         Ok(())
     }
 
-    /// Turns away new work from outside, and waits until what was queued is over.
+    /// Turns away new work from outside, and waits until what was queued is over, in all sectors:
+    /// what waits in one may come after what waits in another.
     ///
     /// # Errors
-    /// What the disk reports.
-    pub fn drain(self: &Arc<Self>, number: usize) -> Result<(), StorageError> {
+    /// What the disks report, of sectors that were not given up before.
+    pub fn drain(self: &Arc<Self>) -> Result<(), StorageError> {
         self.commits.lock().closing = true;
         loop {
-            self.fail_stalled(number, &StorageError::Closed);
-            self.pump(number);
-            if let Err(error) = self.sectors[number].check_writable() {
-                self.wait_until_idle(number);
-                return Err(error);
+            for number in 0..self.sectors.len() {
+                self.fail_stalled(number, &StorageError::Closed);
+                self.pump(number);
             }
-            // Everything queued before it is decided before this sync ends, or stalled.
-            wait_for(self.submit(number, Work::Sync, true))?;
-            let commits = self.commits.lock();
-            let queue = &commits.queues[number];
-            if queue.waiting.is_empty() && !queue.in_flight {
+            for number in 0..self.sectors.len() {
+                if self.sectors[number].poisoned().is_some() {
+                    self.wait_until_idle(number);
+                    continue;
+                }
+                // Everything queued before it is decided before this sync ends, or waits.
+                let synced = wait_for(self.submit(number, Work::Sync, true));
+                if self.sectors[number].poisoned().is_none() {
+                    synced?;
+                }
+            }
+            let is_over = |queue: &Queue| queue.waiting.is_empty() && !queue.in_flight;
+            if self.commits.lock().queues.iter().all(is_over) {
                 return Ok(());
             }
         }
@@ -817,7 +824,7 @@ impl Inner {
         self.pump_others(number);
     }
 
-    /// Fails the puts of a sector that wait for room which will not come. `false` if none wait, or
+    /// Fails the puts of a sector that wait for room which will not come, or else its deletes. `false` if none wait, or
     /// a frame is under way, after which they are looked at again.
     pub fn fail_stalled(self: &Arc<Self>, number: usize, error: &StorageError) -> bool {
         let mut failed = Vec::new();
@@ -831,9 +838,10 @@ impl Inner {
             // Deletes fail only when no put is left to fail.
             let is_put = |request: &Request| request.work.purpose() == Purpose::Put;
             let any_put = waiting.iter().any(is_put);
-            let (over, others): (VecDeque<_>, VecDeque<_>) = waiting
-                .into_iter()
-                .partition(|request| is_put(request) || !any_put);
+            let (over, others): (VecDeque<_>, VecDeque<_>) =
+                waiting.into_iter().partition(|request| {
+                    is_put(request) || (!any_put && !request.work.mutations().is_empty())
+                });
             queue.waiting = others;
             queue.stalled = false;
             for request in over {

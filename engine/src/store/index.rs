@@ -212,7 +212,7 @@ impl Applied {
 #[derive(Debug, Clone)]
 struct Change {
     slot: Slot,
-    /// Bytes that it took in the image before, at most.
+    /// Bytes that its blob took in the layers below, about.
     before: u32,
 }
 
@@ -220,7 +220,7 @@ impl Change {
     /// Bytes by which the next image may grow for it.
     fn growth(&self, key: &BinaryKey) -> u64 {
         /// Numbers of a changed entry may take some bytes more than before.
-        const LONGER: u64 = 12;
+        const LONGER: u64 = 24;
         let after = slot_bytes(key, &self.slot);
         after.saturating_sub(self.before.into()) + after.min(LONGER)
     }
@@ -251,6 +251,8 @@ pub struct SectorIndex {
     /// Bytes by which the next image may grow since the LSNs that were skipped when the store was
     /// opened take longer numbers to count back over.
     stretch: u64,
+    /// LSN of the log's end when the store was opened.
+    opened_at: u64,
     /// Extents that the base knows.
     base_extents: usize,
     /// The log is being replayed: what nothing names may yet be named by a later record, and stays.
@@ -311,21 +313,23 @@ impl SectorIndex {
             logical_bytes: 0,
             growth: 0,
             stretch: 0,
+            opened_at: 0,
             replaying: false,
         }
     }
 
     /// Begins a replay of the log behind the base, which [`SectorIndex::end_replay`] ends.
     pub fn begin_replay(&mut self) {
-        /// More bytes of a number that counts back.
-        const LONGER: u64 = 4;
         self.replaying = true;
-        let numbers = self.blobs.saturating_add(self.base_extents as u64);
-        self.stretch = numbers.saturating_mul(LONGER);
+        // Up to four bytes more for each LSN: of what takes fewer than eight with it there is little.
+        let bytes = self.base.as_ref().map_or(0, |base| base.bytes().len());
+        self.stretch = bytes as u64 / 2;
     }
 
     /// Ends a replay: nothing is on its way in, so extents that nothing names are given up.
-    pub fn end_replay(&mut self) {
+    pub fn end_replay(&mut self, tail: Tail) {
+        self.tail = tail;
+        self.opened_at = tail.lsn;
         self.replaying = false;
         let unnamed: Vec<u64> = self
             .extents
@@ -362,8 +366,10 @@ impl SectorIndex {
         let (before, earlier) = match self.delta.get(&key) {
             Some(change) => (change.before, change.growth(&key)),
             None => {
-                let before = self.get(key.as_bytes())?;
-                let bytes = before.map_or(0, |slot| slot_bytes(&key, &slot));
+                let bytes = match self.get(key.as_bytes())? {
+                    Some(live @ Slot::Live(_)) => slot_bytes(&key, &live),
+                    _ => 0,
+                };
                 (u32::try_from(bytes).unwrap_or(u32::MAX), 0)
             }
         };
@@ -371,6 +377,14 @@ impl SectorIndex {
         self.growth = self.growth - earlier + change.growth(&key);
         self.delta.insert(key, change);
         Ok(())
+    }
+
+    /// Whether it holds the tombstone of a key.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn has_tombstone(&self, key: &[u8]) -> Result<bool, StorageError> {
+        Ok(matches!(self.get(key)?, Some(Slot::Tombstone { .. })))
     }
 
     /// How many entries changed since the last checkpoint.
@@ -390,8 +404,10 @@ impl SectorIndex {
     pub fn image_estimate(&self) -> usize {
         let base = self.base.as_ref().map_or(4096, |base| base.bytes().len());
         let extents = self.extents.len().saturating_sub(self.base_extents);
-        base + usize::try_from(self.growth.saturating_add(self.stretch)).unwrap_or(usize::MAX)
-            + extents * size_of::<ExtentEntry>()
+        let growth = self.growth.saturating_add(self.stretch);
+        let growth = usize::try_from(growth).unwrap_or(usize::MAX);
+        base.saturating_add(growth)
+            .saturating_add(extents * size_of::<ExtentEntry>())
     }
 
     /// Keeps room for the next checkpoint.
@@ -657,7 +673,7 @@ impl SectorIndex {
         self.extents.insert(entry.lsn, extent);
     }
 
-    /// The entries with keys of `from` or greater, in order, at most `count` that are live.
+    /// The entries with keys of `from` or greater, in order.
     fn range(&self, from: &[u8]) -> Result<MergedRange<'_>, StorageError> {
         let bounds = (Bound::Included(from), Bound::Unbounded);
         let base = match &self.base {
@@ -1082,7 +1098,10 @@ impl Index {
         sector.base = Some(Arc::new(base));
         sector.frozen = None;
         sector.growth = growth(&sector.delta);
-        sector.stretch = 0;
+        // Unless nothing was written since the store was opened: then the skip is yet to come.
+        if sector.tail.lsn > sector.opened_at {
+            sector.stretch = 0;
+        }
     }
 
     /// Ends a checkpoint that failed: the frozen delta goes back under the live one.

@@ -51,12 +51,14 @@ pub struct Inner {
     pub sectors: Vec<Arc<Sector>>,
     pub index: RwLock<Index>,
     pub commits: Mutex<Commits>,
-    /// The checkpoints that are kept, by sector. Held while one is being written.
+    /// The checkpoints that are kept, by sector.
     pub kept: Mutex<Vec<Kept>>,
     /// Held by whoever does maintenance: one step at a time.
     pub maintenance: Mutex<Efforts>,
     /// What was found wrong, a line each.
     pub health: Mutex<Vec<String>>,
+    /// Damage that was met in the logs when the store was opened.
+    pub damage: Vec<StorageError>,
     /// Mutations that go on without their callers.
     pub detached: Arc<DetachedMutations>,
     sources: Vec<Arc<SectorSource>>,
@@ -107,12 +109,16 @@ impl Driver for SectorDriver {
                 match inner.try_step() {
                     Ok(Some(true)) => {}
                     // The sector was given up, or its puts go on already.
-                    Ok(Some(false)) => inner.pump(self.number),
+                    Ok(Some(false)) => {
+                        inner.pump(self.number);
+                        signal.park_for(BETWEEN_FRAMES);
+                    }
                     // Another thread is at it, or this one is and waits for a frame of its own.
                     Ok(None) => signal.park_for(BETWEEN_FRAMES),
                     Err(error) => {
+                        // Whoever waits in the sector that it is of has learned of it.
                         tracing::warn!(%error, "maintenance failed");
-                        inner.fail_stalled(self.number, &error);
+                        signal.park_for(BETWEEN_FRAMES);
                     }
                 }
             }
@@ -171,6 +177,7 @@ struct Parts {
     sectors: Vec<Arc<Sector>>,
     lock: Option<Box<dyn Lock>>,
     health: Vec<String>,
+    damage: Vec<StorageError>,
 }
 
 fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StorageError {
@@ -388,6 +395,7 @@ impl Inner {
             sectors,
             lock,
             health: Vec::new(),
+            damage: Vec::new(),
         };
         let inner = Self::assemble_parts(parts, Index { sectors: indexes }, kept, (0, 0), kick);
         // Two, so that from the beginning damage to one leaves another.
@@ -466,6 +474,8 @@ impl Inner {
             health,
             writing,
             salvaging: options.access == Access::Salvage,
+            known: 0,
+            damage: Vec::new(),
         };
         for sector in &sectors {
             recovery.load(sector).await?;
@@ -487,6 +497,7 @@ impl Inner {
             index,
             kept,
             health,
+            damage,
             ..
         } = recovery;
         let parts = Parts {
@@ -498,6 +509,7 @@ impl Inner {
             sectors,
             lock,
             health,
+            damage,
         };
         Ok(Self::assemble_parts(
             parts,
@@ -524,6 +536,7 @@ impl Inner {
             sectors,
             lock,
             health,
+            damage,
         } = parts;
         let tails: Vec<_> = index.sectors.iter().map(|sector| sector.tail).collect();
         let latest = tails.iter().map(|tail| tail.time).max().unwrap_or(0);
@@ -551,6 +564,7 @@ impl Inner {
                 kept: Mutex::new(kept),
                 maintenance: Mutex::default(),
                 health: Mutex::new(health),
+                damage,
                 detached: Arc::default(),
                 kick,
                 clock: AtomicU64::new(latest),
@@ -610,13 +624,7 @@ impl Inner {
             wait_for(earlier);
         }
         self.end_maintenance();
-        let mut outcome = Ok(());
-        for number in 0..self.sectors.len() {
-            let drained = self.drain(number);
-            if self.sectors[number].poisoned().is_none() {
-                outcome = outcome.and(drained);
-            }
-        }
+        let mut outcome = self.drain();
         self.note_durable();
         let long = self.index.read().sectors.iter().any(|sector| {
             let image = sector.image_estimate() as u64;
@@ -628,8 +636,9 @@ impl Inner {
                 .iter()
                 .all(|sector| sector.poisoned().is_none())
         {
+            let _alone = self.maintenance.lock();
             for number in 0..self.sectors.len() {
-                outcome = outcome.and(self.checkpoint(number).map(|_| ()));
+                outcome = outcome.and(self.try_checkpoint(number).map(|_| ()));
             }
         }
         outcome
@@ -677,8 +686,9 @@ impl Inner {
         {
             return Ok(number);
         }
+        let healthy = |number: usize| self.sectors[number].poisoned().is_none();
         Ok((0..self.sectors.len())
-            .max_by_key(|&number| (room(number), std::cmp::Reverse(number)))
+            .max_by_key(|&number| (healthy(number), room(number), std::cmp::Reverse(number)))
             .unwrap_or(0))
     }
 
@@ -764,6 +774,10 @@ struct Recovery {
     writing: bool,
     /// What is lost does not keep the store from opening.
     salvaging: bool,
+    /// The highest LSN that a checkpoint knows of.
+    known: u64,
+    /// Damage that was met in the logs.
+    damage: Vec<StorageError>,
 }
 
 impl Recovery {
@@ -785,6 +799,9 @@ impl Recovery {
                 0,
                 format!("checkpoint {highest} is beyond what any store reaches"),
             ));
+        }
+        for root in &roots {
+            self.known = self.known.max(root.root.store_lsn.get());
         }
         let mut claimed = 0;
         let mut loaded: Option<(Root, Arc<_>, Segments)> = None;
@@ -839,7 +856,7 @@ impl Recovery {
             }
             None => {
                 self.health.push(format!(
-                    "sector {}: no checkpoint is whole; the index is rebuilt from the log, and blobs that were deleted may show again",
+                    "sector {}: no checkpoint is whole; the index is rebuilt from the log: blobs that were deleted may show again, and those that compaction moved be missing",
                     sector.number()
                 ));
                 (
@@ -906,10 +923,9 @@ impl Recovery {
                 .await?;
         }
         self.index.settle()?;
-        let mut highest = 0;
+        let mut highest = self.known;
         for (replay, index) in self.replays.iter().zip(&mut self.index.sectors) {
-            index.end_replay();
-            index.tail = replay.tail();
+            index.end_replay(replay.tail());
             index.replay_bytes = replay.bytes();
             index.update_reserve();
             highest = highest.max(replay.highest_lsn());
@@ -918,6 +934,7 @@ impl Recovery {
                     return Err(damage.error.clone());
                 }
                 self.health.push(damage.error.to_string());
+                self.damage.push(damage.error.clone());
             }
         }
         let generation = self

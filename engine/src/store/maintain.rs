@@ -205,6 +205,12 @@ impl Inner {
         let mut order: Vec<usize> = (0..self.sectors.len())
             .filter(|&number| self.sectors[number].poisoned().is_none())
             .collect();
+        for number in 0..self.sectors.len() {
+            if self.sectors[number].poisoned().is_some() {
+                // Nothing waits for room in a sector that was given up.
+                self.pump(number);
+            }
+        }
         {
             let commits = self.commits.lock();
             order.sort_by_key(|&number| !commits.is_stalled(number));
@@ -282,7 +288,7 @@ impl Inner {
                 self.margin(&sector.segments),
                 self.sectors[number].geometry().segment_size,
                 sector.segments.generation(),
-                sector.delta_len() > 0,
+                sector.delta_len() > 0 || sector.segments.has_large_images(),
             )
         };
         // A checkpoint costs the same for one segment as for many.
@@ -306,7 +312,7 @@ impl Inner {
                 return Ok(true);
             }
         }
-        // The reserve for the next checkpoint is an upper estimate; after one, it is exact.
+        // The reserve for the next checkpoint is an upper estimate; after one, it is nearly exact.
         Ok(changed && self.try_checkpoint(number)?)
     }
 
@@ -328,7 +334,7 @@ impl Inner {
     }
 
     /// Takes a checkpoint if there is room for it.
-    fn try_checkpoint(self: &Arc<Self>, number: usize) -> Result<bool, StorageError> {
+    pub fn try_checkpoint(self: &Arc<Self>, number: usize) -> Result<bool, StorageError> {
         match self.checkpoint(number) {
             Ok(_) => Ok(true),
             Err(StorageError::NoSpace { .. }) => Ok(false),
@@ -645,8 +651,8 @@ impl Inner {
         Ok(efforts)
     }
 
-    /// Takes a checkpoint of a sector; writers go on meanwhile. Held maintenance keeps it alone.
-    pub fn checkpoint(self: &Arc<Self>, number: usize) -> Result<CheckpointInfo, StorageError> {
+    /// Takes a checkpoint of a sector; writers go on meanwhile. Maintenance must be held.
+    fn checkpoint(self: &Arc<Self>, number: usize) -> Result<CheckpointInfo, StorageError> {
         let sector = Arc::clone(&self.sectors[number]);
         sector.check_writable()?;
         let (sequence, forget) = {
@@ -693,6 +699,8 @@ impl Inner {
             }
             Err(error) => {
                 self.index.write().unfreeze(number);
+                // If the sector was given up, so is what waits in it.
+                self.pump(number);
                 Err(error)
             }
         }
@@ -721,6 +729,12 @@ impl Inner {
         {
             let mut index = self.index.write();
             let segments = &mut index.sectors[number].segments;
+            if segments.free() < wanted {
+                return Err(StorageError::NoSpace {
+                    needed: length as u64,
+                    available: 0,
+                });
+            }
             while taken.len() < wanted as usize {
                 let Some(segment) = segments.take(Purpose::Checkpoint, State::Checkpoint) else {
                     taken

@@ -36,6 +36,7 @@ impl Inner {
         progress: &mut dyn FnMut(VerifyProgress),
     ) -> Result<VerifyReport, StorageError> {
         self.check_open()?;
+        let begun = self.commits.lock().last_lsn();
         let total = (0..self.sectors.len())
             .flat_map(|number| self.segments(number))
             .map(|segment| segment.written)
@@ -54,10 +55,22 @@ impl Inner {
             verifier.segments(number, &sector)?;
             verifier.accounting(number, &sector)?;
         }
-        if verifier.lacking {
+        // What was written or moved meanwhile may lie where the walk had been before.
+        if verifier.lacking || self.commits.lock().last_lsn() != begun {
             verifier.blobs()?;
         }
         let mut report = verifier.report;
+        for error in &self.damage {
+            if let StorageError::Corruption { place, key, what } = error
+                && !report.findings.iter().any(|found| found.place == *place)
+            {
+                report.findings.push(Finding {
+                    place: place.clone(),
+                    key: key.clone(),
+                    what: what.clone(),
+                });
+            }
+        }
         report.findings.dedup();
         Ok(report)
     }
@@ -294,9 +307,19 @@ impl Verifier<'_> {
                 for record in &records {
                     let key = record.key.as_bytes();
                     let found = part.is_live(record.kind, key, record.lsn, record.address);
-                    if matches!(found, Ok(true)) {
-                        let payload = record.payload_length.into();
-                        live += record_length(key.len(), record.meta.len(), payload);
+                    if !matches!(found, Ok(true)) {
+                        continue;
+                    }
+                    let length =
+                        record_length(key.len(), record.meta.len(), record.payload_length.into());
+                    live += length;
+                    // The index must say of it what it is.
+                    if let Ok(Some((_, entry))) = index.lookup(key)
+                        && entry.lsn == record.lsn
+                    {
+                        let is_manifest = record.kind == RecordKind::Manifest;
+                        self.lacking |= entry.record_length(key) != length
+                            || entry.extents.is_some() != is_manifest;
                     }
                 }
             }
@@ -324,6 +347,13 @@ impl Verifier<'_> {
                 return Ok(true);
             }
             self.report.blobs += 1;
+            // Where no segment of the log is, no record was met.
+            let place = sector.geometry().segment_of(entry.address);
+            let is_in_log = place.is_some_and(|(segment, offset)| {
+                let segment = part.segments.get(segment);
+                matches!(segment.state, State::Open | State::Sealed) && offset < segment.written
+            });
+            self.lacking |= !is_in_log;
             // A blob record that manifests share is counted among the extents.
             if entry.extents.is_some() || !part.names(entry.lsn) {
                 count(entry.address, entry.record_length(key));
