@@ -424,9 +424,9 @@ impl<'a> Assembly<'a> {
                 }
                 // A blob that another sector's tombstone hides shows again if a crash takes that
                 // tombstone, unless there is one here.
-                let hides =
-                    |index: &Index| index.sectors[self.number].has_tombstone(key.as_bytes());
-                if existed || (self.others_in_doubt && !hides(self.index)?) {
+                let in_doubt = self.others_in_doubt
+                    && !self.index.is_hidden_by(self.number, key.as_bytes())?;
+                if existed || in_doubt {
                     self.note_crossing(&key)?;
                     self.push_tombstone(key, time);
                 }

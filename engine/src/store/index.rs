@@ -379,14 +379,6 @@ impl SectorIndex {
         Ok(())
     }
 
-    /// Whether it holds the tombstone of a key.
-    ///
-    /// # Errors
-    /// `Corruption` of the index.
-    pub fn has_tombstone(&self, key: &[u8]) -> Result<bool, StorageError> {
-        Ok(matches!(self.get(key)?, Some(Slot::Tombstone { .. })))
-    }
-
     /// How many entries changed since the last checkpoint.
     pub fn delta_len(&self) -> usize {
         self.delta.len() + self.frozen.as_ref().map_or(0, |frozen| frozen.len())
@@ -853,6 +845,24 @@ impl Index {
             }
         }
         Ok(None)
+    }
+
+    /// Whether the newest that the sectors know of a key is a tombstone of sector `number`: then no
+    /// crash of another brings a blob back.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn is_hidden_by(&self, number: usize, key: &[u8]) -> Result<bool, StorageError> {
+        let mut newest = None;
+        for (other, sector) in self.sectors.iter().enumerate() {
+            let lsn = match sector.get(key)? {
+                Some(Slot::Live(entry)) => entry.lsn,
+                Some(Slot::Tombstone { lsn }) => lsn,
+                Some(Slot::Gone) | None => continue,
+            };
+            newest = newest.max(Some((lsn, other)));
+        }
+        Ok(newest.is_some_and(|(_, holder)| holder == number))
     }
 
     /// Takes in one record that sector `number` wrote, in the order of the log.
