@@ -303,7 +303,9 @@ pub struct Worker {
     mix: Mix,
 }
 
-fn put_options(durability: Durability) -> PutOptions {
+/// A plain put, as durable as this.
+#[must_use]
+pub fn put_options(durability: Durability) -> PutOptions {
     PutOptions {
         durability,
         ..PutOptions::default()

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use graviton_engine::io::BackendChoice;
 use graviton_engine::port::{
-    BinaryKey, BlobStore, DeleteOptions, Durability, GetOptions, PutOptions, StorageError,
+    BinaryKey, BlobStore, DeleteOptions, Durability, GetOptions, StorageError,
 };
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::{Random, payload};
 use graviton_tests::sim::Sim;
+use graviton_tests::workload::put_options;
 use graviton_tests::{check_figures, create_options, io, test_directory};
 
 const LEAST: usize = 100;
@@ -59,12 +60,12 @@ impl Writer {
         } else {
             Durability::Written
         };
-        let options = PutOptions {
-            durability,
-            ..PutOptions::default()
-        };
         store
-            .put(&self.key(number), payload(seed, size), options)
+            .put(
+                &self.key(number),
+                payload(seed, size),
+                put_options(durability),
+            )
             .wait()?;
         self.written += size;
         self.bytes += size;

@@ -8,6 +8,7 @@ use graviton_engine::port::{
 };
 use graviton_engine::store::{MIB, OpenOptions, Store};
 use graviton_tests::random::payload;
+use graviton_tests::workload::put_options;
 use graviton_tests::{buffered, create_options, memory_directory};
 
 fn key(name: &str, number: u64) -> BinaryKey {
@@ -15,10 +16,7 @@ fn key(name: &str, number: u64) -> BinaryKey {
 }
 
 fn written() -> PutOptions {
-    PutOptions {
-        durability: Durability::Written,
-        ..PutOptions::default()
-    }
+    put_options(Durability::Written)
 }
 
 fn verify(store: &Store) {

@@ -13,7 +13,7 @@ use graviton_engine::port::{
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::payload;
 use graviton_tests::sim::Sim;
-use graviton_tests::workload::{Contents, difference, read_all};
+use graviton_tests::workload::{Contents, difference, put_options, read_all};
 use graviton_tests::{check_figures, create_options, io, test_directory};
 use tempfile::TempDir;
 
@@ -110,10 +110,7 @@ impl Full {
         } else {
             Durability::Written
         };
-        let options = PutOptions {
-            durability,
-            ..PutOptions::default()
-        };
+        let options = put_options(durability);
         let begun: Vec<_> = (0..many)
             .map(|_| {
                 let (key, blob) = (self.key(), payload(self.next, size));

@@ -86,6 +86,7 @@ fn open_or_create(
     root: &Root,
 ) -> Result<(Store, Option<Survey>), Failure> {
     let path = &session.global.store;
+    session.check_writing()?;
     match Store::open_with(path, session.open_options(Access::ReadWrite)) {
         Ok(store) => {
             if args.geometry.is_given() {

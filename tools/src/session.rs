@@ -77,11 +77,7 @@ impl Session {
         } else {
             Access::ReadOnly
         };
-        self.use_store(self.open(access)?, |store| {
-            let value = work(store)?;
-            self.warn(store);
-            Ok(value)
-        })
+        self.use_store(self.open(access)?, |store| self.warned(store, work))
     }
 
     /// Opens the store for reading, whatever it has lost, does `work`, which tells what is wrong,
@@ -95,11 +91,20 @@ impl Session {
 
     /// Opens the store for writing, does `work`, and closes it.
     pub fn write<T>(&self, work: impl FnOnce(&Store) -> Result<T, Failure>) -> Result<T, Failure> {
+        self.check_writing()?;
         self.use_store(self.open(Access::ReadWrite)?, |store| {
-            let value = work(store)?;
-            self.warn(store);
-            Ok(value)
+            self.warned(store, work)
         })
+    }
+
+    /// Refuses what changes a store if it is only to be salvaged.
+    pub fn check_writing(&self) -> Result<(), Failure> {
+        if self.global.salvage {
+            return Err(Failure::usage(
+                "--salvage is for reading: this changes the store",
+            ));
+        }
+        Ok(())
     }
 
     fn open(&self, access: Access) -> Result<Store, Failure> {
@@ -115,8 +120,13 @@ impl Session {
         })
     }
 
-    /// Says on standard error that a store is damaged, if it is.
-    fn warn(&self, store: &Store) {
+    /// Does `work`, and says on standard error that the store is damaged, if it is.
+    fn warned<T>(
+        &self,
+        store: &Store,
+        work: impl FnOnce(&Store) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let value = work(store)?;
         let health = store.info().health;
         if let Some(first) = health.first() {
             let more = match health.len() - 1 {
@@ -128,6 +138,7 @@ impl Session {
                 None,
             );
         }
+        Ok(value)
     }
 
     /// Does `work` with an open store and closes it, whatever comes of the work.
@@ -151,6 +162,7 @@ impl Session {
     /// Creates a store with sectors of `sector_size` bytes, unless the geometry says otherwise,
     /// and opens it.
     pub fn create(&self, geometry: &Geometry, sector_size: u64) -> Result<Store, Failure> {
+        self.check_writing()?;
         let sector_size = geometry.sector_size.unwrap_or(sector_size);
         if let Some(segment_size) = geometry.segment_size {
             check_segments(segment_size, sector_size)?;

@@ -472,6 +472,12 @@ fn a_store_that_lost_changes_is_read_for_salvage_only() {
         .graviton
         .run([["--salvage".as_ref()].as_slice(), &export].concat());
     assert_eq!(fs::read(out.join("value")).expect("exported"), b"newer");
+    for arguments in [["rm", "ten"], ["import", "/etc"]] {
+        subject
+            .graviton
+            .run([["--salvage"].as_slice(), &arguments].concat())
+            .fails(USAGE, &["--salvage"]);
+    }
     subject.put_back(&sound);
     assert_eq!(
         subject.graviton.run(["get", "value"]).done().text(),

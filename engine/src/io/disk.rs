@@ -138,8 +138,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// # Errors
     /// What the system reports.
     fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
-        rustix::rand::getrandom(bytes, rustix::rand::GetRandomFlags::empty())?;
-        Ok(())
+        super::small::random(bytes)
     }
 
     /// Takes the lock on the file at `path`, which is created if absent, at once or not at all

@@ -96,9 +96,11 @@ fn create_temporary(path: &Path) -> io::Result<(PathBuf, File)> {
     })?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     for _ in 0..ATTEMPTS_MAX {
+        let mut number = [0; 8];
+        random(&mut number)?;
         let mut temporary = OsString::from(".");
         temporary.push(name);
-        temporary.push(format!(".{:016x}.tmp", random()?));
+        temporary.push(format!(".{:016x}.tmp", u64::from_ne_bytes(number)));
         let temporary = parent_of(path).join(temporary);
         match open(&temporary, flags, Mode::RUSR | Mode::WUSR) {
             Ok(file) => return Ok((temporary, File::from(file))),
@@ -109,11 +111,10 @@ fn create_temporary(path: &Path) -> io::Result<(PathBuf, File)> {
     Err(Errno::EXIST.into())
 }
 
-fn random() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    // Requests as short as this one are never answered in part.
-    getrandom(&mut bytes, GetRandomFlags::empty())?;
-    Ok(u64::from_ne_bytes(bytes))
+/// Fills `bytes`, which are few: such requests are never answered in part.
+pub(super) fn random(bytes: &mut [u8]) -> io::Result<()> {
+    getrandom(bytes, GetRandomFlags::empty())?;
+    Ok(())
 }
 
 pub(super) fn remove_file(path: &Path) -> io::Result<()> {

@@ -255,7 +255,9 @@ impl Segments {
         match purpose {
             Purpose::Put => checkpoints(self.checkpoint_after_puts)
                 .saturating_add(RESERVE_DELETE + self.reserve_compaction()),
-            Purpose::Delete => checkpoints(self.checkpoint_reserve) + self.reserve_compaction(),
+            Purpose::Delete => {
+                checkpoints(self.checkpoint_reserve).saturating_add(self.reserve_compaction())
+            }
             Purpose::Compaction => checkpoints(self.checkpoint_reserve),
             Purpose::Checkpoint => 0,
         }

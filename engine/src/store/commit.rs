@@ -271,6 +271,15 @@ pub struct Queue {
     idle: Vec<Waker>,
 }
 
+impl Queue {
+    /// What wakes those who wait in it: see [`Answer::take_wakers`].
+    fn take_wakers(&self, wakers: &mut Vec<Waker>) {
+        for request in &self.waiting {
+            request.answer.take_wakers(wakers);
+        }
+    }
+}
+
 /// The commit pipeline of a store.
 #[derive(Debug)]
 pub struct Commits {
@@ -347,19 +356,16 @@ impl Commits {
         self.queues[number].stalled
     }
 
-    /// Whether the last frames of a sector lack a note that they are durable.
+    /// Whether a sector's log ends with records that no note says to be durable.
     pub fn lacks_note(&self, number: usize) -> bool {
         let queue = &self.queues[number];
-        queue.unnoted.is_some()
-            && !queue.in_flight
-            && queue.waiting.is_empty()
-            && queue.tail.segment.is_some()
+        queue.unnoted.is_some() && queue.tail.segment.is_some()
     }
 
-    /// Whether a sector's log ends with records that no note says to be durable.
-    pub fn wants_note(&self, number: usize) -> bool {
+    /// Whether no frame of a sector is under way, and none is wanted.
+    pub fn is_idle(&self, number: usize) -> bool {
         let queue = &self.queues[number];
-        queue.unnoted.is_some() && queue.tail.segment.is_some()
+        !queue.in_flight && queue.waiting.is_empty()
     }
 
     /// Every frame of any sector up to this LSN is applied, and no frame under way was decided
@@ -516,8 +522,8 @@ impl Inner {
                     synced?;
                 }
             }
-            let is_over = |queue: &Queue| queue.waiting.is_empty() && !queue.in_flight;
-            if self.commits.lock().queues.iter().all(is_over) {
+            let commits = self.commits.lock();
+            if (0..self.sectors.len()).all(|number| commits.is_idle(number)) {
                 return Ok(());
             }
         }
@@ -541,19 +547,19 @@ impl Inner {
         }));
     }
 
-    /// Makes all who wait for room look again at what they can do for it.
-    pub fn nudge_stalled(&self) {
+    /// Makes all who wait look again at what they can do for it.
+    pub fn wake_all(&self) {
+        let mut wakers = Vec::new();
         for queue in &self.commits.lock().queues {
-            queue
-                .waiting
-                .iter()
-                .for_each(|request| request.answer.nudge());
+            queue.take_wakers(&mut wakers);
         }
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Assembles and submits frames of sector `number` while there is work and the log is idle.
     pub fn pump(self: &Arc<Self>, number: usize) {
         loop {
+            let mut wakers = Vec::new();
             let plan = {
                 let mut commits = self.commits.lock();
                 let queue = &mut commits.queues[number];
@@ -566,10 +572,11 @@ impl Inner {
                     fail(failed, &error);
                     return self.pump_others(number);
                 }
-                let plan = self.assemble(&mut commits, number);
+                let plan = self.assemble(&mut commits, number, &mut wakers);
                 commits.queues[number].in_flight = plan.is_some();
                 plan
             };
+            wakers.into_iter().for_each(Waker::wake);
             match plan {
                 Some(plan) => self.write(plan),
                 None => return,
@@ -583,8 +590,14 @@ impl Inner {
         others.for_each(|other| self.pump(other));
     }
 
-    /// Decides as many requests as fit one frame.
-    fn assemble(&self, commits: &mut Commits, number: usize) -> Option<Plan> {
+    /// Decides as many requests as fit one frame. Adds to `wakers` whoever has something else to
+    /// drive then.
+    fn assemble(
+        &self,
+        commits: &mut Commits,
+        number: usize,
+        wakers: &mut Vec<Waker>,
+    ) -> Option<Plan> {
         let floor = commits.settled_lsn();
         let mut index = self.index.write();
         let Commits {
@@ -626,9 +639,10 @@ impl Inner {
         }
         if decided.stalled != was_stalled || (decided.stalled && !decided.answers.is_empty()) {
             // Their threads look again at what there is to drive: maintenance, or this frame.
-            let waiting = queue.waiting.iter().map(|request| &request.answer);
-            let answers = decided.answers.iter().map(|(answer, _)| answer);
-            waiting.chain(answers).for_each(Answer::nudge);
+            queue.take_wakers(wakers);
+            for (answer, _) in &decided.answers {
+                answer.take_wakers(wakers);
+            }
         }
         if decided.answers.is_empty() {
             return None;
@@ -770,6 +784,7 @@ impl Inner {
         });
         let mut failed = VecDeque::new();
         let mut wants_note = false;
+        let mut wakers = Vec::new();
         if let Err(error) = &outcome {
             self.sectors[number].poison(error);
         }
@@ -781,11 +796,10 @@ impl Inner {
             }
             let queue = &mut commits.queues[number];
             queue.in_flight = false;
-            queue.idle.drain(..).for_each(Waker::wake);
+            wakers.append(&mut queue.idle);
             if queue.stalled {
                 // Threads that drove this frame, which was not theirs, have room to make now.
-                let waiting = queue.waiting.iter().map(|request| &request.answer);
-                waiting.for_each(Answer::nudge);
+                queue.take_wakers(&mut wakers);
             }
             if outcome.is_ok() {
                 if let Some(tail) = tail {
@@ -808,6 +822,7 @@ impl Inner {
                 failed = commits.give_up(number);
             }
         }
+        wakers.into_iter().for_each(Waker::wake);
         for (answer, reply) in answers {
             answer.send(match &outcome {
                 Ok(()) => reply,
@@ -824,8 +839,8 @@ impl Inner {
         self.pump_others(number);
     }
 
-    /// Fails the puts of a sector that wait for room which will not come, or else its deletes. `false` if none wait, or
-    /// a frame is under way, after which they are looked at again.
+    /// Fails the puts of a sector that wait for room which will not come, or else its deletes.
+    /// `false` if none wait, or a frame is under way, after which they are looked at again.
     pub fn fail_stalled(self: &Arc<Self>, number: usize, error: &StorageError) -> bool {
         let mut failed = Vec::new();
         {

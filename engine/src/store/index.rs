@@ -386,10 +386,12 @@ impl SectorIndex {
 
     /// About how many bytes of memory it takes.
     pub fn memory(&self) -> u64 {
-        /// A node's share of the map, the slot, and the key with its own allocation.
-        const PER_DELTA_ENTRY: u64 = 200;
+        /// A node's share of the map, and the slot; the growth has about the key and the pieces.
+        const PER_DELTA_ENTRY: u64 = 136;
         let base = self.base.as_ref().map_or(0, |base| base.bytes().len()) as u64;
-        base + self.delta_len() as u64 * PER_DELTA_ENTRY + self.extents.len() as u64 * 48
+        base + self.delta_len() as u64 * PER_DELTA_ENTRY
+            + self.growth
+            + self.extents.len() as u64 * 48
     }
 
     /// An upper estimate of the next image's size in bytes.
@@ -1101,15 +1103,15 @@ impl Index {
         })
     }
 
-    /// Ends a checkpoint: `base` has the frozen delta folded in.
-    pub fn folded(&mut self, number: usize, base: LoadedImage) {
+    /// Ends a checkpoint: `base` has the frozen delta folded in, up to `lsn`.
+    pub fn folded(&mut self, number: usize, base: LoadedImage, lsn: u64) {
         let sector = &mut self.sectors[number];
         sector.base_extents = base.extents().count();
         sector.base = Some(Arc::new(base));
         sector.frozen = None;
         sector.growth = growth(&sector.delta);
         // Unless nothing was written since the store was opened: then the skip is yet to come.
-        if sector.tail.lsn > sector.opened_at {
+        if lsn > sector.opened_at {
             sector.stretch = 0;
         }
     }

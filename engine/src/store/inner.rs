@@ -619,7 +619,7 @@ impl Inner {
             return Ok(());
         }
         // The thread that made room for them has ended: now those who wait do it themselves.
-        self.nudge_stalled();
+        self.wake_all();
         if let Some(earlier) = self.detached.before(&[]) {
             wait_for(earlier);
         }

@@ -201,16 +201,10 @@ impl Inner {
             return Ok(false);
         }
         efforts.horizons.resize(self.sectors.len(), None);
-        // Sectors whose puts wait come first.
-        let mut order: Vec<usize> = (0..self.sectors.len())
-            .filter(|&number| self.sectors[number].poisoned().is_none())
-            .collect();
-        for number in 0..self.sectors.len() {
-            if self.sectors[number].poisoned().is_some() {
-                // Nothing waits for room in a sector that was given up.
-                self.pump(number);
-            }
-        }
+        let (given_up, mut order): (Vec<_>, Vec<_>) =
+            (0..self.sectors.len()).partition(|&number| self.sectors[number].poisoned().is_some());
+        // Nothing waits for room in a sector that was given up; elsewhere who does comes first.
+        given_up.into_iter().for_each(|number| self.pump(number));
         {
             let commits = self.commits.lock();
             order.sort_by_key(|&number| !commits.is_stalled(number));
@@ -687,7 +681,7 @@ impl Inner {
                 mine.next_sequence = sequence + 1;
                 index.sectors[number].replay_bytes -= written;
                 let info = mine.info();
-                index.folded(number, image);
+                index.folded(number, image, cut.tail.lsn);
                 let part = &mut index.sectors[number];
                 part.update_reserve();
                 mine.release(&mut part.segments, &sector);
@@ -729,12 +723,6 @@ impl Inner {
         {
             let mut index = self.index.write();
             let segments = &mut index.sectors[number].segments;
-            if segments.free() < wanted {
-                return Err(StorageError::NoSpace {
-                    needed: length as u64,
-                    available: 0,
-                });
-            }
             while taken.len() < wanted as usize {
                 let Some(segment) = segments.take(Purpose::Checkpoint, State::Checkpoint) else {
                     taken
@@ -832,18 +820,22 @@ impl Inner {
     /// that damage to that frame is not taken for a torn tail.
     pub fn note_durable(self: &Arc<Self>) {
         for number in 0..self.sectors.len() {
-            if self.sectors[number].poisoned().is_none() && self.commits.lock().lacks_note(number) {
+            let wanted = {
+                let commits = self.commits.lock();
+                commits.lacks_note(number) && commits.is_idle(number)
+            };
+            if wanted && self.sectors[number].poisoned().is_none() {
                 let _ = wait_for(self.submit(number, Work::Note, true));
             }
         }
     }
 
     /// Whether a note will have to be written once the log is idle.
-    fn wants_note(&self) -> bool {
+    fn lacks_note(&self) -> bool {
         let commits = self.commits.lock();
-        let wanting =
-            |number: usize| self.sectors[number].poisoned().is_none() && commits.wants_note(number);
-        (0..self.sectors.len()).any(wanting)
+        let lacking =
+            |number: usize| self.sectors[number].poisoned().is_none() && commits.lacks_note(number);
+        (0..self.sectors.len()).any(lacking)
     }
 
     /// The maintenance thread.
@@ -859,7 +851,7 @@ impl Inner {
                     }
                 }
             }
-            let woken = if self.wants_note() {
+            let woken = if self.lacks_note() {
                 kicks.recv_timeout(NOTE_AFTER)
             } else {
                 kicks.recv().map_err(|_| RecvTimeoutError::Disconnected)

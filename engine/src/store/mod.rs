@@ -218,10 +218,11 @@ impl Store {
 
     /// Reads everything back from the disk and checks it: superblocks, checkpoints, every frame
     /// and record, every blob of the index, and the sums of the accounting. Damage is a finding of
-    /// the report, not an error.
+    /// the report, not an error. Writers and maintenance may go on; payload that they write or move
+    /// meanwhile may not be read.
     ///
     /// # Errors
-    /// What keeps it from going on.
+    /// `Closed`, and what else keeps it from going on.
     pub fn verify(
         &self,
         progress: &mut dyn FnMut(VerifyProgress),

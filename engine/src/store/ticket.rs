@@ -57,13 +57,12 @@ impl<T> Answer<T> {
         }
     }
 
-    /// Makes the waiter look again at what it could drive.
-    pub fn nudge(&self) {
-        let wakers = match &mut *self.state.lock() {
-            State::Pending(wakers) => std::mem::take(wakers),
-            State::Done(_) => Vec::new(),
-        };
-        wakers.into_iter().for_each(Waker::wake);
+    /// Adds what wakes the waiters to `wakers`, to be woken once no lock is held: then they look
+    /// again at what they could drive.
+    pub fn take_wakers(&self, wakers: &mut Vec<Waker>) {
+        if let State::Pending(waiting) = &mut *self.state.lock() {
+            wakers.append(waiting);
+        }
     }
 }
 
