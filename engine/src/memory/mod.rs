@@ -72,6 +72,10 @@ pub struct MemoryStore {
     shared: Arc<Shared>,
 }
 
+/// What a [`MemoryStore`] held at a moment.
+#[derive(Debug, Clone)]
+pub struct MemorySnapshot(State);
+
 #[derive(Debug, Default)]
 struct Shared {
     options: MemoryOptions,
@@ -92,6 +96,19 @@ impl MemoryStore {
         Self {
             shared: Arc::new(Shared { options, state }),
         }
+    }
+
+    /// What the store holds now, to come back to with [`MemoryStore::restore`]. It costs the keys,
+    /// not the payloads.
+    #[must_use]
+    pub fn snapshot(&self) -> MemorySnapshot {
+        MemorySnapshot(self.shared.state.lock().clone())
+    }
+
+    /// Makes the store what it was at `snapshot`, which may be another store's. Readers keep what
+    /// they read, writers go on.
+    pub fn restore(&self, snapshot: &MemorySnapshot) {
+        self.shared.state.lock().clone_from(&snapshot.0);
     }
 
     /// A blob's version, and the bytes of it that `options` ask for.

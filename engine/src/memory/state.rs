@@ -28,7 +28,7 @@ impl Version {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct State {
     pub(super) blobs: BTreeMap<BinaryKey, Version>,
     /// The highest LSN given out. It never goes back: a key that was deleted and comes again has

@@ -1,13 +1,16 @@
 //! Random histories: what the steps are, and how the next one is chosen.
+//!
+//! A step is chosen by its generator alone, never by what a store answered: what it says of
+//! versions and places in a blob ([`Condition`], [`Border`]) is made precise when it is run. So the
+//! same seed is the same history against any store, and any part of it is a history too.
 
 use std::fmt;
-use std::ops::Range;
 
 use bytes::Bytes;
 
 use super::random::Random;
 use super::support::{KIB, MIB, key, payload};
-use crate::port::{BinaryKey, Durability, ETag, ListRequest, Precondition};
+use crate::port::{BinaryKey, Durability, ListRequest};
 
 /// A payload, in short: its size and what it was made from.
 #[derive(Clone, Copy)]
@@ -26,6 +29,31 @@ impl fmt::Debug for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.size)
     }
+}
+
+/// A precondition, told without knowing any version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Condition {
+    None,
+    Absent,
+    /// The version the key has when the step is run.
+    Current,
+    CurrentETag,
+    /// Some version of the store's past, of whatever key; or none that ever was.
+    Earlier(u64),
+    EarlierETag(u64),
+}
+
+/// A place in a blob, or beyond it, told without knowing its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Border {
+    At(u64),
+    /// So many bytes before the end.
+    BeforeEnd(u64),
+    /// So many bytes after the end.
+    AfterEnd(u64),
+    /// So many 65536ths of the blob.
+    Share(u64),
 }
 
 /// What is declared of a payload.
@@ -52,56 +80,95 @@ impl Declared {
 pub(super) struct Put {
     pub(super) key: BinaryKey,
     pub(super) content: Content,
-    pub(super) precondition: Precondition,
+    pub(super) condition: Condition,
     pub(super) declared: Declared,
     pub(super) attributes: usize,
     pub(super) durability: Durability,
 }
 
-/// A mutation in a batch.
+/// A delete.
+#[derive(Debug, Clone)]
+pub(super) struct Delete {
+    pub(super) key: BinaryKey,
+    pub(super) condition: Condition,
+    pub(super) strict: bool,
+    pub(super) durability: Durability,
+}
+
+/// A mutation of a batch, or of several that are under way together.
 #[derive(Debug, Clone)]
 pub(super) enum Item {
     Put(Put),
-    Delete {
-        key: BinaryKey,
-        precondition: Precondition,
-        strict: bool,
-    },
+    Delete(Delete),
 }
 
-/// One step of a history. Preconditions name versions of the model.
+impl Item {
+    pub(super) fn key(&self) -> &BinaryKey {
+        match self {
+            Self::Put(put) => &put.key,
+            Self::Delete(delete) => &delete.key,
+        }
+    }
+}
+
+/// A copy or a rename.
 #[derive(Debug, Clone)]
-pub(super) enum Step {
+pub(super) struct Copy {
+    pub(super) source: BinaryKey,
+    pub(super) target: BinaryKey,
+    pub(super) source_condition: Condition,
+    pub(super) target_condition: Condition,
+    pub(super) rename: bool,
+    pub(super) durability: Durability,
+}
+
+/// One step of a history.
+#[derive(Clone)]
+pub struct Step(pub(super) Kind);
+
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Step {
+    /// The steps that end a history: they look at everything, also after it was opened again.
+    #[must_use]
+    pub fn last() -> [Self; 3] {
+        [Kind::Flush, Kind::CompareAll, Kind::Reopen].map(Self)
+    }
+
+    /// Reads everything and compares it.
+    #[must_use]
+    pub fn compare_all() -> Self {
+        Self(Kind::CompareAll)
+    }
+}
+
+/// What a step does.
+#[derive(Debug, Clone)]
+pub(super) enum Kind {
     Put(Put),
     PutStream {
         put: Put,
         piece: usize,
     },
     /// Submitted, not awaited, flushed.
-    PutAndForget(Put),
-    /// Submitted one after the other, then awaited.
-    PutMany(Vec<Put>),
+    Forget(Item),
+    /// On different keys: submitted one after the other, then awaited.
+    Burst(Vec<Item>),
     Get {
         key: BinaryKey,
-        range: Option<Range<u64>>,
-        precondition: Precondition,
+        range: Option<(Border, Border)>,
+        condition: Condition,
         stream: bool,
     },
     Stat(BinaryKey),
-    Delete {
-        key: BinaryKey,
-        precondition: Precondition,
-        strict: bool,
-    },
+    Delete(Delete),
     List(ListRequest),
-    Batch(Vec<Item>),
-    Copy {
-        source: BinaryKey,
-        target: BinaryKey,
-        source_precondition: Precondition,
-        target_precondition: Precondition,
-        and_delete_source: bool,
-    },
+    Batch(Vec<Item>, Durability),
+    Copy(Copy),
     OpenWriter(Put),
     Write(Content),
     Finish,
@@ -114,18 +181,25 @@ pub(super) enum Step {
     CompareAll,
 }
 
-/// What the choice of a step depends on.
-pub(super) trait Facts {
-    /// The key's current version in the model.
-    fn current(&self, key: &BinaryKey) -> Option<u64>;
-    /// The key's size in the model.
-    fn size(&self, key: &BinaryKey) -> Option<u64>;
-    /// The versions of the model so far.
-    fn versions(&self) -> u64;
-    /// Whether a writer is open.
-    fn writing(&self) -> bool;
-    /// Whether a reader is open.
-    fn reading(&self) -> bool;
+/// How many keys there are, and how large the blobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mix {
+    /// How many keys, 1 or more; the first dozen have odd names.
+    pub keys: usize,
+    /// The largest blob in bytes.
+    pub largest: usize,
+    /// Whether the store is closed and opened again now and then.
+    pub reopen: bool,
+}
+
+impl Default for Mix {
+    fn default() -> Self {
+        Self {
+            keys: 12,
+            largest: MIB + 4,
+            reopen: true,
+        }
+    }
 }
 
 /// Where implementations cut payloads, or might.
@@ -156,14 +230,39 @@ const SIZES: [usize; 24] = [
     200_000,
 ];
 
-pub(super) struct Chooser {
-    pub(super) random: Random,
+/// The steps of a seed, without end.
+#[derive(Debug, Clone)]
+pub struct Steps {
+    random: Random,
     keys: Vec<BinaryKey>,
+    sizes: Vec<usize>,
+    mix: Mix,
     contents: u64,
+    /// A writer was opened, and not finished since.
+    writing: bool,
+    reading: bool,
 }
 
-impl Chooser {
-    pub(super) fn new(seed: u64) -> Self {
+impl Iterator for Steps {
+    type Item = Step;
+
+    fn next(&mut self) -> Option<Step> {
+        let kind = self.kind();
+        match &kind {
+            Kind::OpenWriter(_) => self.writing = true,
+            Kind::Finish | Kind::DropWriter => self.writing = false,
+            Kind::OpenReader(_) => self.reading = true,
+            Kind::ReadToEnd => self.reading = false,
+            _ => {}
+        }
+        Some(Step(kind))
+    }
+}
+
+impl Steps {
+    /// The steps of this seed.
+    #[must_use]
+    pub fn new(seed: u64, mix: Mix) -> Self {
         let names: [&[u8]; 12] = [
             b"a",
             b"a/",
@@ -178,65 +277,72 @@ impl Chooser {
             b"\xff\xff",
             &[b'k'; BinaryKey::MAX_LEN],
         ];
+        let more = (names.len()..mix.keys).map(|number| key(format!("key/{number:03}")));
         Self {
             random: Random::new(seed),
-            keys: names.into_iter().map(key).collect(),
+            keys: names
+                .into_iter()
+                .map(key)
+                .take(mix.keys)
+                .chain(more)
+                .collect(),
+            sizes: SIZES
+                .into_iter()
+                .filter(|size| *size <= mix.largest)
+                .collect(),
+            mix,
             contents: seed << 32,
+            writing: false,
+            reading: false,
         }
     }
 
-    pub(super) fn step(&mut self, facts: &dyn Facts) -> Step {
-        match self.random.below(100) {
-            0..20 => Step::Put(self.put(facts)),
-            20..28 => Step::PutStream {
-                put: self.put(facts),
-                piece: *self.random.pick(&[1, 1000, 4088, 4096, 50_000, usize::MAX]),
-            },
-            28..30 => Step::PutAndForget(self.plain_put()),
-            30..33 => Step::PutMany(self.several_puts()),
-            33..48 => self.get(facts),
-            48..52 => Step::Stat(self.key()),
-            52..60 => {
-                let (key, precondition, strict) = self.delete(facts);
-                Step::Delete {
-                    key,
-                    precondition,
-                    strict,
-                }
-            }
-            60..68 => Step::List(self.list()),
-            68..75 => Step::Batch(self.batch(facts)),
-            75..83 => self.copy(facts),
-            83..88 if facts.writing() => match self.random.below(5) {
-                0 => Step::DropWriter,
-                1 | 2 => Step::Finish,
-                _ => Step::Write(self.content()),
-            },
-            83..88 => Step::OpenWriter(self.put(facts)),
-            88..94 if facts.reading() => match self.random.below(3) {
-                0 => Step::ReadToEnd,
-                _ => Step::ReadOn,
-            },
-            88..94 => Step::OpenReader(self.key()),
-            94..96 => Step::Flush,
-            96..98 => Step::Reopen,
-            _ => Step::CompareAll,
-        }
-    }
-
-    fn key(&mut self) -> BinaryKey {
-        // The first ones are more popular.
+    /// Any of the keys; the first ones are more popular.
+    pub fn key(&mut self) -> BinaryKey {
         let end = 1 + self.random.below(self.keys.len());
         self.keys[self.random.below(end)].clone()
     }
 
+    fn kind(&mut self) -> Kind {
+        match self.random.below(100) {
+            0..20 => Kind::Put(self.put()),
+            20..28 => Kind::PutStream {
+                put: self.put(),
+                piece: *self.random.pick(&[1, 1000, 4088, 4096, 50_000, usize::MAX]),
+            },
+            28..30 => Kind::Forget(self.plain_item()),
+            30..35 => Kind::Burst(self.burst()),
+            35..47 => self.get(),
+            47..50 => Kind::Stat(self.key()),
+            50..60 => Kind::Delete(self.delete()),
+            60..66 => Kind::List(self.list()),
+            66..75 => Kind::Batch(self.batch(), self.durability()),
+            75..83 => Kind::Copy(self.copy()),
+            83..88 if self.writing => match self.random.below(5) {
+                0 => Kind::DropWriter,
+                1 | 2 => Kind::Finish,
+                _ => Kind::Write(self.content()),
+            },
+            83..88 => Kind::OpenWriter(self.put()),
+            88..94 if self.reading => match self.random.below(3) {
+                0 => Kind::ReadToEnd,
+                _ => Kind::ReadOn,
+            },
+            88..94 => Kind::OpenReader(self.key()),
+            94..96 => Kind::Flush,
+            96..98 if self.mix.reopen => Kind::Reopen,
+            _ => Kind::CompareAll,
+        }
+    }
+
     fn content(&mut self) -> Content {
         self.contents += 1;
+        let largest = self.mix.largest;
         let size = match self.random.below(20) {
-            0 => self.random.below(300_000),
-            1 if self.random.one_in(6) => MIB + self.random.below(5),
-            1..5 => self.random.below(10_000),
-            _ => *self.random.pick(&SIZES),
+            0 => self.random.below(largest.min(300_000) + 1),
+            1 if self.random.one_in(6) => largest - self.random.below(largest.min(5)),
+            1..5 => self.random.below(largest.min(10_000)),
+            _ => *self.random.pick(&self.sizes),
         };
         Content {
             seed: self.contents,
@@ -244,23 +350,38 @@ impl Chooser {
         }
     }
 
+    fn durability(&mut self) -> Durability {
+        match self.random.below(3) {
+            0 => Durability::Written,
+            _ => Durability::Durable,
+        }
+    }
+
     fn plain_put(&mut self) -> Put {
         Put {
             key: self.key(),
             content: self.content(),
-            precondition: Precondition::None,
+            condition: Condition::None,
             declared: Declared::Nothing,
             attributes: self.random.below(3),
-            durability: match self.random.below(4) {
-                0 => Durability::Written,
-                _ => Durability::Durable,
-            },
+            durability: self.durability(),
+        }
+    }
+
+    fn plain_item(&mut self) -> Item {
+        match self.random.below(4) {
+            0 => Item::Delete(Delete {
+                condition: Condition::None,
+                strict: false,
+                ..self.delete()
+            }),
+            _ => Item::Put(self.plain_put()),
         }
     }
 
     /// A put with one thing wrong with it at most: which of two faults is reported is nobody's
     /// business.
-    fn put(&mut self, facts: &dyn Facts) -> Put {
+    fn put(&mut self) -> Put {
         let mut put = self.plain_put();
         put.declared = match self.random.below(24) {
             0..4 => Declared::Size,
@@ -272,83 +393,72 @@ impl Chooser {
             _ => Declared::Nothing,
         };
         if !put.declared.is_wrong() {
-            put.precondition = self.precondition(facts, &put.key);
+            put.condition = self.condition();
         }
         put
     }
 
-    fn several_puts(&mut self) -> Vec<Put> {
-        let mut puts: Vec<Put> = (0..2 + self.random.below(6))
-            .map(|_| self.plain_put())
+    fn burst(&mut self) -> Vec<Item> {
+        let mut items: Vec<Item> = (0..2 + self.random.below(6))
+            .map(|_| self.plain_item())
             .collect();
-        puts.sort_by(|a, b| a.key.cmp(&b.key));
-        puts.dedup_by(|a, b| a.key == b.key);
-        puts
+        items.sort_by(|a, b| a.key().cmp(b.key()));
+        items.dedup_by(|a, b| a.key() == b.key());
+        items
     }
 
-    fn precondition(&mut self, facts: &dyn Facts, key: &BinaryKey) -> Precondition {
-        let some_version = match (facts.current(key), self.random.below(3)) {
-            (Some(current), 1..) => current,
-            _ => self.random.next() % (facts.versions() + 1),
-        };
-        match self.random.below(10) {
-            0 | 1 => Precondition::IfAbsent,
-            2 | 3 => Precondition::IfVersion(some_version),
-            4 => Precondition::IfETag(ETag::of_version(some_version)),
-            _ => Precondition::None,
+    fn condition(&mut self) -> Condition {
+        let version = self.random.next();
+        match self.random.below(15) {
+            0 | 1 => Condition::Absent,
+            2 | 3 => Condition::Current,
+            4 => Condition::CurrentETag,
+            5 => Condition::Earlier(version),
+            6 => Condition::EarlierETag(version),
+            _ => Condition::None,
         }
     }
 
-    fn get(&mut self, facts: &dyn Facts) -> Step {
-        let key = self.key();
-        let stream = self.random.one_in(3);
-        let mut get = Step::Get {
-            key: key.clone(),
-            range: None,
-            precondition: Precondition::None,
-            stream,
-        };
-        if let Step::Get {
+    fn get(&mut self) -> Kind {
+        let (mut range, mut condition) = (None, Condition::None);
+        match self.random.below(4) {
+            0 => {}
+            1 => condition = self.condition(),
+            _ => range = Some((self.border(), self.border())),
+        }
+        Kind::Get {
+            key: self.key(),
             range,
-            precondition,
-            ..
-        } = &mut get
-        {
-            match (self.random.below(4), facts.size(&key)) {
-                (0, _) => {}
-                (1, _) => *precondition = self.precondition(facts, &key),
-                (_, size) => {
-                    let size = size.unwrap_or(100);
-                    let (mut start, mut end) = (self.border(size), self.border(size));
-                    if start > end && !(facts.size(&key).is_some() && self.random.one_in(8)) {
-                        (start, end) = (end, start);
-                    }
-                    *range = Some(Range { start, end });
-                }
-            }
+            condition,
+            stream: self.random.one_in(3),
         }
-        get
     }
 
-    /// A place in a blob of `size` bytes, or a little past it.
-    fn border(&mut self, size: u64) -> u64 {
+    /// A place in a blob, or a little past it.
+    fn border(&mut self) -> Border {
+        let little = self.random.next() % 3;
         match self.random.below(8) {
-            0 => 0,
-            1 => size.saturating_sub(self.random.next() % 3),
-            2 => size + self.random.next() % 3,
-            3 | 4 => *self.random.pick(&SIZES) as u64,
-            5 if self.random.one_in(3) => u64::MAX,
-            _ => self.random.next() % (size + 1),
+            0 => Border::At(0),
+            1 => Border::BeforeEnd(little),
+            2 => Border::AfterEnd(little),
+            3 | 4 => Border::At(*self.random.pick(&SIZES) as u64),
+            5 if self.random.one_in(3) => Border::At(u64::MAX),
+            _ => Border::Share(self.random.next() % 65_537),
         }
     }
 
-    fn delete(&mut self, facts: &dyn Facts) -> (BinaryKey, Precondition, bool) {
-        let key = self.key();
-        if self.random.one_in(3) {
-            return (key, Precondition::None, true);
+    fn delete(&mut self) -> Delete {
+        let strict = self.random.one_in(3);
+        Delete {
+            key: self.key(),
+            condition: if strict {
+                Condition::None
+            } else {
+                self.condition()
+            },
+            strict,
+            durability: self.durability(),
         }
-        let precondition = self.precondition(facts, &key);
-        (key, precondition, false)
     }
 
     fn list(&mut self) -> ListRequest {
@@ -369,27 +479,24 @@ impl Chooser {
         }
     }
 
-    fn batch(&mut self, facts: &dyn Facts) -> Vec<Item> {
+    fn batch(&mut self) -> Vec<Item> {
         let mut items = Vec::new();
         let conditional = self.random.one_in(2);
         for _ in 0..self.random.below(8) {
-            items.push(match self.random.below(3) {
-                0 => {
-                    let (key, precondition, strict) = self.delete(facts);
-                    Item::Delete {
-                        key,
-                        precondition: [Precondition::None, precondition][usize::from(conditional)],
-                        strict: strict && conditional,
+            let mut item = self.plain_item();
+            if conditional {
+                match &mut item {
+                    Item::Put(put) if self.random.one_in(2) => put.condition = self.condition(),
+                    Item::Put(_) => {}
+                    Item::Delete(delete) => {
+                        *delete = Delete {
+                            key: delete.key.clone(),
+                            ..self.delete()
+                        };
                     }
                 }
-                _ => {
-                    let mut put = self.plain_put();
-                    if conditional && self.random.one_in(2) {
-                        put.precondition = self.precondition(facts, &put.key);
-                    }
-                    Item::Put(put)
-                }
-            });
+            }
+            items.push(item);
         }
         if !conditional && self.random.one_in(3) {
             let at = self.random.below(items.len() + 1);
@@ -404,14 +511,14 @@ impl Chooser {
         items
     }
 
-    fn copy(&mut self, facts: &dyn Facts) -> Step {
-        let (source, target) = (self.key(), self.key());
-        Step::Copy {
-            source_precondition: self.precondition(facts, &source),
-            target_precondition: self.precondition(facts, &target),
-            and_delete_source: self.random.one_in(2),
-            source,
-            target,
+    fn copy(&mut self) -> Copy {
+        Copy {
+            source: self.key(),
+            target: self.key(),
+            source_condition: self.condition(),
+            target_condition: self.condition(),
+            rename: self.random.one_in(2),
+            durability: self.durability(),
         }
     }
 }

@@ -28,7 +28,9 @@
 
 mod contract;
 mod history;
+mod minimise;
 mod model;
+mod pair;
 mod random;
 mod support;
 #[cfg(test)]
@@ -38,8 +40,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 pub use self::contract::blob_store_contract;
-pub use self::model::check_against_model;
-use crate::port::BlobStore;
+pub use self::history::{Mix, Step, Steps};
+pub use self::minimise::minimise;
+pub use self::model::{check_against_model, panic_message, replay_against_model};
+pub use self::pair::{
+    Change, Contents, Difference, Effect, Held, Operation, Pair, Tolerance, contents_of,
+};
+use crate::port::{BlobStore, StorageError};
 
 /// An implementation under test.
 pub trait Subject {
@@ -58,6 +65,13 @@ pub trait Subject {
     /// least 6 MiB, since there are clauses with blobs of a little over 5 MiB).
     fn max_blob_size(&self) -> Option<u64> {
         None
+    }
+
+    /// What an error means that the model does not have. Only a subject whose disks fail or fill up
+    /// tolerates any.
+    fn tolerates(&self, error: &StorageError) -> Tolerance {
+        let _ = error;
+        Tolerance::Wrong
     }
 }
 

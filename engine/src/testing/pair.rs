@@ -1,0 +1,1072 @@
+//! A store and its model side by side: every step is run on both, and every answer compared.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+use super::Subject;
+use super::history::{Border, Condition, Copy, Declared, Delete, Item, Kind, Put, Step};
+use super::support::Store;
+use crate::memory::{MemoryOptions, MemorySnapshot, MemoryStore};
+use crate::port::{
+    Attributes, Batch, BatchItem, BatchItemOutcome, BinaryKey, BlobInfo, BlobReader, BlobStore,
+    BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest, DigestAlgorithm, Durability,
+    ETag, GetOptions, ListEntry, ListRequest, Precondition, PutOptions, PutOutcome, StorageError,
+    StoreOp,
+};
+
+/// A blob as far as its owner cares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Its payload.
+    pub bytes: Bytes,
+    /// Its attributes.
+    pub attributes: Attributes,
+}
+
+/// What a store holds.
+pub type Contents = BTreeMap<BinaryKey, Held>;
+
+/// One key's new state.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// The key.
+    pub key: BinaryKey,
+    /// Its blob from now on; `None` if it has none.
+    pub blob: Option<Held>,
+}
+
+/// A mutation that was called for: all of its changes happen, or none.
+#[derive(Debug, Clone)]
+pub struct Operation {
+    /// What it changes.
+    pub changes: Vec<Change>,
+    /// Whether its success said that it is durable.
+    pub durable: bool,
+    /// Whether it succeeded; else it failed in a way that leaves open whether it happened.
+    pub acknowledged: bool,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Default)]
+pub struct Effect {
+    /// Its mutations, which were under way together.
+    pub operations: Vec<Operation>,
+    /// It succeeded in making everything before it durable.
+    pub flushed: bool,
+}
+
+/// What an error that the model does not have means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tolerance {
+    /// It is wrong.
+    Wrong,
+    /// Something is in the way, and nothing happened.
+    Refused,
+    /// Something is in the way, and a mutation may have happened all the same, now or after a crash.
+    InDoubt,
+}
+
+/// What is wrong, in words.
+pub type Difference = String;
+
+macro_rules! differ {
+    ($($what:tt)*) => { return Err(format!($($what)*)) };
+}
+
+/// A store of the subject and its model, and how the versions of one are called in the other.
+pub struct Pair<'a, S: Subject + ?Sized> {
+    subject: &'a mut S,
+    /// Empty only while it is reopened.
+    store: Option<Store>,
+    model: MemoryStore,
+    empty: MemorySnapshot,
+    /// The store's version for each of the model's.
+    versions: BTreeMap<u64, u64>,
+    /// The highest version each key had in the store, in this life or an earlier one.
+    highest: BTreeMap<BinaryKey, u64>,
+    /// The store's creation time for each of the model's, whose clock never shows a time twice.
+    created: BTreeMap<SystemTime, SystemTime>,
+    /// The store's modification time for each of the model's versions.
+    modified: BTreeMap<u64, SystemTime>,
+    writer: Option<Writers>,
+    reader: Option<Reading>,
+    /// Something was only written, and not flushed since.
+    unflushed: bool,
+    effect: Effect,
+}
+
+struct Writers {
+    put: Put,
+    store: BlobWriter,
+    model: BlobWriter,
+    /// The first error either has reported so far.
+    failed: Option<StorageError>,
+    model_failed: Option<StorageError>,
+}
+
+struct Reading {
+    store: BlobReader,
+    /// What it has yet to hand out.
+    rest: Bytes,
+}
+
+/// A mutation that was submitted to the store.
+enum Submitted {
+    Put(Put, Bytes, PutOptions, StoreOp<PutOutcome>),
+    Delete(Delete, StoreOp<DeleteOutcome>),
+}
+
+impl<'a, S: Subject + ?Sized> Pair<'a, S> {
+    /// A fresh store of the subject, and an empty model.
+    pub fn new(subject: &'a mut S) -> Self {
+        let store = subject.fresh();
+        Self::over(subject, store)
+    }
+
+    /// An empty store, and an empty model.
+    pub fn over(subject: &'a mut S, store: Arc<dyn BlobStore>) -> Self {
+        let milliseconds = AtomicU64::new(0);
+        let mut options = MemoryOptions {
+            clock: Arc::new(move || {
+                let now = milliseconds.fetch_add(1, Ordering::Relaxed);
+                SystemTime::UNIX_EPOCH + Duration::from_millis(now)
+            }),
+            ..MemoryOptions::default()
+        };
+        options.max_blob_size = subject.max_blob_size().unwrap_or(options.max_blob_size);
+        let model = MemoryStore::with_options(options);
+        Self {
+            store: Some(store),
+            subject,
+            empty: model.snapshot(),
+            model,
+            versions: BTreeMap::new(),
+            highest: BTreeMap::new(),
+            created: BTreeMap::new(),
+            modified: BTreeMap::new(),
+            writer: None,
+            reader: None,
+            unflushed: false,
+            effect: Effect::default(),
+        }
+    }
+
+    /// What the stores are made by.
+    pub fn subject(&mut self) -> &mut S {
+        self.subject
+    }
+
+    /// What the store should hold.
+    ///
+    /// # Panics
+    /// Never: a model answers.
+    #[must_use]
+    pub fn contents(&self) -> Contents {
+        contents_of(&self.model).expect("a model answers")
+    }
+
+    /// Gives up the store's handle and all of its readers and writers, as before a reopening.
+    ///
+    /// # Panics
+    /// If it was given up already.
+    pub fn release(&mut self) -> Arc<dyn BlobStore> {
+        self.writer = None;
+        self.reader = None;
+        self.store
+            .take()
+            .expect("a store is open between the steps")
+    }
+
+    /// Goes on with a store that was opened again and should hold what the model does.
+    pub fn resume(&mut self, store: Arc<dyn BlobStore>) {
+        self.store = Some(store);
+    }
+
+    /// Goes on with a store that was opened again, whatever it holds: that is the model from now
+    /// on. Versions still never come again.
+    ///
+    /// # Errors
+    /// What can't be read.
+    pub fn adopt(&mut self, store: Arc<dyn BlobStore>) -> Result<(), Difference> {
+        self.model.restore(&self.empty);
+        self.versions.clear();
+        self.created.clear();
+        self.modified.clear();
+        self.unflushed = false;
+        let found = expect(contents_of(&*store))?;
+        for (key, held) in found {
+            let info = expect(store.stat(&key).wait())?;
+            let options = PutOptions {
+                attributes: held.attributes,
+                digest: info.digests.first().copied(),
+                ..PutOptions::default()
+            };
+            let mut made = expect(self.model.put(&key, held.bytes, options).wait())?;
+            let model = expect(self.model.stat(&key).wait())?;
+            self.created.insert(model.created, info.created);
+            if info.created != info.modified {
+                let options = CopyOptions::default();
+                made = expect(self.model.copy(&key, &key, options).wait())?;
+            }
+            self.modified.insert(made.version, info.modified);
+            self.versions.insert(made.version, info.version);
+            let highest = self.highest.entry(key).or_default();
+            *highest = info.version.max(*highest);
+        }
+        self.store = Some(store);
+        Ok(())
+    }
+
+    fn store(&self) -> Store {
+        let store = self.store.as_ref();
+        Arc::clone(store.expect("a store is open between the steps"))
+    }
+
+    /// Does a step on both sides.
+    ///
+    /// # Errors
+    /// The first difference, in words.
+    pub fn run(&mut self, step: &Step) -> Result<Effect, Difference> {
+        self.effect = Effect::default();
+        match &step.0 {
+            Kind::Put(put) => self.put(put),
+            Kind::PutStream { put, piece } => self.put_stream(put, *piece),
+            Kind::Forget(item) => self.forget(item),
+            Kind::Burst(items) => self.burst(items),
+            Kind::Get {
+                key,
+                range,
+                condition,
+                stream,
+            } => self.get(key, *range, *condition, *stream),
+            Kind::Stat(key) => self.stat(key),
+            Kind::Delete(delete) => self.delete(delete),
+            Kind::List(request) => self.list(request.clone()),
+            Kind::Batch(items, durability) => self.batch(items, *durability),
+            Kind::Copy(copy) => self.copy(copy),
+            Kind::OpenWriter(put) => self.open_writer(put),
+            Kind::Write(content) => self.write(&content.bytes()),
+            Kind::Finish => self.finish(),
+            Kind::DropWriter => {
+                self.writer = None;
+                Ok(())
+            }
+            Kind::OpenReader(key) => self.open_reader(key),
+            Kind::ReadOn => self.read_on().map(drop),
+            Kind::ReadToEnd => {
+                while self.read_on()? {}
+                Ok(())
+            }
+            Kind::Flush => self.flush(),
+            Kind::Reopen => self.reopen(),
+            Kind::CompareAll => self.compare_all(),
+        }?;
+        Ok(std::mem::take(&mut self.effect))
+    }
+
+    fn current(&self, key: &BinaryKey) -> Option<BlobInfo> {
+        self.model.stat(key).wait().ok()
+    }
+
+    /// A condition, said to the model.
+    fn precise(&self, key: &BinaryKey, condition: Condition) -> Precondition {
+        let current = || self.current(key).map_or(u64::MAX, |info| info.version);
+        let highest = self.versions.last_key_value().map_or(0, |(last, _)| *last);
+        match condition {
+            Condition::None => Precondition::None,
+            Condition::Absent => Precondition::IfAbsent,
+            Condition::Current => Precondition::IfVersion(current()),
+            Condition::CurrentETag => Precondition::IfETag(ETag::of_version(current())),
+            Condition::Earlier(version) => Precondition::IfVersion(version % (highest + 2)),
+            Condition::EarlierETag(version) => {
+                Precondition::IfETag(ETag::of_version(version % (highest + 2)))
+            }
+        }
+    }
+
+    /// A precondition on a version of the model, said to the store.
+    fn translate(&self, precondition: Precondition) -> Precondition {
+        // Versions that never were stay such.
+        let of = |model| {
+            self.versions
+                .get(&model)
+                .copied()
+                .unwrap_or(u64::MAX - model)
+        };
+        match precondition {
+            Precondition::IfVersion(version) => Precondition::IfVersion(of(version)),
+            Precondition::IfETag(etag) => {
+                let known = self.versions.keys().copied();
+                let version = known
+                    .into_iter()
+                    .find(|version| ETag::of_version(*version) == etag);
+                Precondition::IfETag(ETag::of_version(version.map_or(u64::MAX, of)))
+            }
+            other => other,
+        }
+    }
+
+    /// The options of a put, for the model and for the store.
+    fn put_options(&self, put: &Put, bytes: &Bytes) -> (PutOptions, PutOptions) {
+        let size = bytes.len() as u64;
+        let digest = |algorithm| Some(Digest::of(algorithm, bytes));
+        let mut options = PutOptions {
+            precondition: self.precise(&put.key, put.condition),
+            durability: put.durability,
+            attributes: (0..put.attributes)
+                .map(|n| (format!("name {n}"), Bytes::from(vec![b'v'; n])))
+                .collect(),
+            ..PutOptions::default()
+        };
+        match put.declared {
+            Declared::Nothing => {}
+            Declared::Size => options.size = Some(size),
+            Declared::Sha256 => options.digest = digest(DigestAlgorithm::Sha256),
+            Declared::SizeAndBlake3 => {
+                options.size = Some(size);
+                options.digest = digest(DigestAlgorithm::Blake3);
+            }
+            Declared::WrongSize => options.size = Some(size ^ 1),
+            Declared::WrongDigest => {
+                let algorithms = [DigestAlgorithm::Sha256, DigestAlgorithm::Blake3];
+                options.digest = Some(Digest::of(algorithms[bytes.len() % 2], b"other bytes"));
+            }
+            Declared::WrongAttributes => {
+                options.attributes = Attributes::from([(String::new(), Bytes::new())]);
+            }
+        }
+        let mut for_store = options.clone();
+        for_store.precondition = self.translate(options.precondition);
+        (options, for_store)
+    }
+
+    fn delete_options(&self, delete: &Delete) -> (DeleteOptions, DeleteOptions) {
+        let options = DeleteOptions {
+            precondition: self.precise(&delete.key, delete.condition),
+            durability: delete.durability,
+            strict: delete.strict,
+        };
+        let mut for_store = options.clone();
+        for_store.precondition = self.translate(options.precondition);
+        (options, for_store)
+    }
+
+    /// Does to the model what the store was asked to do to `keys` and has answered.
+    fn settle<M, T>(
+        &mut self,
+        keys: &[&BinaryKey],
+        durability: Durability,
+        store: Result<T, StorageError>,
+        apply: impl FnOnce(&MemoryStore) -> Result<M, StorageError>,
+    ) -> Result<Option<(M, T)>, Difference> {
+        let before = self.model.snapshot();
+        let model = apply(&self.model);
+        let tolerance = self.tolerance(&store);
+        let Some(outcome) = both(model, store, tolerance)? else {
+            return Ok(None);
+        };
+        let changes: Vec<Change> = keys.iter().map(|key| self.change(key)).collect();
+        let acknowledged = matches!(outcome, Both::Succeeded(..));
+        if !acknowledged {
+            if tolerance == Tolerance::InDoubt && self.happened(&changes) {
+                self.learn_versions(keys)?;
+            } else {
+                self.model.restore(&before);
+            }
+        }
+        if !changes.is_empty() && tolerance != Tolerance::Refused {
+            self.unflushed |= durability == Durability::Written;
+            self.effect.operations.push(Operation {
+                changes,
+                durable: acknowledged && durability == Durability::Durable,
+                acknowledged,
+            });
+        }
+        Ok(match outcome {
+            Both::Succeeded(model, store) => Some((model, store)),
+            Both::Tolerated => None,
+        })
+    }
+
+    fn tolerance<T>(&self, outcome: &Result<T, StorageError>) -> Tolerance {
+        match outcome {
+            Ok(_) => Tolerance::Wrong,
+            Err(error) => self.subject.tolerates(error),
+        }
+    }
+
+    /// What only reads: both succeeded, or there is nothing to compare.
+    fn compare<M, T>(
+        &self,
+        model: Result<M, StorageError>,
+        store: Result<T, StorageError>,
+    ) -> Result<Option<(M, T)>, Difference> {
+        let tolerance = self.tolerance(&store);
+        Ok(match both(model, store, tolerance)? {
+            Some(Both::Succeeded(model, store)) => Some((model, store)),
+            Some(Both::Tolerated) | None => None,
+        })
+    }
+
+    /// What can't fail here, but for what is tolerated.
+    fn expect<T>(&self, outcome: Result<T, StorageError>) -> Result<Option<T>, Difference> {
+        if self.tolerance(&outcome) == Tolerance::Wrong {
+            return expect(outcome).map(Some);
+        }
+        Ok(None)
+    }
+
+    /// The key's state in the model.
+    fn change(&self, key: &BinaryKey) -> Change {
+        let blob = held(&self.model, key).ok();
+        Change {
+            key: key.clone(),
+            blob,
+        }
+    }
+
+    /// Whether changes that were left in doubt are there to be read.
+    fn happened(&self, changes: &[Change]) -> bool {
+        let store = self.store();
+        changes.iter().all(|change| {
+            // The disk may fail once more.
+            let found = (0..3).find_map(|_| match held(&*store, &change.key) {
+                Ok(held) => Some(Some(held)),
+                Err(StorageError::NotFound { .. }) => Some(None),
+                Err(_) => None,
+            });
+            found.is_some_and(|found| found == change.blob)
+        })
+    }
+
+    fn learn_versions(&mut self, keys: &[&BinaryKey]) -> Result<(), Difference> {
+        let store = self.store();
+        for key in keys {
+            let Some(model) = self.current(key) else {
+                continue;
+            };
+            let info = (0..3).find_map(|_| store.stat(key).wait().ok());
+            let Some(info) = info else {
+                differ!("{key}: it was there a moment ago");
+            };
+            self.versions.insert(model.version, info.version);
+            let highest = self.highest.entry((*key).clone()).or_default();
+            *highest = info.version.max(*highest);
+        }
+        Ok(())
+    }
+
+    /// Takes down that the model's version is called so in the store.
+    fn record(
+        &mut self,
+        key: &BinaryKey,
+        model: &PutOutcome,
+        store: &PutOutcome,
+    ) -> Result<(), Difference> {
+        if model.size != store.size {
+            differ!("{key}: size {}, expected {}", store.size, model.size);
+        }
+        if store.etag != ETag::of_version(store.version) {
+            differ!("{key}: ETag {} of version {}", store.etag, store.version);
+        }
+        let highest = self.highest.entry(key.clone()).or_default();
+        if store.version <= *highest {
+            differ!("{key}: version {} after {highest}", store.version);
+        }
+        *highest = store.version;
+        self.versions.insert(model.version, store.version);
+        Ok(())
+    }
+
+    fn check_version(&self, key: &BinaryKey, model: u64, store: u64) -> Result<(), Difference> {
+        match self.versions.get(&model) {
+            Some(expected) if *expected == store => Ok(()),
+            expected => differ!("{key}: version {store}, expected {expected:?}"),
+        }
+    }
+
+    fn put(&mut self, put: &Put) -> Result<(), Difference> {
+        let bytes = put.content.bytes();
+        let (options, for_store) = self.put_options(put, &bytes);
+        let store = self.store().put(&put.key, bytes.clone(), for_store).wait();
+        self.settle_put(put, store, |model| {
+            model.put(&put.key, bytes, options).wait()
+        })
+    }
+
+    fn settle_put(
+        &mut self,
+        put: &Put,
+        store: Result<PutOutcome, StorageError>,
+        apply: impl FnOnce(&MemoryStore) -> Result<PutOutcome, StorageError>,
+    ) -> Result<(), Difference> {
+        let key = &put.key;
+        match self.settle(&[key], put.durability, store, apply)? {
+            Some((model, store)) => self.record(key, &model, &store),
+            None => Ok(()),
+        }
+    }
+
+    fn put_stream(&mut self, put: &Put, piece: usize) -> Result<(), Difference> {
+        let bytes = put.content.bytes();
+        let (options, for_store) = self.put_options(put, &bytes);
+        // No thousands of pieces.
+        let piece = piece.max(bytes.len() / 100);
+        let stream = |store: &dyn BlobStore, options| {
+            let mut writer = store.put_stream(&put.key, options)?;
+            for piece in bytes.chunks(piece) {
+                writer.write(Bytes::copy_from_slice(piece)).wait()?;
+            }
+            writer.finish().wait()
+        };
+        let store = stream(&*self.store(), for_store);
+        self.settle_put(put, store, |model| stream(model, options))
+    }
+
+    fn forget(&mut self, item: &Item) -> Result<(), Difference> {
+        let submitted = self.submit(item);
+        let store = self.store();
+        match submitted {
+            Submitted::Put(put, bytes, options, op) => {
+                drop(op);
+                let flushed = store.flush().wait();
+                let made = flushed.and_then(|()| {
+                    let info = store.stat(&put.key).wait()?;
+                    Ok(PutOutcome {
+                        etag: info.etag,
+                        version: info.version,
+                        size: info.size,
+                    })
+                });
+                let put = Put {
+                    durability: Durability::Durable,
+                    ..put
+                };
+                self.settle_put(&put, made, |model| {
+                    model.put(&put.key, bytes, options).wait()
+                })
+            }
+            Submitted::Delete(delete, op) => {
+                drop(op);
+                let gone = store.flush().wait();
+                let (options, _) = self.delete_options(&delete);
+                let keys = [&delete.key];
+                let settled = self.settle(&keys, Durability::Durable, gone, |model| {
+                    model.delete(&delete.key, options).wait()
+                })?;
+                match settled {
+                    Some(_) if expect(store.exists(&delete.key).wait())? => {
+                        differ!("{}: it was deleted, and is there", delete.key)
+                    }
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+
+    fn submit(&mut self, item: &Item) -> Submitted {
+        let store = self.store();
+        match item {
+            Item::Put(put) => {
+                let bytes = put.content.bytes();
+                let (options, for_store) = self.put_options(put, &bytes);
+                let op = store.put(&put.key, bytes.clone(), for_store);
+                Submitted::Put(put.clone(), bytes, options, op)
+            }
+            Item::Delete(delete) => {
+                let (_, for_store) = self.delete_options(delete);
+                Submitted::Delete(delete.clone(), store.delete(&delete.key, for_store))
+            }
+        }
+    }
+
+    fn burst(&mut self, items: &[Item]) -> Result<(), Difference> {
+        let under_way: Vec<Submitted> = items.iter().map(|item| self.submit(item)).collect();
+        for submitted in under_way {
+            match submitted {
+                Submitted::Put(put, bytes, options, op) => {
+                    self.settle_put(&put, op.wait(), |model| {
+                        model.put(&put.key, bytes, options).wait()
+                    })?;
+                }
+                Submitted::Delete(delete, op) => self.settle_delete(&delete, op.wait())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// What a get asks for, said precisely.
+    fn range(&self, key: &BinaryKey, range: Option<(Border, Border)>) -> Option<Range<u64>> {
+        let size = self.current(key).map(|info| info.size);
+        let place = |border| {
+            let size = size.unwrap_or(100);
+            match border {
+                Border::At(place) => place,
+                Border::BeforeEnd(bytes) => size.saturating_sub(bytes),
+                Border::AfterEnd(bytes) => size + bytes,
+                Border::Share(share) => {
+                    u64::try_from(u128::from(size) * u128::from(share) >> 16).unwrap_or(u64::MAX)
+                }
+            }
+        };
+        let (start, end) = range.map(|(start, end)| (place(start), place(end)))?;
+        // Of an absent blob with a range that is none, either may be said.
+        if start > end && size.is_none() {
+            return Some(end..start);
+        }
+        Some(start..end)
+    }
+
+    fn get(
+        &mut self,
+        key: &BinaryKey,
+        range: Option<(Border, Border)>,
+        condition: Condition,
+        stream: bool,
+    ) -> Result<(), Difference> {
+        let store = self.store();
+        let options = GetOptions {
+            range: self.range(key, range),
+            precondition: self.precise(key, condition),
+        };
+        let for_store = GetOptions {
+            range: options.range.clone(),
+            precondition: self.translate(options.precondition),
+        };
+        let model = self.model.get(key, options).wait();
+        if stream {
+            let opened = store.get_stream(key, for_store).wait();
+            if let Some((model, mut reader)) = self.compare(model, opened)? {
+                if (&reader.range, reader.size) != (&model.range, model.size) {
+                    differ!("{key}: {reader:?}, expected {:?}", model.range);
+                }
+                self.check_version(key, model.version, reader.version)?;
+                let mut read = Vec::new();
+                loop {
+                    let next = reader.next().wait();
+                    match self.expect(next)? {
+                        Some(Some(piece)) => read.extend_from_slice(&piece),
+                        Some(None) => return same_bytes(key, &read, &model.bytes),
+                        None => return Ok(()),
+                    }
+                }
+            }
+        } else {
+            let got = store.get(key, for_store).wait();
+            if let Some((model, got)) = self.compare(model, got)? {
+                if (&got.range, got.size) != (&model.range, model.size) {
+                    let (range, size) = (got.range, got.size);
+                    differ!("{key}: {range:?} of {size}, expected {:?}", model.range);
+                }
+                self.check_version(key, model.version, got.version)?;
+                same_bytes(key, &got.bytes, &model.bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn stat(&mut self, key: &BinaryKey) -> Result<(), Difference> {
+        let store = self.store();
+        let model = self.model.stat(key).wait();
+        match self.expect(store.exists(key).wait())? {
+            Some(exists) if exists != model.is_ok() => differ!("{key}: exists says {exists}"),
+            _ => {}
+        }
+        let Some((model, info)) = self.compare(model, store.stat(key).wait())? else {
+            return Ok(());
+        };
+        self.check_version(key, model.version, info.version)?;
+        if (&info.key, info.size) != (&model.key, model.size) {
+            differ!("{key}: stat is of {}, {} bytes", info.key, info.size);
+        }
+        if info.attributes != model.attributes {
+            differ!(
+                "{key}: attributes {:?}, expected {:?}",
+                info.attributes,
+                model.attributes
+            );
+        }
+        let missing = |digest: &&Digest| !info.digests.contains(digest);
+        if let Some(missing) = model.digests.iter().find(missing) {
+            differ!("{key}: digest {missing} is missing in {:?}", info.digests);
+        }
+        let created = self.created.entry(model.created).or_insert(info.created);
+        if *created != info.created {
+            differ!(
+                "{key}: created {:?}, before it was {created:?}",
+                info.created
+            );
+        }
+        if model.created == model.modified && info.created != info.modified {
+            let (created, modified) = (info.created, info.modified);
+            differ!("{key}: was put, but created {created:?}, modified {modified:?}");
+        }
+        let modified = self.modified.entry(model.version).or_insert(info.modified);
+        if *modified != info.modified {
+            differ!(
+                "{key}: modified {:?}, before it was {modified:?}",
+                info.modified
+            );
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, delete: &Delete) -> Result<(), Difference> {
+        let (_, for_store) = self.delete_options(delete);
+        let store = self.store().delete(&delete.key, for_store).wait();
+        self.settle_delete(delete, store)
+    }
+
+    fn settle_delete(
+        &mut self,
+        delete: &Delete,
+        store: Result<DeleteOutcome, StorageError>,
+    ) -> Result<(), Difference> {
+        let key = &delete.key;
+        let (options, _) = self.delete_options(delete);
+        let settled = self.settle(&[key], delete.durability, store, |model| {
+            model.delete(key, options).wait()
+        })?;
+        match settled {
+            Some((model, store)) if model != store => differ!("{key}: {store:?}"),
+            _ => Ok(()),
+        }
+    }
+
+    /// All pages, one by one.
+    fn list(&mut self, request: ListRequest) -> Result<(), Difference> {
+        let store = self.store();
+        let mut for_store = request.clone();
+        let mut request = request;
+        loop {
+            let model = self.model.list(request.clone()).wait();
+            let listed = store.list(for_store.clone()).wait();
+            let Some((model, page)) = self.compare(model, listed)? else {
+                return Ok(());
+            };
+            if page.common_prefixes != model.common_prefixes {
+                let (got, expected) = (page.common_prefixes, model.common_prefixes);
+                differ!("common prefixes {got:?}, expected {expected:?}");
+            }
+            let keys = |blobs: &[ListEntry]| {
+                blobs.iter().fold(String::new(), |mut text, blob| {
+                    write!(text, "{:?} ", blob.key).expect("a String takes it");
+                    text
+                })
+            };
+            let (got, expected) = (keys(&page.blobs), keys(&model.blobs));
+            if got != expected {
+                differ!("listed {got}, expected {expected}");
+            }
+            for (blob, model) in page.blobs.iter().zip(&model.blobs) {
+                self.check_version(&blob.key, model.version, blob.version)?;
+                if blob.size != model.size {
+                    differ!("{}: listed with {} bytes", blob.key, blob.size);
+                }
+                let modified = self.modified.entry(model.version).or_insert(blob.modified);
+                if *modified != blob.modified {
+                    differ!("{}: listed as modified {:?}", blob.key, blob.modified);
+                }
+            }
+            match (page.next, model.next) {
+                (None, None) => return Ok(()),
+                (Some(token), Some(model)) => {
+                    for_store.token = Some(token);
+                    request.token = Some(model);
+                }
+                (token, _) => differ!("next is {token:?}"),
+            }
+        }
+    }
+
+    fn batch(&mut self, items: &[Item], durability: Durability) -> Result<(), Difference> {
+        let (mut for_model, mut for_store) = (Batch::new(), Batch::new());
+        for_model.durability = durability;
+        for_store.durability = durability;
+        for item in items {
+            match item {
+                Item::Put(put) => {
+                    let bytes = put.content.bytes();
+                    let (options, store_options) = self.put_options(put, &bytes);
+                    for (batch, options) in
+                        [(&mut for_model, options), (&mut for_store, store_options)]
+                    {
+                        batch.items.push(BatchItem::Put {
+                            key: put.key.clone(),
+                            payload: bytes.clone(),
+                            options,
+                        });
+                    }
+                }
+                Item::Delete(delete) => {
+                    let (options, store_options) = self.delete_options(delete);
+                    for (batch, options) in
+                        [(&mut for_model, options), (&mut for_store, store_options)]
+                    {
+                        let key = delete.key.clone();
+                        batch.items.push(BatchItem::Delete { key, options });
+                    }
+                }
+            }
+        }
+        let store = self.store().batch(for_store).wait();
+        let mut keys: Vec<&BinaryKey> = items.iter().map(Item::key).collect();
+        keys.sort();
+        keys.dedup();
+        let settled = self.settle(&keys, durability, store, |model| {
+            model.batch(for_model).wait()
+        })?;
+        let Some((model, store)) = settled else {
+            return Ok(());
+        };
+        if model.len() != store.len() {
+            differ!("{} outcomes of {} items", store.len(), model.len());
+        }
+        for (item, outcomes) in items.iter().zip(model.iter().zip(&store)) {
+            match (item, outcomes) {
+                (Item::Put(put), (BatchItemOutcome::Put(model), BatchItemOutcome::Put(store))) => {
+                    self.record(&put.key, model, store)?;
+                }
+                (
+                    Item::Delete(_),
+                    (BatchItemOutcome::Delete(model), BatchItemOutcome::Delete(store)),
+                ) if model == store => {}
+                (item, (_, store)) => differ!("{item:?}: {store:?}"),
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, copy: &Copy) -> Result<(), Difference> {
+        let (source, target) = (&copy.source, &copy.target);
+        let options = CopyOptions {
+            source_precondition: self.precise(source, copy.source_condition),
+            target_precondition: self.precise(target, copy.target_condition),
+            durability: copy.durability,
+        };
+        let for_store = CopyOptions {
+            source_precondition: self.translate(options.source_precondition),
+            target_precondition: self.translate(options.target_precondition),
+            durability: copy.durability,
+        };
+        let run = |store: &dyn BlobStore, options| {
+            if copy.rename {
+                store.rename(source, target, options).wait()
+            } else {
+                store.copy(source, target, options).wait()
+            }
+        };
+        let store = run(&*self.store(), for_store);
+        let keys: &[&BinaryKey] = match copy.rename && source != target {
+            true => &[target, source],
+            false => &[target],
+        };
+        match self.settle(keys, copy.durability, store, |model| run(model, options))? {
+            Some((model, store)) => self.record(target, &model, &store),
+            None => Ok(()),
+        }
+    }
+
+    fn open_writer(&mut self, put: &Put) -> Result<(), Difference> {
+        let bytes = put.content.bytes();
+        let (options, for_store) = self.put_options(put, &bytes);
+        let store = self.store().put_stream(&put.key, for_store);
+        let model = self.model.put_stream(&put.key, options);
+        if let Some((model, store)) = self.compare(model, store)? {
+            self.writer = Some(Writers {
+                put: put.clone(),
+                store,
+                model,
+                failed: None,
+                model_failed: None,
+            });
+            return self.write(&bytes);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &Bytes) -> Result<(), Difference> {
+        let Some(writers) = self.writer.as_mut() else {
+            return Ok(());
+        };
+        for piece in bytes.chunks(40_000) {
+            let piece = Bytes::copy_from_slice(piece);
+            for (writer, failed) in [
+                (&mut writers.store, &mut writers.failed),
+                (&mut writers.model, &mut writers.model_failed),
+            ] {
+                if failed.is_none() {
+                    *failed = writer.write(piece.clone()).wait().err();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), Difference> {
+        let Some(writers) = self.writer.take() else {
+            return Ok(());
+        };
+        let finish = |writer: BlobWriter, failed: Option<StorageError>| {
+            let finished = writer.finish().wait();
+            match (failed, finished) {
+                (None, finished) => Ok(finished),
+                (Some(error), Err(_)) => Ok(Err(error)),
+                (Some(error), Ok(_)) => Err(format!("it finished after {error:?}")),
+            }
+        };
+        let store = finish(writers.store, writers.failed)?;
+        let mut wrong = None;
+        let (model, failed) = (writers.model, writers.model_failed);
+        self.settle_put(&writers.put, store, |_| {
+            finish(model, failed).unwrap_or_else(|what| {
+                wrong = Some(what);
+                Err(StorageError::Closed)
+            })
+        })?;
+        wrong.map_or(Ok(()), Err)
+    }
+
+    fn open_reader(&mut self, key: &BinaryKey) -> Result<(), Difference> {
+        let store = self.store().get_stream(key, GetOptions::default()).wait();
+        let model = self.model.get(key, GetOptions::default()).wait();
+        if let Some((model, store)) = self.compare(model, store)? {
+            self.check_version(key, model.version, store.version)?;
+            self.reader = Some(Reading {
+                store,
+                rest: model.bytes,
+            });
+        }
+        Ok(())
+    }
+
+    /// Reads a piece; whether there was one.
+    fn read_on(&mut self) -> Result<bool, Difference> {
+        let Some(mut reading) = self.reader.take() else {
+            return Ok(false);
+        };
+        let piece = match self.expect(reading.store.next().wait())? {
+            Some(Some(piece)) => piece,
+            Some(None) if !reading.rest.is_empty() => {
+                differ!("the reader ended {} bytes early", reading.rest.len())
+            }
+            Some(None) | None => return Ok(false),
+        };
+        if !reading.rest.starts_with(&piece) {
+            let at = reading.store.range.end - reading.rest.len() as u64;
+            differ!(
+                "the reader's piece of {} bytes at {at} is wrong",
+                piece.len()
+            );
+        }
+        drop(reading.rest.split_to(piece.len()));
+        self.reader = Some(reading);
+        Ok(true)
+    }
+
+    fn flush(&mut self) -> Result<(), Difference> {
+        let flushed = self.store().flush().wait();
+        if self.expect(flushed)?.is_some() {
+            self.unflushed = false;
+            self.effect.flushed = true;
+        }
+        Ok(())
+    }
+
+    fn reopen(&mut self) -> Result<(), Difference> {
+        if self.unflushed {
+            self.flush()?;
+        }
+        let store = self.release();
+        self.store = Some(self.subject.reopen(store));
+        self.compare_all()
+    }
+
+    fn compare_all(&mut self) -> Result<(), Difference> {
+        self.list(ListRequest::default())?;
+        let page = expect(self.model.list(ListRequest::default()).wait())?;
+        for blob in page.blobs {
+            self.stat(&blob.key)?;
+            self.get(&blob.key, None, Condition::None, false)?;
+        }
+        Ok(())
+    }
+}
+
+/// How a step ended on both sides.
+enum Both<M, T> {
+    Succeeded(M, T),
+    /// The model succeeded, and the store failed in a way that is tolerated.
+    Tolerated,
+}
+
+/// `None` if both failed, with the same kind of error or one that is tolerated; anything else is a
+/// difference.
+fn both<M, T>(
+    model: Result<M, StorageError>,
+    store: Result<T, StorageError>,
+    tolerance: Tolerance,
+) -> Result<Option<Both<M, T>>, Difference> {
+    let is_tolerated = tolerance != Tolerance::Wrong;
+    match (model, store) {
+        (Ok(model), Ok(store)) => Ok(Some(Both::Succeeded(model, store))),
+        (Ok(_), Err(_)) if is_tolerated => Ok(Some(Both::Tolerated)),
+        (Err(_), Err(_)) if is_tolerated => Ok(None),
+        (Err(model), Err(store)) if model.kind() == store.kind() => Ok(None),
+        (Ok(_), Err(store)) => differ!("it failed: {store:?}"),
+        (Err(model), Ok(_)) => differ!("it succeeded, expected {model:?}"),
+        (Err(model), Err(store)) => differ!("{store:?}, expected {model:?}"),
+    }
+}
+
+/// What can't fail here.
+fn expect<T>(outcome: Result<T, StorageError>) -> Result<T, Difference> {
+    outcome.map_err(|error| format!("it failed: {error:?}"))
+}
+
+/// The blob of a key.
+fn held(store: &dyn BlobStore, key: &BinaryKey) -> Result<Held, StorageError> {
+    Ok(Held {
+        bytes: store.get(key, GetOptions::default()).wait()?.bytes,
+        attributes: store.stat(key).wait()?.attributes,
+    })
+}
+
+/// Everything a store holds, read back.
+///
+/// # Errors
+/// What the store reports.
+pub fn contents_of(store: &dyn BlobStore) -> Result<Contents, StorageError> {
+    let mut contents = Contents::new();
+    let mut request = ListRequest::default();
+    loop {
+        let page = store.list(request.clone()).wait()?;
+        for entry in page.blobs {
+            let held = held(store, &entry.key)?;
+            contents.insert(entry.key, held);
+        }
+        match page.next {
+            Some(token) => request.token = Some(token),
+            None => return Ok(contents),
+        }
+    }
+}
+
+fn same_bytes(key: &BinaryKey, read: &[u8], expected: &[u8]) -> Result<(), Difference> {
+    if read == expected {
+        return Ok(());
+    }
+    let at = read.iter().zip(expected).position(|(a, b)| a != b);
+    differ!(
+        "{key}: read {} bytes, expected {}; they differ from byte {} on",
+        read.len(),
+        expected.len(),
+        at.unwrap_or(read.len().min(expected.len()))
+    );
+}
