@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::random::Random;
 use super::support::{KIB, MIB, key, payload};
+use crate::io::sim::Random;
 use crate::port::{BinaryKey, Durability, ETag, ListRequest, Precondition};
 
 /// A payload, in short: its size and what it was made from.
@@ -289,7 +289,7 @@ impl Chooser {
     fn precondition(&mut self, facts: &dyn Facts, key: &BinaryKey) -> Precondition {
         let some_version = match (facts.current(key), self.random.below(3)) {
             (Some(current), 1..) => current,
-            _ => self.random.next() % (facts.versions() + 1),
+            _ => self.random.number() % (facts.versions() + 1),
         };
         match self.random.below(10) {
             0 | 1 => Precondition::IfAbsent,
@@ -334,11 +334,11 @@ impl Chooser {
     fn border(&mut self, size: u64) -> u64 {
         match self.random.below(8) {
             0 => 0,
-            1 => size.saturating_sub(self.random.next() % 3),
-            2 => size + self.random.next() % 3,
+            1 => size.saturating_sub(self.random.number() % 3),
+            2 => size + self.random.number() % 3,
             3 | 4 => *self.random.pick(&SIZES) as u64,
             5 if self.random.one_in(3) => u64::MAX,
-            _ => self.random.next() % (size + 1),
+            _ => self.random.number() % (size + 1),
         }
     }
 

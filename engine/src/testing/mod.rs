@@ -29,7 +29,6 @@
 mod contract;
 mod history;
 mod model;
-mod random;
 mod support;
 #[cfg(test)]
 mod tests;
