@@ -3,13 +3,13 @@
 pub mod command;
 pub mod image;
 pub mod random;
-pub mod sim;
 pub mod trees;
 pub mod workload;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use graviton_engine::io::sim;
 use graviton_engine::io::{BackendChoice, DirectIo, IoOptions};
 use graviton_engine::port::{BinaryKey, BlobStore, ListRequest, StorageError};
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};

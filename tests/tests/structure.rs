@@ -14,7 +14,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("policy", &["port"]),
     ("runtime", &["store", "policy", "io", "memory", "port"]),
     ("adapters", &["runtime", "port"]),
-    ("testing", &["memory", "port"]),
+    ("testing", &["io", "memory", "port"]),
 ];
 
 /// What a floor's own tests may know besides.

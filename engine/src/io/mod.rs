@@ -18,6 +18,8 @@ mod options;
 mod request;
 mod ring;
 mod role;
+#[cfg(any(test, feature = "testing"))]
+pub mod sim;
 mod small;
 mod syscall;
 mod table;

@@ -8,8 +8,8 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::random::Random;
 use super::support::{KIB, MIB, key, payload};
+use crate::io::sim::Random;
 use crate::port::{BinaryKey, Durability, ListRequest};
 
 /// A payload, in short: its size and what it was made from.
@@ -408,7 +408,7 @@ impl Steps {
     }
 
     fn condition(&mut self) -> Condition {
-        let version = self.random.next();
+        let version = self.random.number();
         match self.random.below(15) {
             0 | 1 => Condition::Absent,
             2 | 3 => Condition::Current,
@@ -436,14 +436,14 @@ impl Steps {
 
     /// A place in a blob, or a little past it.
     fn border(&mut self) -> Border {
-        let little = self.random.next() % 3;
+        let little = self.random.number() % 3;
         match self.random.below(8) {
             0 => Border::At(0),
             1 => Border::BeforeEnd(little),
             2 => Border::AfterEnd(little),
             3 | 4 => Border::At(*self.random.pick(&SIZES) as u64),
             5 if self.random.one_in(3) => Border::At(u64::MAX),
-            _ => Border::Share(self.random.next() % 65_537),
+            _ => Border::Share(self.random.number() % 65_537),
         }
     }
 

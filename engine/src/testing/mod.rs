@@ -31,7 +31,6 @@ mod history;
 mod minimise;
 mod model;
 mod pair;
-mod random;
 mod support;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 
-use super::random::Random;
+use crate::io::sim::Random;
 use crate::port::{
     BinaryKey, Blob, BlobInfo, BlobStore, CopyOptions, DeleteOptions, Durability, ETag, GetOptions,
     ListEntry, ListRequest, Precondition, PutOptions, PutOutcome, StorageError,
@@ -28,7 +28,7 @@ pub(super) fn payload(seed: u64, size: usize) -> Bytes {
     let mut random = Random::new(seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1));
     let mut bytes = BytesMut::with_capacity(size + 8);
     while bytes.len() < size {
-        bytes.extend_from_slice(&random.next().to_le_bytes());
+        bytes.extend_from_slice(&random.number().to_le_bytes());
     }
     bytes.truncate(size);
     bytes.freeze()

@@ -1,9 +1,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc;
 
+use crate::io::sim::Random;
 use crate::port::{BinaryKey, ErrorKind, ListRequest, ListToken, StorageError};
 use crate::testing::Subject;
-use crate::testing::random::Random;
 use crate::testing::support::{Short, Store, assert_fails, key, payload};
 
 #[derive(Debug, PartialEq, Eq, Default)]
