@@ -1,17 +1,19 @@
 //! Helpers of the whole-store tests: stores in temporary directories, on every backend.
 
 pub mod command;
+pub mod history;
 pub mod image;
 pub mod random;
 pub mod trees;
-pub mod workload;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use graviton_engine::io::sim;
 use graviton_engine::io::{BackendChoice, DirectIo, IoOptions};
-use graviton_engine::port::{BinaryKey, BlobStore, ListRequest, StorageError};
+use graviton_engine::port::{
+    BinaryKey, BlobStore, Durability, ListRequest, PutOptions, StorageError,
+};
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_engine::testing::Subject;
 use tempfile::TempDir;
@@ -181,9 +183,11 @@ pub fn check_figures(store: &Store) {
     }
 }
 
-/// The number an environment variable holds, if it does.
+/// A plain put, as durable as this.
 #[must_use]
-pub fn number_from(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    text.parse().ok()
+pub fn put_options(durability: Durability) -> PutOptions {
+    PutOptions {
+        durability,
+        ..PutOptions::default()
+    }
 }

@@ -8,8 +8,7 @@ use graviton_engine::port::{
 };
 use graviton_engine::store::{MIB, OpenOptions, Store};
 use graviton_tests::random::payload;
-use graviton_tests::workload::put_options;
-use graviton_tests::{buffered, create_options, memory_directory};
+use graviton_tests::{buffered, create_options, memory_directory, put_options};
 
 fn key(name: &str, number: u64) -> BinaryKey {
     BinaryKey::new(format!("{name}-{number}")).expect("a short key")

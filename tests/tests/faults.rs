@@ -1,287 +1,256 @@
-//! Calls to the disk that fail: the n-th read, write or sync of a history, once or from then on.
-//! No answer is wrong then, and what was acknowledged is there when the disk works again.
+//! The n-th call to the disk fails, for every n until a history is over before it: once, and from
+//! then on. No answer is wrong then, and what was acknowledged is there when the disk works again,
+//! or when the power fails besides.
 //!
-//! `GRAVITON_SEEDS` asks for more histories, `GRAVITON_SEED` for one of them.
+//! How to run more of it, or one of it again: `graviton_tests::history` and `tests/README.md`.
 
-use graviton_engine::port::{BlobStore, ErrorKind, GetOptions, StorageError};
-use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
-use graviton_tests::number_from;
-use graviton_tests::random::Random;
-use graviton_tests::sim::{Fault, FaultKind, Image, Loss, Sim};
-use graviton_tests::workload::{
-    Change, Contents, History, Mix, Worker, apply, difference, read_all,
+use std::sync::Arc;
+
+use graviton_engine::io::sim::{Fault, FaultKind, Image, Loss, Sim};
+use graviton_engine::port::{ErrorKind, StorageError};
+use graviton_engine::store::Store;
+use graviton_engine::testing::{Difference, Pair, Step, contents_of};
+use graviton_tests::history::{
+    Action, Ground, Machine, PATH, Plan, Record, Tally, Trials, check_store, do_and_note, open,
 };
 
-const PATH: &str = "/simulated/store";
-const BLOCK: u32 = 512;
-const STEPS: usize = 40;
+/// A way to fail that is tried at every call of a history.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    kind: FaultKind,
+    times: usize,
+    /// The disk that it hits.
+    disk: usize,
+}
 
-/// A kind of store, at the end of a history that has filled it.
-struct Ground {
-    sectors: u16,
+impl Way {
+    fn at(self, after: usize) -> Fault {
+        Fault {
+            kind: self.kind,
+            after,
+            times: self.times,
+            disk: Some(self.disk),
+        }
+    }
+}
+
+/// Runs the history once for each call that can fail.
+fn fail_each(
+    ground: &Ground,
     seed: u64,
-    image: Image,
-    contents: Contents,
-}
-
-fn options() -> OpenOptions {
-    OpenOptions {
-        background: false,
-        checkpoint_interval: Some(128 * KIB),
-        ..OpenOptions::default()
-    }
-}
-
-fn create_options(sectors: u16) -> CreateOptions {
-    CreateOptions {
-        sectors,
-        sector_size: 4 * MIB,
-        segment_size: Some(64 * KIB),
-        block_size: Some(BLOCK),
-        open: options(),
-    }
-}
-
-fn worker(contents: Contents, seed: u64) -> Worker {
-    let mix = Mix {
-        keys: 24,
-        largest: 36 << 10,
-        maintenance: true,
+    actions: &[Action],
+    ways: &[Way],
+) -> Result<Tally, Difference> {
+    let mut tally = Tally {
+        histories: 0,
+        actions: 0,
+        images: 0,
     };
-    Worker::new("key", contents, Random::new(seed), mix)
-}
-
-impl Ground {
-    fn new(sectors: u16, seed: u64) -> Self {
-        let sim = Sim::new(BLOCK, seed);
-        sim.record(false);
-        let store = Store::create_on(sim.backend(), PATH, create_options(sectors)).expect("made");
-        let mut worker = worker(Contents::new(), seed);
-        for _ in 0..200 {
-            let (step, outcome) = worker.step(&store, || 0);
-            outcome.unwrap_or_else(|error| panic!("{}: {error}", step.what));
-        }
-        store.close().expect("it closes");
-        Self {
-            sectors,
-            seed,
-            image: sim.image(),
-            contents: worker.contents,
-        }
-    }
-
-    /// Opens the store, goes on and closes it while calls fail; then looks at what is left.
-    /// Returns how many calls failed: 0 if the history was over before.
-    fn try_with(&self, fault: Fault) -> usize {
-        let place = format!(
-            "GRAVITON_SEED={} {} sectors, {fault:?}",
-            self.seed, self.sectors
-        );
-        let sim = Sim::boot(&self.image, BLOCK, self.seed);
-        sim.set_faults(&[fault]);
-        let mut history = History {
-            base: self.contents.clone(),
-            ..History::default()
-        };
-        match Store::open_on(sim.backend(), PATH, options()) {
-            Ok(store) => self.go_on(&store, &sim, &mut history, &place),
-            Err(error) => check_error(&error, &place),
-        }
-        let failures = sim.failures();
-        sim.set_faults(&[]);
-        let position = sim.position();
-        let mut crasher = sim.crasher();
-        crasher.advance(position);
-        check(&sim, &history, position, &format!("{place}, disk healed"));
-        for loss in [Loss::All, Loss::Random(fault.after as u64)] {
-            let sim = Sim::boot(&crasher.image(loss), BLOCK, self.seed);
-            check(&sim, &history, position, &format!("{place}, {loss:?}"));
-        }
-        failures
-    }
-
-    fn go_on(&self, store: &Store, sim: &Sim, history: &mut History, place: &str) {
-        let mut worker = worker(self.contents.clone(), self.seed ^ 1);
-        for _ in 0..STEPS {
-            let (step, outcome) = worker.step(store, || sim.position());
-            let place = format!("{place}, {}", step.what);
-            if let Err(error) = outcome {
-                check_error(&error, &place);
-                // An error of the disk leaves open whether an operation happened; but it is whole.
-                for operation in &step.operations {
-                    if happened(store, operation) {
-                        apply(operation, &mut worker.contents);
-                    }
-                }
-                check_reads(store, &worker.contents, &place);
+    for way in ways {
+        for after in 0.. {
+            let fault = way.at(after);
+            let (failures, images) = fail_one(ground, seed, actions, fault)
+                .map_err(|what| format!("{fault:?}: {what}"))?;
+            tally.histories += 1;
+            tally.actions += actions.len();
+            tally.images += images;
+            if failures == 0 {
+                break;
             }
-            history.steps.push(step);
-        }
-        check_reads(store, &worker.contents, place);
-        if let Err(error) = store.close() {
-            check_error(&error, place);
         }
     }
+    Ok(tally)
 }
 
-fn happened(store: &Store, operation: &[Change]) -> bool {
-    operation.iter().all(|change| {
-        let found = store.get(&change.key, GetOptions::default()).wait();
-        match (&change.blob, found) {
-            (Some(blob), Ok(found)) => *blob == found.bytes,
-            (None, Err(error)) => matches!(error.kind(), ErrorKind::NotFound),
-            _ => false,
-        }
-    })
+/// Runs the history with one fault; then looks at what is left. Returns how many calls failed, and
+/// how many images were looked at.
+fn fail_one(
+    ground: &Ground,
+    seed: u64,
+    actions: &[Action],
+    fault: Fault,
+) -> Result<(usize, usize), Difference> {
+    let mut healthy = Machine::boot(ground.plan.clone(), &ground.image, seed);
+    let mut machine = Machine::boot(ground.plan.clone(), &ground.image, seed);
+    machine.expect_faults();
+    let sim = machine.sim().clone();
+    let mut pair = {
+        let store = open(&mut healthy)?;
+        let mut pair = Pair::over(&mut machine, Arc::<Store>::clone(&store));
+        pair.adopt(store)?;
+        drop(pair.release());
+        pair
+    };
+    let mut record = Record::new(pair.contents());
+    sim.set_faults(&[fault]);
+    match pair.subject().open() {
+        Ok(store) => go_on(&mut pair, store, actions, &mut record)?,
+        Err(error) => check_error(&error)?,
+    }
+    let failures = sim.failures();
+    sim.set_faults(&[]);
+    let position = sim.position();
+    let mut crasher = sim.crasher();
+    crasher.advance(position);
+    let mut images = vec![("the disk healed", sim.image())];
+    if failures > 0 {
+        images.push(("all in doubt was lost", crasher.image(Loss::All)));
+        images.push((
+            "the power failed",
+            crasher.image(Loss::Random(fault.after as u64)),
+        ));
+    }
+    for (what, image) in &images {
+        check(ground, seed, image, &record, position)
+            .map_err(|wrong| format!("{what}: {wrong}"))?;
+    }
+    Ok((failures, images.len()))
+}
+
+/// Does the actions as far as the disk lets it, and closes the store.
+fn go_on(
+    pair: &mut Pair<'_, Machine>,
+    store: Arc<Store>,
+    actions: &[Action],
+    record: &mut Record,
+) -> Result<(), Difference> {
+    pair.resume(Arc::<Store>::clone(&store));
+    for action in actions {
+        let done = do_and_note(pair, action).map_err(|what| format!("{action:?}: {what}"))?;
+        record.done.push(done);
+    }
+    pair.run(&Step::compare_all())?;
+    drop(pair.release());
+    match store.close() {
+        Ok(()) => Ok(()),
+        Err(error) => check_error(&error),
+    }
 }
 
 /// A disk that fails is reported as that, not as damage.
-fn check_error(error: &StorageError, place: &str) {
-    assert!(
-        matches!(error.kind(), ErrorKind::Io | ErrorKind::Unavailable),
-        "{place}: {error} ({:?})",
-        error.kind()
-    );
-}
-
-/// What happened can be read, unless the disk fails again.
-fn check_reads(store: &Store, contents: &Contents, place: &str) {
-    for (key, blob) in contents {
-        match store.get(key, GetOptions::default()).wait() {
-            Ok(found) => assert!(found.bytes == *blob, "{place}: {key} has other bytes"),
-            Err(error) => check_error(&error, place),
-        }
+fn check_error(error: &StorageError) -> Result<(), Difference> {
+    match error.kind() {
+        ErrorKind::Io | ErrorKind::Unavailable => Ok(()),
+        _ => Err(format!("{error} ({:?})", error.kind())),
     }
-    assert_eq!(store.info().blobs, contents.len() as u64, "{place}");
 }
 
-fn check(sim: &Sim, history: &History, position: usize, place: &str) {
-    let outcome = (|| {
-        let store = Store::open_on(sim.backend(), PATH, options())?;
-        let found = read_all(&store)?;
-        let report = store.verify(&mut |_| {})?;
-        Ok::<_, StorageError>((store, found, report))
-    })();
-    let (store, found, report) = match outcome {
-        Ok(outcome) => outcome,
-        Err(error) => fail(history, place, &error.to_string()),
+/// What is left holds what was acknowledged, is whole, and stays so.
+fn check(
+    ground: &Ground,
+    seed: u64,
+    image: &Image,
+    record: &Record,
+    position: usize,
+) -> Result<(), Difference> {
+    let mut machine = Machine::boot(ground.plan.clone(), image, seed);
+    let store = open(&mut machine)?;
+    let found = contents_of(&*store).map_err(|error| format!("can't be read: {error}"))?;
+    // A sector that was given up has no order any more among what failed.
+    record.check_keys(&found, position)?;
+    check_store(&store)?;
+    store.close().map_err(|error| error.to_string())?;
+    drop(store);
+    let again = contents_of(&*open(&mut machine)?).map_err(|error| error.to_string())?;
+    match again == found {
+        true => Ok(()),
+        false => Err("it holds something else when it is opened again".to_owned()),
+    }
+}
+
+/// Histories of a plan, each run once for each call of these kinds.
+fn every(plan: Plan, length: usize, seeds: u64, kinds: &[FaultKind], times: usize) {
+    let mut plan = plan;
+    plan.mix.reopen = false;
+    let disks = 0..usize::from(plan.sectors);
+    let ways: Vec<Way> = kinds
+        .iter()
+        .flat_map(|&kind| disks.clone().map(move |disk| Way { kind, times, disk }))
+        .collect();
+    let trials = Trials {
+        plan,
+        length,
+        disasters: false,
+        seeds,
     };
-    if let Err(what) = history.check_keys(&found, position) {
-        fail(history, place, &what);
-    }
-    if !report.findings.is_empty() {
-        fail(history, place, &format!("{:#?}", report.findings));
-    }
-    let again = store.close().and_then(|()| {
-        drop(store);
-        read_all(&Store::open_on(sim.backend(), PATH, options())?)
-    });
-    match again {
-        Ok(again) if again == found => {}
-        Ok(again) => fail(history, place, &difference(&found, &again)),
-        Err(error) => fail(history, place, &error.to_string()),
-    }
+    let tally = trials.run(&|ground, seed, actions| fail_each(ground, seed, actions, &ways));
+    assert!(tally.histories > 20, "only {tally:?}");
 }
 
-fn fail(history: &History, place: &str, what: &str) -> ! {
-    for (number, step) in history.steps.iter().enumerate() {
-        let acknowledged = step.acknowledged;
-        eprintln!(
-            "{number:4} {:5}..{acknowledged:?} {}",
-            step.started, step.what
-        );
-    }
-    panic!("{place}: {what}");
-}
-
-/// Fails the n-th call of a kind on each disk, for every n until the history is over before it.
-fn every(sectors: u16, kind: FaultKind, times: usize) {
-    let one = number_from("GRAVITON_SEED");
-    let seeds = number_from("GRAVITON_SEEDS").unwrap_or(2);
-    for seed in one.map_or(0..seeds, |seed| seed..seed + 1) {
-        let ground = Ground::new(sectors, seed);
-        let mut histories = 0;
-        for disk in 0..usize::from(sectors) {
-            let fault = |after| Fault {
-                kind,
-                after,
-                times,
-                disk: Some(disk),
-            };
-            histories += (0..)
-                .take_while(|&after| ground.try_with(fault(after)) > 0)
-                .count();
-        }
-        assert!(histories > 20, "only {histories} calls");
-        eprintln!("seed {seed}: {histories} histories");
-    }
-}
+const FOR_EVER: usize = usize::MAX;
 
 #[test]
 fn each_write_fails_once() {
-    every(1, FaultKind::Write, 1);
+    every(Plan::SMALL, 30, 8, &[FaultKind::Write], 1);
 }
 
 #[test]
 fn each_write_and_all_after_it_fail() {
-    every(1, FaultKind::Write, usize::MAX);
+    every(Plan::SMALL, 30, 8, &[FaultKind::Write], FOR_EVER);
 }
 
 #[test]
 fn each_sync_fails_once() {
-    every(1, FaultKind::Sync, 1);
+    every(Plan::SMALL, 30, 8, &[FaultKind::Sync], 1);
 }
 
 #[test]
 fn each_sync_and_all_after_it_fail() {
-    every(1, FaultKind::Sync, usize::MAX);
+    every(Plan::SMALL, 30, 8, &[FaultKind::Sync], FOR_EVER);
 }
 
 #[test]
 fn each_read_fails_once() {
-    every(1, FaultKind::Read, 1);
+    every(Plan::SMALL, 30, 4, &[FaultKind::Read], 1);
 }
 
 #[test]
 fn each_read_and_all_after_it_fail() {
-    every(1, FaultKind::Read, usize::MAX);
+    every(Plan::SMALL, 30, 4, &[FaultKind::Read], FOR_EVER);
 }
 
 #[test]
-fn each_write_fails_once_in_one_of_three_sectors() {
-    every(3, FaultKind::Write, 1);
+fn calls_fail_in_one_of_three_sectors() {
+    let kinds = [FaultKind::Write, FaultKind::Sync];
+    every(Plan::THREE_SECTORS, 30, 4, &kinds, 1);
+    every(Plan::THREE_SECTORS, 30, 4, &kinds, FOR_EVER);
 }
 
 #[test]
-fn each_sync_and_all_after_it_fail_in_one_of_three_sectors() {
-    every(3, FaultKind::Sync, usize::MAX);
+fn calls_fail_while_the_store_is_full() {
+    let kinds = [FaultKind::Write, FaultKind::Sync];
+    every(Plan::FULL, 20, 4, &kinds, 1);
 }
 
 /// A store that can't be made leaves nothing that keeps it from being made.
 #[test]
 fn each_call_of_a_creation_fails() {
+    let plan = Plan {
+        sectors: 2,
+        ..Plan::SMALL
+    };
     for kind in [FaultKind::Read, FaultKind::Write, FaultKind::Sync] {
         for after in 0..1000 {
-            let sim = Sim::new(BLOCK, after as u64);
+            let sim = Sim::new(plan.block_size, after as u64);
             sim.set_faults(&[Fault {
                 kind,
                 after,
                 times: 1,
                 disk: None,
             }]);
-            let outcome = Store::create_on(sim.backend(), PATH, create_options(2));
+            let create = || Store::create_on(sim.backend(), PATH, plan.create_options());
+            let outcome = create();
             let over = sim.failures() == 0;
             sim.set_faults(&[]);
             match outcome {
                 Ok(store) => drop(store),
                 Err(error) => {
-                    check_error(&error, &format!("{kind:?} {after}"));
-                    Store::create_on(sim.backend(), PATH, create_options(2))
-                        .unwrap_or_else(|error| panic!("{kind:?} {after}: again: {error}"));
+                    check_error(&error).unwrap_or_else(|what| panic!("{kind:?} {after}: {what}"));
+                    create().unwrap_or_else(|error| panic!("{kind:?} {after}: again: {error}"));
                 }
             }
-            let store = Store::open_on(sim.backend(), PATH, options()).expect("it opens");
-            assert_eq!(store.info().blobs, 0);
+            let store = Store::open_on(sim.backend(), PATH, plan.open_options());
+            assert_eq!(store.expect("it opens").info().blobs, 0);
             if over {
                 break;
             }

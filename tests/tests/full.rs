@@ -4,17 +4,17 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use graviton_engine::io::BackendChoice;
 use graviton_engine::port::{
     Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, Durability, GetOptions, PutOptions,
     StorageError,
 };
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
+use graviton_engine::testing::{Contents, contents_of};
+use graviton_tests::history::difference;
 use graviton_tests::random::payload;
 use graviton_tests::sim::Sim;
-use graviton_tests::workload::{Contents, difference, put_options, read_all};
-use graviton_tests::{check_figures, create_options, io, test_directory};
+use graviton_tests::{check_figures, create_options, io, put_options, test_directory};
 use tempfile::TempDir;
 
 /// Where stores are made and opened.
@@ -121,7 +121,7 @@ impl Full {
         let before = self.contents.len();
         for (key, blob, op) in begun {
             match op.wait() {
-                Ok(_) => drop(self.contents.insert(key, blob)),
+                Ok(_) => drop(self.contents.insert(key, blob.into())),
                 Err(error) => no_space(&error),
             }
         }
@@ -145,7 +145,7 @@ impl Full {
     }
 
     fn bytes(&self) -> usize {
-        self.contents.values().map(Bytes::len).sum()
+        self.contents.values().map(|held| held.bytes.len()).sum()
     }
 
     /// Deletes every `n`-th blob: that must always be possible.
@@ -160,7 +160,7 @@ impl Full {
     }
 
     fn check(&self) {
-        let found = read_all(&self.store).expect("it can be read");
+        let found = contents_of(&*self.store).expect("it can be read");
         assert!(
             found == self.contents,
             "{}",
@@ -275,7 +275,7 @@ fn streams() {
         writer.write(piece).wait().expect("there is room again");
     }
     writer.finish().wait().expect("there is room again");
-    full.contents.insert(key, blob);
+    full.contents.insert(key, blob.into());
     full.check();
 }
 
@@ -410,7 +410,7 @@ fn readers() {
         while let Some(piece) = reader.next().wait().expect("it can still be read") {
             bytes.extend_from_slice(&piece);
         }
-        assert!(before[&key] == bytes, "{key} has other bytes");
+        assert!(before[&key].bytes == bytes, "{key} has other bytes");
     }
     assert!(
         full.fill(size) > 8 << 20,

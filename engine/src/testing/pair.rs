@@ -1,6 +1,6 @@
 //! A store and its model side by side: every step is run on both, and every answer compared.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,6 +27,16 @@ pub struct Held {
     pub bytes: Bytes,
     /// Its attributes.
     pub attributes: Attributes,
+}
+
+/// A blob without attributes.
+impl From<Bytes> for Held {
+    fn from(bytes: Bytes) -> Self {
+        Self {
+            bytes,
+            attributes: Attributes::new(),
+        }
+    }
 }
 
 /// What a store holds.
@@ -88,8 +98,11 @@ pub struct Pair<'a, S: Subject + ?Sized> {
     empty: MemorySnapshot,
     /// The store's version for each of the model's.
     versions: BTreeMap<u64, u64>,
-    /// The highest version each key had in the store, in this life or an earlier one.
+    /// The highest version each key had in the store, in this life or an earlier one, since the
+    /// store last lost something.
     highest: BTreeMap<BinaryKey, u64>,
+    /// Every version the store ever gave: none comes again, even if it was lost.
+    given: BTreeSet<u64>,
     /// The store's creation time for each of the model's, whose clock never shows a time twice.
     created: BTreeMap<SystemTime, SystemTime>,
     /// The store's modification time for each of the model's versions.
@@ -148,6 +161,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             model,
             versions: BTreeMap::new(),
             highest: BTreeMap::new(),
+            given: BTreeSet::new(),
             created: BTreeMap::new(),
             modified: BTreeMap::new(),
             writer: None,
@@ -189,13 +203,14 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
     }
 
     /// Goes on with a store that was opened again, whatever it holds: that is the model from now
-    /// on. Versions still never come again.
+    /// on. Versions that were lost still never come again.
     ///
     /// # Errors
     /// What can't be read.
     pub fn adopt(&mut self, store: Arc<dyn BlobStore>) -> Result<(), Difference> {
         self.model.restore(&self.empty);
         self.versions.clear();
+        self.highest.clear();
         self.created.clear();
         self.modified.clear();
         self.unflushed = false;
@@ -216,8 +231,8 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             }
             self.modified.insert(made.version, info.modified);
             self.versions.insert(made.version, info.version);
-            let highest = self.highest.entry(key).or_default();
-            *highest = info.version.max(*highest);
+            self.given.insert(info.version);
+            self.highest.insert(key, info.version);
         }
         self.store = Some(store);
         Ok(())
@@ -374,7 +389,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         let changes: Vec<Change> = keys.iter().map(|key| self.change(key)).collect();
         let acknowledged = matches!(outcome, Both::Succeeded(..));
         if !acknowledged {
-            if tolerance == Tolerance::InDoubt && self.happened(&changes) {
+            if tolerance == Tolerance::InDoubt && self.happened(&changes)? {
                 self.learn_versions(keys)?;
             } else {
                 self.model.restore(&before);
@@ -431,33 +446,39 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         }
     }
 
-    /// Whether changes that were left in doubt are there to be read.
-    fn happened(&self, changes: &[Change]) -> bool {
-        let store = self.store();
-        changes.iter().all(|change| {
-            // The disk may fail once more.
-            let found = (0..3).find_map(|_| match held(&*store, &change.key) {
-                Ok(held) => Some(Some(held)),
-                Err(StorageError::NotFound { .. }) => Some(None),
-                Err(_) => None,
-            });
-            found.is_some_and(|found| found == change.blob)
-        })
+    /// What is listed under a key: that needs no disk, which may go on failing.
+    fn listed(&self, key: &BinaryKey) -> Result<Option<ListEntry>, Difference> {
+        let request = ListRequest {
+            max: 1,
+            ..ListRequest::prefix(key)
+        };
+        let page = expect(self.store().list(request).wait())?;
+        let entry = page.blobs.into_iter().next();
+        Ok(entry.filter(|entry| entry.key == *key))
+    }
+
+    /// Whether changes that were left in doubt have happened.
+    fn happened(&self, changes: &[Change]) -> Result<bool, Difference> {
+        for change in changes {
+            let is_there = match (self.listed(&change.key)?, &change.blob) {
+                (Some(entry), Some(_)) => !self.given.contains(&entry.version),
+                (None, None) => true,
+                _ => false,
+            };
+            if !is_there {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn learn_versions(&mut self, keys: &[&BinaryKey]) -> Result<(), Difference> {
-        let store = self.store();
         for key in keys {
-            let Some(model) = self.current(key) else {
-                continue;
-            };
-            let info = (0..3).find_map(|_| store.stat(key).wait().ok());
-            let Some(info) = info else {
-                differ!("{key}: it was there a moment ago");
-            };
-            self.versions.insert(model.version, info.version);
-            let highest = self.highest.entry((*key).clone()).or_default();
-            *highest = info.version.max(*highest);
+            if let (Some(model), Some(entry)) = (self.current(key), self.listed(key)?) {
+                self.versions.insert(model.version, entry.version);
+                self.given.insert(entry.version);
+                self.highest.insert((*key).clone(), entry.version);
+            }
         }
         Ok(())
     }
@@ -478,6 +499,9 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         let highest = self.highest.entry(key.clone()).or_default();
         if store.version <= *highest {
             differ!("{key}: version {} after {highest}", store.version);
+        }
+        if !self.given.insert(store.version) {
+            differ!("{key}: version {} for the second time", store.version);
         }
         *highest = store.version;
         self.versions.insert(model.version, store.version);

@@ -1,0 +1,54 @@
+//! What can happen to a store and its machine.
+
+use std::fmt;
+
+use graviton_engine::io::sim::Random;
+use graviton_engine::testing::{Step, Steps};
+
+use super::ground::Plan;
+
+/// One thing that happens.
+#[derive(Clone)]
+pub enum Action {
+    /// A step of the contract kit's histories.
+    Step(Step),
+    /// A checkpoint is asked for.
+    Checkpoint,
+    /// A compaction is asked for.
+    Compact,
+    /// So many steps of maintenance, if there are as many to do.
+    Maintain(usize),
+    /// The process is killed: the machine goes on.
+    Kill,
+    /// The power failed at some moment of the action before; what is lost, the seed decides.
+    Crash(u64),
+}
+
+impl fmt::Debug for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Step(step) => step.fmt(f),
+            Self::Checkpoint => write!(f, "Checkpoint"),
+            Self::Compact => write!(f, "Compact"),
+            Self::Maintain(steps) => write!(f, "Maintain({steps})"),
+            Self::Kill => write!(f, "Kill"),
+            Self::Crash(seed) => write!(f, "Crash({seed:x})"),
+        }
+    }
+}
+
+/// The first `count` actions of a seed. Without `disasters`, the machine stays up.
+#[must_use]
+pub fn actions(seed: u64, count: usize, plan: &Plan, disasters: bool) -> Vec<Action> {
+    let mut random = Random::new(seed ^ 0xac71_0115);
+    let mut steps = Steps::new(seed, plan.mix.clone());
+    let mut action = || match random.below(100) {
+        0..4 => Action::Checkpoint,
+        4..6 => Action::Compact,
+        6..12 => Action::Maintain(1 + random.below(8)),
+        12..16 if disasters => Action::Crash(random.number()),
+        16..18 if disasters => Action::Kill,
+        _ => Action::Step(steps.next().expect("there is no end of steps")),
+    };
+    (0..count).map(|_| action()).collect()
+}

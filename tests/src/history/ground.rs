@@ -1,0 +1,133 @@
+//! Where histories begin: stores that were used before, as they lie on their disks.
+
+use graviton_engine::io::sim::Image;
+use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions};
+use graviton_engine::testing::{Mix, Pair};
+
+use super::action::actions;
+use super::machine::Machine;
+use super::run::perform;
+
+/// A kind of store, and of what is done with it.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// What the tests call it.
+    pub name: &'static str,
+    /// How many sectors, of 4 MiB each.
+    pub sectors: u16,
+    /// Bytes of a segment.
+    pub segment_size: u64,
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// Keys and sizes.
+    pub mix: Mix,
+}
+
+impl Plan {
+    /// Stores of one sector, blobs of a few chunks.
+    pub const SMALL: Self = Self {
+        name: "small",
+        sectors: 1,
+        segment_size: 64 * KIB,
+        block_size: 512,
+        mix: Mix {
+            keys: 20,
+            largest: 36 << 10,
+            reopen: true,
+        },
+    };
+
+    /// Blocks of 4096 bytes.
+    pub const LARGE_BLOCKS: Self = Self {
+        name: "large blocks",
+        segment_size: 128 * KIB,
+        block_size: 4096,
+        ..Self::SMALL
+    };
+
+    /// Three sectors.
+    pub const THREE_SECTORS: Self = Self {
+        name: "three sectors",
+        sectors: 3,
+        mix: Mix {
+            keys: 40,
+            ..Self::SMALL.mix
+        },
+        ..Self::SMALL
+    };
+
+    /// Blobs of several extents, and so much of them that the sector is full now and then.
+    pub const FULL: Self = Self {
+        name: "full",
+        mix: Mix {
+            keys: 30,
+            largest: 300_000,
+            reopen: true,
+        },
+        ..Self::SMALL
+    };
+
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::SMALL,
+        Self::LARGE_BLOCKS,
+        Self::THREE_SECTORS,
+        Self::FULL,
+    ];
+
+    /// Maintenance is an action like any other: there is no thread for it.
+    #[must_use]
+    pub fn open_options(&self) -> OpenOptions {
+        OpenOptions {
+            background: false,
+            checkpoint_interval: Some(128 * KIB),
+            ..OpenOptions::default()
+        }
+    }
+
+    /// How its stores are made.
+    #[must_use]
+    pub fn create_options(&self) -> CreateOptions {
+        CreateOptions {
+            sectors: self.sectors,
+            sector_size: 4 * MIB,
+            segment_size: Some(self.segment_size),
+            block_size: Some(self.block_size),
+            open: self.open_options(),
+        }
+    }
+}
+
+/// A machine with a store on it that was used for a while, switched off in good order.
+#[derive(Debug, Clone)]
+pub struct Ground {
+    /// The kind of store.
+    pub plan: Plan,
+    /// What is on its disks.
+    pub image: Image,
+}
+
+impl Ground {
+    /// A store that `age` actions of the seed were done to.
+    ///
+    /// # Panics
+    /// If one of them goes wrong.
+    #[must_use]
+    pub fn new(plan: &Plan, seed: u64, age: usize) -> Self {
+        let mut machine = Machine::new(plan.clone(), seed);
+        let image = {
+            let mut pair = Pair::new(&mut machine);
+            for action in actions(seed, age, plan, false) {
+                if let Err(what) = perform(&mut pair, &action) {
+                    panic!("ground {seed} of {plan:?}, {action:?}: {what}");
+                }
+            }
+            drop(pair.release());
+            machine.switch_off()
+        };
+        Self {
+            plan: plan.clone(),
+            image,
+        }
+    }
+}

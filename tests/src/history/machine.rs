@@ -1,0 +1,145 @@
+//! A simulated machine with one store on it, as a subject of the contract kit.
+
+use std::sync::Arc;
+
+use graviton_engine::io::sim::{Crasher, Image, Random, Sim};
+use graviton_engine::port::{BlobStore, ErrorKind, StorageError};
+use graviton_engine::store::{Store, StoreInfo};
+use graviton_engine::testing::{Subject, Tolerance};
+
+use super::ground::Plan;
+
+/// Where the store lies on its machine.
+pub const PATH: &str = "/simulated/store";
+
+/// The machine.
+#[derive(Debug)]
+pub struct Machine {
+    plan: Plan,
+    sim: Sim,
+    store: Option<Arc<Store>>,
+    seeds: Random,
+    /// The disks fail when they are told to.
+    faulty: bool,
+}
+
+impl Machine {
+    /// A machine with nothing on its disks.
+    #[must_use]
+    pub fn new(plan: Plan, seed: u64) -> Self {
+        Self::boot(plan, &Image::default(), seed)
+    }
+
+    /// A machine that comes up.
+    #[must_use]
+    pub fn boot(plan: Plan, image: &Image, seed: u64) -> Self {
+        let mut seeds = Random::new(seed);
+        Self {
+            sim: Sim::boot(image, plan.block_size, seeds.number()),
+            plan,
+            store: None,
+            seeds,
+            faulty: false,
+        }
+    }
+
+    /// Its disks will fail: from now on, that is no surprise.
+    pub fn expect_faults(&mut self) {
+        self.faulty = true;
+    }
+
+    /// Opens the store.
+    ///
+    /// # Errors
+    /// What the store reports.
+    pub fn open(&mut self) -> Result<Arc<Store>, StorageError> {
+        let options = self.plan.open_options();
+        let store = Arc::new(Store::open_on(self.sim.backend(), PATH, options)?);
+        self.store = Some(Arc::clone(&store));
+        Ok(store)
+    }
+
+    /// The store that is open.
+    ///
+    /// # Panics
+    /// If none is.
+    #[must_use]
+    pub fn store(&self) -> Arc<Store> {
+        Arc::clone(self.store.as_ref().expect("a store is open"))
+    }
+
+    /// Its disks.
+    #[must_use]
+    pub fn sim(&self) -> &Sim {
+        &self.sim
+    }
+
+    /// How many events its disks have seen since it came up.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.sim.position()
+    }
+
+    /// What its disks have seen since it came up.
+    #[must_use]
+    pub fn crasher(&self) -> Crasher {
+        self.sim.crasher()
+    }
+
+    /// It goes down and comes up again with `image`; the store is not open then.
+    pub fn come_up(&mut self, image: &Image) {
+        self.store = None;
+        self.sim = Sim::boot(image, self.plan.block_size, self.seeds.number());
+    }
+
+    /// Closes the store and hands over the disks.
+    ///
+    /// # Panics
+    /// If the store does not close.
+    #[must_use]
+    pub fn switch_off(mut self) -> Image {
+        self.close();
+        self.sim.image()
+    }
+
+    fn close(&mut self) {
+        if let Some(store) = self.store.take() {
+            store.close().expect("the store closes");
+        }
+    }
+}
+
+/// A store refuses what does not fit only if it is rather full: three eighths are taken by live
+/// bytes at the least. The rest is kept back for checkpoints, compaction and deletes, or lost where
+/// records do not fill segments of so small a sector.
+fn is_full(info: &StoreInfo) -> bool {
+    let mut spaces = info.sectors.iter().map(|sector| sector.space);
+    spaces.any(|space| space.live >= space.total / 8 * 3)
+}
+
+impl Subject for Machine {
+    fn fresh(&mut self) -> Arc<dyn BlobStore> {
+        self.come_up(&Image::default());
+        let options = self.plan.create_options();
+        let store = Store::create_on(self.sim.backend(), PATH, options);
+        let store = Arc::new(store.expect("a store is made"));
+        self.store = Some(Arc::clone(&store));
+        store
+    }
+
+    fn reopen(&mut self, store: Arc<dyn BlobStore>) -> Arc<dyn BlobStore> {
+        self.close();
+        drop(store);
+        self.open().expect("the store opens again")
+    }
+
+    fn tolerates(&self, error: &StorageError) -> Tolerance {
+        match error.kind() {
+            ErrorKind::NoSpace if is_full(&self.store().info()) => Tolerance::Refused,
+            ErrorKind::Io if self.faulty => Tolerance::InDoubt,
+            // The failure that the sector was given up for may be this very call's.
+            ErrorKind::Unavailable if self.faulty => Tolerance::InDoubt,
+            _ => Tolerance::Wrong,
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Doing the actions of a history, and looking at what comes of them.
+
+use std::ops::AddAssign;
+use std::sync::Arc;
+
+use graviton_engine::io::sim::{Loss, Random};
+use graviton_engine::port::{BlobStore, ErrorKind, StorageError};
+use graviton_engine::store::Store;
+use graviton_engine::testing::{
+    Contents, Difference, Effect, Pair, Step, Subject, Tolerance, contents_of,
+};
+
+use super::action::Action;
+use super::ground::Ground;
+use super::machine::Machine;
+use super::record::{Done, Record};
+
+/// What was done in all.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tally {
+    /// Histories.
+    pub histories: usize,
+    /// Their actions.
+    pub actions: usize,
+    /// Images that a power loss left, opened and compared.
+    pub images: usize,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.histories += other.histories;
+        self.actions += other.actions;
+        self.images += other.images;
+    }
+}
+
+/// Does an action that leaves the machine up.
+pub fn perform(pair: &mut Pair<'_, Machine>, action: &Action) -> Result<Effect, Difference> {
+    let store = pair.subject().store();
+    let done = match action {
+        Action::Step(step) => {
+            drop(store);
+            return pair.run(step);
+        }
+        Action::Checkpoint => store.checkpoint().map(drop),
+        Action::Compact => store.compact().map(drop),
+        Action::Maintain(steps) => maintain(&store, *steps),
+        Action::Kill | Action::Crash(_) => unreachable!("the machine stays up"),
+    };
+    match done {
+        Ok(()) => Ok(Effect::default()),
+        // Maintenance says so where a step of it finds no room; nothing is the worse for it.
+        Err(error) if error.kind() == ErrorKind::NoSpace => Ok(Effect::default()),
+        Err(error) if pair.subject().tolerates(&error) != Tolerance::Wrong => Ok(Effect::default()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn maintain(store: &Store, steps: usize) -> Result<(), StorageError> {
+    for _ in 0..steps {
+        if !store.step()? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Runs a history from its ground to its end.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn run(ground: &Ground, seed: u64, actions: &[Action]) -> Result<Tally, Difference> {
+    let mut machine = Machine::boot(ground.plan.clone(), &ground.image, seed);
+    let store = open(&mut machine)?;
+    let mut pair = Pair::over(&mut machine, Arc::<Store>::clone(&store));
+    pair.adopt(store)?;
+    let mut record = Record::new(pair.contents());
+    let mut tally = Tally {
+        histories: 1,
+        actions: actions.len(),
+        images: 0,
+    };
+    for action in actions {
+        let at = |what| format!("{action:?}: {what}");
+        match action {
+            Action::Kill => {
+                kill(&mut pair).map_err(at)?;
+                record = Record::new(pair.contents());
+            }
+            Action::Crash(seed) => {
+                crash(&mut pair, &mut record, *seed).map_err(at)?;
+                tally.images += 1;
+            }
+            _ => {
+                let done = do_and_note(&mut pair, action).map_err(at)?;
+                record.done.push(done);
+            }
+        }
+    }
+    for last in Step::last() {
+        let at = |what| format!("at the end, {last:?}: {what}");
+        pair.run(&last).map_err(at)?;
+    }
+    check_store(&pair.subject().store())?;
+    Ok(tally)
+}
+
+/// Does an action and notes when, by the events of the disks.
+pub fn do_and_note(pair: &mut Pair<'_, Machine>, action: &Action) -> Result<Done, Difference> {
+    let started = pair.subject().position();
+    let effect = perform(pair, action)?;
+    Ok(Done {
+        what: format!("{action:?}"),
+        effect,
+        started,
+        ended: pair.subject().position(),
+    })
+}
+
+/// Opens the store of a machine.
+pub fn open(machine: &mut Machine) -> Result<Arc<Store>, Difference> {
+    let opened = machine.open();
+    opened.map_err(|error| format!("does not open: {error}"))
+}
+
+/// The process ends without a word; what it handed to the system is there.
+fn kill(pair: &mut Pair<'_, Machine>) -> Result<(), Difference> {
+    let killed = pair.release();
+    let machine = pair.subject();
+    let image = machine.sim().image();
+    machine.come_up(&image);
+    let store = open(machine)?;
+    check_store(&store)?;
+    pair.resume(store);
+    drop(killed);
+    pair.run(&Step::compare_all())?;
+    Ok(())
+}
+
+/// The power failed while the last thing was done.
+fn crash(pair: &mut Pair<'_, Machine>, record: &mut Record, seed: u64) -> Result<(), Difference> {
+    let mut random = Random::new(seed);
+    let dead = pair.release();
+    let machine = pair.subject();
+    let now = machine.position();
+    // Nothing was done yet: it failed while the store was opened.
+    let before = record.done.last().map_or(0, |done| done.started);
+    let position = before + random.below(now - before + 1);
+    let mut crasher = machine.crasher();
+    crasher.advance(position);
+    machine.come_up(&crasher.image(Loss::Random(random.number())));
+    drop(dead);
+    let store = open(machine)?;
+    let found = check_contents(&store, record, position)?;
+    check_store(&store)?;
+    pair.adopt(store)?;
+    *record = Record::new(found);
+    Ok(())
+}
+
+/// Reads everything and compares it with what may be there.
+pub fn check_contents(
+    store: &Arc<Store>,
+    record: &Record,
+    position: usize,
+) -> Result<Contents, Difference> {
+    let found = contents_of(&**store as &dyn BlobStore)
+        .map_err(|error| format!("can't be read: {error}"))?;
+    if store.info().sectors.len() == 1 {
+        record.check_prefix(&found, position)?;
+    } else {
+        record.check_keys(&found, position)?;
+    }
+    Ok(found)
+}
+
+/// The store finds nothing wrong with itself, and its figures add up.
+pub fn check_store(store: &Store) -> Result<(), Difference> {
+    let report = store
+        .verify(&mut |_| {})
+        .map_err(|error| format!("verify: {error}"))?;
+    if !report.findings.is_empty() {
+        return Err(format!("verify: {:#?}", report.findings));
+    }
+    let info = store.info();
+    if !info.health.is_empty() {
+        return Err(format!("health: {:?}", info.health));
+    }
+    for sector in info.sectors {
+        let space = sector.space;
+        if space.metadata + space.live + space.garbage + space.free != space.total {
+            return Err(format!("{space:?} does not add up"));
+        }
+    }
+    Ok(())
+}

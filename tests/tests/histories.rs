@@ -1,0 +1,36 @@
+//! Random histories on simulated machines, compared with the model at every step: reopenings,
+//! kills, power losses, maintenance, full disks.
+//!
+//! How to run more of it, or one of it again: `graviton_tests::history` and `tests/README.md`.
+
+use graviton_tests::history::{Plan, Trials, run};
+
+fn histories(plan: Plan, seeds: u64) {
+    let trials = Trials {
+        plan,
+        length: 40,
+        disasters: true,
+        seeds,
+    };
+    trials.run(&run);
+}
+
+#[test]
+fn on_one_sector() {
+    histories(Plan::SMALL, 4000);
+}
+
+#[test]
+fn on_blocks_of_4096_bytes() {
+    histories(Plan::LARGE_BLOCKS, 2000);
+}
+
+#[test]
+fn on_three_sectors() {
+    histories(Plan::THREE_SECTORS, 3000);
+}
+
+#[test]
+fn on_a_sector_that_is_full_now_and_then() {
+    histories(Plan::FULL, 1000);
+}
