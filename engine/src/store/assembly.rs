@@ -38,6 +38,15 @@ pub fn check_fits_frame(geometry: &Geometry, length: u64) -> Result<(), StorageE
     )))
 }
 
+/// What is not certain of the other sectors.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Others {
+    /// A crash may take back what was done in one, or one was given up.
+    pub in_doubt: bool,
+    /// Frames with LSNs up to this one failed, and may show after a crash.
+    pub failed: u64,
+}
+
 /// The frame being decided.
 pub struct Assembly<'a> {
     number: usize,
@@ -45,8 +54,7 @@ pub struct Assembly<'a> {
     geometry: &'a Geometry,
     next_lsn: &'a mut u64,
     claims: &'a Claims,
-    /// A crash may take back what was done in another sector.
-    others_in_doubt: bool,
+    others: Others,
     /// Keys of requests that wait: what comes later about them waits too.
     blocked: HashSet<BinaryKey>,
     /// Keys that records of this frame change: to which version, if any.
@@ -103,7 +111,7 @@ impl<'a> Assembly<'a> {
         tail: Tail,
         next_lsn: &'a mut u64,
         claims: &'a Claims,
-        others_in_doubt: bool,
+        others: Others,
     ) -> Self {
         Self {
             number,
@@ -111,7 +119,7 @@ impl<'a> Assembly<'a> {
             geometry,
             next_lsn,
             claims,
-            others_in_doubt,
+            others,
             blocked: HashSet::new(),
             overlay: HashMap::new(),
             length: 0,
@@ -423,9 +431,12 @@ impl<'a> Assembly<'a> {
                     return Err(StorageError::NotFound { key });
                 }
                 // A blob that another sector's tombstone hides shows again if a crash takes that
-                // tombstone, unless there is one here.
-                let in_doubt = self.others_in_doubt
-                    && !self.index.is_hidden_by(self.number, key.as_bytes())?;
+                // tombstone, and one whose put failed there may come about, unless there is a
+                // tombstone here.
+                let hidden =
+                    self.index
+                        .is_hidden_by(self.number, key.as_bytes(), self.others.failed)?;
+                let in_doubt = self.others.in_doubt && !hidden;
                 if existed || in_doubt {
                     self.note_crossing(&key)?;
                     self.push_tombstone(key, time);

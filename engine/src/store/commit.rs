@@ -14,7 +14,7 @@ use std::task::{Poll, Waker};
 
 use graviton_format::record::{ExtentRef, RecordKind, record_length};
 
-use super::assembly::{Assembly, check_fits_frame};
+use super::assembly::{Assembly, Others, check_fits_frame};
 use super::index::{Applied, Hold};
 use super::inner::Inner;
 use super::ticket::{Answer, Ticket, ticket};
@@ -267,6 +267,8 @@ pub struct Queue {
     unnoted: Option<u64>,
     /// Every LSN up to this one was applied when the frame under way was decided.
     floor: u64,
+    /// No frame that failed has an LSN above this one; 0: none failed.
+    failed_lsn: u64,
     /// Woken when the frame under way is over.
     idle: Vec<Waker>,
 }
@@ -608,9 +610,13 @@ impl Inner {
             ..
         } = commits;
         let first_lsn = *next_lsn;
-        let others_in_doubt = queues.iter().enumerate().any(|(other, queue)| {
-            other != number && (queue.unsynced || self.sectors[other].poisoned().is_some())
-        });
+        let mut others = Others::default();
+        for (other, queue) in queues.iter().enumerate() {
+            if other != number {
+                others.in_doubt |= queue.unsynced || self.sectors[other].poisoned().is_some();
+                others.failed = others.failed.max(queue.failed_lsn);
+            }
+        }
         let queue = &mut queues[number];
         let mut assembly = Assembly::new(
             number,
@@ -619,7 +625,7 @@ impl Inner {
             queue.tail,
             next_lsn,
             claims,
-            others_in_doubt,
+            others,
         );
         let mut left = Vec::new();
         while !assembly.is_closed()
@@ -794,6 +800,7 @@ impl Inner {
             for claim in &claims {
                 commits.claims.release(claim);
             }
+            let newest = commits.newest;
             let queue = &mut commits.queues[number];
             queue.in_flight = false;
             wakers.append(&mut queue.idle);
@@ -819,6 +826,7 @@ impl Inner {
                     queue.durable_lsn = queue.tail.lsn;
                 }
             } else {
+                queue.failed_lsn = newest;
                 failed = commits.give_up(number);
             }
         }

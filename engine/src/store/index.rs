@@ -849,12 +849,18 @@ impl Index {
         Ok(None)
     }
 
-    /// Whether the newest that the sectors know of a key is a tombstone of sector `number`: then no
-    /// crash of another brings a blob back.
+    /// Whether the newest that the sectors know of a key is a tombstone of sector `number`, and is
+    /// above `failed`, up to which a sector that was given up may hold what its index does not
+    /// know: then no crash of another brings a blob back.
     ///
     /// # Errors
     /// `Corruption` of the index.
-    pub fn is_hidden_by(&self, number: usize, key: &[u8]) -> Result<bool, StorageError> {
+    pub fn is_hidden_by(
+        &self,
+        number: usize,
+        key: &[u8],
+        failed: u64,
+    ) -> Result<bool, StorageError> {
         let mut newest = None;
         for (other, sector) in self.sectors.iter().enumerate() {
             let lsn = match sector.get(key)? {
@@ -864,7 +870,7 @@ impl Index {
             };
             newest = newest.max(Some((lsn, other)));
         }
-        Ok(newest.is_some_and(|(_, holder)| holder == number))
+        Ok(newest.is_some_and(|(lsn, holder)| holder == number && lsn > failed))
     }
 
     /// Takes in one record that sector `number` wrote, in the order of the log.

@@ -39,7 +39,7 @@ pub(super) enum Condition {
     /// The version the key has when the step is run.
     Current,
     CurrentETag,
-    /// Some version of the store's past, of whatever key; or none that ever was.
+    /// Some version of the store's past, of whatever key, or 0, which never is one.
     Earlier(u64),
     EarlierETag(u64),
 }

@@ -298,9 +298,9 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             Condition::Absent => Precondition::IfAbsent,
             Condition::Current => Precondition::IfVersion(current()),
             Condition::CurrentETag => Precondition::IfETag(ETag::of_version(current())),
-            Condition::Earlier(version) => Precondition::IfVersion(version % (highest + 2)),
+            Condition::Earlier(version) => Precondition::IfVersion(version % (highest + 1)),
             Condition::EarlierETag(version) => {
-                Precondition::IfETag(ETag::of_version(version % (highest + 2)))
+                Precondition::IfETag(ETag::of_version(version % (highest + 1)))
             }
         }
     }
