@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use graviton_engine::port::{BinaryKey, BlobStore, DeleteOptions, PutOptions};
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
@@ -35,6 +36,7 @@ impl Plan {
         OpenOptions {
             background: false,
             checkpoint_interval: Some(128 * KIB),
+            reader_patience: Duration::ZERO,
             ..OpenOptions::default()
         }
     }

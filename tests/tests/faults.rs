@@ -3,6 +3,8 @@
 //!
 //! `GRAVITON_SEEDS` asks for more histories, `GRAVITON_SEED` for one of them.
 
+use std::time::Duration;
+
 use graviton_engine::port::{BlobStore, ErrorKind, GetOptions, StorageError};
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_tests::number_from;
@@ -28,6 +30,7 @@ fn options() -> OpenOptions {
     OpenOptions {
         background: false,
         checkpoint_interval: Some(128 * KIB),
+        reader_patience: Duration::ZERO,
         ..OpenOptions::default()
     }
 }
