@@ -526,7 +526,7 @@ mod tests {
         let (asked, asks) = mpsc::channel();
         let gone = std::thread::scope(|scope| {
             let waiter = scope.spawn(|| {
-                sector.wait_for_unpin(Duration::from_secs(600), || {
+                sector.wait_for_unpin(Duration::from_secs(60), || {
                     asked.send(()).unwrap();
                     !sector.is_pinned(3)
                 })
