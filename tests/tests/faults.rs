@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use graviton_engine::io::sim::{Fault, FaultKind, Image, Loss, Sim};
+use graviton_engine::io::sim::{Fault, FaultError, FaultKind, Image, Loss, Sim};
 use graviton_engine::port::{ErrorKind, StorageError};
 use graviton_engine::store::Store;
 use graviton_engine::testing::{Difference, Pair, Step, contents_of};
@@ -18,9 +18,10 @@ use graviton_tests::history::{
 #[derive(Debug, Clone, Copy)]
 struct Way {
     kind: FaultKind,
+    error: FaultError,
     times: usize,
-    /// The disk that it hits.
-    disk: usize,
+    /// The disk that it hits; `None`: any, and what is no disk.
+    disk: Option<usize>,
 }
 
 impl Way {
@@ -29,7 +30,7 @@ impl Way {
             kind: self.kind,
             after,
             times: self.times,
-            disk: Some(self.disk),
+            disk: self.disk,
         }
     }
 }
@@ -49,7 +50,7 @@ fn fail_each(
     for way in ways {
         for after in 0.. {
             let fault = way.at(after);
-            let (failures, images) = fail_one(ground, seed, actions, fault)
+            let (failures, images) = fail_one(ground, seed, actions, fault, way.error)
                 .map_err(|what| format!("{fault:?}: {what}"))?;
             tally.histories += 1;
             tally.actions += actions.len();
@@ -69,6 +70,7 @@ fn fail_one(
     seed: u64,
     actions: &[Action],
     fault: Fault,
+    error: FaultError,
 ) -> Result<(usize, usize), Difference> {
     let mut healthy = Machine::boot(ground.plan.clone(), &ground.image, seed);
     let mut machine = Machine::boot(ground.plan.clone(), &ground.image, seed);
@@ -82,7 +84,7 @@ fn fail_one(
         pair
     };
     let mut record = Record::new(pair.contents());
-    sim.set_faults(&[fault]);
+    sim.add_faults(&[fault], error);
     match pair.subject().open() {
         Ok(store) => go_on(&mut pair, store, actions, &mut record)?,
         Err(error) => check_error(&error)?,
@@ -158,68 +160,125 @@ fn check(
     }
 }
 
-/// Histories of a plan, each run once for each call of these kinds.
-fn every(plan: Plan, length: usize, seeds: u64, kinds: &[FaultKind], times: usize) {
+/// Histories of a plan, each run once for each call that can fail in these ways.
+fn every(plan: Plan, length: usize, seeds: u64, ways: &[Way]) {
     let mut plan = plan;
     plan.mix.reopen = false;
-    let disks = 0..usize::from(plan.sectors);
-    let ways: Vec<Way> = kinds
-        .iter()
-        .flat_map(|&kind| disks.clone().map(move |disk| Way { kind, times, disk }))
-        .collect();
     let trials = Trials {
         plan,
         length,
         disasters: false,
         seeds,
     };
-    let tally = trials.run(&|ground, seed, actions| fail_each(ground, seed, actions, &ways));
+    let tally = trials.run(&|ground, seed, actions| fail_each(ground, seed, actions, ways));
     assert!(tally.histories > 20, "only {tally:?}");
 }
 
 const FOR_EVER: usize = usize::MAX;
 
-#[test]
-fn each_write_fails_once() {
-    every(Plan::SMALL, 30, 8, &[FaultKind::Write], 1);
+/// Calls of a kind fail with EIO, so many times, on the first disk.
+fn fails(kind: FaultKind, times: usize) -> Way {
+    Way {
+        kind,
+        error: FaultError::Io,
+        times,
+        disk: Some(0),
+    }
 }
 
 #[test]
-fn each_write_and_all_after_it_fail() {
-    every(Plan::SMALL, 30, 8, &[FaultKind::Write], FOR_EVER);
+fn each_write_fails() {
+    let kind = FaultKind::Write;
+    let ways = [fails(kind, 1), fails(kind, FOR_EVER)];
+    every(Plan::SMALL, 30, 8, &ways);
 }
 
 #[test]
-fn each_sync_fails_once() {
-    every(Plan::SMALL, 30, 8, &[FaultKind::Sync], 1);
+fn each_write_finds_no_space() {
+    let way = Way {
+        error: FaultError::NoSpace,
+        ..fails(FaultKind::Write, 1)
+    };
+    every(Plan::SMALL, 30, 4, &[way]);
 }
 
 #[test]
-fn each_sync_and_all_after_it_fail() {
-    every(Plan::SMALL, 30, 8, &[FaultKind::Sync], FOR_EVER);
+fn each_sync_fails() {
+    let kind = FaultKind::Sync;
+    let ways = [fails(kind, 1), fails(kind, FOR_EVER)];
+    every(Plan::SMALL, 30, 8, &ways);
 }
 
 #[test]
-fn each_read_fails_once() {
-    every(Plan::SMALL, 30, 4, &[FaultKind::Read], 1);
+fn each_read_fails() {
+    let kind = FaultKind::Read;
+    let ways = [fails(kind, 1), fails(kind, FOR_EVER)];
+    every(Plan::SMALL, 30, 4, &ways);
 }
 
 #[test]
-fn each_read_and_all_after_it_fail() {
-    every(Plan::SMALL, 30, 4, &[FaultKind::Read], FOR_EVER);
+fn the_disk_dies_at_each_call() {
+    every(Plan::SMALL, 20, 2, &[fails(FaultKind::Death, 1)]);
+}
+
+#[test]
+fn each_transfer_is_short() {
+    let ways = [FaultKind::ShortWrite, FaultKind::ShortRead].map(|kind| fails(kind, 1));
+    every(Plan::SMALL, 20, 2, &ways);
+}
+
+/// What opening a store asks of the system besides reading its sectors.
+#[test]
+fn each_call_beside_the_disks_fails() {
+    let kinds = [
+        FaultKind::Open,
+        FaultKind::ReadFile,
+        FaultKind::Lock,
+        FaultKind::Random,
+    ];
+    let errors = [
+        FaultError::Io,
+        FaultError::TooManyFiles,
+        FaultError::NoMemory,
+    ];
+    let ways: Vec<Way> = kinds
+        .into_iter()
+        .flat_map(|kind| {
+            errors.map(|error| Way {
+                error,
+                disk: None,
+                ..fails(kind, 1)
+            })
+        })
+        .collect();
+    every(Plan::THREE_SECTORS, 4, 4, &ways);
 }
 
 #[test]
 fn calls_fail_in_one_of_three_sectors() {
-    let kinds = [FaultKind::Write, FaultKind::Sync];
-    every(Plan::THREE_SECTORS, 30, 4, &kinds, 1);
-    every(Plan::THREE_SECTORS, 30, 4, &kinds, FOR_EVER);
+    let ways: Vec<Way> = (0..3)
+        .flat_map(|disk| {
+            [FaultKind::Write, FaultKind::Sync].map(|kind| Way {
+                disk: Some(disk),
+                ..fails(kind, 1)
+            })
+        })
+        .collect();
+    every(Plan::THREE_SECTORS, 30, 4, &ways);
+    let for_ever: Vec<Way> = ways
+        .iter()
+        .map(|way| Way {
+            times: FOR_EVER,
+            ..*way
+        })
+        .collect();
+    every(Plan::THREE_SECTORS, 30, 4, &for_ever);
 }
 
 #[test]
 fn calls_fail_while_the_store_is_full() {
-    let kinds = [FaultKind::Write, FaultKind::Sync];
-    every(Plan::FULL, 20, 4, &kinds, 1);
+    let ways = [FaultKind::Write, FaultKind::Sync].map(|kind| fails(kind, 1));
+    every(Plan::FULL, 20, 4, &ways);
 }
 
 /// A store that can't be made leaves nothing that keeps it from being made.
@@ -229,7 +288,18 @@ fn each_call_of_a_creation_fails() {
         sectors: 2,
         ..Plan::SMALL
     };
-    for kind in [FaultKind::Read, FaultKind::Write, FaultKind::Sync] {
+    let kinds = [
+        FaultKind::Read,
+        FaultKind::Write,
+        FaultKind::Sync,
+        FaultKind::Create,
+        FaultKind::ReplaceFile,
+        FaultKind::RemoveFile,
+        FaultKind::CreateDirectory,
+        FaultKind::Lock,
+        FaultKind::Random,
+    ];
+    for kind in kinds {
         for after in 0..1000 {
             let sim = Sim::new(plan.block_size, after as u64);
             sim.set_faults(&[Fault {

@@ -3,6 +3,7 @@
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use graviton_engine::port::{
@@ -45,6 +46,7 @@ fn replayed_copy(rename: bool, size: usize) {
         sector_size: 16 * MIB,
         open: OpenOptions {
             background: false,
+            reader_patience: Duration::ZERO,
             checkpoint_interval: Some(MIB),
             ..OpenOptions::default()
         },
@@ -102,6 +104,7 @@ fn a_delete_that_finds_nothing_outlives_the_one_before_it() {
         sector_size: 16 * MIB,
         open: OpenOptions {
             background: false,
+            reader_patience: Duration::ZERO,
             ..OpenOptions::default()
         },
         ..CreateOptions::default()

@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::buffer::AlignedBuf;
 pub use super::completion::IoOp;
@@ -80,6 +81,23 @@ pub enum OpenAccess {
 /// A lock on a file of the store, held until dropped.
 pub trait Lock: Send + Sync + fmt::Debug {}
 
+/// Why a lock was not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody else holds it: the process of this number, if that is known.
+    #[error("locked by {}", match owner {
+        Some(process) => format!("process {process}"),
+        None => "another process".to_owned(),
+    })]
+    Held {
+        /// The process.
+        owner: Option<u32>,
+    },
+    /// What the system reports.
+    #[error(transparent)]
+    File(#[from] io::Error),
+}
+
 /// Opens disks and looks after the few small files beside them.
 pub trait Backend: Send + Sync + fmt::Debug {
     /// Its name, as `info` shows it.
@@ -141,11 +159,16 @@ pub trait Backend: Send + Sync + fmt::Debug {
         super::small::random(bytes)
     }
 
-    /// Takes the lock on the file at `path`, which is created if absent, at once or not at all
-    /// (`WouldBlock`). An exclusive lock excludes every other, a shared one the exclusive ones.
-    /// An exclusive holder's process id is written into the file, for the message of the loser.
+    /// The time now, which may be wrong, and jump either way.
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    /// Takes the lock on the file at `path`, which is created if absent, at once or not at all. An
+    /// exclusive lock excludes every other, a shared one the exclusive ones. A holder that is dead,
+    /// but whose files the system has yet to close, is outwaited.
     ///
     /// # Errors
-    /// `WouldBlock` when another holds it.
-    fn lock(&self, path: &Path, exclusive: bool) -> io::Result<Box<dyn Lock>>;
+    /// [`LockError::Held`] when another holds it, and who does, if it holds it exclusively.
+    fn lock(&self, path: &Path, exclusive: bool) -> Result<Box<dyn Lock>, LockError>;
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::buffer::AlignedBuf;
 use super::completion::IoOp;
-use super::disk::{Backend, Disk, DiskInfo, Lock, OpenAccess, WriteSync};
+use super::disk::{Backend, Disk, DiskInfo, Lock, LockError, OpenAccess, WriteSync};
 use super::file::{self, OpenFile};
 use super::request::{Action, Transfer};
 use super::small;
@@ -95,8 +95,8 @@ impl Backend for HostBackend {
         small::remove_file(path)
     }
 
-    fn lock(&self, path: &Path, exclusive: bool) -> io::Result<Box<dyn Lock>> {
-        small::lock(path, exclusive)
+    fn lock(&self, path: &Path, exclusive: bool) -> Result<Box<dyn Lock>, LockError> {
+        small::lock_patiently(path, exclusive)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The io floor: aligned buffers and the disks behind one small trait.
 //!
 //! [`open_backend`] gives the [`Backend`] over real files: io_uring where it works, plain system
-//! calls elsewhere. Reading order: `disk` (the traits), `completion` (how a transfer answers),
+//! calls elsewhere; `sim` is a machine that is not there. Reading order: `disk` (the traits), `completion` (how a transfer answers),
 //! `request` (what a result means), `ring` and `role` (who reaps), `table` (who owns the buffers).
 
 #![cfg_attr(
@@ -29,5 +29,5 @@ mod uring;
 
 pub use buffer::{AlignedBuf, BUFFER_ALIGNMENT, BufferPool};
 pub use completion::{Completer, CompletionSource};
-pub use disk::{Backend, Disk, DiskInfo, IoOp, Lock, OpenAccess, WriteSync};
+pub use disk::{Backend, Disk, DiskInfo, IoOp, Lock, LockError, OpenAccess, WriteSync};
 pub use options::{BackendChoice, DirectIo, IoOptions, open_backend};

@@ -5,16 +5,20 @@ use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::disk::Lock;
+use super::disk::{Lock, LockError};
 
 /// How often a lock is tried anew when its file is replaced under our hands, and a temporary
 /// name when it is taken.
 const ATTEMPTS_MAX: u32 = 16;
+/// How long a lock is waited for whose owner is dead: a ring can hold its files a moment longer.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// The directory that holds `path`'s name.
 fn parent_of(path: &Path) -> &Path {
@@ -144,7 +148,34 @@ impl Drop for FileLock {
     }
 }
 
-pub(super) fn lock(path: &Path, exclusive: bool) -> io::Result<Box<dyn Lock>> {
+/// Whether a process is gone, or a zombie: killed, but not yet waited for by its parent.
+fn is_dead(process: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{process}/stat")) else {
+        return !Path::new(&format!("/proc/{process}")).exists();
+    };
+    // The state follows the name, which is in parentheses and may contain any.
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    state.is_some_and(|state| state.starts_with(['Z', 'X']))
+}
+
+/// Takes a lock. A living owner is reported at once, a dead one is outwaited.
+pub(super) fn lock_patiently(path: &Path, exclusive: bool) -> Result<Box<dyn Lock>, LockError> {
+    let begun = Instant::now();
+    loop {
+        let owner = match lock(path, exclusive) {
+            Err(LockError::Held { owner }) => owner,
+            result => return result,
+        };
+        let dead = owner.is_none_or(|owner| owner != std::process::id() && is_dead(owner));
+        if !dead || begun.elapsed() > LOCK_PATIENCE {
+            let owner = owner.filter(|_| !dead);
+            return Err(LockError::Held { owner });
+        }
+        std::thread::sleep(LOCK_RETRY);
+    }
+}
+
+fn lock(path: &Path, exclusive: bool) -> Result<Box<dyn Lock>, LockError> {
     for _ in 0..ATTEMPTS_MAX {
         let file = open_lock_file(path, exclusive)?;
         check_is_file(&file, path)?;
@@ -155,9 +186,9 @@ pub(super) fn lock(path: &Path, exclusive: bool) -> io::Result<Box<dyn Lock>> {
         };
         match flock(&file, operation) {
             Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(is_held(&file, path)),
+            Err(Errno::WOULDBLOCK) => return Err(is_held(&file)),
             Err(Errno::INTR) => continue,
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return Err(io::Error::from(errno).into()),
         }
         // A lock on a file that no longer bears the name excludes nobody.
         if !bears_name(&file, path)? {
@@ -173,7 +204,7 @@ pub(super) fn lock(path: &Path, exclusive: bool) -> io::Result<Box<dyn Lock>> {
         return Ok(Box::new(FileLock { file, exclusive }));
     }
     let message = format!("{} is replaced over and over", path.display());
-    Err(io::Error::new(io::ErrorKind::WouldBlock, message))
+    Err(io::Error::other(message).into())
 }
 
 fn open_lock_file(path: &Path, exclusive: bool) -> io::Result<File> {
@@ -198,18 +229,13 @@ fn bears_name(file: &File, path: &Path) -> io::Result<bool> {
 }
 
 /// The error of the loser, which names the owner if it left its number.
-fn is_held(file: &File, path: &Path) -> io::Error {
+fn is_held(file: &File) -> LockError {
     let mut owner = [0; 16];
     let len = file.read_at(&mut owner, 0).unwrap_or(0);
     let owner = std::str::from_utf8(&owner[..len])
         .ok()
-        .and_then(|text| text.trim().parse::<u32>().ok())
-        .map_or_else(
-            || "another process".to_owned(),
-            |pid| format!("process {pid}"),
-        );
-    let message = format!("{} is locked by {owner}", path.display());
-    io::Error::new(io::ErrorKind::WouldBlock, message)
+        .and_then(|text| text.trim().parse::<u32>().ok());
+    LockError::Held { owner }
 }
 
 #[cfg(test)]
@@ -232,7 +258,6 @@ mod tests {
         assert_eq!(mode_of(&path), 0o600);
         for exclusive in [true, false] {
             let error = lock(&path, exclusive).map(drop).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
             let owner = format!("process {}", std::process::id());
             assert!(error.to_string().contains(&owner), "{error}");
         }
@@ -247,10 +272,30 @@ mod tests {
         drop(lock(&path, true).unwrap());
         let (first, second) = (lock(&path, false).unwrap(), lock(&path, false).unwrap());
         let error = lock(&path, true).map(drop).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         assert!(error.to_string().contains("another process"), "{error}");
         drop((first, second));
         lock(&path, true).unwrap();
+    }
+
+    #[test]
+    fn a_dead_owner_is_outwaited() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let held = lock(&path, true).unwrap();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        fs::write(&path, child.id().to_string()).unwrap();
+        let waiting = std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| lock_patiently(&path, true).map(drop));
+            drop(held);
+            waiter.join().unwrap()
+        });
+        waiting.unwrap();
+        // A living one is not.
+        let _held = lock(&path, true).unwrap();
+        let error = lock_patiently(&path, true).map(drop).unwrap_err();
+        let own = std::process::id();
+        assert!(matches!(error, LockError::Held { owner: Some(owner) } if owner == own));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use graviton_format::checksum::{
@@ -14,6 +15,7 @@ use graviton_format::geometry::AREA_SIZE;
 use graviton_format::record::RecordView;
 use graviton_format::superblock::Superblock;
 use graviton_format::{FormatError, Geometry};
+use parking_lot::{Condvar, Mutex};
 
 use crate::io::{AlignedBuf, BufferPool, Disk, WriteSync};
 use crate::port::{BinaryKey, Place, StorageError};
@@ -32,6 +34,16 @@ pub struct Payload {
     pub lsn: u64,
 }
 
+/// How those who wait for readers learn that one has gone. Readers come and go all the time, and
+/// pay for it only while somebody waits.
+#[derive(Debug, Default)]
+struct Unpinned {
+    waiting: AtomicU32,
+    /// How often a reader has gone while somebody waited.
+    count: Mutex<u64>,
+    changed: Condvar,
+}
+
 /// One open sector.
 #[derive(Debug)]
 pub struct Sector {
@@ -43,6 +55,7 @@ pub struct Sector {
     disk: Arc<dyn Disk>,
     /// Readers that are at work in each segment: it is not reused before they are done.
     pins: Box<[AtomicU32]>,
+    unpinned: Unpinned,
     poisoned: OnceLock<String>,
 }
 
@@ -155,6 +168,7 @@ impl Sector {
             geometry,
             disk,
             pins,
+            unpinned: Unpinned::default(),
             poisoned: OnceLock::new(),
         }
     }
@@ -390,7 +404,7 @@ impl Sector {
         segments.sort_unstable();
         segments.dedup();
         for &segment in &segments {
-            self.pins[segment as usize].fetch_add(1, Ordering::AcqRel);
+            self.pins[segment as usize].fetch_add(1, Ordering::SeqCst);
         }
         Pin {
             sector: Arc::clone(self),
@@ -401,7 +415,47 @@ impl Sector {
     /// Whether a reader is at work in a segment.
     #[must_use]
     pub fn is_pinned(&self, segment: u32) -> bool {
-        self.pins[segment as usize].load(Ordering::Acquire) != 0
+        self.pins[segment as usize].load(Ordering::SeqCst) != 0
+    }
+
+    /// Waits until `over`, which is asked whenever a pin was dropped; at most for `patience`.
+    /// Returns what it said last.
+    pub fn wait_for_unpin(&self, patience: Duration, mut over: impl FnMut() -> bool) -> bool {
+        if patience.is_zero() {
+            return over();
+        }
+        let end = Instant::now().checked_add(patience);
+        // Before the first look: a pin that is dropped after it sees that somebody waits.
+        self.unpinned.waiting.fetch_add(1, Ordering::SeqCst);
+        let mut in_time = true;
+        let outcome = loop {
+            let seen = *self.unpinned.count.lock();
+            // With no lock held: it may ask for locks that whoever drops a pin holds.
+            let is_over = over();
+            if is_over || !in_time {
+                break is_over;
+            }
+            let mut count = self.unpinned.count.lock();
+            while in_time && *count == seen {
+                match end {
+                    Some(end) => {
+                        let waited = self.unpinned.changed.wait_until(&mut count, end);
+                        in_time = !waited.timed_out();
+                    }
+                    None => self.unpinned.changed.wait(&mut count),
+                }
+            }
+        };
+        self.unpinned.waiting.fetch_sub(1, Ordering::SeqCst);
+        outcome
+    }
+
+    /// Makes those who wait for readers look again at whether they should.
+    pub fn wake_for_unpin(&self) {
+        if self.unpinned.waiting.load(Ordering::SeqCst) > 0 {
+            *self.unpinned.count.lock() += 1;
+            self.unpinned.changed.notify_all();
+        }
     }
 }
 
@@ -434,7 +488,72 @@ pub struct Pin {
 impl Drop for Pin {
     fn drop(&mut self) {
         for &segment in &self.segments {
-            self.sector.pins[segment as usize].fetch_sub(1, Ordering::AcqRel);
+            self.sector.pins[segment as usize].fetch_sub(1, Ordering::SeqCst);
+        }
+        self.sector.wake_for_unpin();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::Backend;
+    use crate::io::sim::Sim;
+    use crate::port::op::wait_for;
+    use std::sync::mpsc;
+
+    fn sector() -> Arc<Sector> {
+        let geometry = Geometry {
+            block_size: 512,
+            segment_size: 64 << 10,
+            segment_count: 40,
+        };
+        let identity = Identity {
+            store_id: [1; 16],
+            sector_id: 1,
+        };
+        let disk = Sim::new(512, 1).create(Path::new("/sector"), geometry.sector_size());
+        let superblock = Superblock::new(identity, 0, 1, &geometry, 1);
+        Arc::new(wait_for(Sector::format(disk.unwrap(), superblock)).unwrap())
+    }
+
+    #[test]
+    fn a_pin_that_is_dropped_wakes_whoever_waits_for_it() {
+        let sector = sector();
+        let address = sector.geometry().segment_offset(3);
+        let pin = sector.pin(std::iter::once(address));
+        assert!(sector.is_pinned(3));
+        let (asked, asks) = mpsc::channel();
+        let gone = std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                sector.wait_for_unpin(Duration::from_secs(60), || {
+                    asked.send(()).unwrap();
+                    !sector.is_pinned(3)
+                })
+            });
+            asks.recv().unwrap();
+            // A reader of another segment is none that is waited for.
+            drop(sector.pin(std::iter::once(sector.geometry().segment_offset(4))));
+            asks.recv().unwrap();
+            assert!(sector.is_pinned(3));
+            drop(pin);
+            waiter.join().unwrap()
+        });
+        assert!(gone);
+        assert_eq!(sector.unpinned.waiting.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn patience_ends() {
+        let sector = sector();
+        let _pin = sector.pin(std::iter::once(sector.geometry().segment_offset(3)));
+        for patience in [Duration::ZERO, Duration::from_millis(1)] {
+            let mut asks = 0;
+            assert!(!sector.wait_for_unpin(patience, || {
+                asks += 1;
+                !sector.is_pinned(3)
+            }));
+            assert_eq!(asks, if patience.is_zero() { 1 } else { 2 });
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam::channel::Sender;
 use graviton_format::checksum::Identity;
@@ -21,19 +21,16 @@ use super::maintain::{Efforts, Kept};
 use super::options::{Access, CreateOptions, MIB, OpenOptions};
 use super::record::{self, Details};
 use super::ticket::CommitSource;
-use crate::io::{Backend, Disk, IoOptions, Lock, OpenAccess, open_backend};
+use crate::io::{Backend, Disk, IoOptions, Lock, LockError, OpenAccess, open_backend};
 use crate::log::image_io::{Root, has_image, mend_roots, read_image, read_roots};
 use crate::log::replay::{LoggedFrame, LoggedRecord};
 use crate::log::{Replay, Sector, Segments, State};
 use crate::port::op::{Driver, Signal, wait_for};
 use crate::port::{BinaryKey, ErrorKind, StorageError};
 
-/// How long a store is waited for whose owner is dead: a ring can hold its files a moment longer.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// Log bytes left to replay at a close above which a checkpoint is taken first, unless it would
 /// write more than that.
 const REPLAY_AT_CLOSE: u64 = 4 * MIB;
-const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// LSNs and generations above this are damage, not age: counting on from them would overflow.
 const COUNTER_MAX: u64 = 1 << 62;
@@ -197,31 +194,23 @@ fn random<const N: usize>(backend: &dyn Backend, path: &Path) -> Result<[u8; N],
     Ok(bytes)
 }
 
-/// Whether a process is gone, or a zombie: killed, but not yet waited for by its parent.
-fn is_dead(process: u32) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{process}/stat")) else {
-        return !Path::new(&format!("/proc/{process}")).exists();
-    };
-    // The state follows the name, which is in parentheses and may contain any.
-    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
-    state.is_some_and(|state| state.starts_with(['Z', 'X']))
-}
-
-/// Takes the store's lock. A living owner is reported at once, a dead one is outwaited.
+/// Takes the store's lock.
 fn take_lock(
     backend: &dyn Backend,
     directory: &Path,
     access: Access,
 ) -> Result<Option<Box<dyn Lock>>, StorageError> {
     let path = directory.join(catalog::LOCK_FILE);
-    let begun = Instant::now();
-    loop {
-        let error = match backend.lock(&path, access == Access::ReadWrite) {
-            Ok(lock) => return Ok(Some(lock)),
-            Err(error) => error,
-        };
-        match error.kind() {
-            std::io::ErrorKind::WouldBlock => {}
+    match backend.lock(&path, access == Access::ReadWrite) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(LockError::Held { owner }) => Err(StorageError::Locked {
+            path: directory.to_owned(),
+            owner: owner.map_or_else(
+                || "another process".to_owned(),
+                |process| format!("process {process}"),
+            ),
+        }),
+        Err(LockError::File(error)) => match error.kind() {
             // A reader can do without where it may not write; the file is not found if it may not
             // make it either.
             std::io::ErrorKind::PermissionDenied
@@ -229,29 +218,10 @@ fn take_lock(
             | std::io::ErrorKind::NotFound
                 if access != Access::ReadWrite =>
             {
-                return Ok(None);
+                Ok(None)
             }
-            _ => return Err(file_error("lock", &path)(error)),
-        }
-        let owner = backend
-            .read_file(&path, 64)
-            .ok()
-            .and_then(|bytes| String::from_utf8(bytes).ok());
-        let process = owner
-            .as_deref()
-            .and_then(|text| text.trim().parse::<u32>().ok());
-        let dead = process.is_none_or(|process| process != std::process::id() && is_dead(process));
-        if !dead || begun.elapsed() > LOCK_PATIENCE {
-            let owner = match process {
-                Some(process) if !dead => format!("process {process}"),
-                _ => "another process".to_owned(),
-            };
-            return Err(StorageError::Locked {
-                path: directory.to_owned(),
-                owner,
-            });
-        }
-        std::thread::sleep(LOCK_RETRY);
+            _ => Err(file_error("lock", &path)(error)),
+        },
     }
 }
 
@@ -345,7 +315,7 @@ impl Inner {
         let store_id: [u8; 16] = random(backend.as_ref(), path)?;
         let mut sectors = Vec::new();
         let mut named = Vec::new();
-        let created = record::now();
+        let created = record::milliseconds(backend.now());
         // The device's block is known once a file lies on it.
         let mut measures = options.clone();
         for number in 0..options.sectors {
@@ -581,7 +551,7 @@ impl Inner {
 
     /// The time now in milliseconds since 1970; never less than it was before.
     pub fn now(&self) -> u64 {
-        let now = record::now();
+        let now = record::milliseconds(self.backend.now());
         self.clock.fetch_max(now, Ordering::AcqRel).max(now)
     }
 
@@ -610,7 +580,12 @@ impl Inner {
 
     /// Turns the store away from new calls. Returns whether it was open.
     pub fn begin_close(&self) -> bool {
-        !self.closed.swap(true, Ordering::AcqRel)
+        let was_open = !self.closed.swap(true, Ordering::AcqRel);
+        // Maintenance that waits for readers waits no longer.
+        self.sectors
+            .iter()
+            .for_each(|sector| sector.wake_for_unpin());
+        was_open
     }
 
     /// Waits for what was submitted and leaves the store as it is quickest to open.
@@ -625,7 +600,8 @@ impl Inner {
         }
         self.end_maintenance();
         let mut outcome = self.drain();
-        self.note_durable();
+        // Without it, what is durable is as durable.
+        let _ = self.note_durable();
         let long = self.index.read().sectors.iter().any(|sector| {
             let image = sector.image_estimate() as u64;
             sector.replay_bytes > REPLAY_AT_CLOSE.max(image)

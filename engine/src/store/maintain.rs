@@ -7,7 +7,7 @@
 //! is therefore ever needed by a recovery after its segment was written anew.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, RecvTimeoutError};
@@ -40,8 +40,6 @@ const ZERO_WRITE: u64 = 1 << 20;
 const MOVE_BATCH: u64 = 1 << 20;
 /// Bytes of records in one of its requests: small, so that they fill segments to the end.
 const MOVE_MAX: u64 = 64 << 10;
-/// How long puts that need room wait for readers of segments in which nothing lives any more.
-const READER_PATIENCE: Duration = Duration::from_secs(1);
 /// Entries changed since a checkpoint, after which the next is due whatever the log's length.
 const DELTA_MAX: usize = 500_000;
 /// How long the log is idle before a note is written of what is durable.
@@ -183,6 +181,16 @@ impl Inner {
     /// What the disk reports, or damage that was met.
     pub fn step(self: &Arc<Self>) -> Result<bool, StorageError> {
         self.step_with(&mut self.maintenance.lock())
+    }
+
+    /// As [`Inner::step`]; when there was nothing to do, what the store's own thread does once the
+    /// log has been idle for a while.
+    ///
+    /// # Errors
+    /// As [`Inner::step`].
+    pub fn step_or_note(self: &Arc<Self>) -> Result<bool, StorageError> {
+        let mut efforts = self.begin_maintenance()?;
+        Ok(self.step_with(&mut efforts)? || self.note_durable()?)
     }
 
     /// As [`Inner::step`], unless a thread (this one, perhaps) is at it: `None`.
@@ -353,8 +361,7 @@ impl Inner {
     }
 
     /// Waits for readers of reclaimed segments, if that is what keeps them from being free.
-    /// Returns whether one became free of readers; not for ever, for a reader may be idle, or on
-    /// the very thread that waits.
+    /// Returns whether one became free of readers.
     fn wait_for_readers(&self, number: usize) -> bool {
         let pinned = || {
             let index = self.index.read();
@@ -366,14 +373,15 @@ impl Inner {
                 .count()
         };
         let before = pinned();
-        let begun = Instant::now();
-        while before > 0 && begun.elapsed() < READER_PATIENCE && self.check_open().is_ok() {
-            if pinned() < before {
-                return true;
-            }
-            std::thread::sleep(Duration::from_millis(1));
+        if before == 0 {
+            return false;
         }
-        false
+        let mut free = false;
+        self.sectors[number].wait_for_unpin(self.options.reader_patience, || {
+            free = pinned() < before;
+            free || self.check_open().is_err()
+        });
+        free
     }
 
     /// Reclaimed segments that wait for a checkpoint only, not for readers.
@@ -817,17 +825,27 @@ impl Inner {
     }
 
     /// Writes a note of what is durable behind the last frame of each sector that lacks one, so
-    /// that damage to that frame is not taken for a torn tail.
-    pub fn note_durable(self: &Arc<Self>) {
+    /// that damage to that frame is not taken for a torn tail. `false` if none does.
+    ///
+    /// # Errors
+    /// What the disk of one sector reports; the others have their notes.
+    pub fn note_durable(self: &Arc<Self>) -> Result<bool, StorageError> {
+        let mut any = Ok(false);
         for number in 0..self.sectors.len() {
             let wanted = {
                 let commits = self.commits.lock();
                 commits.lacks_note(number) && commits.is_idle(number)
             };
             if wanted && self.sectors[number].poisoned().is_none() {
-                let _ = wait_for(self.submit(number, Work::Note, true));
+                match wait_for(self.submit(number, Work::Note, true)) {
+                    Ok(_) => any = any.map(|_| true),
+                    // A log that is full to the last block goes without.
+                    Err(StorageError::NoSpace { .. }) => {}
+                    Err(error) => any = any.and(Err(error)),
+                }
             }
         }
+        any
     }
 
     /// Whether a note will have to be written once the log is idle.
@@ -858,7 +876,10 @@ impl Inner {
             };
             match woken {
                 Ok(()) => {}
-                Err(RecvTimeoutError::Timeout) => self.note_durable(),
+                Err(RecvTimeoutError::Timeout) => {
+                    // If it fails, whoever writes next learns of it.
+                    let _ = self.note_durable();
+                }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             if self.check_open().is_err() {

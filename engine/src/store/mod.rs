@@ -231,14 +231,15 @@ impl Store {
     }
 
     /// Does one unit of maintenance (a checkpoint, the compaction of a segment, ...) on this
-    /// thread; `false` when there is nothing to do. Only needed with
-    /// [`OpenOptions::background`] off.
+    /// thread; last, when nothing else is left, the notes of what is durable that follow the last
+    /// writes. `false` when there is nothing to do. Only needed with [`OpenOptions::background`]
+    /// off.
     ///
     /// # Errors
     /// What the disk reports, or damage that was met.
     pub fn step(&self) -> Result<bool, StorageError> {
         self.inner.check_writable()?;
-        self.inner.step()
+        self.inner.step_or_note()
     }
 }
 

@@ -1,5 +1,7 @@
 //! How a store is created and opened.
 
+use std::time::Duration;
+
 use crate::io::IoOptions;
 
 /// One kibibyte and its larger kin, in bytes.
@@ -68,6 +70,11 @@ pub struct OpenOptions {
     /// Log bytes after which a checkpoint is taken: what recovery must replay, at most about
     /// twice this. `None`: 256 MiB, or less in a small sector.
     pub checkpoint_interval: Option<u64>,
+    /// How long puts that need room wait for readers of segments in which nothing lives any more,
+    /// before they fail with `NoSpace`; not for ever, for a reader may be idle, or on the very
+    /// thread that waits. With [`Duration::ZERO`] they don't, and the store looks at no clock but
+    /// that of its backend.
+    pub reader_patience: Duration,
 }
 
 impl Default for OpenOptions {
@@ -77,6 +84,7 @@ impl Default for OpenOptions {
             io: IoOptions::default(),
             background: true,
             checkpoint_interval: None,
+            reader_patience: Duration::from_secs(1),
         }
     }
 }

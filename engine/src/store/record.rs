@@ -116,10 +116,8 @@ pub fn system_time(milliseconds: u64) -> SystemTime {
         .unwrap_or(UNIX_EPOCH)
 }
 
-/// The time now, as the format has it.
-pub fn now() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+/// A time of the API as a time of the format.
+pub fn milliseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -18,6 +18,8 @@ pub enum Action {
     Compact,
     /// So many steps of maintenance, if there are as many to do.
     Maintain(usize),
+    /// The clock is set by so many seconds, forwards or back.
+    Clock(i64),
     /// The process is killed: the machine goes on.
     Kill,
     /// The power failed at some moment of the action before; what is lost, the seed decides.
@@ -31,6 +33,7 @@ impl fmt::Debug for Action {
             Self::Checkpoint => write!(f, "Checkpoint"),
             Self::Compact => write!(f, "Compact"),
             Self::Maintain(steps) => write!(f, "Maintain({steps})"),
+            Self::Clock(seconds) => write!(f, "Clock({seconds})"),
             Self::Kill => write!(f, "Kill"),
             Self::Crash(seed) => write!(f, "Crash({seed:x})"),
         }
@@ -46,7 +49,12 @@ pub fn actions(seed: u64, count: usize, plan: &Plan, disasters: bool) -> Vec<Act
         0..4 => Action::Checkpoint,
         4..6 => Action::Compact,
         6..12 => Action::Maintain(1 + random.below(8)),
-        12..16 if disasters => Action::Crash(random.number()),
+        12 => {
+            let days = [1, 400, 40_000][random.below(3)];
+            let seconds = days * 86_400 + 1;
+            Action::Clock(if random.one_in(2) { seconds } else { -seconds })
+        }
+        13..16 if disasters => Action::Crash(random.number()),
         16..18 if disasters => Action::Kill,
         _ => Action::Step(steps.next().expect("there is no end of steps")),
     };

@@ -95,7 +95,7 @@ impl Explorer<'_> {
         let mut position = self.random.below(how.stride);
         while position <= last {
             crasher.advance(position);
-            for loss in self.losses(crasher.doubts(), how) {
+            for loss in self.losses(&crasher, how) {
                 let image = crasher.image(loss);
                 let at = |what| format!("power loss at event {position}, {loss:?}: {what}");
                 let moment = fixed.map_or(position, |(moment, ..)| moment);
@@ -120,10 +120,11 @@ impl Explorer<'_> {
         Ok(())
     }
 
-    fn losses(&mut self, doubts: usize, how: Exploration) -> Vec<Loss> {
+    fn losses(&mut self, crasher: &Crasher, how: Exploration) -> Vec<Loss> {
         if how.every_loss {
-            return every_loss(doubts);
+            return crasher.losses().collect();
         }
+        let doubts = crasher.doubts();
         if doubts == 0 {
             return vec![Loss::All];
         }
@@ -210,9 +211,4 @@ impl Explorer<'_> {
         }
         check_store(&pair.subject().store())
     }
-}
-
-fn every_loss(doubts: usize) -> Vec<Loss> {
-    let prefixes = (0..=doubts).map(Loss::KeepFirst);
-    prefixes.chain((1..doubts).map(Loss::LoseFirst)).collect()
 }

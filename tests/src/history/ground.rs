@@ -1,5 +1,7 @@
 //! Where histories begin: stores that were used before, as they lie on their disks.
 
+use std::time::Duration;
+
 use graviton_engine::io::sim::Image;
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions};
 use graviton_engine::testing::{Mix, Pair};
@@ -81,6 +83,8 @@ impl Plan {
         OpenOptions {
             background: false,
             checkpoint_interval: Some(128 * KIB),
+            // Readers are on the thread that would wait for them.
+            reader_patience: Duration::ZERO,
             ..OpenOptions::default()
         }
     }

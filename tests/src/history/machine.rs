@@ -1,6 +1,7 @@
 //! A simulated machine with one store on it, as a subject of the contract kit.
 
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use graviton_engine::io::sim::{Crasher, Image, Random, Sim};
 use graviton_engine::port::{BlobStore, ErrorKind, StorageError};
@@ -19,8 +20,17 @@ pub struct Machine {
     sim: Sim,
     store: Option<Arc<Store>>,
     seeds: Random,
-    /// The disks fail when they are told to.
-    faulty: bool,
+    trouble: Trouble,
+}
+
+/// What is to be expected of the disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    None,
+    /// They fail when they are told to.
+    Failures,
+    /// They lie when they are told to.
+    Lies,
 }
 
 impl Machine {
@@ -39,13 +49,23 @@ impl Machine {
             plan,
             store: None,
             seeds,
-            faulty: false,
+            trouble: Trouble::None,
         }
     }
 
     /// Its disks will fail: from now on, that is no surprise.
     pub fn expect_faults(&mut self) {
-        self.faulty = true;
+        self.trouble = Trouble::Failures;
+    }
+
+    /// Its disks will lie: from now on, what is found out is no surprise.
+    pub fn expect_lies(&mut self) {
+        self.trouble = Trouble::Lies;
+    }
+
+    /// Its disks tell the truth from now on.
+    pub fn expect_honesty(&mut self) {
+        self.trouble = Trouble::None;
     }
 
     /// Opens the store.
@@ -78,6 +98,17 @@ impl Machine {
     #[must_use]
     pub fn position(&self) -> usize {
         self.sim.position()
+    }
+
+    /// Sets its clock by so many seconds, forwards or back.
+    pub fn set_clock(&self, seconds: i64) {
+        let by = Duration::from_secs(seconds.unsigned_abs());
+        let now = self.sim.time();
+        let set = match seconds < 0 {
+            true => now.checked_sub(by),
+            false => now.checked_add(by),
+        };
+        self.sim.set_time(set.unwrap_or(UNIX_EPOCH));
     }
 
     /// What its disks have seen since it came up.
@@ -136,9 +167,11 @@ impl Subject for Machine {
     fn tolerates(&self, error: &StorageError) -> Tolerance {
         match error.kind() {
             ErrorKind::NoSpace if is_full(&self.store().info()) => Tolerance::Refused,
-            ErrorKind::Io if self.faulty => Tolerance::InDoubt,
             // The failure that the sector was given up for may be this very call's.
-            ErrorKind::Unavailable if self.faulty => Tolerance::InDoubt,
+            ErrorKind::Io | ErrorKind::Unavailable if self.trouble == Trouble::Failures => {
+                Tolerance::InDoubt
+            }
+            ErrorKind::Corruption if self.trouble == Trouble::Lies => Tolerance::InDoubt,
             _ => Tolerance::Wrong,
         }
     }

@@ -45,6 +45,10 @@ pub fn perform(pair: &mut Pair<'_, Machine>, action: &Action) -> Result<Effect, 
         Action::Checkpoint => store.checkpoint().map(drop),
         Action::Compact => store.compact().map(drop),
         Action::Maintain(steps) => maintain(&store, *steps),
+        Action::Clock(seconds) => {
+            pair.subject().set_clock(*seconds);
+            Ok(())
+        }
         Action::Kill | Action::Crash(_) => unreachable!("the machine stays up"),
     };
     match done {

@@ -1,15 +1,37 @@
-//! The machine as a [`Backend`]: its files and locks.
+//! The machine as a [`Backend`]: its files, locks and clock.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use super::machine::{Shared, Sim};
-use super::medium::Medium;
-use crate::io::{Backend, Disk, Lock, OpenAccess};
+use super::disk::SimDisk;
+use super::fault::{DiskCondition, FaultError, FaultKind};
+use super::machine::{Held, Shared, Sim};
+use super::medium::Node;
+use crate::io::{Backend, Disk, DiskInfo, Lock, LockError, OpenAccess};
 
 fn absent() -> io::Error {
     io::ErrorKind::NotFound.into()
+}
+
+impl Sim {
+    fn disk(&self, number: usize, path: &Path, access: OpenAccess) -> Arc<dyn Disk> {
+        let size = self.shared.state.lock().disks[number].medium.size() as u64;
+        Arc::new(SimDisk {
+            info: DiskInfo {
+                path: path.to_owned(),
+                backend: self.name(),
+                direct: true,
+                block_size: self.shared.block_size,
+                physical_block_size: self.shared.block_size,
+            },
+            number,
+            size,
+            writable: access == OpenAccess::ReadWrite,
+            shared: Arc::clone(&self.shared),
+        })
+    }
 }
 
 impl Backend for Sim {
@@ -18,68 +40,95 @@ impl Backend for Sim {
     }
 
     fn create(&self, path: &Path, size: u64) -> io::Result<Arc<dyn Disk>> {
+        let size = usize::try_from(size).map_err(io::Error::other)?;
         let number = {
             let mut state = self.shared.state.lock();
-            if state.disks.iter().any(|(other, _)| other == path) {
+            if state.names.contains_key(path) {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
-            let medium = Medium::new(usize::try_from(size).map_err(io::Error::other)?);
-            state.base.push(medium.clone());
-            state.disks.push((path.to_owned(), medium));
-            state.disks.len() - 1
+            let number = state.disks.len();
+            state.faults.check(FaultKind::Create, Some(number))?;
+            let number = state.add_disk(size);
+            state.name(path.to_owned(), Some(Node::Disk(number)), true);
+            number
         };
-        Ok(self.disk(number, path))
+        Ok(self.disk(number, path, OpenAccess::ReadWrite))
     }
 
-    fn open(&self, path: &Path, _access: OpenAccess) -> io::Result<Arc<dyn Disk>> {
+    fn open(&self, path: &Path, access: OpenAccess) -> io::Result<Arc<dyn Disk>> {
         let number = {
-            let state = self.shared.state.lock();
-            state.disks.iter().position(|(other, _)| other == path)
+            let mut state = self.shared.state.lock();
+            let number = match state.names.get(path) {
+                Some(Node::Disk(number)) => *number,
+                Some(Node::File(_)) => return Err(io::ErrorKind::InvalidInput.into()),
+                None => return Err(absent()),
+            };
+            state.faults.check(FaultKind::Open, Some(number))?;
+            match state.disks[number].condition {
+                DiskCondition::Well => number,
+                DiskCondition::Dead => return Err(FaultError::Io.into()),
+                DiskCondition::Absent => return Err(absent()),
+            }
         };
-        Ok(self.disk(number.ok_or_else(absent)?, path))
+        Ok(self.disk(number, path, access))
     }
 
     fn create_directory(&self, _path: &Path) -> io::Result<()> {
-        Ok(())
+        let faults = &mut self.shared.state.lock().faults;
+        faults.check(FaultKind::CreateDirectory, None)
     }
 
     fn read_file(&self, path: &Path, limit: usize) -> io::Result<Vec<u8>> {
-        let state = self.shared.state.lock();
-        let bytes = state.files.get(path).ok_or_else(absent)?;
-        if bytes.len() > limit {
-            return Err(io::ErrorKind::InvalidData.into());
+        let mut state = self.shared.state.lock();
+        state.faults.check(FaultKind::ReadFile, None)?;
+        match state.names.get(path) {
+            Some(Node::File(bytes)) if bytes.len() <= limit => Ok(bytes.to_vec()),
+            Some(_) => Err(io::ErrorKind::InvalidData.into()),
+            None => Err(absent()),
         }
-        Ok(bytes.clone())
     }
 
     fn replace_file(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
         let mut state = self.shared.state.lock();
-        state.files.insert(path.to_owned(), contents.to_vec());
-        Ok(())
+        let outcome = state.faults.check(FaultKind::ReplaceFile, None);
+        if outcome.is_ok() || state.random.one_in(2) {
+            let node = Node::File(contents.into());
+            state.name(path.to_owned(), Some(node), outcome.is_ok());
+        }
+        outcome
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let mut state = self.shared.state.lock();
-        state.files.remove(path);
-        // Its number stays taken, for whoever has it open.
-        for (disk, _) in &mut state.disks {
-            if disk == path {
-                *disk = PathBuf::new();
-            }
+        let outcome = state.faults.check(FaultKind::RemoveFile, None);
+        let there = state.names.contains_key(path);
+        if there && (outcome.is_ok() || state.random.one_in(2)) {
+            state.name(path.to_owned(), None, outcome.is_ok());
         }
-        Ok(())
+        outcome
     }
 
     fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
         let mut state = self.shared.state.lock();
+        state.faults.check(FaultKind::Random, None)?;
         bytes.copy_from_slice(&state.random.bytes(bytes.len()));
         Ok(())
     }
 
-    fn lock(&self, path: &Path, _exclusive: bool) -> io::Result<Box<dyn Lock>> {
-        if !self.shared.state.lock().locked.insert(path.to_owned()) {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
+    fn now(&self) -> SystemTime {
+        self.look_at_clock()
+    }
+
+    fn lock(&self, path: &Path, exclusive: bool) -> Result<Box<dyn Lock>, LockError> {
+        let mut state = self.shared.state.lock();
+        state.faults.check(FaultKind::Lock, None)?;
+        let held = match (state.locks.get(path), exclusive) {
+            (None, true) => Held::Exclusively,
+            (None, false) => Held::By(1),
+            (Some(Held::By(readers)), false) => Held::By(readers + 1),
+            _ => return Err(LockError::Held { owner: None }),
+        };
+        state.locks.insert(path.to_owned(), held);
         Ok(Box::new(SimLock {
             path: path.to_owned(),
             shared: Arc::clone(&self.shared),
@@ -97,6 +146,12 @@ impl Lock for SimLock {}
 
 impl Drop for SimLock {
     fn drop(&mut self) {
-        self.shared.state.lock().locked.remove(&self.path);
+        let mut state = self.shared.state.lock();
+        match state.locks.get_mut(&self.path) {
+            Some(Held::By(readers)) if *readers > 1 => *readers -= 1,
+            _ => {
+                state.locks.remove(&self.path);
+            }
+        }
     }
 }

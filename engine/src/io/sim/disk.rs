@@ -3,8 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::fault::{FaultKind, outcome};
-use super::machine::{Request, Shared};
+use super::machine::{Action, Shared};
 use crate::io::{AlignedBuf, CompletionSource, Disk, DiskInfo, IoOp, WriteSync};
 use crate::port::op::Driver;
 
@@ -13,29 +12,36 @@ pub(super) struct SimDisk {
     pub(super) info: DiskInfo,
     pub(super) number: usize,
     pub(super) size: u64,
+    pub(super) writable: bool,
     pub(super) shared: Arc<Shared>,
 }
 
 impl SimDisk {
-    fn submit(&self, write: Option<(AlignedBuf, usize, WriteSync)>) -> IoOp {
+    fn submit(&self, action: Action, buffer: AlignedBuf) -> IoOp {
         let source: Arc<dyn CompletionSource> = Arc::<Shared>::clone(&self.shared);
         let (op, completer) = IoOp::pending(Some(source));
-        let mut state = self.shared.state.lock();
-        let request = Request {
-            disk: self.number,
-            write,
-            submitted: state.events.len(),
-            completer,
-        };
-        state.queue.push_back(request);
+        self.shared.submit(self.number, action, buffer, completer);
         op
     }
 
-    fn offset(&self, buffer: &AlignedBuf, offset: u64) -> Option<usize> {
+    /// As an index, if it is aligned and the buffer's bytes from there lie on the disk.
+    fn check(&self, buffer: &AlignedBuf, offset: u64, past: io::ErrorKind) -> io::Result<usize> {
         let block = u64::from(self.info.block_size);
-        let aligned = (buffer.len() as u64 | offset).is_multiple_of(block);
-        let holds = offset + buffer.len() as u64 <= self.size;
-        usize::try_from(offset).ok().filter(|_| aligned && holds)
+        if !(buffer.len() as u64 | offset).is_multiple_of(block) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let end = offset.checked_add(buffer.len() as u64);
+        if end.is_none_or(|end| end > self.size) {
+            return Err(past.into());
+        }
+        usize::try_from(offset).map_err(|_| past.into())
+    }
+
+    fn check_writable(&self) -> io::Result<()> {
+        if self.writable {
+            return Ok(());
+        }
+        Err(io::ErrorKind::PermissionDenied.into())
     }
 }
 
@@ -48,26 +54,28 @@ impl Disk for SimDisk {
         self.size
     }
 
-    fn read(&self, mut buffer: AlignedBuf, offset: u64) -> IoOp {
-        let Some(start) = self.offset(&buffer, offset) else {
-            return IoOp::ready(buffer, Err(io::ErrorKind::InvalidInput.into()));
-        };
-        let mut state = self.shared.state.lock();
-        let failed = state.fails(FaultKind::Read, self.number);
-        state.disks[self.number].1.read(start, &mut buffer);
-        drop(state);
-        IoOp::ready(buffer, outcome(failed))
+    fn read(&self, buffer: AlignedBuf, offset: u64) -> IoOp {
+        match self.check(&buffer, offset, io::ErrorKind::UnexpectedEof) {
+            Ok(start) => self.submit(Action::Read(start), buffer),
+            Err(error) => IoOp::ready(buffer, Err(error)),
+        }
     }
 
     fn write(&self, buffer: AlignedBuf, offset: u64, sync: WriteSync) -> IoOp {
-        let Some(start) = self.offset(&buffer, offset) else {
-            return IoOp::ready(buffer, Err(io::ErrorKind::InvalidInput.into()));
-        };
-        self.submit(Some((buffer, start, sync)))
+        let checked = self
+            .check_writable()
+            .and_then(|()| self.check(&buffer, offset, io::ErrorKind::InvalidInput));
+        match checked {
+            Ok(start) => self.submit(Action::Write(start, sync), buffer),
+            Err(error) => IoOp::ready(buffer, Err(error)),
+        }
     }
 
     fn sync(&self) -> IoOp {
-        self.submit(None)
+        match self.check_writable() {
+            Ok(()) => self.submit(Action::Sync, AlignedBuf::empty()),
+            Err(error) => IoOp::ready(AlignedBuf::empty(), Err(error)),
+        }
     }
 
     fn driver(&self) -> Option<Arc<dyn Driver>> {

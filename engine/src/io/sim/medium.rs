@@ -13,7 +13,7 @@ const PIECE: usize = 16 << 10;
 #[derive(Debug, Clone)]
 pub(super) struct Medium {
     pieces: Vec<Arc<[u8]>>,
-    pub(super) size: usize,
+    size: usize,
 }
 
 impl Medium {
@@ -23,6 +23,23 @@ impl Medium {
             pieces: vec![zeros; size.div_ceil(PIECE)],
             size,
         }
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Cuts it short.
+    pub(super) fn truncate(&mut self, size: usize) {
+        self.size = size;
+        self.pieces.truncate(size.div_ceil(PIECE));
+    }
+
+    /// Flips a bit of the byte at `offset`.
+    pub(super) fn flip(&mut self, offset: usize, bit: u8) {
+        let mut byte = [0];
+        self.read(offset, &mut byte);
+        self.write(offset, &[byte[0] ^ (1 << (bit % 8))]);
     }
 
     pub(super) fn write(&mut self, mut offset: usize, mut bytes: &[u8]) {
@@ -47,9 +64,20 @@ impl Medium {
     }
 }
 
-/// Everything a machine finds when it comes up again.
+/// What a path names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Node {
+    /// The disk of this number.
+    Disk(usize),
+    /// A small file.
+    File(Arc<[u8]>),
+}
+
+/// Everything a machine finds when it comes up.
 #[derive(Debug, Clone, Default)]
 pub struct Image {
-    pub(super) disks: Vec<(PathBuf, Medium)>,
-    pub(super) files: BTreeMap<PathBuf, Vec<u8>>,
+    /// By number: that of a disk stays the same over crashes, and is not given anew when the disk
+    /// is removed.
+    pub(super) media: Vec<Medium>,
+    pub(super) names: BTreeMap<PathBuf, Node>,
 }
