@@ -176,7 +176,7 @@ fn what_is_in_flight_may_be_there_before_it_is_carried_out() {
         let (sim, disk) = machine(seed);
         let first = disk.write(buffer(1, 1), 0, WriteSync::None);
         for _ in 0..40 {
-            let _ = disk.write(buffer(2, 1), 512, WriteSync::None);
+            drop(disk.write(buffer(2, 1), 512, WriteSync::None));
         }
         wait_for(first).1.unwrap();
         disk.reap_in_background();
@@ -320,9 +320,11 @@ fn a_disk_whose_creation_was_cut_short_is_absent_whole_or_short() {
     assert_eq!(size(&crasher, Loss::All), Some(whole));
 }
 
+type Call = fn(&Sim, &Arc<dyn Disk>) -> io::Result<()>;
+
 #[test]
 fn every_call_can_fail_with_an_error_of_choice() {
-    let calls: [(FaultKind, fn(&Sim, &Arc<dyn Disk>) -> io::Result<()>); 11] = [
+    let calls: [(FaultKind, Call); 11] = [
         (FaultKind::Read, |_, disk| read(disk, 0, 1).map(drop)),
         (FaultKind::Write, |_, disk| {
             write(disk, 1, 0, 1, WriteSync::None)
