@@ -72,6 +72,30 @@ pub struct Image {
     files: BTreeMap<PathBuf, Vec<u8>>,
 }
 
+impl Image {
+    /// Fills `bytes` with what disk `disk` holds from `offset` on.
+    ///
+    /// # Panics
+    /// If it reaches past the disk's end.
+    pub fn read(&self, disk: usize, offset: usize, bytes: &mut [u8]) {
+        self.disks[disk].1.read(offset, bytes);
+    }
+
+    /// Changes what disk `disk` holds from `offset` on.
+    ///
+    /// # Panics
+    /// If it reaches past the disk's end.
+    pub fn edit(&mut self, disk: usize, offset: usize, bytes: &[u8]) {
+        self.disks[disk].1.write(offset, bytes);
+    }
+
+    /// How many bytes disk `disk` has; `None` if there is no such disk.
+    #[must_use]
+    pub fn size(&self, disk: usize) -> Option<usize> {
+        self.disks.get(disk).map(|(_, medium)| medium.size)
+    }
+}
+
 /// A write as the device saw it.
 #[derive(Debug, Clone)]
 struct Written {
