@@ -311,23 +311,21 @@ impl Replay {
                 }
                 // A segment header that was lost, or an older one in its place: the frames behind
                 // it still claim.
-                Found::Damaged => {
+                found @ (Found::Lost | Found::Damaged) => {
                     let block = u64::from(sector.geometry().block_size);
                     let newer = generation.saturating_add(1)..=u64::MAX;
                     let highest = replay.search(segment, block, newer).await?;
                     segments.raise_generation(highest);
-                    // Where no frame speaks for it, nobody knows what it held. Writes in units of
-                    // 512 bytes leave no such header.
-                    if highest == 0 {
+                    // For other generations it may be searched again.
+                    replay.searched = None;
+                    if matches!(found, Found::Damaged) {
+                        let base = sector.geometry().segment_offset(segment);
                         let what = format!("the header of segment {segment} is damaged");
                         replay.damage.push(Damage {
-                            error: sector
-                                .corruption(sector.geometry().segment_offset(segment), what),
+                            error: sector.corruption(base, what),
                             records_lost: false,
                         });
                     }
-                    // For other generations it may be searched again.
-                    replay.searched = None;
                 }
                 Found::Nothing => {}
             }
@@ -720,7 +718,9 @@ pub async fn read_frame(
 enum Found {
     /// A header, and whether the rest of its block is zeros.
     Header(SegmentHeader, bool),
-    /// No header, or an older one than the frames behind it say, in a segment that was in use.
+    /// No header, or an older one, but frames behind it that are newer.
+    Lost,
+    /// What no crash leaves, since a header is written whole: nobody knows what was here.
     Damaged,
     Nothing,
 }
@@ -744,7 +744,7 @@ fn found(sector: &Sector, segment: u32, start: &[u8]) -> Found {
         .filter_map(|(bytes, at)| FrameHeader::decode(bytes, sector.identity(), geometry, at).ok())
         .any(|frame| frame.generation > generation);
     match header {
-        _ if newer => Found::Damaged,
+        _ if newer => Found::Lost,
         Ok(header) => {
             let padding = &first[size_of::<SegmentHeader>()..];
             Found::Header(header, padding.iter().all(|&byte| byte == 0))

@@ -1,10 +1,13 @@
 //! The stores that are damaged: small, but with every structure in them, and what they hold.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use graviton_engine::port::blob::BatchItemOutcome;
-use graviton_engine::port::{Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, PutOptions};
+use graviton_engine::port::{
+    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, PutOptions, StorageError,
+};
 use graviton_engine::store::{Access, CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::Random;
 use graviton_tests::sim::{Image, Sim};
@@ -34,6 +37,8 @@ pub struct Plan {
     pub sectors: u16,
     /// The power fails at the end, and nothing was closed.
     pub killed: bool,
+    /// When all bits are flipped, those of its payloads and images are.
+    pub whole: bool,
     pub fill: fn(&mut Filler),
 }
 
@@ -182,14 +187,16 @@ impl Filler {
 }
 
 fn open_options(access: Access) -> OpenOptions {
+    // Its default asks the system for the number of processors, which takes longer than to open.
+    static DEFAULT: LazyLock<OpenOptions> = LazyLock::new(OpenOptions::default);
     OpenOptions {
         access,
         background: false,
-        ..OpenOptions::default()
+        ..DEFAULT.clone()
     }
 }
 
-pub fn open(sim: &Sim, access: Access) -> Result<Store, graviton_engine::port::StorageError> {
+pub fn open(sim: &Sim, access: Access) -> Result<Store, StorageError> {
     Store::open_on(sim.backend(), PATH, open_options(access))
 }
 
