@@ -734,7 +734,7 @@ fn a_store_with_checkpoints_and_a_log_behind_that_nothing_closed() {
         name: "killed",
         block_size: 512,
         sectors: 1,
-        whole: true,
+        whole: false,
         killed: true,
         fill: |filler| {
             filler.generation(0);
@@ -764,6 +764,8 @@ fn a_store_whose_space_has_been_used_again() {
             filler.generation(1);
             filler.compact();
             filler.churn(40);
+            filler.alike(20);
+            filler.checkpoint();
             filler.put("small", 70);
             filler.delete("batch 0");
             filler.mark();
@@ -782,15 +784,14 @@ fn a_log_that_goes_on_in_segments_that_were_used_before() {
         killed: false,
         fill: |filler| {
             filler.generation(0);
-            filler.churn(120);
-            filler.churn(120);
+            filler.churn(60);
+            filler.churn(60);
             filler.compact();
+            filler.alike(20);
             filler.checkpoint();
             filler.checkpoint();
-            for number in 0..17 {
-                filler.mark();
-                filler.put("large enough", 4000 + number);
-            }
+            filler.mark();
+            filler.alike(17);
             filler.put("small", 70);
         },
     });

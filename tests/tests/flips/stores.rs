@@ -154,12 +154,21 @@ impl Filler {
         self.store.compact().expect("a compaction");
     }
 
+    /// Frames that are alike in length and in where their records lie, each with new versions of
+    /// the same blobs. Of what lay in a segment before, as much as can fits what lies there later.
+    pub fn alike(&mut self, frames: usize) {
+        for _ in 0..frames {
+            self.batch((0..6).map(|part| format!("alike {part}")), 620);
+        }
+    }
+
     /// Fills segments with what is deleted again, and takes them back.
     pub fn churn(&mut self, frames: usize) {
-        for number in 0..frames {
-            self.put("churned", 4000 + number % 7);
+        self.alike(frames);
+        self.mark();
+        for part in 0..6 {
+            self.delete(&format!("alike {part}"));
         }
-        self.delete("churned");
         self.checkpoint();
         while self.store.step().expect("maintenance") {}
         self.checkpoint();
