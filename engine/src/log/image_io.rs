@@ -209,12 +209,13 @@ pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, RootNotes), Stora
     let mut notes = RootNotes::default();
     for slot in [0, 1] {
         let mut damaged = Vec::new();
-        let mut whole = 0;
+        let mut empty = Vec::new();
+        let mut whole = Vec::new();
         for address in sector.geometry().roots(slot) {
             match read_root_copy(sector, address).await? {
                 Ok(root) => {
-                    whole += 1;
                     let sequence = root.root.sequence;
+                    whole.push((address, sequence.get()));
                     if !roots.iter().any(|known| known.root.sequence == sequence) {
                         roots.push(root);
                     }
@@ -222,13 +223,23 @@ pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, RootNotes), Stora
                 Err(Some(error)) => {
                     damaged.push((address, format!("a checkpoint root is damaged: {error}")));
                 }
-                // A slot that was never used.
-                Err(None) => {}
+                Err(None) => empty.push((address, "a copy of a checkpoint root is missing")),
             }
         }
-        if whole > 0 {
+        if let Some(&(_, newest)) = whole.iter().max_by_key(|(_, sequence)| *sequence) {
+            whole.retain(|(_, sequence)| *sequence != newest);
+            let older = whole.iter().map(|&(address, sequence)| {
+                (
+                    address,
+                    format!("a checkpoint root is {sequence}, its other copy {newest}"),
+                )
+            });
+            notes.to_mend.extend(older);
             notes.to_mend.extend(damaged);
+            let missing = |(address, what): (u64, &str)| (address, what.to_owned());
+            notes.to_mend.extend(empty.into_iter().map(missing));
         } else {
+            // Where both are empty, the slot was never used.
             notes.lost.extend(damaged);
         }
     }
@@ -241,7 +252,7 @@ pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, RootNotes), Stora
 pub struct RootNotes {
     /// Both copies of a slot are damaged: their addresses, and in what way.
     pub lost: Vec<(u64, String)>,
-    /// One is, and the other will do: a crash while it was written, or rot.
+    /// One is, or is missing or older, and the other will do: a crash while it was written, or rot.
     pub to_mend: Vec<(u64, String)>,
 }
 

@@ -8,7 +8,7 @@
 //! the rest was never acknowledged: a torn tail, and the log goes on from the break \[F-50\].
 
 use std::collections::VecDeque;
-use std::ops::Range;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use graviton_format::FormatError;
@@ -26,6 +26,9 @@ use crate::port::{BinaryKey, StorageError};
 
 /// Segment headers read at once.
 const HEADER_READS: usize = 32;
+/// Bytes read with each: damage clusters, and what took the header may have taken the first frames
+/// behind it. The next then say that there was a log here.
+const HEADER_READ: u64 = 16 << 10;
 /// Bytes read at once in search of frames behind a break.
 const SCAN_WINDOW: u64 = 1 << 20;
 
@@ -306,19 +309,25 @@ impl Replay {
                         segments.set(segment, State::Free, header.generation.get(), 0);
                     }
                 }
-                // A segment header that was lost with its log: its frames still claim.
-                Found::Frame(frame) if frame.generation.get() > generation => {
-                    replay.claimed = replay.claimed.max(frame.durable_lsn.get());
-                    segments.raise_generation(frame.generation.get());
-                    replay
-                        .search(
-                            segment,
-                            u64::from(sector.geometry().block_size),
-                            frame.generation.get(),
-                        )
-                        .await?;
+                // A segment header that was lost, or an older one in its place: the frames behind
+                // it still claim.
+                found @ (Found::Lost | Found::Damaged) => {
+                    let block = u64::from(sector.geometry().block_size);
+                    let newer = generation.saturating_add(1)..=u64::MAX;
+                    let highest = replay.search(segment, block, newer).await?;
+                    segments.raise_generation(highest);
+                    // For other generations it may be searched again.
+                    replay.searched = None;
+                    if matches!(found, Found::Damaged) {
+                        let base = sector.geometry().segment_offset(segment);
+                        let what = format!("the header of segment {segment} is damaged");
+                        replay.damage.push(Damage {
+                            error: sector.corruption(base, what),
+                            records_lost: false,
+                        });
+                    }
                 }
-                Found::Frame(_) | Found::Nothing => {}
+                Found::Nothing => {}
             }
         }
         chain.sort_by_key(|link| link.header.generation.get());
@@ -621,31 +630,36 @@ impl Replay {
                 segment, header, ..
             } in self.chain.clone()
             {
-                self.search(segment, block, header.generation.get()).await?;
+                let generation = header.generation.get();
+                self.search(segment, block, generation..=generation).await?;
             }
         }
-        match self.tail.segment {
-            Some((segment, generation)) => self.search(segment, self.tail.offset, generation).await,
-            None => Ok(()),
+        if let Some((segment, generation)) = self.tail.segment {
+            let offset = self.tail.offset;
+            self.search(segment, offset, generation..=generation)
+                .await?;
         }
+        Ok(())
     }
 
-    /// Looks for frames of `generation` from `offset` on in a segment, and takes in what they claim.
+    /// Looks for frames of `generations` from `offset` on in a segment, and takes in what they
+    /// claim. Returns the highest generation met; 0 if there is none, or it was searched just now.
     async fn search(
         &mut self,
         segment: u32,
         offset: u64,
-        generation: u64,
-    ) -> Result<(), StorageError> {
+        generations: RangeInclusive<u64>,
+    ) -> Result<u64, StorageError> {
         if self
             .searched
             .as_ref()
             .is_some_and(|(searched, _)| *searched == segment)
         {
-            return Ok(());
+            return Ok(0);
         }
         let geometry = *self.sector.geometry();
         let mut addresses = Vec::new();
+        let mut highest = 0;
         let mut start = offset;
         while start < geometry.segment_size {
             let end = geometry.segment_size.min(start + SCAN_WINDOW);
@@ -657,8 +671,9 @@ impl Replay {
             {
                 if let Ok(header) =
                     FrameHeader::decode(block, self.sector.identity(), &geometry, address)
-                    && header.generation == generation
+                    && generations.contains(&header.generation.get())
                 {
+                    highest = highest.max(header.generation.get());
                     self.claimed = self.claimed.max(header.durable_lsn.get());
                     self.seen = self.seen.max(header.lsn.get());
                     addresses.push(address);
@@ -667,7 +682,7 @@ impl Replay {
             start = end;
         }
         self.searched = Some((segment, addresses));
-        Ok(())
+        Ok(highest)
     }
 }
 
@@ -703,53 +718,61 @@ pub async fn read_frame(
 enum Found {
     /// A header, and whether the rest of its block is zeros.
     Header(SegmentHeader, bool),
-    /// No header, but a frame where the first one would be.
-    Frame(FrameHeader),
+    /// No header, or an older one, but frames behind it that are newer.
+    Lost,
+    /// What no crash leaves, since a header is written whole: nobody knows what was here.
+    Damaged,
     Nothing,
+}
+
+/// What a segment begins with.
+fn found(sector: &Sector, segment: u32, start: &[u8]) -> Found {
+    let geometry = sector.geometry();
+    let block = geometry.block_size as usize;
+    let (first, rest) = start.split_at(block);
+    let base = geometry.segment_offset(segment);
+    let header = SegmentHeader::decode(first, sector.identity(), geometry, segment);
+    let generation = match &header {
+        Ok(header) => header.generation.get(),
+        // Never used, or so it seems.
+        Err(FormatError::Magic { found: 0, .. }) => 0,
+        Err(_) => return Found::Damaged,
+    };
+    let newer = rest
+        .chunks(block)
+        .zip((base..).step_by(block).skip(1))
+        .filter_map(|(bytes, at)| FrameHeader::decode(bytes, sector.identity(), geometry, at).ok())
+        .any(|frame| frame.generation > generation);
+    match header {
+        _ if newer => Found::Lost,
+        Ok(header) => {
+            let padding = &first[size_of::<SegmentHeader>()..];
+            Found::Header(header, padding.iter().all(|&byte| byte == 0))
+        }
+        Err(_) => Found::Nothing,
+    }
 }
 
 async fn read_headers(sector: &Sector) -> Result<Vec<Found>, StorageError> {
     let geometry = sector.geometry();
-    let length = 2 * u64::from(geometry.block_size);
-    let range = |segment: u32| -> Range<u64> {
-        let start = geometry.segment_offset(segment);
-        start..start + length
-    };
-    let mut found = Vec::with_capacity(geometry.segment_count as usize);
+    let length = HEADER_READ.min(geometry.segment_size);
+    let mut headers = Vec::with_capacity(geometry.segment_count as usize);
     let mut reads: VecDeque<(u32, IoOp)> = VecDeque::new();
     let mut next = 0;
-    while found.len() < geometry.segment_count as usize {
+    while headers.len() < geometry.segment_count as usize {
         while reads.len() < HEADER_READS && next < geometry.segment_count {
-            reads.push_back((
-                next,
-                sector
-                    .disk()
-                    .read(sector.buffer(length)?, range(next).start),
-            ));
+            let address = geometry.segment_offset(next);
+            let read = sector.disk().read(sector.buffer(length)?, address);
+            reads.push_back((next, read));
             next += 1;
         }
         let Some((segment, read)) = reads.pop_front() else {
             break;
         };
         let (buffer, outcome) = read.await;
-        let address = range(segment).start;
+        let address = geometry.segment_offset(segment);
         outcome.map_err(|source| sector.io_error("read", address, source))?;
-        let (first, second) = buffer.split_at(geometry.block_size as usize);
-        found.push(
-            match SegmentHeader::decode(first, sector.identity(), geometry, segment) {
-                Ok(header) => {
-                    let rest = &first[size_of::<SegmentHeader>()..];
-                    Found::Header(header, rest.iter().all(|&byte| byte == 0))
-                }
-                Err(_) => FrameHeader::decode(
-                    second,
-                    sector.identity(),
-                    geometry,
-                    address + first.len() as u64,
-                )
-                .map_or(Found::Nothing, Found::Frame),
-            },
-        );
+        headers.push(found(sector, segment, &buffer));
     }
-    Ok(found)
+    Ok(headers)
 }

@@ -153,8 +153,26 @@ impl Verifier<'_> {
         }
         for root in roots {
             self.found(wait_for(read_image(sector, &root)))?;
+            for segment in root.segments {
+                let base = sector.geometry().segment_offset(segment);
+                let block = u64::from(sector.geometry().block_size);
+                if let Some((buffer, skip)) =
+                    self.found(wait_for(sector.read(base..base + block)))?
+                {
+                    self.header_padding(sector, base, &buffer[skip..]);
+                }
+            }
         }
         Ok(())
+    }
+
+    /// What follows a segment header in its block is zeros.
+    fn header_padding(&mut self, sector: &Sector, base: u64, block: &[u8]) {
+        let padding = block.iter().skip(size_of::<SegmentHeader>());
+        if padding.into_iter().any(|&byte| byte != 0) {
+            let what = "the block of a segment header is not zero behind it [F-17]";
+            self.find(sector, base, None, what.to_owned());
+        }
     }
 
     fn segments(&mut self, number: usize, sector: &Arc<Sector>) -> Result<(), StorageError> {
@@ -200,17 +218,7 @@ impl Verifier<'_> {
         let mut previous =
             match SegmentHeader::decode(header, sector.identity(), &geometry, segment) {
                 Ok(found) if found.generation == generation => {
-                    if header[size_of::<SegmentHeader>()..]
-                        .iter()
-                        .any(|&byte| byte != 0)
-                    {
-                        self.find(
-                            sector,
-                            base,
-                            None,
-                            "the block of a segment header is not zero behind it [F-17]".to_owned(),
-                        );
-                    }
+                    self.header_padding(sector, base, header);
                     Some(found.checksum.get())
                 }
                 Ok(found) => {

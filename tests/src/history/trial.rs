@@ -169,7 +169,8 @@ fn kept() -> Option<Vec<usize>> {
 }
 
 /// The number an environment variable holds, if it does.
-fn number_from(variable: &str) -> Option<u64> {
+#[must_use]
+pub fn number_from(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     text.parse().ok()
 }

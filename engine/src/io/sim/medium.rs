@@ -81,3 +81,27 @@ pub struct Image {
     pub(super) media: Vec<Medium>,
     pub(super) names: BTreeMap<PathBuf, Node>,
 }
+
+impl Image {
+    /// Fills `bytes` with what disk `disk` holds from `offset` on.
+    ///
+    /// # Panics
+    /// If it reaches past the disk's end.
+    pub fn read(&self, disk: usize, offset: usize, bytes: &mut [u8]) {
+        self.media[disk].read(offset, bytes);
+    }
+
+    /// Changes what disk `disk` holds from `offset` on.
+    ///
+    /// # Panics
+    /// If it reaches past the disk's end.
+    pub fn edit(&mut self, disk: usize, offset: usize, bytes: &[u8]) {
+        self.media[disk].write(offset, bytes);
+    }
+
+    /// How many bytes disk `disk` has; `None` if there is no such disk.
+    #[must_use]
+    pub fn size(&self, disk: usize) -> Option<usize> {
+        self.media.get(disk).map(|medium| medium.size)
+    }
+}
