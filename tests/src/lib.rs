@@ -3,6 +3,7 @@
 pub mod command;
 pub mod image;
 pub mod random;
+pub mod reopening;
 pub mod sim;
 pub mod trees;
 pub mod workload;
