@@ -2,6 +2,7 @@
 
 pub mod command;
 pub mod image;
+pub mod mutations;
 pub mod random;
 pub mod reopening;
 pub mod sim;
