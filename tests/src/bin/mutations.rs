@@ -130,6 +130,8 @@ impl Yard {
             .current_dir(&self.source)
             .env("CARGO_TARGET_DIR", &self.build)
             .env("CARGO_TERM_COLOR", "never")
+            // Nobody debugs what is built here, and it is built often.
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
