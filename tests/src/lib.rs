@@ -3,7 +3,9 @@
 pub mod command;
 pub mod history;
 pub mod image;
+pub mod mutations;
 pub mod random;
+pub mod reopening;
 pub mod trees;
 
 use std::path::{Path, PathBuf};

@@ -11,7 +11,7 @@ use graviton_engine::port::{
 };
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::{Random, payload};
-use graviton_tests::sim::Sim;
+use graviton_engine::io::sim::Sim;
 use graviton_tests::{check_figures, create_options, io, put_options, test_directory};
 
 const LEAST: usize = 100;

@@ -1,9 +1,11 @@
 //! The contract of `BlobStore`, clause by clause, over real stores: both backends, several
-//! sectors, without the background thread, and random histories against the model.
+//! sectors, without the background thread; over simulated disks, also reopened between any two
+//! calls; and random histories against the model.
 
 use graviton_engine::io::BackendChoice;
 use graviton_engine::store::{CreateOptions, OpenOptions};
 use graviton_engine::testing::{check_against_model, run_all};
+use graviton_tests::reopening::{ReopeningSubject, SimSubject};
 use graviton_tests::{StoreSubject, buffered, contract_options, create_options, io};
 
 fn contract(options: CreateOptions) {
@@ -37,16 +39,14 @@ fn over_three_sectors() {
 }
 
 #[test]
-fn with_blocks_of_512_and_4096_bytes() {
+fn with_blocks_of_4096_bytes() {
     let Some(io) = io(BackendChoice::Auto) else {
         return;
     };
-    for block_size in [512, 4096] {
-        contract(CreateOptions {
-            block_size: Some(block_size),
-            ..contract_options(&io)
-        });
-    }
+    contract(CreateOptions {
+        block_size: Some(4096),
+        ..contract_options(&io)
+    });
 }
 
 #[test]
@@ -60,6 +60,21 @@ fn without_a_background_thread() {
         ..options.open
     };
     contract(options);
+}
+
+#[test]
+fn over_the_simulated_disk() {
+    run_all(&mut SimSubject::new(1, 4096, true));
+}
+
+#[test]
+fn over_three_simulated_disks_without_a_background_thread() {
+    run_all(&mut SimSubject::new(3, 512, false));
+}
+
+#[test]
+fn reopened_between_any_two_calls() {
+    run_all(&mut ReopeningSubject::new(1));
 }
 
 /// How many random histories are run; `GRAVITON_SEEDS` asks for more.

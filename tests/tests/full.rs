@@ -13,7 +13,7 @@ use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_engine::testing::{Contents, contents_of};
 use graviton_tests::history::difference;
 use graviton_tests::random::payload;
-use graviton_tests::sim::Sim;
+use graviton_engine::io::sim::Sim;
 use graviton_tests::{check_figures, create_options, io, put_options, test_directory};
 use tempfile::TempDir;
 

@@ -13,7 +13,7 @@ use graviton_engine::port::{
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_tests::put_options;
 use graviton_tests::random::payload;
-use graviton_tests::sim::Sim;
+use graviton_engine::io::sim::Sim;
 
 const PATH: &str = "/simulated/store";
 const SECTOR: &str = "/simulated/store/sector-000.graviton";

@@ -12,7 +12,7 @@ use graviton_engine::port::{
 };
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::payload;
-use graviton_tests::sim::{Loss, Sim};
+use graviton_engine::io::sim::{Loss, Sim};
 use graviton_tests::{buffered, create_options, memory_directory};
 
 fn key(name: &str) -> BinaryKey {

@@ -205,14 +205,20 @@ mod tests {
 
     #[test]
     fn a_short_transfer_goes_on_from_the_last_block() {
-        let mut request = request(Action::Read, 4096);
-        assert!(matches!(request.advance(Ok(1000)), Progress::Again));
-        let (_, rest, offset) = request.remaining();
-        assert_eq!((rest.len(), offset), (4096 - 512, 8192 + 512));
-        assert!(matches!(request.advance(Ok(512)), Progress::Again));
-        let (_, rest, offset) = request.remaining();
-        assert_eq!((rest.len(), offset), (4096 - 1024, 8192 + 1024));
-        assert_eq!(kind(request.advance(Ok(4096 - 1024))), None);
+        for action in [
+            Action::Read,
+            Action::Write(WriteSync::None),
+            Action::Write(WriteSync::Data),
+        ] {
+            let mut request = request(action, 4096);
+            assert!(matches!(request.advance(Ok(1000)), Progress::Again));
+            let (_, rest, offset) = request.remaining();
+            assert_eq!((rest.len(), offset), (4096 - 512, 8192 + 512));
+            assert!(matches!(request.advance(Ok(512)), Progress::Again));
+            let (_, rest, offset) = request.remaining();
+            assert_eq!((rest.len(), offset), (4096 - 1024, 8192 + 1024));
+            assert_eq!(kind(request.advance(Ok(4096 - 1024))), None);
+        }
     }
 
     #[test]
@@ -233,13 +239,17 @@ mod tests {
 
     #[test]
     fn transient_errors_are_retried_but_not_for_ever() {
-        let mut request = request(Action::Write(WriteSync::None), 512);
-        for _ in 0..RETRIES_MAX {
-            let again = request.advance(Err(Errno::AGAIN));
-            assert!(matches!(again, Progress::Again));
+        for errno in [Errno::INTR, Errno::AGAIN, Errno::CANCELED] {
+            let mut request = request(Action::Write(WriteSync::None), 512);
+            for _ in 0..RETRIES_MAX {
+                let again = request.advance(Err(errno));
+                assert!(matches!(again, Progress::Again));
+            }
+            let Progress::Over(Err(error)) = request.advance(Err(errno)) else {
+                panic!("{errno} should end it in the end");
+            };
+            assert_eq!(error.raw_os_error(), Some(errno.raw_os_error()));
         }
-        let end = request.advance(Err(Errno::AGAIN));
-        assert_eq!(kind(end), Some(io::ErrorKind::WouldBlock));
     }
 
     #[test]

@@ -744,7 +744,12 @@ impl WriteBlob for Writer {
             let upload = upload.lock();
             (Arc::clone(&upload.inner), upload.key.clone())
         };
+        // What was given up before goes on by itself, and comes first.
+        let earlier = inner.detached.before(&[&key]);
         inner.start_kept(vec![key], async move {
+            if let Some(earlier) = earlier {
+                earlier.await;
+            }
             let mutation = poll_fn(|context| upload.lock().poll_mutation(context)).await?;
             let ticket = upload.lock().commit(mutation);
             committed_put(ticket).await

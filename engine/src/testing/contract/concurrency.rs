@@ -5,10 +5,11 @@ use std::thread;
 use bytes::Bytes;
 
 use crate::port::{
-    Batch, ErrorKind, GetOptions, Precondition, PutOptions, PutOutcome, StorageError,
+    Batch, BatchItem, CopyOptions, ErrorKind, GetOptions, Precondition, PutOptions, PutOutcome,
+    StorageError,
 };
 use crate::testing::Subject;
-use crate::testing::support::{Short, if_version, key, put_if};
+use crate::testing::support::{Short, delete_if, if_version, key, put_if};
 
 const THREADS: u8 = 8;
 
@@ -156,6 +157,107 @@ pub(super) fn one_of_many_ifabsent_wins(subject: &mut dyn Subject) {
         let (winner, put) = &winners[0];
         assert_eq!(store.load(name).version, put.version);
         store.assert_holds(name, vec![*winner; racing_size(*winner)]);
+    }
+}
+
+pub(super) fn one_of_many_conditional_calls_wins(subject: &mut dyn Subject) {
+    let store = subject.fresh();
+    let name = key("k");
+    for round in 0..16 {
+        let current = store.save("k", "current").version;
+        for number in 0..THREADS {
+            store.save(format!("source {number}"), vec![number; 100]);
+            store.remove(format!("target {number}"));
+        }
+        let held = Precondition::IfVersion(current);
+        let on_target = CopyOptions {
+            target_precondition: held,
+            ..CopyOptions::default()
+        };
+        let on_source = CopyOptions {
+            source_precondition: held,
+            ..CopyOptions::default()
+        };
+        let batch = |item: BatchItem, number: u8| {
+            let mut batch = Batch::new();
+            batch.put(key(format!("target {number}")), "beside it");
+            batch.items.push(item);
+            store.batch(batch).wait().map(drop)
+        };
+        let call = |number: u8| {
+            let (source, target) = (
+                key(format!("source {number}")),
+                key(format!("target {number}")),
+            );
+            // Another thread for each kind every time.
+            match (number + round) % THREADS {
+                0 => store.save_with("k", "put", put_if(held)).map(drop),
+                1 => store
+                    .stream_in("k", ["stream".into()], put_if(held))
+                    .map(drop),
+                2 => store.delete(&name, delete_if(held)).wait().map(drop),
+                3 => store
+                    .copy(&source, &name, on_target.clone())
+                    .wait()
+                    .map(drop),
+                4 => store
+                    .rename(&source, &name, on_target.clone())
+                    .wait()
+                    .map(drop),
+                5 => store
+                    .rename(&name, &target, on_source.clone())
+                    .wait()
+                    .map(drop),
+                6 => batch(
+                    BatchItem::Put {
+                        key: name.clone(),
+                        payload: "batch".into(),
+                        options: put_if(held),
+                    },
+                    number,
+                ),
+                _ => batch(
+                    BatchItem::Delete {
+                        key: name.clone(),
+                        options: delete_if(held),
+                    },
+                    number,
+                ),
+            }
+        };
+        let outcomes = together(call);
+        let mut winner = None;
+        for (number, outcome) in (0_u8..).zip(outcomes) {
+            match outcome {
+                Ok(()) => assert_eq!(winner.replace(number), None, "two win"),
+                Err(StorageError::PreconditionFailed { key, .. }) => assert_eq!(key, name),
+                // What was to be renamed is gone.
+                Err(StorageError::NotFound { key }) if key == name => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        let winner = winner.expect("one wins");
+        let kind = (winner + round) % THREADS;
+        match kind {
+            0 => store.assert_holds("k", "put"),
+            1 => store.assert_holds("k", "stream"),
+            3 | 4 => store.assert_holds("k", [winner; 100]),
+            6 => store.assert_holds("k", "batch"),
+            _ => store.assert_absent("k"),
+        }
+        for number in 0..THREADS {
+            let (source, target) = (format!("source {number}"), format!("target {number}"));
+            if number == winner && kind == 4 {
+                store.assert_absent(source);
+            } else {
+                store.assert_holds(source, [number; 100]);
+            }
+            match (number == winner, kind) {
+                (true, 5) => store.assert_holds(target, "current"),
+                (true, 6 | 7) => store.assert_holds(target, "beside it"),
+                _ => store.assert_absent(target),
+            }
+        }
     }
 }
 

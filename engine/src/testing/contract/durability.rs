@@ -155,19 +155,52 @@ pub(super) fn a_dropped_op_still_commits(subject: &mut dyn Subject) {
 
 pub(super) fn a_dropped_op_never_lands_after_a_later_one(subject: &mut dyn Subject) {
     let mut store = subject.fresh();
-    for round in 0..30 {
-        let size = if round % 3 == 0 { MIB } else { 2000 };
-        drop(store.put(&key("k"), payload(round, size), PutOptions::default()));
-        drop(store.put(&key("gone"), payload(round, size), PutOptions::default()));
-        store.save("k", payload(round + 100, 3000));
-        store.remove("gone");
-        store.assert_holds("k", payload(round + 100, 3000));
-        store.assert_absent("gone");
+    let (k, large) = (key("k"), key("large"));
+    store.save("large", payload(0, MIB));
+    let batch = |payload: Bytes| {
+        let mut batch = Batch::new();
+        batch.put(k.clone(), payload);
+        batch
+    };
+    let stream = |payload: Bytes| {
+        let mut writer = store
+            .put_stream(&k, PutOptions::default())
+            .expect("good options");
+        writer.write(payload).wait().expect("takes it in");
+        writer
+    };
+    // Every pair of an earlier and a later call, with much payload and with little.
+    for round in 0..48 {
+        let size = if round < 24 { MIB } else { 2000 };
+        let (early, late) = (payload(round, size), payload(round + 100, 3000));
+        store.save("source", late.clone());
+        // It is begun early, and finishes late.
+        let writer = stream(late.clone());
+        match round / 6 % 4 {
+            0 => drop(store.put(&k, early, PutOptions::default())),
+            1 => drop(stream(early).finish()),
+            2 => drop(store.batch(batch(early))),
+            _ => drop(store.copy(&large, &k, CopyOptions::default())),
+        }
+        match round % 6 {
+            0 => drop(store.save("k", late.clone())),
+            1 => drop(writer.finish().wait().expect("commits")),
+            2 => drop(store.batch(batch(late.clone())).wait().expect("batches")),
+            3 => drop(store.duplicate("source", "k")),
+            4 => drop(store.move_to("source", "k")),
+            _ => drop(store.remove("k")),
+        }
+        let check = |store: &Store| {
+            if round % 6 == 5 {
+                store.assert_absent("k");
+            } else {
+                store.assert_holds("k", &late);
+            }
+        };
+        check(&store);
+        store.flush().wait().expect("flushes");
+        check(&store);
     }
-    store.flush().wait().expect("flushes");
-    store.assert_holds("k", payload(129, 3000));
-    store.assert_absent("gone");
     store = subject.reopen(store);
-    store.assert_holds("k", payload(129, 3000));
-    store.assert_absent("gone");
+    store.assert_absent("k");
 }

@@ -5,6 +5,7 @@ mod concurrency;
 mod copy;
 mod delete;
 mod durability;
+mod errors;
 mod keys;
 mod list;
 mod ops;

@@ -2,7 +2,8 @@ use bytes::Bytes;
 
 use crate::port::blob::{ATTRIBUTE_NAME_MAX_LEN, ATTRIBUTES_MAX_LEN};
 use crate::port::{
-    Attributes, Digest, DigestAlgorithm, ErrorKind, GetOptions, PutOptions, StorageError,
+    Attributes, Batch, BatchItemOutcome, Digest, DigestAlgorithm, ErrorKind, GetOptions,
+    PutOptions, StorageError,
 };
 use crate::testing::Subject;
 use crate::testing::support::{MIB, Short, assert_fails, key, payload};
@@ -336,6 +337,37 @@ pub(super) fn payloads_may_lie_anywhere_in_memory(subject: &mut dyn Subject) {
     }
     store.save("static", Bytes::from_static(b"in the program's text"));
     store.assert_holds("static", "in the program's text");
+}
+
+pub(super) fn versions_ascend_over_all_keys(subject: &mut dyn Subject) {
+    let mut store = subject.fresh();
+    let mut last = 0;
+    let mut check = |what: &str, version: u64| {
+        assert!(version > last, "{what}: {version} after {last}");
+        last = version;
+    };
+    for round in 0..3 {
+        check("put", store.save("a", "small").version);
+        check("put of another key", store.save("b", "small").version);
+        check(
+            "large put",
+            store.save("c", payload(round, 2 * MIB)).version,
+        );
+        let pieces = [payload(1, 9000), payload(2, 9000)];
+        let streamed = store.stream_in("d", pieces, PutOptions::default());
+        check("stream", streamed.expect("a plain stream").version);
+        check("copy", store.duplicate("c", "e").version);
+        check("rename", store.move_to("e", "a").version);
+        let mut batch = Batch::new();
+        batch.put(key("b"), "in a batch").put(key("f"), "too");
+        for outcome in store.batch(batch).wait().expect("a plain batch") {
+            if let BatchItemOutcome::Put(made) = outcome {
+                check("batch", made.version);
+            }
+        }
+        assert!(store.remove("d"));
+        store = subject.reopen(store);
+    }
 }
 
 pub(super) fn absent_is_not_found(subject: &mut dyn Subject) {

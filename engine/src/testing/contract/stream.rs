@@ -2,7 +2,7 @@ use std::io::{self, Read, Write};
 
 use bytes::Bytes;
 
-use crate::port::{GetOptions, PutOptions, StorageError};
+use crate::port::{Digest, DigestAlgorithm, GetOptions, Precondition, PutOptions, StorageError};
 use crate::testing::Subject;
 use crate::testing::support::{KIB, MIB, Short, assert_bytes, assert_fails, key, part, payload};
 
@@ -137,19 +137,40 @@ pub(super) fn a_dropped_stream_leaves_nothing(subject: &mut dyn Subject) {
     assert_eq!(store.keys(), [key("old")]);
 }
 
-pub(super) fn dropped_streams_give_their_space_back(subject: &mut dyn Subject) {
+pub(super) fn failed_streams_give_their_space_back(subject: &mut dyn Subject) {
     let store = subject.fresh();
+    let size = 4 * MIB as u64;
+    let wrong_digest = Digest {
+        algorithm: DigestAlgorithm::Blake3,
+        bytes: [0; 32],
+    };
     // Far more than a store needs to have room for.
-    for _ in 0..60 {
-        let mut writer = store
-            .put_stream(&key("k"), PutOptions::default())
-            .expect("good options");
+    for round in 0..60 {
+        let mut options = PutOptions::default();
+        match round % 4 {
+            0 => options.size = Some(size + 1),
+            1 => options.digest = Some(wrong_digest),
+            2 => options.precondition = Precondition::IfVersion(1 << 40),
+            _ => {}
+        }
+        let mut writer = store.put_stream(&key("k"), options).expect("good options");
         for _ in 0..4 {
             writer
                 .write(Bytes::from(vec![7; MIB]))
                 .wait()
                 .expect("there is room again");
         }
+        if round % 4 == 3 {
+            drop(writer);
+            continue;
+        }
+        let refused = writer.finish().wait();
+        assert_fails!(
+            refused,
+            StorageError::SizeMismatch { .. }
+                | StorageError::DigestMismatch { .. }
+                | StorageError::PreconditionFailed { .. }
+        );
     }
     store.assert_absent("k");
     let bytes = payload(1, 4 * MIB);

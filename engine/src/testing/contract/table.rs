@@ -18,6 +18,7 @@ macro_rules! __each_blob_store_clause {
             put a_declared_digest_is_held_to "a payload of another digest than declared is `DigestMismatch`, and nothing is visible; a right one is kept";
             put too_large_a_blob_is_refused "a blob above the maximum size is `TooLarge`, and nothing changes";
             put payloads_may_lie_anywhere_in_memory "a payload needs no alignment";
+            put versions_ascend_over_all_keys "a change has a larger version than every change of any key that was acknowledged before it, also after a reopen";
             put absent_is_not_found "get, get_stream and stat of an absent key are `NotFound(key)`; exists is false";
             delete delete_of_an_absent_key_succeeds "deleting an absent key succeeds and says `existed: false`";
             delete strict_delete_of_an_absent_key_fails "deleting an absent key strictly is `NotFound`";
@@ -38,7 +39,7 @@ macro_rules! __each_blob_store_clause {
             stream put_stream_pieces_need_not_be_awaited "pieces arrive in the order of the calls, awaited or not, their Ops kept or dropped";
             stream put_stream_shows_nothing_before_finish "nothing of a stream is visible before it finishes";
             stream a_dropped_stream_leaves_nothing "a stream that is dropped leaves nothing visible, now or after a reopen";
-            stream dropped_streams_give_their_space_back "the space of dropped streams is free again without a reopen";
+            stream failed_streams_give_their_space_back "the space of streams that are dropped, or refused at their end, is free again without a reopen";
             stream a_failing_source_leaves_nothing "a stream whose source fails leaves nothing visible";
             stream streams_to_one_key_do_not_mix "of several streams to a key each commits whole, and the later commit wins";
             stream a_running_reader_keeps_its_version "a running reader keeps the old bytes to its end when the key is overwritten, deleted, renamed or copied onto";
@@ -68,6 +69,7 @@ macro_rules! __each_blob_store_clause {
             concurrency racing_puts_never_mix "when puts race all succeed, bytes never mix, the last version wins, and no reader sees versions go back";
             concurrency conditional_increments_are_never_lost "of increments under `IfVersion` or `IfETag` by many threads none is lost";
             concurrency one_of_many_ifabsent_wins "of many racing puts under `IfAbsent` exactly one wins";
+            concurrency one_of_many_conditional_calls_wins "of racing calls of every kind under one precondition exactly one wins, and the others change nothing";
             concurrency a_batch_is_seen_whole "a reader sees all of a batch or nothing of it";
             concurrency a_rename_is_seen_whole "at every moment a renamed blob is in one of its two places";
             durability what_is_acknowledged_is_there_after_a_reopen "every acknowledged mutation is there after a reopen";
@@ -75,6 +77,7 @@ macro_rules! __each_blob_store_clause {
             durability a_durable_write_does_not_pass_a_written_one "a durable write is not undone by an older one that was only written";
             durability a_dropped_op_still_commits "a mutation whose Op is dropped commits; a flush covers it";
             durability a_dropped_op_never_lands_after_a_later_one "a mutation whose Op is dropped never lands after a later one on the same key";
+            errors errors_tell_what_to_do "errors name the key they are about, and their kind and whether to try again fit what happened";
             ops ops_can_be_awaited_anywhere "ops can be awaited on any executor, one after the other or many at once";
             ops one_thread_submits_before_it_waits "one thread can have many operations under way before it waits for the first";
             ops ops_may_be_waited_for_on_another_thread "ops and streams can move to another thread";

@@ -1,0 +1,304 @@
+//! Clauses of the contract that the port alone can't show: what a call does to the disk, and what
+//! comes of a version that a power failure took.
+
+use std::sync::Arc;
+
+use graviton_engine::port::{
+    Attributes, Batch, BinaryKey, BlobReader, BlobStore, CopyOptions, DeleteOptions, Durability,
+    GetOptions, ListRequest, PutOptions, StorageError,
+};
+use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
+use graviton_tests::random::payload;
+use graviton_engine::io::sim::{Fault, FaultKind, Loss, Sim};
+use graviton_tests::put_options;
+
+const PATH: &str = "/store";
+
+fn key(name: &str) -> BinaryKey {
+    BinaryKey::new(name).expect("a short key")
+}
+
+fn options(sector_size: u64) -> CreateOptions {
+    CreateOptions {
+        sector_size,
+        segment_size: Some(64 * KIB),
+        open: OpenOptions {
+            background: false,
+            ..OpenOptions::default()
+        },
+        ..CreateOptions::default()
+    }
+}
+
+fn new_store(seed: u64, sector_size: u64) -> (Sim, Store) {
+    let sim = Sim::new(512, seed);
+    let store = Store::create_on(sim.backend(), PATH, options(sector_size));
+    (sim, store.expect("it is made"))
+}
+
+fn put(store: &Store, name: &str, seed: u64, size: usize) -> u64 {
+    let outcome = store.put(&key(name), payload(seed, size), PutOptions::default());
+    outcome.wait().expect("it is put").version
+}
+
+/// Reads fail after the first `after`.
+fn no_reads(after: usize) -> Fault {
+    Fault {
+        kind: FaultKind::Read,
+        after,
+        times: usize::MAX,
+        disk: None,
+    }
+}
+
+/// `stat`, `exists` and `list` answer where no payload can be read; what reads payload says where
+/// it could not.
+#[test]
+fn what_is_known_of_a_blob_is_told_without_reading_its_payload() {
+    let (sim, store) = new_store(1, 16 * MIB);
+    put(&store, "plain", 1, 3 << 20);
+    let with_attributes = PutOptions {
+        attributes: Attributes::from([("name".to_owned(), "value".into())]),
+        ..PutOptions::default()
+    };
+    let outcome = store.put(&key("named"), payload(2, 3 << 20), with_attributes);
+    outcome.wait().expect("it is put");
+
+    sim.set_faults(&[no_reads(0)]);
+    let plain = store.stat(&key("plain")).wait().expect("no read is needed");
+    assert_eq!(plain.size, 3 << 20);
+    assert!(
+        store
+            .exists(&key("named"))
+            .wait()
+            .expect("no read is needed")
+    );
+    assert!(
+        !store
+            .exists(&key("absent"))
+            .wait()
+            .expect("no read is needed")
+    );
+    let listed = store.list(ListRequest::default()).wait();
+    assert_eq!(listed.expect("no read is needed").blobs.len(), 2);
+    match store.get(&key("plain"), GetOptions::default()).wait() {
+        Err(StorageError::Io {
+            operation, place, ..
+        }) => assert_eq!((operation, place.sector), ("read", 0)),
+        other => panic!("{other:?}"),
+    }
+    // Attributes lie before the payload, in the record.
+    sim.set_faults(&[no_reads(1)]);
+    let named = store.stat(&key("named")).wait().expect("one read will do");
+    assert_eq!(named.attributes["name"], "value");
+    sim.set_faults(&[]);
+    let read = store.get(&key("plain"), GetOptions::default()).wait();
+    assert_eq!(
+        read.expect("the disk is well again").bytes,
+        payload(1, 3 << 20)
+    );
+}
+
+/// Copy and rename move no payload: the larger the blob, the less they write in comparison.
+#[test]
+fn copies_move_no_payload() {
+    for size in [1000, 60_000, 5 << 20] {
+        let (sim, store) = new_store(1, 32 * MIB);
+        put(&store, "source", 1, size);
+        let before = sim.written();
+        let copied = store.copy(&key("source"), &key("copy"), CopyOptions::default());
+        copied.wait().expect("it is copied");
+        let renamed = store.rename(&key("copy"), &key("renamed"), CopyOptions::default());
+        renamed.wait().expect("it is renamed");
+        let written = sim.written() - before;
+        // A manifest names each piece in 16 bytes; pieces have 3000 at the least here.
+        let most = 4096 + 2 * size / 3000 * 16;
+        assert!(written <= most, "{written} bytes for {size}");
+    }
+}
+
+/// A blob of no bytes takes its record, and a put of it writes nothing else.
+#[test]
+fn a_blob_of_no_bytes_takes_no_payload_block() {
+    let (sim, store) = new_store(1, 16 * MIB);
+    put(&store, "other", 1, 1000);
+    let before = sim.written();
+    put(&store, "empty", 1, 0);
+    assert_eq!(sim.written() - before, 512);
+    assert!(
+        store
+            .stat(&key("empty"))
+            .wait()
+            .expect("it is there")
+            .allocated
+            < 512
+    );
+}
+
+/// Whoever saw a version that a power failure took, and comes back with its ETag, must not meet
+/// another blob under it.
+#[test]
+fn a_version_that_was_seen_is_never_given_out_again() {
+    for seed in 0..20 {
+        let (sim, store) = new_store(seed, 16 * MIB);
+        put(&store, "durable", 1, 1000);
+        let written = put_options(Durability::Written);
+        let mut seen = Vec::new();
+        for number in 0..3 {
+            let lost = store.put(&key("k"), payload(number, 2000), written.clone());
+            seen.push(lost.wait().expect("it is put").version);
+        }
+        let position = sim.position();
+        let mut crasher = sim.crasher();
+        crasher.advance(position);
+        let sim = Sim::boot(&crasher.image(Loss::All), 512, seed + 1);
+        drop(store);
+        let store = Store::open_on(sim.backend(), PATH, options(16 * MIB).open);
+        let store = store.expect("it opens");
+        assert!(!store.exists(&key("k")).wait().expect("it answers"));
+        for number in 3..9 {
+            let version = put(&store, "k", number, 2000);
+            assert!(!seen.contains(&version), "{version} is in {seen:?}");
+        }
+    }
+}
+
+/// Uses all space of the store several times over.
+fn churn(store: &Store, rounds: u64) {
+    for round in 0..rounds {
+        let name = format!("filler {}", round % 8);
+        match store
+            .put(&key(&name), payload(round, 150_000), PutOptions::default())
+            .wait()
+        {
+            Ok(_) | Err(StorageError::NoSpace { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+        while store.step().expect("it is tidied up") {}
+    }
+}
+
+fn read_on(reader: &mut BlobReader, read: &mut Vec<u8>) {
+    while let Some(piece) = reader.next().wait().expect("it reads on") {
+        read.extend_from_slice(&piece);
+    }
+}
+
+/// A reader finishes whatever becomes of its blob, though all space is used again and again
+/// meanwhile; and then its space comes back, too.
+#[test]
+fn space_is_not_used_again_under_a_reader_but_after_it() {
+    for size in [3000, 100_000, 700_000] {
+        let (sim, store) = new_store(1, 4 * MIB);
+        sim.record(false);
+        // So that their segments have nothing else in them.
+        put(&store, "before", 1, 64 << 10);
+        put(&store, "k", 2, size);
+        put(&store, "after", 3, 64 << 10);
+        let open = || {
+            let reader = store.get_stream(&key("k"), GetOptions::default());
+            reader.wait().expect("it is there")
+        };
+        let (mut early, mut midway) = (open(), open());
+        let mut read = Vec::new();
+        if let Some(piece) = midway.next().wait().expect("it reads") {
+            read.extend_from_slice(&piece);
+        }
+        let mut batch = Batch::new();
+        for name in ["before", "k", "after"] {
+            batch.delete(key(name));
+        }
+        store.batch(batch).wait().expect("they are deleted");
+        churn(&store, 200);
+        let garbage_before = store.info().sectors[0].space;
+        read_on(&mut midway, &mut read);
+        assert!(read == payload(2, size), "the bytes of {size} changed");
+        let mut read = Vec::new();
+        read_on(&mut early, &mut read);
+        assert!(read == payload(2, size), "the bytes of {size} changed");
+        drop((early, midway));
+        churn(&store, 40);
+        let space = store.info().sectors[0].space;
+        assert!(
+            space.live <= garbage_before.live + (300 << 10),
+            "{space:?} after {garbage_before:?}"
+        );
+        // All of it can be had again.
+        let deleted = (0..8).map(|number| {
+            let name = key(&format!("filler {number}"));
+            store.delete(&name, DeleteOptions::default()).wait()
+        });
+        for outcome in deleted {
+            outcome.expect("it is deleted");
+        }
+        put(&store, "large", 9, 2 << 20);
+        let report = store.verify(&mut |_| {}).expect("it is verified");
+        assert!(report.findings.is_empty(), "{:#?}", report.findings);
+    }
+}
+
+/// A closed store says so, to every call: also `exists` does not take that for absence.
+#[test]
+fn a_closed_store_answers_nothing_else() {
+    let (_sim, store) = new_store(1, 16 * MIB);
+    put(&store, "k", 1, 1000);
+    let store = Arc::new(store);
+    let mut writer = store
+        .put_stream(&key("new"), PutOptions::default())
+        .expect("it is begun");
+    writer.write("some").wait().expect("it is taken in");
+    store.close().expect("it closes");
+    let k = key("k");
+    let mut batch = Batch::new();
+    batch.put(k.clone(), "x");
+    let outcomes = [
+        (
+            "put",
+            store
+                .put(&k, "x".into(), PutOptions::default())
+                .wait()
+                .map(drop),
+        ),
+        ("finish", writer.finish().wait().map(drop)),
+        (
+            "put_stream",
+            store.put_stream(&k, PutOptions::default()).map(drop),
+        ),
+        ("get", store.get(&k, GetOptions::default()).wait().map(drop)),
+        (
+            "get_stream",
+            store.get_stream(&k, GetOptions::default()).wait().map(drop),
+        ),
+        ("exists", store.exists(&k).wait().map(drop)),
+        ("stat", store.stat(&k).wait().map(drop)),
+        (
+            "delete",
+            store.delete(&k, DeleteOptions::default()).wait().map(drop),
+        ),
+        ("list", store.list(ListRequest::default()).wait().map(drop)),
+        ("batch", store.batch(batch).wait().map(drop)),
+        (
+            "copy",
+            store.copy(&k, &k, CopyOptions::default()).wait().map(drop),
+        ),
+        (
+            "rename",
+            store
+                .rename(&k, &k, CopyOptions::default())
+                .wait()
+                .map(drop),
+        ),
+        ("flush", store.flush().wait()),
+        ("checkpoint", store.checkpoint().map(drop)),
+        ("compact", store.compact().map(drop)),
+        ("step", store.step().map(drop)),
+        ("verify", store.verify(&mut |_| {}).map(drop)),
+    ];
+    for (call, outcome) in outcomes {
+        assert!(
+            matches!(outcome, Err(StorageError::Closed)),
+            "{call}: {outcome:?}"
+        );
+    }
+    store.close().expect("closing again does nothing");
+}
