@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use graviton_engine::io::BackendChoice;
+use graviton_engine::io::sim::Sim;
 use graviton_engine::port::{
     BinaryKey, BlobStore, DeleteOptions, Durability, GetOptions, StorageError,
 };
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::{Random, payload};
-use graviton_engine::io::sim::Sim;
 use graviton_tests::{check_figures, create_options, io, put_options, test_directory};
 
 const LEAST: usize = 100;

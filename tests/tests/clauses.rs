@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 
+use graviton_engine::io::sim::{Fault, FaultKind, Loss, Sim};
 use graviton_engine::port::{
     Attributes, Batch, BinaryKey, BlobReader, BlobStore, CopyOptions, DeleteOptions, Durability,
     GetOptions, ListRequest, PutOptions, StorageError,
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
-use graviton_tests::random::payload;
-use graviton_engine::io::sim::{Fault, FaultKind, Loss, Sim};
 use graviton_tests::put_options;
+use graviton_tests::random::payload;
 
 const PATH: &str = "/store";
 

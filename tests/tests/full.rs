@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use graviton_engine::io::BackendChoice;
+use graviton_engine::io::sim::Sim;
 use graviton_engine::port::{
     Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, Durability, GetOptions, PutOptions,
     StorageError,
@@ -13,7 +14,6 @@ use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_engine::testing::{Contents, contents_of};
 use graviton_tests::history::difference;
 use graviton_tests::random::payload;
-use graviton_engine::io::sim::Sim;
 use graviton_tests::{check_figures, create_options, io, put_options, test_directory};
 use tempfile::TempDir;
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use graviton_engine::io::sim::Sim;
 use graviton_engine::io::{AlignedBuf, BufferPool, OpenAccess};
 use graviton_engine::port::op::wait_for;
 use graviton_engine::port::{
@@ -13,7 +14,6 @@ use graviton_engine::port::{
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_tests::put_options;
 use graviton_tests::random::payload;
-use graviton_engine::io::sim::Sim;
 
 const PATH: &str = "/simulated/store";
 const SECTOR: &str = "/simulated/store/sector-000.graviton";

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use graviton_engine::io::sim::{Loss, Sim};
 use graviton_engine::port::{
     Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, Durability, GetOptions, PutOptions,
     StorageError,
 };
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::payload;
-use graviton_engine::io::sim::{Loss, Sim};
 use graviton_tests::{buffered, create_options, memory_directory};
 
 fn key(name: &str) -> BinaryKey {

@@ -27,13 +27,13 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use bytes::Bytes;
+use graviton_engine::io::sim::Sim;
 use graviton_engine::port::{BinaryKey, BlobStore, ErrorKind, GetOptions, ListRequest, PutOptions};
 use graviton_engine::port::{BlobInfo, StorageError};
 use graviton_engine::store::{Access, Store};
 use graviton_format::geometry::{AREA_SIZE, ROOT_SLOT_SIZE};
 use graviton_tests::history::number_from;
 use graviton_tests::random::Random;
-use graviton_engine::io::sim::Sim;
 use parking_lot::Mutex;
 
 use layout::{Kind, Region};

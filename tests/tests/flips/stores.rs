@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::LazyLock;
 
 use bytes::Bytes;
+use graviton_engine::io::sim::{Image, Sim};
 use graviton_engine::port::blob::BatchItemOutcome;
 use graviton_engine::port::{
     Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, PutOptions, StorageError,
 };
 use graviton_engine::store::{Access, CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::Random;
-use graviton_engine::io::sim::{Image, Sim};
 
 use crate::layout::Layout;
 
