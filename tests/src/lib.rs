@@ -4,6 +4,7 @@ pub mod command;
 pub mod image;
 pub mod random;
 pub mod sim;
+pub mod subject;
 pub mod trees;
 pub mod workload;
 
