@@ -9,7 +9,7 @@
 
 mod support;
 #[allow(dead_code, reason = "tests use a part")]
-#[path = "../../fuzz/src/lib.rs"]
+#[path = "../../fuzz/src/decoders.rs"]
 mod targets;
 
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use support::sample::IDENTITY;
 use support::vectors;
-use targets::{MODE_FIX, MODE_LARGE_BLOCKS, TARGETS, seed};
+use targets::{DECODERS, MODE_FIX, MODE_LARGE_BLOCKS, seed};
 
 fn folder(target: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -28,14 +28,17 @@ fn folder(target: &str) -> PathBuf {
 
 /// The seeds of a target: vectors of its kind, each as it is and with checksums put right.
 fn seeds(target: &str) -> Seeds {
-    let kind = match target {
-        "frame_header" => "frame".to_owned(),
-        other => other.replace('_', "-"),
+    let kinds = match target {
+        "frame_header" => vec!["frame".to_owned()],
+        "parts" => ["chunk", "checkpoint-root", "meta"]
+            .map(str::to_owned)
+            .to_vec(),
+        other => vec![other.replace('_', "-")],
     };
     vectors::names()
         .iter()
         .map(|name| vectors::load(name))
-        .filter(|vector| vector.kind == kind)
+        .filter(|vector| kinds.contains(&vector.kind))
         .flat_map(|vector| {
             let seed = |mode| seed(mode, vector.address, &vector.bytes);
             [
@@ -50,12 +53,12 @@ fn seeds(target: &str) -> Seeds {
 type Seeds = Vec<(String, Vec<u8>)>;
 
 static SEEDS: LazyLock<Vec<Seeds>> =
-    LazyLock::new(|| TARGETS.iter().map(|(name, _)| seeds(name)).collect());
+    LazyLock::new(|| DECODERS.iter().map(|(name, _)| seeds(name)).collect());
 
 #[test]
 fn the_corpora_hold_the_vectors_and_pass() {
     assert_eq!(IDENTITY, targets::IDENTITY);
-    for (name, target) in TARGETS {
+    for (name, target) in DECODERS {
         let seeds = seeds(name);
         assert!(seeds.len() >= 4, "{name}");
         for (file, seed) in seeds {
@@ -76,7 +79,7 @@ fn the_corpora_hold_the_vectors_and_pass() {
 
 #[test]
 fn every_bit_of_every_seed_may_flip() {
-    for (name, target) in TARGETS {
+    for (name, target) in DECODERS {
         for (_, seed) in seeds(name) {
             for bit in 0..seed.len().min(1024) * 8 {
                 let mut flipped = seed.clone();
@@ -92,7 +95,7 @@ proptest! {
 
     #[test]
     fn random_bytes_never_panic(mode in 0..4_u8, address in 0..0x12_0000_u64, bytes: Vec<u8>) {
-        for (_, target) in TARGETS {
+        for (_, target) in DECODERS {
             target(&seed(mode & (MODE_FIX | MODE_LARGE_BLOCKS), address, &bytes));
             target(&bytes);
         }
@@ -104,7 +107,7 @@ proptest! {
         place: prop::sample::Index,
         noise in prop::collection::vec(any::<u8>(), 1..64),
     ) {
-        for ((_, target), seeds) in TARGETS.iter().zip(SEEDS.iter()) {
+        for ((_, target), seeds) in DECODERS.iter().zip(SEEDS.iter()) {
             let mut seed = choice.get(seeds).1.clone();
             let at = place.index(seed.len());
             for (target, noise) in seed[at..].iter_mut().zip(&noise) {

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| graviton_fuzz::checkpoint_root(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| graviton_fuzz::run("checkpoint_root", data));

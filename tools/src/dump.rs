@@ -11,6 +11,8 @@
 mod checkpoint;
 mod disk;
 mod frames;
+#[cfg(feature = "testing")]
+pub mod fuzzing;
 mod log;
 mod record;
 mod sector;

@@ -24,6 +24,10 @@ const CTIME: &str = "ctime";
 /// Attribute: the file's permission bits, in octal.
 const MODE: &str = "mode";
 
+/// Every attribute of a file.
+#[cfg(feature = "testing")]
+pub const KEPT: [&str; 3] = [MTIME, CTIME, MODE];
+
 /// File systems stamp times with the tick of a coarse clock: a file can change twice within one
 /// tick. A stamp this much older than the moment of reading can't be hit by that.
 const FRESH: Duration = Duration::from_secs(2);

@@ -142,7 +142,7 @@ fn say(line: &str, progress: Option<&Progress>) {
 }
 
 /// The message without anything that could break the line or the terminal.
-fn one_line(message: &str) -> String {
+pub fn one_line(message: &str) -> String {
     message
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })

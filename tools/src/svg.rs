@@ -207,7 +207,7 @@ fn draw_legend(body: &mut String, y: usize) -> usize {
 }
 
 /// The text as XML takes it.
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -10,6 +10,9 @@ mod catalog;
 mod commit;
 mod detached;
 mod figures;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod info;
 mod inner;

@@ -263,6 +263,12 @@ impl Steps {
     /// The steps of this seed.
     #[must_use]
     pub fn new(seed: u64, mix: Mix) -> Self {
+        Self::chosen_by(Random::new(seed), seed, mix)
+    }
+
+    /// The steps that `random` chooses; payloads are made of `seed`.
+    #[must_use]
+    pub fn chosen_by(random: Random, seed: u64, mix: Mix) -> Self {
         let names: [&[u8]; 12] = [
             b"a",
             b"a/",
@@ -279,7 +285,7 @@ impl Steps {
         ];
         let more = (names.len()..mix.keys).map(|number| key(format!("key/{number:03}")));
         Self {
-            random: Random::new(seed),
+            random,
             keys: names
                 .into_iter()
                 .map(key)
@@ -297,8 +303,13 @@ impl Steps {
         }
     }
 
+    /// What chooses.
+    pub fn random(&mut self) -> &mut Random {
+        &mut self.random
+    }
+
     /// Any of the keys; the first ones are more popular.
-    pub fn key(&mut self) -> BinaryKey {
+    fn key(&mut self) -> BinaryKey {
         let end = 1 + self.random.below(self.keys.len());
         self.keys[self.random.below(end)].clone()
     }

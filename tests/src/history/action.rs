@@ -43,9 +43,24 @@ impl fmt::Debug for Action {
 /// The first `count` actions of a seed. Without `disasters`, the machine stays up.
 #[must_use]
 pub fn actions(seed: u64, count: usize, plan: &Plan, disasters: bool) -> Vec<Action> {
-    let mut random = Random::new(seed ^ 0xac71_0115);
     let mut steps = Steps::new(seed, plan.mix.clone());
-    let mut action = || match random.below(100) {
+    (0..count).map(|_| action(&mut steps, disasters)).collect()
+}
+
+/// The actions that some bytes choose, for a fuzzer: at most `count`.
+#[must_use]
+pub fn actions_given(bytes: &[u8], count: usize, plan: &Plan) -> Vec<Action> {
+    let mut steps = Steps::chosen_by(Random::given(bytes), 0, plan.mix.clone());
+    let mut actions = Vec::new();
+    while actions.len() < count && !steps.random().is_exhausted() {
+        actions.push(action(&mut steps, true));
+    }
+    actions
+}
+
+fn action(steps: &mut Steps, disasters: bool) -> Action {
+    let random = steps.random();
+    match random.below(100) {
         0..4 => Action::Checkpoint,
         4..6 => Action::Compact,
         6..12 => Action::Maintain(1 + random.below(8)),
@@ -57,6 +72,5 @@ pub fn actions(seed: u64, count: usize, plan: &Plan, disasters: bool) -> Vec<Act
         13..16 if disasters => Action::Crash(random.number()),
         16..18 if disasters => Action::Kill,
         _ => Action::Step(steps.next().expect("there is no end of steps")),
-    };
-    (0..count).map(|_| action()).collect()
+    }
 }

@@ -14,7 +14,7 @@ mod record;
 mod run;
 mod trial;
 
-pub use action::{Action, actions};
+pub use action::{Action, actions, actions_given};
 pub use explore::{Exploration, explore};
 pub use ground::{Ground, Plan};
 pub use machine::{Machine, PATH};

@@ -63,7 +63,7 @@ pub fn find(directory: &Path) -> Result<Sources, Failure> {
     })
 }
 
-fn by_store_file(directory: &Path, text: &str) -> Result<Sources, String> {
+pub(super) fn by_store_file(directory: &Path, text: &str) -> Result<Sources, String> {
     let table: Table = text
         .parse()
         .map_err(|error: toml::de::Error| error.message().to_owned())?;

@@ -1,0 +1,277 @@
+//! The stores that are damaged: one history on a simulated machine, kept at several ages.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use graviton_engine::io::{Backend, BufferPool, OpenAccess};
+use graviton_engine::port::{
+    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, PutOptions, StorageError,
+};
+use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
+use graviton_format::superblock::Superblock;
+use graviton_format::{Geometry, Identity, checkpoint, frame, segment};
+
+use crate::random::payload;
+use graviton_engine::io::sim::{self, Sim};
+
+/// Where the store lies on its machine.
+pub const DIRECTORY: &str = "/simulated/store";
+/// Edits know no smaller unit; it is also the least block of a device.
+pub const BLOCK: usize = 512;
+
+/// What was ever put under each key.
+pub type History = BTreeMap<BinaryKey, Vec<Bytes>>;
+
+/// How old a store is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Age {
+    /// Made a moment ago, and closed with little in it.
+    Fresh,
+    /// Closed after some use: a checkpoint, and nothing to replay.
+    Checkpointed,
+    /// Killed later: a log to replay, on top of two checkpoints.
+    Killed,
+    /// Killed after its log has gone round: segments that were reclaimed are written again.
+    Reused,
+}
+
+impl Age {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::Fresh, Self::Checkpointed, Self::Killed, Self::Reused];
+}
+
+/// A store at all ages.
+#[derive(Debug)]
+pub struct Original {
+    /// Physical block of its machine.
+    pub block_size: u32,
+    /// It at each age.
+    pub ages: [Snapshot; Age::ALL.len()],
+    /// What was ever put in it, up to the last age.
+    pub history: History,
+}
+
+/// A store at one age.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The machine it lies on.
+    pub machine: sim::Image,
+    /// Its sectors.
+    pub sectors: Vec<SectorFile>,
+}
+
+/// A sector as it lies on disk.
+#[derive(Debug)]
+pub struct SectorFile {
+    /// Where.
+    pub path: PathBuf,
+    /// What.
+    pub bytes: Vec<u8>,
+    /// What its superblock says of it.
+    pub identity: Identity,
+    /// What its superblock says of it.
+    pub geometry: Geometry,
+    /// Addresses of the blocks that are not all zeros.
+    pub used: Vec<usize>,
+    /// Addresses of the blocks that begin a structure.
+    pub heads: Vec<usize>,
+}
+
+/// How the stores here are opened.
+#[must_use]
+pub fn options() -> OpenOptions {
+    OpenOptions {
+        background: false,
+        checkpoint_interval: Some(512 * KIB),
+        ..OpenOptions::default()
+    }
+}
+
+/// A good key.
+///
+/// # Panics
+/// If it is none.
+#[must_use]
+pub fn key(name: &str) -> BinaryKey {
+    BinaryKey::new(name).expect("a good key")
+}
+
+/// The store with one sector or with two, on blocks of 512 or 4096 bytes.
+///
+/// # Panics
+/// If it can't be made.
+pub fn original(two_sectors: bool, large_blocks: bool) -> &'static Original {
+    static ALL: [OnceLock<Original>; 4] = [const { OnceLock::new() }; 4];
+    let number = usize::from(two_sectors) + 2 * usize::from(large_blocks);
+    ALL[number].get_or_init(|| {
+        let block_size = if large_blocks { 4096 } else { 512 };
+        Maker::make(1 + u16::from(two_sectors), block_size).expect("the store can be made")
+    })
+}
+
+struct Maker {
+    sim: Sim,
+    store: Store,
+    history: History,
+    sectors: u16,
+}
+
+impl Maker {
+    fn make(sectors: u16, block_size: u32) -> Result<Original, StorageError> {
+        let sim = Sim::new(block_size, 1);
+        sim.record(false);
+        let create = CreateOptions {
+            sectors,
+            sector_size: 4 * MIB,
+            segment_size: Some(64 * KIB),
+            block_size: Some(block_size),
+            open: options(),
+        };
+        let store = Store::create_on(sim.backend(), DIRECTORY, create)?;
+        let mut maker = Self {
+            sim,
+            store,
+            history: History::new(),
+            sectors,
+        };
+        maker.put("small/00", 1, 40)?;
+        let fresh = maker.reopened()?;
+        for round in 0..2 {
+            maker.round(round)?;
+            maker.store.checkpoint()?;
+        }
+        maker.store.compact()?;
+        let checkpointed = maker.reopened()?;
+        maker.round(2)?;
+        let killed = maker.snapshot();
+        for round in 3..3 + 24 * u64::from(sectors) {
+            maker.round(round)?;
+            while maker.store.step()? {}
+        }
+        maker.round(1000)?;
+        let reused = maker.snapshot();
+        Ok(Original {
+            block_size,
+            ages: [fresh, checkpointed, killed, reused],
+            history: maker.history,
+        })
+    }
+
+    fn put(&mut self, name: &str, seed: u64, length: usize) -> Result<(), StorageError> {
+        let bytes = payload(seed, length);
+        let done = self
+            .store
+            .put(&key(name), bytes.clone(), PutOptions::default());
+        done.wait()?;
+        self.note(name, bytes);
+        Ok(())
+    }
+
+    fn note(&mut self, name: &str, bytes: Bytes) {
+        self.history.entry(key(name)).or_default().push(bytes);
+    }
+
+    /// Something of everything.
+    fn round(&mut self, round: u64) -> Result<(), StorageError> {
+        let seed = round * 1000;
+        for number in 0..20 {
+            let length = 40 * usize::try_from(number).expect("small");
+            self.put(&format!("small/{number:02}"), seed + number, length)?;
+        }
+        self.put("middling", seed + 100, 10_000)?;
+        // Larger than a segment: extents and a manifest.
+        self.put("large", seed + 101, 150_000)?;
+        let delete = self
+            .store
+            .delete(&key("small/07"), DeleteOptions::default());
+        delete.wait()?;
+        let copy = self
+            .store
+            .copy(&key("large"), &key("copy"), CopyOptions::default());
+        copy.wait()?;
+        self.note("copy", payload(seed + 101, 150_000));
+        let mut batch = Batch::new();
+        for number in 0..5 {
+            let (name, bytes) = (format!("batch/{number}"), payload(seed + 200 + number, 100));
+            self.note(&name, bytes.clone());
+            batch.put(key(&name), bytes);
+        }
+        self.store.batch(batch).wait()?;
+        Ok(())
+    }
+
+    /// Closes the store, keeps what is there then, and opens it again.
+    fn reopened(&mut self) -> Result<Snapshot, StorageError> {
+        self.store.close()?;
+        let image = self.sim.image();
+        self.store = Store::open_on(self.sim.backend(), DIRECTORY, options())?;
+        Ok(self.keep(image))
+    }
+
+    /// What a kill leaves now.
+    fn snapshot(&self) -> Snapshot {
+        self.keep(self.sim.image())
+    }
+
+    fn block_size(&self) -> u32 {
+        self.store.info().sectors[0].block_size
+    }
+
+    fn keep(&self, machine: sim::Image) -> Snapshot {
+        let backend = Sim::boot(&machine, self.block_size(), 1).backend();
+        let sectors = (0..self.sectors)
+            .map(|number| {
+                let file = format!("sector-{number:03}.graviton");
+                SectorFile::read(backend.as_ref(), Path::new(DIRECTORY).join(file))
+            })
+            .collect();
+        Snapshot { machine, sectors }
+    }
+}
+
+impl SectorFile {
+    fn read(backend: &dyn Backend, path: PathBuf) -> Self {
+        let bytes = read_disk(backend, &path);
+        let superblock = Superblock::decode(&bytes, 0).expect("a superblock");
+        let blocks = || (0..bytes.len()).step_by(BLOCK);
+        let magic = |at: usize| bytes[at..].first_chunk().map(|m| u32::from_le_bytes(*m));
+        let is_head = |&at: &usize| {
+            Superblock::decode(&bytes[at..], at as u64).is_ok()
+                || matches!(
+                    magic(at),
+                    Some(frame::MAGIC | segment::MAGIC | checkpoint::MAGIC)
+                )
+        };
+        Self {
+            path,
+            identity: superblock.identity(),
+            geometry: superblock.geometry(),
+            used: blocks()
+                .filter(|&at| bytes[at..at + BLOCK].iter().any(|&byte| byte != 0))
+                .collect(),
+            heads: blocks().filter(is_head).collect(),
+            bytes,
+        }
+    }
+}
+
+/// All bytes of a simulated disk.
+fn read_disk(backend: &dyn Backend, path: &Path) -> Vec<u8> {
+    let disk = backend
+        .open(path, OpenAccess::ReadOnly)
+        .expect("a sector opens");
+    let size = usize::try_from(disk.size()).expect("a small sector");
+    let bytes = Arc::new(OnceLock::new());
+    let kept = Arc::clone(&bytes);
+    let buffer = BufferPool::global().take(size);
+    disk.read(buffer, 0).then(move |buffer, outcome| {
+        outcome.expect("a sector is read");
+        kept.set(buffer.to_vec()).expect("once");
+    });
+    // Simulated reads are done at once.
+    Arc::into_inner(bytes)
+        .and_then(OnceLock::into_inner)
+        .expect("the read is done")
+}
