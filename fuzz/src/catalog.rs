@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
+use graviton_engine::io::sim::Sim;
 use graviton_engine::port::BlobStore;
 use graviton_engine::store::{Access, CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_tests::image::{DIRECTORY, original};
-use graviton_engine::io::sim::Sim;
 use graviton_tests::{all_keys, sim};
 
 /// The rest is the note of a creation, not the store file.

@@ -193,3 +193,10 @@ pub fn put_options(durability: Durability) -> PutOptions {
         ..PutOptions::default()
     }
 }
+
+/// The number an environment variable holds, if it does.
+#[must_use]
+pub fn number_from(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    text.parse().ok()
+}

@@ -11,6 +11,7 @@ use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use fuzz::decoders::{MODE_FIX, MODE_LARGE_BLOCKS, seed};
+use graviton_engine::io::sim::Sim;
 use graviton_engine::port::{BlobStore, ListRequest};
 use graviton_engine::store::{OpenOptions, Store};
 use graviton_format::checkpoint::{self, CheckpointRoot};
@@ -20,7 +21,6 @@ use graviton_format::record::{RecordKind, RecordView};
 use graviton_format::{Geometry, Structure, segment};
 use graviton_tests::image::{Age, DIRECTORY, EDIT_LEN, KINDS, SectorFile, original};
 use graviton_tests::random::Random;
-use graviton_engine::io::sim::Sim;
 
 /// The most bytes of a corpus, of one of its files, and the most files: all of it is in git.
 const CORPUS_MAX: u64 = 200 << 10;

@@ -20,4 +20,4 @@ pub use ground::{Ground, Plan};
 pub use machine::{Machine, PATH};
 pub use record::{Done, Record, difference};
 pub use run::{Tally, check_contents, check_store, do_and_note, open, perform, run};
-pub use trial::{Trials, number_from};
+pub use trial::Trials;

@@ -16,6 +16,7 @@ use graviton_engine::testing::{Difference, minimise, panic_message};
 use super::action::{Action, actions};
 use super::ground::{Ground, Plan};
 use super::run::Tally;
+use crate::number_from;
 
 /// Seeds that begin on the same few grounds.
 const SHARE: u64 = 200;
@@ -166,11 +167,4 @@ fn kept() -> Option<Vec<usize>> {
     let numbers = text.split(',').map(str::parse);
     let kept = numbers.collect::<Result<_, _>>();
     Some(kept.expect("GRAVITON_KEEP lists numbers with commas between"))
-}
-
-/// The number an environment variable holds, if it does.
-#[must_use]
-pub fn number_from(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    text.parse().ok()
 }

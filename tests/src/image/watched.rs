@@ -5,8 +5,11 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
 
-use graviton_engine::io::{AlignedBuf, Backend, Disk, DiskInfo, IoOp, Lock, OpenAccess, WriteSync};
+use graviton_engine::io::{
+    AlignedBuf, Backend, Disk, DiskInfo, IoOp, Lock, LockError, OpenAccess, WriteSync,
+};
 use graviton_engine::port::op::Driver;
 
 /// The most bytes that one read takes, and so the most memory that what is on disk can ask for:
@@ -72,7 +75,11 @@ impl Backend for Watched {
         self.beneath.random(bytes)
     }
 
-    fn lock(&self, path: &Path, exclusive: bool) -> io::Result<Box<dyn Lock>> {
+    fn now(&self) -> SystemTime {
+        self.beneath.now()
+    }
+
+    fn lock(&self, path: &Path, exclusive: bool) -> Result<Box<dyn Lock>, LockError> {
         self.beneath.lock(path, exclusive)
     }
 }

@@ -32,7 +32,7 @@ use graviton_engine::port::{BinaryKey, BlobStore, ErrorKind, GetOptions, ListReq
 use graviton_engine::port::{BlobInfo, StorageError};
 use graviton_engine::store::{Access, Store};
 use graviton_format::geometry::{AREA_SIZE, ROOT_SLOT_SIZE};
-use graviton_tests::history::number_from;
+use graviton_tests::number_from;
 use graviton_tests::random::Random;
 use parking_lot::Mutex;
 
