@@ -1,15 +1,22 @@
 //! Clauses of the contract that the port alone can't show: what a call does to the disk, and what
 //! comes of a version that a power failure took.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use graviton_engine::io::sim::{Fault, FaultKind, Loss, Sim};
+use graviton_engine::io::{Backend, BufferPool, Disk, LockError, Lock, OpenAccess, WriteSync};
+use graviton_engine::port::op::wait_for;
 use graviton_engine::port::{
     Attributes, Batch, BinaryKey, BlobReader, BlobStore, CopyOptions, DeleteOptions, Durability,
     GetOptions, ListRequest, PutOptions, StorageError,
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_tests::put_options;
+use graviton_format::Geometry;
+use graviton_format::checkpoint::CheckpointRoot;
+use graviton_format::geometry::ROOT_SLOT_SIZE;
 use graviton_tests::random::payload;
 
 const PATH: &str = "/store";
@@ -159,6 +166,195 @@ fn a_version_that_was_seen_is_never_given_out_again() {
         for number in 3..9 {
             let version = put(&store, "k", number, 2000);
             assert!(!seen.contains(&version), "{version} is in {seen:?}");
+        }
+    }
+}
+
+/// A machine on which locks hold nobody up, so that a store can be left as by a killed process.
+#[derive(Debug)]
+struct Lockless(Sim);
+
+#[derive(Debug)]
+struct NoLock;
+
+impl Lock for NoLock {}
+
+impl Backend for Lockless {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn create(&self, path: &Path, size: u64) -> io::Result<Arc<dyn Disk>> {
+        self.0.create(path, size)
+    }
+
+    fn open(&self, path: &Path, access: OpenAccess) -> io::Result<Arc<dyn Disk>> {
+        self.0.open(path, access)
+    }
+
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        self.0.create_directory(path)
+    }
+
+    fn read_file(&self, path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+        self.0.read_file(path, limit)
+    }
+
+    fn replace_file(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
+        self.0.replace_file(path, contents)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.0.remove_file(path)
+    }
+
+    fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
+        self.0.random(bytes)
+    }
+
+    fn lock(&self, _path: &Path, _exclusive: bool) -> io::Result<Box<dyn Lock>> {
+        Ok(Box::new(NoLock))
+    }
+}
+
+/// What a killed process had only written is found by the next, which goes on behind it and says
+/// that it is durable: then it must be, though the power fails.
+#[test]
+fn what_a_recovery_has_read_is_durable_from_then_on() {
+    for (round, loss) in [Loss::All, Loss::Random(1), Loss::Nothing]
+        .into_iter()
+        .enumerate()
+    {
+        let sim = Sim::new(512, round as u64);
+        let backend = || Arc::new(Lockless(sim.clone()));
+        let store = Store::create_on(backend(), PATH, options(16 * MIB)).expect("it is made");
+        put(&store, "durable", 1, 1000);
+        let written = store.put(
+            &key("k"),
+            payload(2, 2000),
+            put_options(Durability::Written),
+        );
+        written.wait().expect("it is put");
+        // Killed, and nothing of it is tidied up.
+        std::mem::forget(store);
+        let store = Store::open_on(backend(), PATH, options(16 * MIB).open).expect("it opens");
+        put(&store, "behind it", 3, 1000);
+        let position = sim.position();
+        let mut crasher = sim.crasher();
+        crasher.advance(position);
+        let machine = Sim::boot(&crasher.image(loss), 512, 9);
+        drop(store);
+        let store = Store::open_on(machine.backend(), PATH, options(16 * MIB).open);
+        let store = store.expect("it opens");
+        for (name, seed, size) in [("durable", 1, 1000), ("k", 2, 2000), ("behind it", 3, 1000)] {
+            let found = store.get(&key(name), GetOptions::default()).wait();
+            assert!(
+                found.expect("it is there").bytes == payload(seed, size),
+                "{name}"
+            );
+        }
+    }
+}
+
+/// A failed sync of a frame takes what was written before it, and no later sync says anything of
+/// that: a checkpoint under way must not become the newest on the strength of its own.
+#[test]
+fn no_checkpoint_rests_on_a_sync_after_one_that_failed() {
+    for seed in 0..60 {
+        let (sim, store) = new_store(seed, 16 * MIB);
+        put(&store, "durable", 1, 1000);
+        let written = put_options(Durability::Written);
+        let lost = store.put(&key("k"), payload(2, 2000), written);
+        lost.wait().expect("it is put");
+        sim.set_faults(&[Fault {
+            kind: FaultKind::Sync,
+            after: 0,
+            times: 1,
+            disk: None,
+        }]);
+        // Its frame is under way while the checkpoint is written; either meets the fault.
+        let under_way = store.put(&key("new"), payload(3, 2000), PutOptions::default());
+        let checkpoint = store.checkpoint();
+        let put = under_way.wait();
+        assert!(checkpoint.is_err() || put.is_err(), "seed {seed}");
+        let position = sim.position();
+        let mut crasher = sim.crasher();
+        crasher.advance(position);
+        let machine = Sim::boot(&crasher.image(Loss::All), 512, 9);
+        drop(store);
+        let store = Store::open_on(machine.backend(), PATH, options(16 * MIB).open);
+        let store = store.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        for (name, content) in [("k", 2), ("new", 3)] {
+            match store.get(&key(name), GetOptions::default()).wait() {
+                Ok(found) => assert!(found.bytes == payload(content, 2000), "seed {seed}: {name}"),
+                Err(StorageError::NotFound { .. }) => {}
+                Err(error) => panic!("seed {seed}: {name}: {error}"),
+            }
+        }
+        let report = store.verify(&mut |_| {}).expect("it is verified");
+        assert!(
+            report.findings.is_empty(),
+            "seed {seed}: {:#?}",
+            report.findings
+        );
+    }
+}
+
+/// Wipes the root of the newest checkpoint, both copies of it.
+fn wipe_newest_root(sim: &Sim, geometry: &Geometry) {
+    let path = Path::new(PATH).join("sector-000.graviton");
+    let disk = sim.backend().open(&path, OpenAccess::ReadWrite);
+    let disk = disk.expect("the sector is there");
+    let sequence = |slot| {
+        let buffer = BufferPool::global().take_zeroed(ROOT_SLOT_SIZE);
+        let (bytes, outcome) = wait_for(disk.read(buffer, geometry.roots(slot)[0]));
+        outcome.expect("it is read");
+        let root = CheckpointRoot::view(&bytes).expect("it is long enough");
+        root.sequence.get()
+    };
+    let newest = u64::from(sequence(1) > sequence(0));
+    for address in geometry.roots(newest) {
+        let mut noise = BufferPool::global().take_zeroed(ROOT_SLOT_SIZE);
+        noise.fill(0xa5);
+        let (_, outcome) = wait_for(disk.write(noise, address, WriteSync::Data));
+        outcome.expect("it is written");
+    }
+}
+
+/// Of two checkpoints either will do: without the newest, the older and the log since lose nothing,
+/// for no segment is used again that the older one still needs.
+#[test]
+fn the_older_checkpoint_and_the_log_since_have_everything() {
+    let (sim, store) = new_store(1, 4 * MIB);
+    sim.record(false);
+    let sector = &store.info().sectors[0];
+    let geometry = Geometry {
+        block_size: sector.block_size,
+        segment_size: sector.segment_size,
+        segment_count: sector.segment_count,
+    };
+    for round in 0..160 {
+        // Small blobs that stay a while among large ones that don't: segments of theirs come and go
+        // between two checkpoints.
+        put(&store, &format!("small {}", round % 40), round, 3000);
+        put(&store, &format!("large {}", round % 2), round, 150_000);
+        while store.step().expect("it is tidied up") {}
+        let machine = Sim::boot(&sim.image(), 512, round);
+        wipe_newest_root(&machine, &geometry);
+        let again = Store::open_on(machine.backend(), PATH, options(4 * MIB).open);
+        let again = again.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        assert!(!again.info().health.is_empty(), "the wiped root is noticed");
+        for (name, count, size) in [("small", 40, 3000), ("large", 2, 150_000)] {
+            for number in 0..count.min(round + 1) {
+                let latest = round - (round - number) % count;
+                let name = key(&format!("{name} {number}"));
+                let found = again.get(&name, GetOptions::default()).wait();
+                let found = found.unwrap_or_else(|error| panic!("round {round}: {name}: {error}"));
+                assert!(
+                    found.bytes == payload(latest, size),
+                    "round {round}: {name}"
+                );
+            }
         }
     }
 }

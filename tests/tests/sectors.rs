@@ -142,6 +142,59 @@ fn a_delete_that_finds_nothing_outlives_the_one_before_it() {
     );
 }
 
+/// A delete that lies in another sector than the blob is kept by that sector's checkpoints for as
+/// long as the blob's own sector could start from one that does not know of it.
+#[test]
+fn a_tombstone_stays_until_every_sector_knows_of_it() {
+    let sim = Sim::new(512, 1);
+    sim.record(false);
+    let options = CreateOptions {
+        sectors: 2,
+        sector_size: 16 * MIB,
+        open: OpenOptions {
+            background: false,
+            checkpoint_interval: Some(MIB),
+            ..OpenOptions::default()
+        },
+        ..CreateOptions::default()
+    };
+    let mut store = Store::create_on(sim.backend(), "/store", options.clone()).expect("it is made");
+    put(&store, "first", 400_000);
+    put(&store, "second", 300_000);
+    put(&store, "key", 1000);
+    let places = ["first", "second", "key"].map(|name| sector_of(&store, name));
+    assert_eq!(places, [0, 1, 1], "blobs go where there is most room");
+    let mut batch = Batch::new();
+    batch.put(key("first"), payload(2, 100));
+    batch.delete(key("key"));
+    store.batch(batch).wait().expect("it is deleted");
+    let other = store.info().sectors[1].checkpoint.clone();
+    for _ in 0..4 {
+        // The log of sector 0 grows until a checkpoint is due there, and there alone.
+        while store.info().sectors[0].replay_bytes < MIB + 100_000 {
+            put(&store, "first", 100_000);
+        }
+        while store.info().sectors[0].replay_bytes > MIB {
+            assert!(store.step().expect("it is tidied up"));
+        }
+        assert_eq!(store.info().sectors[1].checkpoint, other);
+        let image = sim.image();
+        let sim = Sim::boot(&image, 512, 2);
+        let again = Store::open_on(sim.backend(), "/store", options.open.clone());
+        let found = again.expect("it opens").exists(&key("key")).wait();
+        assert!(!found.expect("it answers"), "a blob came back");
+    }
+    // Once both know, nothing is kept of it.
+    for _ in 0..4 {
+        store.checkpoint().expect("it is taken");
+    }
+    store.close().expect("it closes");
+    store = Store::open_on(sim.backend(), "/store", options.open).expect("it opens");
+    assert!(!store.exists(&key("key")).wait().expect("it answers"));
+    let report = store.verify(&mut |_| {}).expect("it is verified");
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+}
+
 fn two_sectors() -> (tempfile::TempDir, Store) {
     let directory = memory_directory();
     let options = create_options(&buffered(), 2, 64 * MIB);

@@ -17,7 +17,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use graviton_tests::mutations::{Mutation, all, workspace};
@@ -26,7 +26,16 @@ use rustix::process::{Pid, Signal, kill_process_group};
 /// A run of tests that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(900);
 /// How often a run is looked at.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How a run of cargo ended.
+enum Run {
+    Success,
+    /// With an error, or with these tests, after which the others do not matter.
+    Failure(Vec<String>),
+    /// Not at all.
+    Hangs,
+}
 
 /// What became of a mutation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,9 +129,10 @@ impl Yard {
         Ok(())
     }
 
-    /// Runs `cargo test` in the copy; `None` if it does not come to an end.
-    fn cargo_test(&self, arguments: &[&str], log: &Path) -> io::Result<Option<ExitStatus>> {
-        let log = File::options().create(true).append(true).open(log)?;
+    /// Runs `cargo test` in the copy, to its end or until a test has failed.
+    fn cargo_test(&self, arguments: &[&str], log: &Path) -> io::Result<Run> {
+        let output = File::options().create(true).append(true).open(log)?;
+        let already = output.metadata()?.len();
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo
             .args(["test", "--locked"])
@@ -133,23 +143,32 @@ impl Yard {
             // Nobody debugs what is built here, and it is built often.
             .env("CARGO_PROFILE_DEV_DEBUG", "0")
             .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
+            .stdout(output.try_clone()?)
+            .stderr(output)
             // So that what it starts can be ended with it.
             .process_group(0);
         let mut child = cargo.spawn()?;
         let begun = Instant::now();
         loop {
             if let Some(status) = child.try_wait()? {
-                return Ok(Some(status));
+                return Ok(if status.success() {
+                    Run::Success
+                } else {
+                    Run::Failure(failed_tests(log, already)?)
+                });
             }
-            if begun.elapsed() > PATIENCE {
+            let failed = failed_tests(log, already)?;
+            if !failed.is_empty() || begun.elapsed() > PATIENCE {
                 let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
                 if let Some(group) = group {
                     kill_process_group(group, Signal::KILL)?;
                 }
                 child.wait()?;
-                return Ok(None);
+                return Ok(if failed.is_empty() {
+                    Run::Hangs
+                } else {
+                    Run::Failure(failed)
+                });
             }
             std::thread::sleep(LOOK);
         }
@@ -158,11 +177,10 @@ impl Yard {
     /// Builds and runs tests. A test that does not compile is no test that fails.
     fn test(&self, line: &str, log: &Path) -> io::Result<Verdict> {
         let arguments: Vec<&str> = line.split_whitespace().collect();
-        // What filters tests does not matter to the build.
         let mut build = arguments.clone();
         build.push("--no-run");
         match self.cargo_test(&build, log)? {
-            Some(status) if status.success() => {}
+            Run::Success => {}
             _ => {
                 return Ok(Verdict::Unusable(format!(
                     "no build; see {}",
@@ -170,11 +188,10 @@ impl Yard {
                 )));
             }
         }
-        let already = fs::metadata(log)?.len();
         Ok(match self.cargo_test(&arguments, log)? {
-            None => Verdict::Hangs,
-            Some(status) if status.success() => Verdict::Survives,
-            Some(_) => Verdict::Caught(failed_tests(log, already)?),
+            Run::Hangs => Verdict::Hangs,
+            Run::Success => Verdict::Survives,
+            Run::Failure(tests) => Verdict::Caught(tests),
         })
     }
 
