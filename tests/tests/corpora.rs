@@ -133,7 +133,7 @@ fn real_seeds() -> Seeds {
         ("reused", true, Age::Reused),
     ] {
         let snapshot = &original(false, large_blocks).ages[age as usize];
-        let mode = MODE_FIX | u8::from(large_blocks) * MODE_LARGE_BLOCKS;
+        let mode = MODE_FIX | (u8::from(large_blocks) * MODE_LARGE_BLOCKS);
         structures(&mut seeds, name, mode, &snapshot.sectors[0]);
     }
     edits(&mut seeds);
