@@ -10,10 +10,10 @@ use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use crossbeam::queue::ArrayQueue;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{ArrayQueue, process_wide};
 
 /// Every buffer starts at a multiple of this many bytes, and has a capacity that is one.
 pub const BUFFER_ALIGNMENT: usize = 4096;
@@ -235,9 +235,7 @@ impl BufferPool {
     /// The process-wide pool; it retains at most 32 MiB.
     #[must_use]
     pub fn global() -> &'static Self {
-        static GLOBAL: LazyLock<BufferPool> =
-            LazyLock::new(|| BufferPool::new(RETAINED_BYTES_DEFAULT));
-        &GLOBAL
+        process_wide!(BufferPool, BufferPool::new(RETAINED_BYTES_DEFAULT))
     }
 
     /// A buffer of `len` bytes with unspecified (though initialised) contents.

@@ -28,9 +28,8 @@
 //! the count lags, may be negative for a moment, and is right once both sides have spoken; the
 //! late side is the one that nominates.
 
-use std::thread::{Thread, ThreadId};
-
-use parking_lot::{Condvar, Mutex};
+use crate::sync::thread::{self, Thread, ThreadId};
+use crate::sync::{Condvar, Mutex};
 
 #[derive(Debug, Default)]
 struct State {
@@ -155,7 +154,7 @@ impl Role {
     /// Gives up the role, and passes it on if anything is outstanding.
     pub(super) fn release(&self) {
         let mut state = self.state.lock();
-        debug_assert_eq!(state.holder, Some(std::thread::current().id()));
+        debug_assert_eq!(state.holder, Some(thread::current().id()));
         state.holder = None;
         let wake = state.nominate();
         drop(state);
@@ -207,12 +206,12 @@ mod tests {
     use super::*;
 
     fn other_thread() -> Thread {
-        std::thread::spawn(std::thread::current).join().unwrap()
+        thread::spawn(thread::current).join().unwrap()
     }
 
     #[test]
     fn the_first_to_enter_reaps_and_the_others_park() {
-        let (role, here, there) = (Role::default(), std::thread::current(), other_thread());
+        let (role, here, there) = (Role::default(), thread::current(), other_thread());
         role.submitted();
         assert_eq!(role.enter(&here), Turn::Reap);
         assert_eq!(role.enter(&here), Turn::ReapNested);
@@ -225,19 +224,19 @@ mod tests {
 
     #[test]
     fn a_submission_wakes_a_parked_thread() {
-        let (role, here) = (Role::default(), std::thread::current());
+        let (role, here) = (Role::default(), thread::current());
         let Turn::Park(number) = role.enter(&here) else {
             panic!("nothing to reap");
         };
         role.submitted();
-        std::thread::park();
+        thread::park();
         role.retire(number);
         assert_eq!(role.enter(&here), Turn::Reap);
     }
 
     #[test]
     fn a_nominee_that_leaves_passes_the_nomination_on() {
-        let (role, here) = (Role::default(), std::thread::current());
+        let (role, here) = (Role::default(), thread::current());
         let threads = [other_thread(), other_thread(), other_thread()];
         role.submitted();
         assert_eq!(role.enter(&here), Turn::Reap);
@@ -256,7 +255,7 @@ mod tests {
 
     #[test]
     fn the_background_lets_waiters_go_first() {
-        let (role, here, there) = (Role::default(), std::thread::current(), other_thread());
+        let (role, here, there) = (Role::default(), thread::current(), other_thread());
         role.submitted();
         role.add_interest();
         assert!(role.wait_in_background(&here));
@@ -270,7 +269,7 @@ mod tests {
 
     #[test]
     fn completions_may_be_counted_before_their_submissions() {
-        let (role, here) = (Role::default(), std::thread::current());
+        let (role, here) = (Role::default(), thread::current());
         role.submitted();
         assert_eq!(role.enter(&here), Turn::Reap);
         role.completed(2);

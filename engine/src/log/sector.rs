@@ -3,8 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use graviton_format::checksum::{
@@ -17,6 +16,8 @@ use graviton_format::{FormatError, Geometry};
 
 use crate::io::{AlignedBuf, BufferPool, Disk, WriteSync};
 use crate::port::{BinaryKey, Place, StorageError};
+use crate::sync::OnceLock;
+use crate::sync::atomic::{AtomicU32, Ordering};
 
 /// The most bytes of payload one device read brings in.
 pub const READ_MAX: u64 = 4 << 20;

@@ -3,15 +3,12 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam::channel::Sender;
 use graviton_format::checksum::Identity;
 use graviton_format::superblock::Superblock;
 use graviton_format::{FORMAT_VERSION, Geometry};
-use parking_lot::{Mutex, RwLock};
 
 use super::catalog::{self, Catalog, SECTORS_MAX};
 use super::commit::Commits;
@@ -27,6 +24,9 @@ use crate::log::replay::{LoggedFrame, LoggedRecord};
 use crate::log::{Replay, Sector, Segments, State};
 use crate::port::op::{Driver, Signal, wait_for};
 use crate::port::{BinaryKey, ErrorKind, StorageError};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::channel::Sender;
+use crate::sync::{Instant, Mutex, RwLock, thread};
 
 /// How long a store is waited for whose owner is dead: a ring can hold its files a moment longer.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -251,7 +251,7 @@ fn take_lock(
                 owner,
             });
         }
-        std::thread::sleep(LOCK_RETRY);
+        thread::sleep(LOCK_RETRY);
     }
 }
 

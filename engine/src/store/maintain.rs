@@ -7,17 +7,15 @@
 //! is therefore ever needed by a recovery after its segment was written anew.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam::channel::{Receiver, RecvTimeoutError};
 use graviton_format::checkpoint::{self, CheckpointRoot, seal_image};
 use graviton_format::checksum::mask_chunks;
 use graviton_format::frame::FrameHeader;
 use graviton_format::image::Image;
 use graviton_format::record::record_length;
 use graviton_format::segment::NONE;
-use parking_lot::MutexGuard;
 
 use super::commit::{Move, Work};
 use super::index::Cut;
@@ -31,6 +29,8 @@ use crate::log::replay::{LoggedRecord, decode_frame, read_frame};
 use crate::log::{Purpose, Sector, Segments, State};
 use crate::port::StorageError;
 use crate::port::op::wait_for;
+use crate::sync::channel::{Receiver, RecvTimeoutError};
+use crate::sync::{Instant, MutexGuard, thread};
 
 /// Segments that are kept zeroed ahead of use.
 const ZEROED_AHEAD: usize = 2;
@@ -371,7 +371,7 @@ impl Inner {
             if pinned() < before {
                 return true;
             }
-            std::thread::sleep(Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
         }
         false
     }

@@ -23,11 +23,8 @@ mod write;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use crossbeam::channel::bounded;
-use parking_lot::Mutex;
 
 pub use info::{
     CheckpointInfo, CompactReport, Finding, SectorInfo, SegmentInfo, SegmentState, Space,
@@ -43,6 +40,8 @@ use crate::port::{
     DeleteOptions, DeleteOutcome, GetOptions, ListPage, ListRequest, Op, PutOptions, PutOutcome,
     StorageError, StoreOp,
 };
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Mutex, channel};
 use inner::{GivenBackend, Inner};
 
 /// An open store. Share it as `Arc<Store>`, or as `Arc<dyn BlobStore>`.
@@ -98,7 +97,7 @@ impl Store {
         path: &Path,
         options: CreateOptions,
     ) -> Result<Self, StorageError> {
-        let (kick, kicks) = bounded(1);
+        let (kick, kicks) = channel::bounded(1);
         Self::start(Inner::create(path, options, backend, kick)?, kicks)
     }
 
@@ -138,18 +137,15 @@ impl Store {
         path: &Path,
         options: OpenOptions,
     ) -> Result<Self, StorageError> {
-        let (kick, kicks) = bounded(1);
+        let (kick, kicks) = channel::bounded(1);
         Self::start(Inner::open(path, options, backend, kick)?, kicks)
     }
 
-    fn start(
-        inner: Arc<Inner>,
-        kicks: crossbeam::channel::Receiver<()>,
-    ) -> Result<Self, StorageError> {
+    fn start(inner: Arc<Inner>, kicks: channel::Receiver<()>) -> Result<Self, StorageError> {
         let mut maintenance = None;
         if inner.options.background && inner.options.access == Access::ReadWrite {
             let worker = Arc::clone(&inner);
-            let thread = std::thread::Builder::new()
+            let thread = thread::Builder::new()
                 .name("graviton-maintain".to_owned())
                 .spawn(move || worker.run_maintenance(&kicks));
             let path = inner.path.clone();

@@ -9,7 +9,6 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use graviton_format::checksum::{CHUNK_CHECKSUM, CHUNK_SIZE};
 use graviton_format::record::{BLOB_MAX_LEN, ExtentRef, Manifest, RecordKind, record_length};
-use parking_lot::Mutex;
 
 use super::commit::{Done, Mutation, MutationOutcome, Work};
 use super::index::Hold;
@@ -24,6 +23,7 @@ use crate::port::{
     DigestHasher, Durability, ETag, Op, Place, PutOptions, PutOutcome, StorageError, StoreOp,
     WriteBlob,
 };
+use crate::sync::Mutex;
 
 /// Extents of one stream that are on their way to the log at once.
 const EXTENTS_IN_FLIGHT: usize = 2;
