@@ -18,7 +18,7 @@ use graviton_engine::io::{
     WriteSync,
 };
 use graviton_engine::port::op::{Driver, Signal};
-use parking_lot::Mutex;
+use graviton_engine::sync::Mutex;
 
 use crate::random::Random;
 

@@ -389,3 +389,49 @@ mod tests {
         assert_eq!(buffer.len(), 4096);
     }
 }
+
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings {
+    use super::*;
+    use crate::sync::thread;
+
+    const SCHEDULES: usize = 3000;
+
+    /// Threads that take, fill and drop buffers of one class, of which the pool retains two.
+    fn buffers_go_round() {
+        const RETAINED: usize = 2 * CLASS_SIZE_MIN;
+        let pool = BufferPool::new(RETAINED);
+        let threads: Vec<_> = (1..4)
+            .map(|number| {
+                let pool = pool.clone();
+                thread::spawn(move || {
+                    let mut first = pool.take(CLASS_SIZE_MIN);
+                    first.fill(number);
+                    let second = pool.take_zeroed(100);
+                    assert!(pool.retained_bytes() <= RETAINED + 3 * CLASS_SIZE_MIN);
+                    assert!(first.iter().all(|byte| *byte == number));
+                    assert!(second.iter().all(|byte| *byte == 0));
+                    drop(first);
+                    assert!(second.iter().all(|byte| *byte == 0));
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let at_rest = pool
+            .shelves
+            .classes
+            .iter()
+            .map(ArrayQueue::len)
+            .sum::<usize>();
+        assert_eq!(pool.retained_bytes(), at_rest * CLASS_SIZE_MIN);
+        assert!(pool.retained_bytes() <= RETAINED);
+    }
+
+    #[test]
+    fn no_buffer_is_had_twice_and_what_is_retained_is_counted() {
+        shuttle::check_random(buffers_go_round, SCHEDULES);
+        shuttle::check_pct(buffers_go_round, SCHEDULES, 3);
+    }
+}

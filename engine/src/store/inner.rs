@@ -602,6 +602,11 @@ impl Inner {
     /// Why the store takes no changes, if it takes none.
     pub fn check_writable(&self) -> Result<(), StorageError> {
         self.check_open()?;
+        self.check_access()
+    }
+
+    /// `ReadOnly` if the store was opened so.
+    pub fn check_access(&self) -> Result<(), StorageError> {
         match self.options.access {
             Access::ReadWrite => Ok(()),
             Access::ReadOnly | Access::Salvage => Err(StorageError::ReadOnly),

@@ -240,6 +240,8 @@ impl Store {
 
 impl Store {
     /// Starts an operation on `keys` behind mutations of theirs that go on without their callers.
+    /// That the store is open was asked before: what a close finds waiting here it waits for, and
+    /// an operation that comes later is turned away by the queues.
     fn after<T: Send + Unpin + 'static>(
         &self,
         earlier: impl Future<Output = ()> + Send + 'static,
@@ -260,6 +262,9 @@ impl Store {
         options: CopyOptions,
         rename: bool,
     ) -> StoreOp<PutOutcome> {
+        if let Err(error) = self.inner.check_open() {
+            return Op::fail(error);
+        }
         match self.inner.detached.before(&[source, target]) {
             None => self.inner.copy(source, target, options, rename),
             Some(earlier) => {
@@ -284,6 +289,9 @@ impl Drop for Store {
 
 impl BlobStore for Store {
     fn put(&self, key: &BinaryKey, payload: Bytes, options: PutOptions) -> StoreOp<PutOutcome> {
+        if let Err(error) = self.inner.check_open() {
+            return Op::fail(error);
+        }
         match self.inner.detached.before(&[key]) {
             None => self.inner.put(key, &payload, options),
             Some(earlier) => {
@@ -316,6 +324,9 @@ impl BlobStore for Store {
     }
 
     fn delete(&self, key: &BinaryKey, options: DeleteOptions) -> StoreOp<DeleteOutcome> {
+        if let Err(error) = self.inner.check_open() {
+            return Op::fail(error);
+        }
         match self.inner.detached.before(&[key]) {
             None => self.inner.delete(key, &options),
             Some(earlier) => {
@@ -332,6 +343,9 @@ impl BlobStore for Store {
     }
 
     fn batch(&self, batch: Batch) -> StoreOp<Vec<BatchItemOutcome>> {
+        if let Err(error) = self.inner.check_open() {
+            return Op::fail(error);
+        }
         let keys: Vec<&BinaryKey> = batch.items.iter().map(BatchItem::key).collect();
         match self.inner.detached.before(&keys) {
             None => self.inner.batch(batch),

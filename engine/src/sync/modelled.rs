@@ -156,6 +156,16 @@ impl<T> ArrayQueue<T> {
         }
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
     /// Takes the oldest.
     pub fn pop(&self) -> Option<T> {
         self.touched.load(Ordering::SeqCst);
