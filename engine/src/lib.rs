@@ -17,6 +17,11 @@ pub mod memory;
 pub mod port;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
+#[doc(hidden)]
+pub mod sync;
+#[cfg(not(any(test, feature = "testing")))]
+mod sync;
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 /// The program in the README compiles and runs.

@@ -6,17 +6,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use graviton_engine::io::sim::{Fault, FaultKind, Loss, Sim};
-use graviton_engine::io::{Backend, BufferPool, Disk, LockError, Lock, OpenAccess, WriteSync};
+use graviton_engine::io::{Backend, BufferPool, Disk, Lock, LockError, OpenAccess, WriteSync};
 use graviton_engine::port::op::wait_for;
 use graviton_engine::port::{
     Attributes, Batch, BinaryKey, BlobReader, BlobStore, CopyOptions, DeleteOptions, Durability,
     GetOptions, ListRequest, PutOptions, StorageError,
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
-use graviton_tests::put_options;
 use graviton_format::Geometry;
 use graviton_format::checkpoint::CheckpointRoot;
 use graviton_format::geometry::ROOT_SLOT_SIZE;
+use graviton_tests::put_options;
 use graviton_tests::random::payload;
 
 const PATH: &str = "/store";
@@ -212,7 +212,7 @@ impl Backend for Lockless {
         self.0.random(bytes)
     }
 
-    fn lock(&self, _path: &Path, _exclusive: bool) -> io::Result<Box<dyn Lock>> {
+    fn lock(&self, _path: &Path, _exclusive: bool) -> Result<Box<dyn Lock>, LockError> {
         Ok(Box::new(NoLock))
     }
 }

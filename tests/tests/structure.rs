@@ -6,13 +6,17 @@ use std::path::{Path, PathBuf};
 
 /// Each floor of the engine and the floors it may know. A floor that is built is added here.
 const FLOORS: &[(&str, &[&str])] = &[
-    ("port", &[]),
-    ("memory", &["port"]),
-    ("io", &["port"]),
-    ("log", &["io", "port"]),
-    ("store", &["log", "io", "port"]),
+    ("sync", &[]),
+    ("port", &["sync"]),
+    ("memory", &["port", "sync"]),
+    ("io", &["port", "sync"]),
+    ("log", &["io", "port", "sync"]),
+    ("store", &["log", "io", "port", "sync"]),
     ("policy", &["port"]),
-    ("runtime", &["store", "policy", "io", "memory", "port"]),
+    (
+        "runtime",
+        &["store", "policy", "io", "memory", "port", "sync"],
+    ),
     ("adapters", &["runtime", "port"]),
     ("testing", &["io", "memory", "port"]),
 ];

@@ -10,10 +10,10 @@ use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use crossbeam::queue::ArrayQueue;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{ArrayQueue, process_wide};
 
 /// Every buffer starts at a multiple of this many bytes, and has a capacity that is one.
 pub const BUFFER_ALIGNMENT: usize = 4096;
@@ -235,9 +235,7 @@ impl BufferPool {
     /// The process-wide pool; it retains at most 32 MiB.
     #[must_use]
     pub fn global() -> &'static Self {
-        static GLOBAL: LazyLock<BufferPool> =
-            LazyLock::new(|| BufferPool::new(RETAINED_BYTES_DEFAULT));
-        &GLOBAL
+        process_wide!(BufferPool, BufferPool::new(RETAINED_BYTES_DEFAULT))
     }
 
     /// A buffer of `len` bytes with unspecified (though initialised) contents.
@@ -389,5 +387,51 @@ mod tests {
     fn a_buffer_outlives_its_pool() {
         let buffer = BufferPool::new(1 << 20).take(4096);
         assert_eq!(buffer.len(), 4096);
+    }
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings {
+    use super::*;
+    use crate::sync::thread;
+
+    const SCHEDULES: usize = 3000;
+
+    /// Threads that take, fill and drop buffers of one class, of which the pool retains two.
+    fn buffers_go_round() {
+        const RETAINED: usize = 2 * CLASS_SIZE_MIN;
+        let pool = BufferPool::new(RETAINED);
+        let threads: Vec<_> = (1..4)
+            .map(|number| {
+                let pool = pool.clone();
+                thread::spawn(move || {
+                    let mut first = pool.take(CLASS_SIZE_MIN);
+                    first.fill(number);
+                    let second = pool.take_zeroed(100);
+                    assert!(pool.retained_bytes() <= RETAINED + 3 * CLASS_SIZE_MIN);
+                    assert!(first.iter().all(|byte| *byte == number));
+                    assert!(second.iter().all(|byte| *byte == 0));
+                    drop(first);
+                    assert!(second.iter().all(|byte| *byte == 0));
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let at_rest = pool
+            .shelves
+            .classes
+            .iter()
+            .map(ArrayQueue::len)
+            .sum::<usize>();
+        assert_eq!(pool.retained_bytes(), at_rest * CLASS_SIZE_MIN);
+        assert!(pool.retained_bytes() <= RETAINED);
+    }
+
+    #[test]
+    fn no_buffer_is_had_twice_and_what_is_retained_is_counted() {
+        shuttle::check_random(buffers_go_round, SCHEDULES);
+        shuttle::check_pct(buffers_go_round, SCHEDULES, 3);
     }
 }

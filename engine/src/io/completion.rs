@@ -26,10 +26,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use parking_lot::Mutex;
-
 use super::buffer::AlignedBuf;
 use crate::port::op::{Driver, offer_driver, wait_for};
+use crate::sync::{Mutex, thread_local};
 
 /// Where completions come from: something a waiting thread can drive, and that can also be asked
 /// to look after itself.

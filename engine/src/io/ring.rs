@@ -29,13 +29,10 @@
 //! threads: they come back as cancelled, and whoever reaps them submits them again (see `request`).
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use io_uring::IoUring;
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::completion::{CompletionSource, IoOp, run_deferred};
@@ -43,6 +40,9 @@ use super::request::{Request, Transfer};
 use super::role::{Role, Turn};
 use super::table::{Outlook, Table};
 use crate::port::op::{Driver, Signal};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::thread::{self, JoinHandle};
 
 /// The reaper looks around at least this often; see the top of the file.
 const WAIT_MAX: Duration = Duration::from_millis(10);
@@ -93,12 +93,12 @@ pub(super) struct Ring {
 #[cfg(test)]
 #[derive(Default)]
 pub(super) struct Faults {
-    pub(super) submit: std::sync::atomic::AtomicI32,
-    pub(super) wait: std::sync::atomic::AtomicI32,
+    pub(super) submit: crate::sync::atomic::AtomicI32,
+    pub(super) wait: crate::sync::atomic::AtomicI32,
 }
 
 #[cfg(test)]
-fn injected(fault: &std::sync::atomic::AtomicI32) -> io::Result<()> {
+fn injected(fault: &crate::sync::atomic::AtomicI32) -> io::Result<()> {
     match fault.load(Ordering::SeqCst) {
         0 => Ok(()),
         errno => Err(io::Error::from_raw_os_error(errno)),
@@ -209,7 +209,7 @@ impl Ring {
             match outlook {
                 Outlook::Idle => return,
                 Outlook::InKernel => self.wait_for_completion(),
-                Outlook::Stalled => std::thread::sleep(PAUSE),
+                Outlook::Stalled => thread::sleep(PAUSE),
             }
         }
     }
@@ -223,7 +223,7 @@ impl Ring {
         match errno {
             Errno::TIME | Errno::INTR => self.failed_waits.store(0, Ordering::Relaxed),
             // The kernel has to do something else first.
-            Errno::AGAIN | Errno::BUSY => std::thread::sleep(PAUSE),
+            Errno::AGAIN | Errno::BUSY => thread::sleep(PAUSE),
             _ => self.wait_failed(errno),
         }
     }
@@ -251,7 +251,7 @@ impl Ring {
     /// looked at for a while before everything in flight is given up.
     fn wait_failed(&self, errno: Errno) {
         if self.failed_waits.fetch_add(1, Ordering::Relaxed) < FAILED_WAITS_MAX {
-            return std::thread::sleep(PAUSE);
+            return thread::sleep(PAUSE);
         }
         self.table.lock().abandon(errno);
     }
@@ -266,7 +266,7 @@ impl Ring {
         let Some(ring) = ring else {
             return Err(io::Error::other("the ring is being closed"));
         };
-        let thread = std::thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("graviton-reap".to_owned())
             .spawn(move || ring.reap_in_background())?;
         *background = Some(thread);
@@ -281,7 +281,7 @@ impl Ring {
     }
 
     fn reap_in_background(&self) {
-        let thread = std::thread::current();
+        let thread = thread::current();
         while self.role.wait_in_background(&thread) {
             let _held = Held(&self.role);
             // One batch; then any waiter may have the role.
@@ -291,7 +291,7 @@ impl Ring {
                     _ if count > 0 => break,
                     Outlook::Idle => break,
                     Outlook::InKernel => self.wait_for_completion(),
-                    Outlook::Stalled => std::thread::sleep(PAUSE),
+                    Outlook::Stalled => thread::sleep(PAUSE),
                 }
             }
         }
@@ -300,7 +300,7 @@ impl Ring {
     /// Completes everything in flight and ends the background thread. Nothing may be submitted
     /// afterwards.
     pub(super) fn shut_down(&self) {
-        let thread = std::thread::current();
+        let thread = thread::current();
         while !self.table.lock().is_quiet() {
             match self.role.enter(&thread) {
                 Turn::Reap => {
@@ -310,7 +310,7 @@ impl Ring {
                 Turn::ReapNested => self.reap_until(|| false),
                 Turn::Park(number) => {
                     // Others reap: their last completion does not wake this thread.
-                    std::thread::park_timeout(PAUSE);
+                    thread::park_timeout(PAUSE);
                     self.role.retire(number);
                 }
             }
@@ -339,7 +339,7 @@ impl Driver for Ring {
                     self.reap_until(|| signal.is_raised());
                     if !signal.is_raised() {
                         // Nothing is in flight, and nobody else may reap what others submit.
-                        std::thread::park_timeout(PAUSE);
+                        thread::park_timeout(PAUSE);
                     }
                 }
                 Turn::Park(number) => {

@@ -28,9 +28,8 @@
 //! the count lags, may be negative for a moment, and is right once both sides have spoken; the
 //! late side is the one that nominates.
 
-use std::thread::{Thread, ThreadId};
-
-use parking_lot::{Condvar, Mutex};
+use crate::sync::thread::{self, Thread, ThreadId};
+use crate::sync::{Condvar, Mutex};
 
 #[derive(Debug, Default)]
 struct State {
@@ -155,7 +154,7 @@ impl Role {
     /// Gives up the role, and passes it on if anything is outstanding.
     pub(super) fn release(&self) {
         let mut state = self.state.lock();
-        debug_assert_eq!(state.holder, Some(std::thread::current().id()));
+        debug_assert_eq!(state.holder, Some(thread::current().id()));
         state.holder = None;
         let wake = state.nominate();
         drop(state);
@@ -207,12 +206,12 @@ mod tests {
     use super::*;
 
     fn other_thread() -> Thread {
-        std::thread::spawn(std::thread::current).join().unwrap()
+        thread::spawn(thread::current).join().unwrap()
     }
 
     #[test]
     fn the_first_to_enter_reaps_and_the_others_park() {
-        let (role, here, there) = (Role::default(), std::thread::current(), other_thread());
+        let (role, here, there) = (Role::default(), thread::current(), other_thread());
         role.submitted();
         assert_eq!(role.enter(&here), Turn::Reap);
         assert_eq!(role.enter(&here), Turn::ReapNested);
@@ -225,19 +224,19 @@ mod tests {
 
     #[test]
     fn a_submission_wakes_a_parked_thread() {
-        let (role, here) = (Role::default(), std::thread::current());
+        let (role, here) = (Role::default(), thread::current());
         let Turn::Park(number) = role.enter(&here) else {
             panic!("nothing to reap");
         };
         role.submitted();
-        std::thread::park();
+        thread::park();
         role.retire(number);
         assert_eq!(role.enter(&here), Turn::Reap);
     }
 
     #[test]
     fn a_nominee_that_leaves_passes_the_nomination_on() {
-        let (role, here) = (Role::default(), std::thread::current());
+        let (role, here) = (Role::default(), thread::current());
         let threads = [other_thread(), other_thread(), other_thread()];
         role.submitted();
         assert_eq!(role.enter(&here), Turn::Reap);
@@ -256,7 +255,7 @@ mod tests {
 
     #[test]
     fn the_background_lets_waiters_go_first() {
-        let (role, here, there) = (Role::default(), std::thread::current(), other_thread());
+        let (role, here, there) = (Role::default(), thread::current(), other_thread());
         role.submitted();
         role.add_interest();
         assert!(role.wait_in_background(&here));
@@ -270,12 +269,134 @@ mod tests {
 
     #[test]
     fn completions_may_be_counted_before_their_submissions() {
-        let (role, here) = (Role::default(), std::thread::current());
+        let (role, here) = (Role::default(), thread::current());
         role.submitted();
         assert_eq!(role.enter(&here), Turn::Reap);
         role.completed(2);
         role.release();
         role.submitted();
         assert_eq!(role.enter(&here), Turn::Park(0));
+    }
+}
+
+/// The argument at the top of this file, under a scheduler that tries to lose a wake-up.
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    const SCHEDULES: usize = 3000;
+
+    /// A ring whose kernel completes whatever is in it as soon as somebody looks.
+    #[derive(Default)]
+    struct Ring {
+        role: Role,
+        table: Mutex<Vec<(Arc<AtomicBool>, Option<Thread>)>>,
+        unwatched: AtomicUsize,
+    }
+
+    impl Ring {
+        /// As `Ring::submit`: counted after it is in the table.
+        fn submit(&self, waiter: Option<Thread>) -> Arc<AtomicBool> {
+            let over = Arc::new(AtomicBool::new(false));
+            self.table.lock().push((Arc::clone(&over), waiter));
+            self.role.submitted();
+            over
+        }
+
+        /// As `Ring::reap`, by the holder of the role only.
+        fn reap(&self) -> usize {
+            let finished = std::mem::take(&mut *self.table.lock());
+            if !finished.is_empty() {
+                self.role.completed(finished.len());
+            }
+            let count = finished.len();
+            for (over, waiter) in finished {
+                over.store(true, Ordering::Release);
+                match waiter {
+                    Some(thread) => thread.unpark(),
+                    None => {
+                        self.unwatched.fetch_sub(1, Ordering::SeqCst);
+                        self.role.remove_interest();
+                    }
+                }
+            }
+            count
+        }
+
+        /// As `Ring::drive`.
+        fn wait(&self, over: &AtomicBool) {
+            let me = thread::current();
+            while !over.load(Ordering::Acquire) {
+                match self.role.enter(&me) {
+                    Turn::Reap => {
+                        while !over.load(Ordering::Acquire) && self.reap() > 0 {}
+                        self.role.release();
+                    }
+                    Turn::ReapNested => unreachable!("nothing is delivered that waits"),
+                    Turn::Park(number) => {
+                        if !over.load(Ordering::Acquire) {
+                            thread::park();
+                        }
+                        self.role.retire(number);
+                    }
+                }
+            }
+            self.role.leave();
+        }
+
+        fn run_in_background(&self) {
+            let me = thread::current();
+            while self.role.wait_in_background(&me) {
+                self.reap();
+                self.role.release();
+            }
+        }
+    }
+
+    /// Threads that wait for what they submit, one of which leaves its second request alone, and
+    /// a background thread. What hangs is reported as a deadlock.
+    fn requests_complete() {
+        let ring = Arc::new(Ring::default());
+        let background = thread::spawn({
+            let ring = Arc::clone(&ring);
+            move || ring.run_in_background()
+        });
+        let waiters: Vec<_> = (0..3)
+            .map(|number| {
+                let ring = Arc::clone(&ring);
+                thread::spawn(move || {
+                    if number == 0 {
+                        ring.unwatched.fetch_add(1, Ordering::SeqCst);
+                        ring.role.add_interest();
+                        ring.submit(None);
+                    }
+                    for _ in 0..2 {
+                        let over = ring.submit(Some(thread::current()));
+                        ring.wait(&over);
+                    }
+                })
+            })
+            .collect();
+        for waiter in waiters {
+            waiter.join().unwrap();
+        }
+        // No waiter is left: what nobody waits for is the background's.
+        while ring.unwatched.load(Ordering::SeqCst) > 0 {
+            thread::yield_now();
+        }
+        ring.role.stop();
+        background.join().unwrap();
+        let state = ring.role.state.lock();
+        assert!(state.holder.is_none() && !state.nominated && state.waiters.is_empty());
+        assert_eq!((state.outstanding, state.interest), (0, 0));
+    }
+
+    #[test]
+    fn no_wake_up_is_lost() {
+        shuttle::check_random(requests_complete, SCHEDULES);
+        shuttle::check_pct(requests_complete, SCHEDULES, 3);
     }
 }

@@ -9,9 +9,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Weak};
-use std::thread::{JoinHandle, Thread};
 
-use parking_lot::{Condvar, Mutex};
 use rustix::fs::fdatasync;
 use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2};
 
@@ -20,6 +18,8 @@ use super::disk::WriteSync;
 use super::host::Transport;
 use super::request::{Action, Progress, Request, Transfer};
 use crate::port::op::{Driver, Signal};
+use crate::sync::thread::{self, JoinHandle, Thread};
+use crate::sync::{Condvar, Mutex};
 
 const WORKERS_MAX: usize = 4;
 
@@ -83,7 +83,7 @@ impl Queue {
         let Some(queue) = queue else {
             return Err(io::Error::other("the queue is being closed"));
         };
-        let worker = std::thread::Builder::new()
+        let worker = thread::Builder::new()
             .name("graviton-io".to_owned())
             .spawn(move || queue.work())?;
         state.workers.push(worker);
@@ -144,7 +144,7 @@ impl Queue {
         let workers = std::mem::take(&mut state.workers);
         drop(state);
         self.filled.notify_all();
-        let this_thread = std::thread::current().id();
+        let this_thread = thread::current().id();
         for worker in workers {
             if worker.thread().id() != this_thread && worker.join().is_err() {
                 tracing::error!("an I/O worker panicked");
@@ -198,7 +198,7 @@ fn execute(mut request: Request) {
         let again = result == Err(Errno::AGAIN);
         match request.advance(result) {
             Progress::Over(outcome) => break outcome,
-            Progress::Again if again => std::thread::yield_now(),
+            Progress::Again if again => thread::yield_now(),
             Progress::Again => {}
         }
     };

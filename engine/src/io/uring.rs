@@ -17,6 +17,7 @@ use super::host::Transport;
 use super::request::{Action, Transfer};
 use super::ring::Ring;
 use crate::port::op::Driver;
+use crate::sync::thread_local;
 
 /// The kernel's operations this transport needs.
 const OPERATIONS: [u8; 3] = [opcode::Read::CODE, opcode::Write::CODE, opcode::Fsync::CODE];

@@ -3,9 +3,8 @@
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use graviton_format::checksum::{
@@ -15,10 +14,11 @@ use graviton_format::geometry::AREA_SIZE;
 use graviton_format::record::RecordView;
 use graviton_format::superblock::Superblock;
 use graviton_format::{FormatError, Geometry};
-use parking_lot::{Condvar, Mutex};
 
 use crate::io::{AlignedBuf, BufferPool, Disk, WriteSync};
 use crate::port::{BinaryKey, Place, StorageError};
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::{Condvar, Instant, Mutex, OnceLock};
 
 /// The most bytes of payload one device read brings in.
 pub const READ_MAX: u64 = 4 << 20;

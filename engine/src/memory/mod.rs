@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 
 use self::state::State;
 use crate::port::blob::{check_attributes, resolve_range};
@@ -19,6 +18,7 @@ use crate::port::{
     BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest, ETag, GetOptions, ListEntry,
     ListPage, ListRequest, Op, PutOptions, PutOutcome, ReadBlob, StorageError, StoreOp, WriteBlob,
 };
+use crate::sync::Mutex;
 
 /// Tells the time.
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;

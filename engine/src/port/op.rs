@@ -16,10 +16,12 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
 use std::time::Duration;
+
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::thread::{self, Thread};
+use crate::sync::thread_local;
 
 /// Something a blocked thread can run to make its own operation progress.
 pub trait Driver: Send + Sync {
@@ -39,7 +41,7 @@ impl Signal {
     fn for_this_thread() -> Arc<Self> {
         Arc::new(Self {
             raised: AtomicBool::new(false),
-            thread: std::thread::current(),
+            thread: thread::current(),
         })
     }
 
@@ -58,14 +60,14 @@ impl Signal {
     /// Parks the calling thread until it is unparked (it may also wake for no reason).
     pub fn park(&self) {
         if !self.is_raised() {
-            std::thread::park();
+            thread::park();
         }
     }
 
     /// As [`Signal::park`], for at most `duration`.
     pub fn park_for(&self, duration: Duration) {
         if !self.is_raised() {
-            std::thread::park_timeout(duration);
+            thread::park_timeout(duration);
         }
     }
 
@@ -292,7 +294,7 @@ pub fn wait_for<F: Future>(future: F) -> F::Output {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use parking_lot::Mutex;
+    use crate::sync::Mutex;
 
     /// A leaf that completes when its driver has run three times.
     #[derive(Default)]
@@ -345,7 +347,7 @@ mod tests {
             state.1 = Some(context.waker().clone());
             Poll::Pending
         }));
-        let waker = std::thread::spawn(move || {
+        let waker = thread::spawn(move || {
             loop {
                 let mut state = shared.lock();
                 if let Some(waker) = state
@@ -358,7 +360,7 @@ mod tests {
                     return;
                 }
                 drop(state);
-                std::thread::yield_now();
+                thread::yield_now();
             }
         });
         assert_eq!(op.wait(), Ok(()));

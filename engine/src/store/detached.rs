@@ -3,13 +3,12 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
-
-use parking_lot::Mutex;
 
 use crate::port::BinaryKey;
 use crate::port::op::{Detached, wait_for};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutex, thread};
 
 /// Raised once, when a mutation is over.
 #[derive(Debug, Default)]
@@ -72,7 +71,7 @@ impl DetachedMutations {
                 run();
             }
         };
-        if std::thread::Builder::new()
+        if thread::Builder::new()
             .name("graviton-detached".to_owned())
             .spawn(call)
             .is_err()

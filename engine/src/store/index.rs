@@ -18,13 +18,12 @@ use graviton_format::image::{
 };
 use graviton_format::record::{ExtentRef, Manifest, RecordKind, record_length};
 
-use parking_lot::Mutex;
-
 use super::assembly::FRAME_TARGET;
 use crate::log::image_io::{LoadedImage, image_segments};
 use crate::log::sector::Payload;
 use crate::log::{Sector, Segments, Tail};
 use crate::port::{BinaryKey, StorageError};
+use crate::sync::Mutex;
 
 /// One version of a blob.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,15 +3,12 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crossbeam::channel::Sender;
 use graviton_format::checksum::Identity;
 use graviton_format::superblock::Superblock;
 use graviton_format::{FORMAT_VERSION, Geometry};
-use parking_lot::{Mutex, RwLock};
 
 use super::catalog::{self, Catalog, SECTORS_MAX};
 use super::commit::Commits;
@@ -27,6 +24,9 @@ use crate::log::replay::{LoggedFrame, LoggedRecord};
 use crate::log::{Replay, Sector, Segments, State};
 use crate::port::op::{Driver, Signal, wait_for};
 use crate::port::{BinaryKey, ErrorKind, StorageError};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::channel::Sender;
+use crate::sync::{Mutex, RwLock};
 
 /// Log bytes left to replay at a close above which a checkpoint is taken first, unless it would
 /// write more than that.
@@ -572,6 +572,11 @@ impl Inner {
     /// Why the store takes no changes, if it takes none.
     pub fn check_writable(&self) -> Result<(), StorageError> {
         self.check_open()?;
+        self.check_access()
+    }
+
+    /// `ReadOnly` if the store was opened so.
+    pub fn check_access(&self) -> Result<(), StorageError> {
         match self.options.access {
             Access::ReadWrite => Ok(()),
             Access::ReadOnly | Access::Salvage => Err(StorageError::ReadOnly),

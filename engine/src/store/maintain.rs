@@ -10,14 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam::channel::{Receiver, RecvTimeoutError};
 use graviton_format::checkpoint::{self, CheckpointRoot, seal_image};
 use graviton_format::checksum::mask_chunks;
 use graviton_format::frame::FrameHeader;
 use graviton_format::image::Image;
 use graviton_format::record::record_length;
 use graviton_format::segment::NONE;
-use parking_lot::MutexGuard;
 
 use super::commit::{Move, Work};
 use super::index::Cut;
@@ -31,6 +29,8 @@ use crate::log::replay::{LoggedRecord, decode_frame, read_frame};
 use crate::log::{Purpose, Sector, Segments, State};
 use crate::port::StorageError;
 use crate::port::op::wait_for;
+use crate::sync::MutexGuard;
+use crate::sync::channel::{Receiver, RecvTimeoutError};
 
 /// Segments that are kept zeroed ahead of use.
 const ZEROED_AHEAD: usize = 2;

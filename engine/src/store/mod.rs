@@ -26,11 +26,8 @@ mod write;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use crossbeam::channel::bounded;
-use parking_lot::Mutex;
 
 pub use info::{
     CheckpointInfo, CompactReport, Finding, SectorInfo, SegmentInfo, SegmentState, Space,
@@ -46,6 +43,8 @@ use crate::port::{
     DeleteOptions, DeleteOutcome, GetOptions, ListPage, ListRequest, Op, PutOptions, PutOutcome,
     StorageError, StoreOp,
 };
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Mutex, channel};
 use inner::{GivenBackend, Inner};
 
 /// An open store. Share it as `Arc<Store>`, or as `Arc<dyn BlobStore>`.
@@ -101,7 +100,7 @@ impl Store {
         path: &Path,
         options: CreateOptions,
     ) -> Result<Self, StorageError> {
-        let (kick, kicks) = bounded(1);
+        let (kick, kicks) = channel::bounded(1);
         Self::start(Inner::create(path, options, backend, kick)?, kicks)
     }
 
@@ -141,18 +140,15 @@ impl Store {
         path: &Path,
         options: OpenOptions,
     ) -> Result<Self, StorageError> {
-        let (kick, kicks) = bounded(1);
+        let (kick, kicks) = channel::bounded(1);
         Self::start(Inner::open(path, options, backend, kick)?, kicks)
     }
 
-    fn start(
-        inner: Arc<Inner>,
-        kicks: crossbeam::channel::Receiver<()>,
-    ) -> Result<Self, StorageError> {
+    fn start(inner: Arc<Inner>, kicks: channel::Receiver<()>) -> Result<Self, StorageError> {
         let mut maintenance = None;
         if inner.options.background && inner.options.access == Access::ReadWrite {
             let worker = Arc::clone(&inner);
-            let thread = std::thread::Builder::new()
+            let thread = thread::Builder::new()
                 .name("graviton-maintain".to_owned())
                 .spawn(move || worker.run_maintenance(&kicks));
             let path = inner.path.clone();
@@ -248,6 +244,8 @@ impl Store {
 
 impl Store {
     /// Starts an operation on `keys` behind mutations of theirs that go on without their callers.
+    /// That the store is open was asked before: what a close finds waiting here it waits for, and
+    /// an operation that comes later is turned away by the queues.
     fn after<T: Send + Unpin + 'static>(
         &self,
         earlier: impl Future<Output = ()> + Send + 'static,
@@ -268,6 +266,9 @@ impl Store {
         options: CopyOptions,
         rename: bool,
     ) -> StoreOp<PutOutcome> {
+        if let Err(error) = self.inner.check_open() {
+            return Op::fail(error);
+        }
         match self.inner.detached.before(&[source, target]) {
             None => self.inner.copy(source, target, options, rename),
             Some(earlier) => {
@@ -292,6 +293,9 @@ impl Drop for Store {
 
 impl BlobStore for Store {
     fn put(&self, key: &BinaryKey, payload: Bytes, options: PutOptions) -> StoreOp<PutOutcome> {
+        if let Err(error) = self.inner.check_open() {
+            return Op::fail(error);
+        }
         match self.inner.detached.before(&[key]) {
             None => self.inner.put(key, &payload, options),
             Some(earlier) => {
@@ -324,6 +328,9 @@ impl BlobStore for Store {
     }
 
     fn delete(&self, key: &BinaryKey, options: DeleteOptions) -> StoreOp<DeleteOutcome> {
+        if let Err(error) = self.inner.check_open() {
+            return Op::fail(error);
+        }
         match self.inner.detached.before(&[key]) {
             None => self.inner.delete(key, &options),
             Some(earlier) => {
@@ -340,6 +347,9 @@ impl BlobStore for Store {
     }
 
     fn batch(&self, batch: Batch) -> StoreOp<Vec<BatchItemOutcome>> {
+        if let Err(error) = self.inner.check_open() {
+            return Op::fail(error);
+        }
         let keys: Vec<&BinaryKey> = batch.items.iter().map(BatchItem::key).collect();
         match self.inner.detached.before(&keys) {
             None => self.inner.batch(batch),

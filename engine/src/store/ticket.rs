@@ -5,9 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use parking_lot::Mutex;
-
 use crate::port::op::{Driver, offer_driver};
+use crate::sync::Mutex;
 
 /// What a waiter of a commit can do for its progress.
 pub trait CommitSource: Send + Sync {

@@ -9,7 +9,6 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use graviton_format::checksum::{CHUNK_CHECKSUM, CHUNK_SIZE};
 use graviton_format::record::{BLOB_MAX_LEN, ExtentRef, Manifest, RecordKind, record_length};
-use parking_lot::Mutex;
 
 use super::commit::{Done, Mutation, MutationOutcome, Work};
 use super::index::Hold;
@@ -24,6 +23,7 @@ use crate::port::{
     DigestHasher, Durability, ETag, Op, Place, PutOptions, PutOutcome, StorageError, StoreOp,
     WriteBlob,
 };
+use crate::sync::Mutex;
 
 /// Extents of one stream that are on their way to the log at once.
 const EXTENTS_IN_FLIGHT: usize = 2;
@@ -147,7 +147,7 @@ impl Inner {
     }
 
     fn check_put(&self, key: &BinaryKey, options: &PutOptions) -> Result<(), StorageError> {
-        self.check_writable()?;
+        self.check_access()?;
         check_attributes(&options.attributes)?;
         match options.size {
             Some(size) if size > BLOB_MAX_LEN => Err(StorageError::TooLarge {
@@ -222,6 +222,7 @@ impl Inner {
         key: &BinaryKey,
         options: PutOptions,
     ) -> Result<BlobWriter, StorageError> {
+        self.check_open()?;
         self.check_put(key, &options)?;
         // Of what is not known it is only hoped that it fits where there is room for much.
         let unknown = self.sectors[0].geometry().sector_size() / 16;
@@ -239,7 +240,7 @@ impl Inner {
         key: &BinaryKey,
         options: &DeleteOptions,
     ) -> StoreOp<DeleteOutcome> {
-        let started = self.check_writable().and_then(|()| self.place(key, 0));
+        let started = self.check_access().and_then(|()| self.place(key, 0));
         let number = match started {
             Ok(number) => number,
             Err(error) => return Op::fail(error),
@@ -275,7 +276,7 @@ impl Inner {
         options: CopyOptions,
         rename: bool,
     ) -> StoreOp<PutOutcome> {
-        if let Err(error) = self.check_writable() {
+        if let Err(error) = self.check_access() {
             return Op::fail(error);
         }
         let (inner, source, target) = (Arc::clone(self), source.clone(), target.clone());
@@ -428,7 +429,7 @@ impl Inner {
     }
 
     fn check_batch(&self, batch: &Batch) -> Result<(), StorageError> {
-        self.check_writable()?;
+        self.check_access()?;
         for item in &batch.items {
             if let BatchItem::Put {
                 key,

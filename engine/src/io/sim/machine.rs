@@ -5,10 +5,7 @@ use std::io;
 use std::mem::take;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::Thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use parking_lot::Mutex;
 
 use super::crash::{Change, Crasher, Event};
 use super::fault::{DiskCondition, Fault, FaultError, FaultKind, Faults};
@@ -16,6 +13,8 @@ use super::medium::{Image, Medium, Node, UNIT};
 use super::random::Random;
 use crate::io::{AlignedBuf, Backend, Completer, CompletionSource, WriteSync};
 use crate::port::op::{Driver, Signal};
+use crate::sync::Mutex;
+use crate::sync::thread::Thread;
 
 /// What every machine's clock shows at first, since 1970: the 1st of January 2026.
 const TIME_AT_FIRST: Duration = Duration::from_secs(1_767_225_600);

@@ -1,0 +1,34 @@
+//! Concurrency: the engine over simulated disks, its threads run by a scheduler that a seed
+//! decides (`shuttle`): every touch of a lock, an atomic or a parked thread is a point where
+//! another thread may go on.
+//!
+//! ```console
+//! cargo test -p graviton-tests --features shuttle --test interleavings
+//! ```
+//!
+//! Each model runs schedules of two kinds: at random, and with few changes of priority (PCT, which
+//! finds what needs a thread to be held up for long). `GRAVITON_SEEDS` asks for so many of each,
+//! `GRAVITON_SEED` for others, `GRAVITON_SECONDS` ends each kind after that time.
+//!
+//! A schedule that fails is printed (`failing schedule: "…"`). To replay it, run the one test with
+//! that text, or the name of a file that holds it, in `GRAVITON_SCHEDULE`:
+//!
+//! ```console
+//! GRAVITON_SCHEDULE=91… cargo test -p graviton-tests --features shuttle --test interleavings \
+//!     compare_and_set
+//! ```
+
+#[cfg(not(feature = "shuttle"))]
+#[test]
+fn the_models_need_their_scheduler() {
+    eprintln!(
+        "skipped: run cargo test -p graviton-tests --features shuttle --test interleavings; the \
+         scheduler takes the place of the system's threads in the whole engine"
+    );
+}
+
+#[cfg(feature = "shuttle")]
+mod support;
+
+#[cfg(feature = "shuttle")]
+mod models;
