@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use graviton_engine::io::sim::{Image, Loss, Sim};
 use graviton_engine::port::blob::BatchItemOutcome;
 use graviton_engine::port::{
     Batch, BinaryKey, Blob, BlobInfo, BlobReader, BlobStore, BlobWriter, CopyOptions,
@@ -17,7 +18,6 @@ use graviton_engine::testing::Subject;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::random::Random;
-use graviton_engine::io::sim::{Image, Loss, Sim};
 
 const PATH: &str = "/simulated/store";
 /// Blocks of the disks that stores are reopened on.

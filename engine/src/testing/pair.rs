@@ -635,7 +635,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
                 Border::BeforeEnd(bytes) => size.saturating_sub(bytes),
                 Border::AfterEnd(bytes) => size + bytes,
                 Border::Share(share) => {
-                    u64::try_from(u128::from(size) * u128::from(share) >> 16).unwrap_or(u64::MAX)
+                    u64::try_from((u128::from(size) * u128::from(share)) >> 16).unwrap_or(u64::MAX)
                 }
             }
         };

@@ -282,6 +282,6 @@ fn run_all_names_the_clauses_that_are_broken() {
 
     let history = catch_unwind(|| check_against_model(&mut Forgetful, 3, 1000)).map_err(message);
     let history = history.expect_err("it forgets");
-    assert!(history.starts_with("seed 3, step "), "{history}");
+    assert!(history.starts_with("seed 3, steps ["), "{history}");
     assert!(history.contains("Reopen\n=> "), "{history}");
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use graviton_engine::io::sim::Sim;
 use graviton_engine::io::{Backend, BufferPool, OpenAccess, WriteSync};
 use graviton_format::checkpoint::{
     self, CheckpointRoot, seal_image, stored_image_length, verify_image_pages,
@@ -14,7 +15,6 @@ use graviton_format::superblock::Superblock;
 use graviton_format::{Geometry, Identity, Structure};
 
 use super::original::{BLOCK, SectorFile, Snapshot};
-use graviton_engine::io::sim::Sim;
 
 /// Bytes of one edit in an input: what (one byte), which block (two; the highest bit: of the other
 /// sector), where in it (two), operands (three).

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use graviton_engine::io::Backend;
+use graviton_engine::io::sim::Sim;
 use graviton_engine::port::{
     BinaryKey, BlobStore, DeleteOptions, ErrorKind, GetOptions, ListRequest, PutOptions,
     StorageError,
@@ -28,7 +29,6 @@ pub use self::original::{Age, DIRECTORY, Original, SectorFile, Snapshot, origina
 use self::original::{key, options};
 use self::watched::Watched;
 use crate::random::payload;
-use graviton_engine::io::sim::Sim;
 
 /// Edits of one input at most; the rest of it is not looked at.
 const EDITS_MAX: usize = 16;

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use bytes::Bytes;
+use graviton_engine::io::sim::{self, Sim};
 use graviton_engine::io::{Backend, BufferPool, OpenAccess};
+use graviton_engine::port::op::wait_for;
 use graviton_engine::port::{
     Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, PutOptions, StorageError,
 };
@@ -14,7 +16,6 @@ use graviton_format::superblock::Superblock;
 use graviton_format::{Geometry, Identity, checkpoint, frame, segment};
 
 use crate::random::payload;
-use graviton_engine::io::sim::{self, Sim};
 
 /// Where the store lies on its machine.
 pub const DIRECTORY: &str = "/simulated/store";
@@ -263,15 +264,7 @@ fn read_disk(backend: &dyn Backend, path: &Path) -> Vec<u8> {
         .open(path, OpenAccess::ReadOnly)
         .expect("a sector opens");
     let size = usize::try_from(disk.size()).expect("a small sector");
-    let bytes = Arc::new(OnceLock::new());
-    let kept = Arc::clone(&bytes);
-    let buffer = BufferPool::global().take(size);
-    disk.read(buffer, 0).then(move |buffer, outcome| {
-        outcome.expect("a sector is read");
-        kept.set(buffer.to_vec()).expect("once");
-    });
-    // Simulated reads are done at once.
-    Arc::into_inner(bytes)
-        .and_then(OnceLock::into_inner)
-        .expect("the read is done")
+    let (buffer, outcome) = wait_for(disk.read(BufferPool::global().take(size), 0));
+    outcome.expect("a sector is read");
+    buffer.to_vec()
 }
