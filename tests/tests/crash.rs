@@ -48,32 +48,32 @@ const SAMPLED: Exploration = Exploration {
 
 #[test]
 fn every_crash_of_short_histories() {
-    crash(Plan::SMALL, 6, 24, EXHAUSTIVE);
+    crash(Plan::SMALL, 6, 8, EXHAUSTIVE);
 }
 
 #[test]
 fn every_crash_of_short_histories_over_three_sectors() {
-    crash(Plan::THREE_SECTORS, 6, 12, EXHAUSTIVE);
+    crash(Plan::THREE_SECTORS, 6, 2, EXHAUSTIVE);
 }
 
 #[test]
 fn every_crash_of_short_histories_on_blocks_of_4096_bytes() {
-    crash(Plan::LARGE_BLOCKS, 6, 12, EXHAUSTIVE);
+    crash(Plan::LARGE_BLOCKS, 6, 4, EXHAUSTIVE);
 }
 
 #[test]
 fn crashes_of_long_histories() {
-    crash(Plan::SMALL, 60, 40, SAMPLED);
+    crash(Plan::SMALL, 60, 12, SAMPLED);
 }
 
 #[test]
 fn crashes_of_long_histories_over_three_sectors() {
-    crash(Plan::THREE_SECTORS, 60, 40, SAMPLED);
+    crash(Plan::THREE_SECTORS, 60, 12, SAMPLED);
 }
 
 #[test]
 fn crashes_of_full_stores() {
-    crash(Plan::FULL, 40, 40, SAMPLED);
+    crash(Plan::FULL, 40, 12, SAMPLED);
 }
 
 #[test]
