@@ -200,17 +200,20 @@ async fn read_root_copy(
 }
 
 /// The valid roots, newest first, and what was found wrong with the others; what
-/// [`mend_roots`] would mend apart.
+/// [`mend_roots`] would mend apart. Nothing is wrong with a checkpoint that a crash has cut short
+/// between the two copies of its root: of the newest, the second may be an older one, or none.
 ///
 /// # Errors
 /// `Io`.
 pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, RootNotes), StorageError> {
     let mut roots: Vec<Root> = Vec::new();
     let mut notes = RootNotes::default();
+    let mut behind = Vec::new();
     for slot in [0, 1] {
         let mut damaged = Vec::new();
         let mut empty = Vec::new();
         let mut whole = Vec::new();
+        let [_, last] = sector.geometry().roots(slot);
         for address in sector.geometry().roots(slot) {
             match read_root_copy(sector, address).await? {
                 Ok(root) => {
@@ -229,21 +232,26 @@ pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, RootNotes), Stora
         if let Some(&(_, newest)) = whole.iter().max_by_key(|(_, sequence)| *sequence) {
             whole.retain(|(_, sequence)| *sequence != newest);
             let older = whole.iter().map(|&(address, sequence)| {
-                (
-                    address,
-                    format!("a checkpoint root is {sequence}, its other copy {newest}"),
-                )
+                let what = format!("a checkpoint root is {sequence}, its other copy {newest}");
+                (newest, address == last, address, what)
             });
-            notes.to_mend.extend(older);
+            behind.extend(older);
             notes.to_mend.extend(damaged);
-            let missing = |(address, what): (u64, &str)| (address, what.to_owned());
-            notes.to_mend.extend(empty.into_iter().map(missing));
+            let missing =
+                |(address, what): (u64, &str)| (newest, address == last, address, what.to_owned());
+            behind.extend(empty.into_iter().map(missing));
         } else {
             // Where both are empty, the slot was never used.
             notes.lost.extend(damaged);
         }
     }
     roots.sort_by_key(|root| std::cmp::Reverse(root.root.sequence.get()));
+    let newest = roots.first().map(|root| root.root.sequence.get());
+    let wrong = behind
+        .into_iter()
+        .filter(|(sequence, is_last, ..)| !is_last || Some(*sequence) != newest)
+        .map(|(.., address, what)| (address, what));
+    notes.to_mend.extend(wrong);
     Ok((roots, notes))
 }
 
@@ -252,7 +260,7 @@ pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, RootNotes), Stora
 pub struct RootNotes {
     /// Both copies of a slot are damaged: their addresses, and in what way.
     pub lost: Vec<(u64, String)>,
-    /// One is, or is missing or older, and the other will do: a crash while it was written, or rot.
+    /// One is, or is missing or older, and the other will do: rot, or a crash while it was written.
     pub to_mend: Vec<(u64, String)>,
 }
 

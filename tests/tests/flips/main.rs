@@ -182,6 +182,20 @@ impl Trials<'_> {
         touched
     }
 
+    /// Whether a root looks as if a crash had come between the writes of its two copies: the second
+    /// is an older one, or none.
+    fn is_cut_short(&self, damage: &Damage, region: &Region, edits: &[(usize, Vec<u8>)]) -> bool {
+        let back = self.case.layouts[damage.sector].geometry.back_area();
+        let is_none = edits.iter().all(|(start, bytes)| {
+            let mut root =
+                (region.range.clone()).filter_map(|at| bytes.get(at.wrapping_sub(*start)));
+            root.all(|&byte| byte == 0)
+        });
+        region.kind == Kind::Root
+            && region.range.start as u64 >= back
+            && (is_none || matches!(damage.what, What::Older(_)))
+    }
+
     /// The first frame of those at the log's end that are all damaged, if some are; and the LSNs
     /// of their records, which nothing can be known of. What a checkpoint holds is not lost.
     fn lost(&self, damage: &Damage, touched: &[&Region]) -> (usize, HashSet<u64>) {
@@ -228,6 +242,7 @@ impl Trials<'_> {
                 let in_tail = |region: &&Region| region.frame.is_some_and(|at| at >= first_lost);
                 let must_be_found = touched
                     .iter()
+                    .filter(|region| !self.is_cut_short(damage, region, &edits))
                     .any(|region| region.kind.is_needed() && !in_tail(region));
                 // Both copies of a root as they were is what a crash leaves before it is written.
                 if must_be_found && findings == 0 && !damage.twice {
