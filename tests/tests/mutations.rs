@@ -41,7 +41,10 @@ fn the_tests_that_are_to_fail_exist() {
                 ["--test", target, filter @ ..] => (format!("tests/{target}.rs"), filter),
                 _ => panic!("{}: {line}", mutation.name),
             };
-            let path = workspace().join(folder).join(target);
+            let mut path = workspace().join(folder).join(&target);
+            if !path.exists() {
+                path = path.with_extension("").join("main.rs");
+            }
             assert!(path.exists(), "{}: no {}", mutation.name, path.display());
             if let ([filter], true) = (filter, path.is_file()) {
                 let source = std::fs::read_to_string(&path).expect("it can be read");

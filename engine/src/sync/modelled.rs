@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::TryLockError;
 use std::time::Duration;
 
-use self::atomic::{AtomicBool, AtomicU32, Ordering};
+use self::atomic::{AtomicBool, Ordering};
 
 pub use shuttle::sync::atomic;
 
