@@ -370,6 +370,11 @@ impl Commits {
         !queue.in_flight && queue.waiting.is_empty()
     }
 
+    /// Whether no frame of any sector is under way, and none is wanted.
+    pub fn is_all_idle(&self) -> bool {
+        (0..self.queues.len()).all(|number| self.is_idle(number))
+    }
+
     /// Every frame of any sector up to this LSN is applied, and no frame under way was decided
     /// without the knowledge of them.
     pub fn settled_lsn(&self) -> u64 {
@@ -439,6 +444,17 @@ impl Inner {
         };
         self.pump(number);
         waiters
+    }
+
+    /// Waits until whatever is queued now, in any sector, is over, or waits for room.
+    pub async fn after_what_is_queued(self: &Arc<Self>) {
+        let tickets: Vec<_> = (0..self.sectors.len())
+            .map(|number| self.submit(number, Work::Sync, false))
+            .collect();
+        for ticket in tickets {
+            // Nothing that is queued in a sector that was given up ever lands.
+            let _ = ticket.await;
+        }
     }
 
     fn queue(
@@ -525,7 +541,7 @@ impl Inner {
                 }
             }
             let commits = self.commits.lock();
-            if (0..self.sectors.len()).all(|number| commits.is_idle(number)) {
+            if commits.is_all_idle() {
                 return Ok(());
             }
         }

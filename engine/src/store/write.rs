@@ -281,14 +281,23 @@ impl Inner {
         }
         let (inner, source, target) = (Arc::clone(self), source.clone(), target.clone());
         self.start_kept(vec![source.clone(), target.clone()], async move {
+            let mut settled = inner.commits.lock().is_all_idle();
             loop {
-                let (number, entry, pin) = {
+                let found = {
                     let index = inner.index.read();
-                    let Some((number, entry)) = index.lookup(source.as_bytes())? else {
+                    index.lookup(source.as_bytes())?.map(|(number, entry)| {
+                        let pin = inner.sectors[number].pin(std::iter::once(entry.address));
+                        (number, entry, pin)
+                    })
+                };
+                let Some((number, entry, pin)) = found else {
+                    if settled {
                         return Err(StorageError::NotFound { key: source });
-                    };
-                    let pin = inner.sectors[number].pin(std::iter::once(entry.address));
-                    (number, entry, pin)
+                    }
+                    // A put that nobody waits for may be queued: it is not to land after this.
+                    inner.after_what_is_queued().await;
+                    settled = true;
+                    continue;
                 };
                 let mut details = read_details(&inner.sectors[number], &source, &entry).await?;
                 drop(pin);

@@ -8,14 +8,16 @@
 //!
 //! Each model runs schedules of two kinds: at random, and with few changes of priority (PCT, which
 //! finds what needs a thread to be held up for long). `GRAVITON_SEEDS` asks for so many of each,
-//! `GRAVITON_SEED` for others, `GRAVITON_SECONDS` ends each kind after that time.
+//! `GRAVITON_SEED` for others, `GRAVITON_SECONDS` ends each kind after that time (its scheduler then
+//! prints the seed it ended at, and calls it a failing one; it is not).
 //!
-//! A schedule that fails is printed (`failing schedule: "…"`). To replay it, run the one test with
-//! that text, or the name of a file that holds it, in `GRAVITON_SCHEDULE`:
+//! A schedule that fails is printed (`failing schedule: "…"`, some lines of digits; the first is
+//! the one that counts). To replay it, run the one test with those lines, or with the name of a file
+//! that holds them, in `GRAVITON_SCHEDULE`:
 //!
 //! ```console
-//! GRAVITON_SCHEDULE=91… cargo test -p graviton-tests --features shuttle --test interleavings \
-//!     compare_and_set
+//! GRAVITON_SCHEDULE=/tmp/schedule cargo test -p graviton-tests --features shuttle --test interleavings \
+//!     no_update_by_compare_and_set
 //! ```
 
 #[cfg(not(feature = "shuttle"))]

@@ -1,6 +1,6 @@
 //! The models.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use graviton_engine::io::sim::{Fault, FaultKind, Image, Loss};
@@ -85,7 +85,7 @@ fn group_commit(sectors: u16, options: &OpenOptions, crashes: usize) {
 
 #[test]
 fn group_commit_is_linearizable_and_durable() {
-    check(400, || {
+    check(1000, || {
         let crashes = usize::from(random().one_in(3)) * 2;
         group_commit(1, &open_options(), crashes);
     });
@@ -94,7 +94,7 @@ fn group_commit_is_linearizable_and_durable() {
 /// What is ordered in one sector may wait for what is ordered in another.
 #[test]
 fn group_commit_over_two_sectors_is_linearizable() {
-    check(300, || group_commit(2, &open_options(), 0));
+    check(1000, || group_commit(2, &open_options(), 0));
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn group_commit_beside_the_thread_of_the_store_is_linearizable() {
         background: true,
         ..open_options()
     };
-    check(300, move || group_commit(1, &options, 0));
+    check(1000, move || group_commit(1, &options, 0));
 }
 
 /// Counters that several threads raise, each if it is still what they read: none is raised in vain.
@@ -111,7 +111,7 @@ fn group_commit_beside_the_thread_of_the_store_is_linearizable() {
 fn no_update_by_compare_and_set_is_lost() {
     const THREADS: u64 = 3;
     const TURNS: u64 = 2;
-    check(400, || {
+    check(1000, || {
         let subject = Subject::new(&empty(1), open_options());
         let first = Call::Change(vec![("counter", Some(1))]);
         subject.call(first, true, SMALL, Patience::Waits);
@@ -178,7 +178,7 @@ fn check_counter(subject: &Subject) {
 /// Copies, renames, deletes and puts of the same keys; some are not waited for.
 #[test]
 fn copies_and_renames_race_deletes() {
-    check(400, || {
+    check(1000, || {
         let subject = Subject::new(&empty(1), open_options());
         let first = Call::Change(vec![("a", Some(subject.record.tag()))]);
         subject.call(first, true, LARGE, Patience::Waits);
@@ -236,21 +236,32 @@ fn close_races(sectors: u16, options: &OpenOptions) {
             assert_eq!(error.kind(), graviton_engine::port::ErrorKind::Unavailable);
         }
     }));
-    for _ in 0..2 {
-        threads.push(subject.spawn(|subject| subject.store.close().expect("it closes")));
-    }
+    let closed = Arc::new(AtomicUsize::new(usize::MAX));
+    threads.push(subject.spawn({
+        let closed = Arc::clone(&closed);
+        move |subject| {
+            subject.store.close().expect("it closes");
+            closed.store(subject.sim.position(), Ordering::SeqCst);
+            subject.store.close().expect("it is closed already");
+        }
+    }));
     join(threads);
+    assert_eq!(
+        subject.sim.position(),
+        closed.load(Ordering::SeqCst),
+        "the disk was touched after the store was closed"
+    );
     subject.check_to_the_end();
 }
 
 #[test]
 fn closing_races_everything() {
-    check(400, || close_races(1, &open_options()));
+    check(1000, || close_races(1, &open_options()));
 }
 
 #[test]
 fn closing_two_sectors_races_everything() {
-    check(300, || close_races(2, &open_options()));
+    check(1000, || close_races(2, &open_options()));
 }
 
 #[test]
@@ -259,7 +270,7 @@ fn closing_races_the_thread_of_the_store() {
         background: true,
         ..open_options()
     };
-    check(300, move || close_races(1, &options));
+    check(1000, move || close_races(1, &options));
 }
 
 /// A sector that is given up in the middle of things: everyone gets an answer, and what was
@@ -300,12 +311,12 @@ fn sector_fails(sectors: u16) {
 
 #[test]
 fn a_sector_that_is_given_up_answers_everyone() {
-    check(400, || sector_fails(1));
+    check(1000, || sector_fails(1));
 }
 
 #[test]
 fn a_sector_that_is_given_up_answers_everyone_beside_another() {
-    check(300, || sector_fails(2));
+    check(1000, || sector_fails(2));
 }
 
 /// A store with little room left, and some blobs.
@@ -356,17 +367,16 @@ fn read_slowly(store: &Store, number: u64) -> bool {
 /// Segments are reused while readers hold what was in them.
 #[test]
 fn no_reader_sees_the_bytes_of_another_blob() {
-    check(60, || {
+    check(100, || {
         let image = crowded();
         let (_, store) = open(&image, open_options());
-        let over = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
-        let mut spawn = |run: Box<dyn FnOnce(&Store, &AtomicBool) + Send>| {
-            let (store, over) = (Arc::clone(&store), Arc::clone(&over));
-            threads.push(thread::spawn(move || run(&store, &over)));
+        let mut spawn = |run: Box<dyn FnOnce(&Store) + Send>| {
+            let store = Arc::clone(&store);
+            threads.push(thread::spawn(move || run(&store)));
         };
         for number in 0..2 {
-            spawn(Box::new(move |store, _| {
+            spawn(Box::new(move |store| {
                 for turn in 0..2 {
                     if !read_slowly(store, (number + turn) % 4) {
                         return;
@@ -374,7 +384,7 @@ fn no_reader_sees_the_bytes_of_another_blob() {
                 }
             }));
         }
-        spawn(Box::new(|store, _| {
+        spawn(Box::new(|store| {
             for number in 0..4 {
                 let name = key(&format!("old-{number}"));
                 let gone = store.delete(&name, DeleteOptions::default());
@@ -383,7 +393,7 @@ fn no_reader_sees_the_bytes_of_another_blob() {
             store.compact().expect("it is compacted");
             store.checkpoint().expect("a checkpoint is taken");
         }));
-        spawn(Box::new(|store, _| {
+        spawn(Box::new(|store| {
             for number in 0..6 {
                 let name = key(&format!("new-{}", number % 3));
                 let payload = tagged(1000 + number, CROWD);
@@ -392,7 +402,6 @@ fn no_reader_sees_the_bytes_of_another_blob() {
             }
         }));
         join(threads);
-        over.store(true, Ordering::SeqCst);
         verify(&store);
         store.close().expect("it closes");
     });

@@ -189,9 +189,7 @@ impl Event {
         match self.answer {
             // Those who do not wait are promised an order with later changes of the same keys only.
             Answer::Dropped => {
-                // A copy that found nothing has only read.
-                let has_read = matches!(later.answer, Answer::NotFound);
-                let is_change = !matches!(later.call, Call::Get(_)) && !has_read;
+                let is_change = !matches!(later.call, Call::Get(_));
                 let keys = later.keys();
                 is_change
                     && (matches!(later.call, Call::Flush)
