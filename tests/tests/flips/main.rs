@@ -20,6 +20,7 @@ mod stores;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
+use std::hint::black_box;
 use std::ops::{AddAssign, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
@@ -620,14 +621,13 @@ fn some(mut damages: Vec<Damage>, count: usize, random: &mut Random) -> Vec<Dama
 fn limit_memory() {
     static LIMITED: Once = Once::new();
     LIMITED.call_once(|| {
-        use rustix::process::{Resource, Rlimit, setrlimit};
-        let limit = Rlimit {
-            current: Some(MEMORY_MAX),
-            maximum: None,
-        };
+        use rustix::process::{Resource, getrlimit, setrlimit};
+        let mut limit = getrlimit(Resource::Data);
+        limit.current = Some(MEMORY_MAX);
         let limited = setrlimit(Resource::Data, limit).is_ok();
-        let more = usize::try_from(2 * MEMORY_MAX).expect("it fits");
-        if !limited || Vec::<u8>::new().try_reserve_exact(more).is_ok() {
+        let mut more: Vec<u8> = Vec::new();
+        let length = usize::try_from(2 * MEMORY_MAX).expect("it fits");
+        if !limited || black_box(&mut more).try_reserve_exact(length).is_ok() {
             eprintln!("skipped: nothing limits the memory of a process here");
         }
     });
