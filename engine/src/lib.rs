@@ -6,7 +6,8 @@
 //! does not verify.
 //!
 //! The floors, each of which knows only those below it: [`store`] (the ports over sectors), `log`
-//! (one sector), [`io`] (disks), [`memory`] (the ports in memory), [`port`] (traits and types).
+//! (one sector), [`io`] (disks), [`memory`] (the ports in memory), [`port`] (traits and types), and
+//! `sync` (locks and threads).
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
