@@ -110,7 +110,8 @@ pub fn mask_chunks(stored: &mut [u8], mask: ChunkMask, mut address: u64) {
         let checksum = &mut chunk[length - CHUNK_CHECKSUM..];
         let masked = read_u64(checksum) ^ mask.at(address);
         checksum.copy_from_slice(&masked.to_le_bytes());
-        address += CHUNK_SIZE as u64;
+        // No sector is that long, but nothing here panics.
+        address = address.wrapping_add(CHUNK_SIZE as u64);
     }
 }
 
@@ -160,8 +161,9 @@ pub fn gather_chunks(
     let mut offset = 0;
     while offset < stored.len() {
         let end = stored.len().min(offset + CHUNK_SIZE);
-        let length = verify_chunk(&stored[offset..end], mask, address + offset as u64)
-            .map_err(|error| (offset, error))?;
+        let place = address.wrapping_add(offset as u64);
+        let length =
+            verify_chunk(&stored[offset..end], mask, place).map_err(|error| (offset, error))?;
         if gathered != offset {
             stored.copy_within(offset..offset + length, gathered);
         }

@@ -1,3 +1,6 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| graviton_fuzz::run("checkpoint_root", data));
+libfuzzer_sys::fuzz_target!(
+    init: graviton_fuzz::prepare("checkpoint_root"),
+    |data: &[u8]| graviton_fuzz::run("checkpoint_root", data)
+);

@@ -1,3 +1,6 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| graviton_fuzz::run("segment_header", data));
+libfuzzer_sys::fuzz_target!(
+    init: graviton_fuzz::prepare("segment_header"),
+    |data: &[u8]| graviton_fuzz::run("segment_header", data)
+);

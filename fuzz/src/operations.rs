@@ -27,3 +27,8 @@ pub fn operations(data: &[u8]) {
         panic!("{}: {actions:#?}\n=> {what}", ground.plan.name);
     }
 }
+
+/// Makes the stores.
+pub fn prepare() {
+    LazyLock::force(&GROUNDS);
+}
