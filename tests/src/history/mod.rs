@@ -4,7 +4,7 @@
 //! A history is a list of [`Action`]s that its seed alone determines; it begins on a [`Ground`], a
 //! machine that was used before. [`run`] does the actions one by one; [`explore`] records them and
 //! looks at the images that a power loss at each moment could have left. Whatever fails is made
-//! short and told with what runs it again: see [`trial`].
+//! short and told with what runs it again: see [`Trials`].
 
 mod action;
 mod explore;
