@@ -283,5 +283,9 @@ fn run_all_names_the_clauses_that_are_broken() {
     let history = catch_unwind(|| check_against_model(&mut Forgetful, 3, 1000)).map_err(message);
     let history = history.expect_err("it forgets");
     assert!(history.starts_with("seed 3, steps ["), "{history}");
-    assert!(history.contains("Reopen\n=> "), "{history}");
+    let (steps, mismatch) = history
+        .split_once("\n=> ")
+        .expect("steps, and what differs");
+    assert!(steps.lines().count() <= 3, "made short: {history}");
+    assert!(mismatch.contains("Reopen: "), "{history}");
 }
