@@ -22,6 +22,10 @@ use crate::random::Random;
 const PATH: &str = "/simulated/store";
 /// Blocks of the disks that stores are reopened on.
 const BLOCK: u32 = 512;
+/// Clauses about many blobs make thousands of calls: so many have a reopening each.
+const OFTEN: usize = 128;
+/// And of the calls after them one of so many.
+const SELDOM: usize = 8;
 
 fn create_options(sectors: u16, background: bool) -> CreateOptions {
     CreateOptions {
@@ -60,10 +64,19 @@ impl SimSubject {
     }
 }
 
+impl SimSubject {
+    fn boot(&mut self, image: &Image) {
+        self.sim = Sim::boot(image, self.block_size, self.seed);
+        if self.options.open.background {
+            self.sim.carry_out_in_background();
+        }
+    }
+}
+
 impl Subject for SimSubject {
     fn fresh(&mut self) -> Arc<dyn BlobStore> {
         self.seed += 1;
-        self.sim = Sim::new(self.block_size, self.seed);
+        self.boot(&Image::default());
         let store = Store::create_on(self.sim.backend(), PATH, self.options.clone());
         Arc::new(store.expect("a store can be made"))
     }
@@ -71,7 +84,7 @@ impl Subject for SimSubject {
     fn reopen(&mut self, store: Arc<dyn BlobStore>) -> Arc<dyn BlobStore> {
         self.seed += 1;
         let image = fail_power(&self.sim, Loss::Random(self.seed));
-        self.sim = Sim::boot(&image, self.block_size, self.seed);
+        self.boot(&image);
         drop(store);
         let store = Store::open_on(self.sim.backend(), PATH, self.options.open.clone());
         Arc::new(store.expect("the store opens again"))
@@ -86,7 +99,8 @@ fn fail_power(sim: &Sim, loss: Loss) -> Image {
     crasher.image(loss)
 }
 
-/// A store that is opened anew before every call that comes after a change.
+/// A store that is opened anew before every call that comes after a change, the first 128 times;
+/// then before one such call of eight.
 ///
 /// What outlives a single call is done in one: a reader has read everything when it is handed out,
 /// a writer keeps its pieces until it finishes (or is dropped: then the machine fails in the middle
@@ -102,6 +116,8 @@ struct Machine {
     changed: bool,
     /// Something was acknowledged that a power failure may take.
     unflushed: bool,
+    /// How often it was opened again.
+    reopened: usize,
 }
 
 impl Machine {
@@ -115,7 +131,12 @@ impl Machine {
             random: Random::new(seed),
             changed: true,
             unflushed: false,
+            reopened: 0,
         }
+    }
+
+    fn is_due(&mut self) -> bool {
+        self.changed && (self.reopened < OFTEN || self.random.one_in(SELDOM))
     }
 
     /// Ends the store in one of the ways in which one ends, and opens it again.
@@ -135,6 +156,7 @@ impl Machine {
             _ => self.boot(&self.sim.image(), seed),
         }
         self.changed = false;
+        self.reopened += 1;
     }
 
     /// Goes on with what is in the image; what the store still does where it was is lost.
@@ -149,7 +171,7 @@ impl Machine {
 impl Reopening {
     fn store(&self) -> MutexGuard<'_, Machine> {
         let mut machine = self.0.lock();
-        if machine.changed {
+        if machine.is_due() {
             machine.reopen();
         }
         machine

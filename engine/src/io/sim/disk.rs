@@ -82,8 +82,8 @@ impl Disk for SimDisk {
         Some(Arc::<Shared>::clone(&self.shared))
     }
 
-    /// Whoever wants this calls it each time that it leaves an operation alone: what is under way
-    /// then is carried out here and now.
+    /// What is under way is carried out here and now. What another thread puts in flight later is
+    /// left to whoever waits, or to [`Sim::carry_out_in_background`](super::Sim).
     fn reap_in_background(&self) {
         while self.shared.progress() {}
     }

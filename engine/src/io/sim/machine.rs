@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::mem::take;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::crash::{Change, Crasher, Event};
@@ -14,7 +14,7 @@ use super::random::Random;
 use crate::io::{AlignedBuf, Backend, Completer, CompletionSource, WriteSync};
 use crate::port::op::{Driver, Signal};
 use crate::sync::Mutex;
-use crate::sync::thread::Thread;
+use crate::sync::thread::{self, Thread};
 
 /// What every machine's clock shows at first, since 1970: the 1st of January 2026.
 const TIME_AT_FIRST: Duration = Duration::from_secs(1_767_225_600);
@@ -423,6 +423,32 @@ impl Driver for Shared {
     }
 }
 
+impl Drop for Shared {
+    /// The thread of [`Sim::carry_out_in_background`] sees that it is over.
+    fn drop(&mut self) {
+        let idle = take(&mut self.state.lock().idle);
+        idle.iter().for_each(Thread::unpark);
+    }
+}
+
+/// Carries out what is in flight, for as long as there is a machine.
+fn carry_out(machine: &Weak<Shared>) {
+    let this = thread::current();
+    while let Some(shared) = machine.upgrade() {
+        while shared.progress() {}
+        let mut state = shared.state.lock();
+        if !state.queue.is_empty() {
+            continue;
+        }
+        if state.idle.iter().all(|other| other.id() != this.id()) {
+            state.idle.push(this.clone());
+        }
+        drop(state);
+        drop(shared);
+        thread::park();
+    }
+}
+
 impl CompletionSource for Shared {
     /// The thread that polls drives.
     fn want_background(&self) -> bool {
@@ -452,6 +478,14 @@ impl Sim {
         Self {
             shared: Arc::new(Shared { state, block_size }),
         }
+    }
+
+    /// From now on a thread of the machine's own carries out what is in flight, too. A store with a
+    /// background thread needs it when nobody waits for I/O: when all who wait await `Op`s. The
+    /// same seed does not give the same history then.
+    pub fn carry_out_in_background(&self) {
+        let machine = Arc::downgrade(&self.shared);
+        drop(thread::spawn(move || carry_out(&machine)));
     }
 
     /// As a backend.
