@@ -715,3 +715,17 @@ fn threads_drive_each_other() {
         }
     });
 }
+
+#[test]
+fn a_thread_of_its_own_carries_out_what_nobody_waits_for() {
+    let (sim, disk) = machine(1);
+    sim.carry_out_in_background();
+    let (sender, outcomes) = crate::sync::channel::bounded(1);
+    for place in 0..8 {
+        let sender = sender.clone();
+        let written = disk.write(buffer(1, 1), place * BLOCK as u64, WriteSync::None);
+        written.then(move |_, outcome| sender.send(outcome.is_ok()).unwrap());
+        assert_eq!(outcomes.recv(), Ok(true));
+    }
+    assert_eq!(sim.written(), 8 * BLOCK);
+}
