@@ -62,9 +62,7 @@ impl SimSubject {
             seed: 0,
         }
     }
-}
 
-impl SimSubject {
     fn boot(&mut self, image: &Image) {
         self.sim = Sim::boot(image, self.block_size, self.seed);
         if self.options.open.background {
@@ -99,8 +97,8 @@ fn fail_power(sim: &Sim, loss: Loss) -> Image {
     crasher.image(loss)
 }
 
-/// A store that is opened anew before every call that comes after a change, the first 128 times;
-/// then before one such call of eight.
+/// A store that is opened anew before every call that comes after a change; when there were many,
+/// before one such call of several.
 ///
 /// What outlives a single call is done in one: a reader has read everything when it is handed out,
 /// a writer keeps its pieces until it finishes (or is dropped: then the machine fails in the middle

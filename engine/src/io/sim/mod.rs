@@ -3,7 +3,8 @@
 //!
 //! *What is in flight.* Reads, writes and syncs queue. They are carried out one at a time when a
 //! waiting thread drives them, in an order that the seed decides: what is submitted without waiting
-//! races. Calls beside the disks (create, rename, ...) happen at once.
+//! races. (A thread of the machine's own can be asked for:
+//! [`Sim::carry_out_in_background`].) Calls beside the disks (create, rename, ...) happen at once.
 //!
 //! *What is durable.* The machine records every change in order ([`Sim::record`]), and a
 //! [`Crasher`] makes of the recording what a machine finds after a power loss at any moment of it:
