@@ -8,7 +8,7 @@
 //! the rest was never acknowledged: a torn tail, and the log goes on from the break \[F-50\].
 
 use std::collections::VecDeque;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use graviton_format::FormatError;
@@ -29,6 +29,8 @@ const HEADER_READS: usize = 32;
 /// Bytes read with each: damage clusters, and what took the header may have taken the first frames
 /// behind it. The next then say that there was a log here.
 const HEADER_READ: u64 = 16 << 10;
+/// Bytes that a crash takes or leaves as a whole; a frame's header lies in the first of its block.
+const UNIT: usize = 512;
 /// Bytes read at once in search of frames behind a break.
 const SCAN_WINDOW: u64 = 1 << 20;
 
@@ -243,6 +245,8 @@ pub struct Replay {
     searched: Option<(u32, Vec<u64>)>,
     /// Segments of the log behind whose headers are bytes of an earlier life.
     unclean: Vec<u32>,
+    /// Where a frame lies of which not all arrived, though its header did.
+    stump: Option<u64>,
     damage: Vec<Damage>,
     bytes: u64,
     ended: bool,
@@ -276,6 +280,7 @@ impl Replay {
             seen: 0,
             searched: None,
             unclean: Vec::new(),
+            stump: None,
             damage: Vec::new(),
             bytes: 0,
             ended: false,
@@ -449,6 +454,7 @@ impl Replay {
                 // A frame that is not whole was acknowledged only if something says so.
                 self.gather_claims().await?;
                 if self.claimed < header.lsn.get() {
+                    self.stump = Some(address);
                     return Ok(None);
                 }
                 self.damage.push(Damage {
@@ -466,21 +472,40 @@ impl Replay {
         }
     }
 
-    /// Zeroes what lies behind the headers of segments that a crash tore as they were opened.
+    /// Makes good what a crash tore: zeroes what lies behind the headers of segments that it tore as
+    /// they were opened, and the header of the frame at which the log was cut \[F-57\]. The sector
+    /// must be synced before anything is written to the log.
     ///
     /// # Errors
     /// `Io`.
-    pub async fn mend_headers(&self) -> Result<(), StorageError> {
-        let block = u64::from(self.sector.geometry().block_size);
+    pub async fn mend(&self) -> Result<(), StorageError> {
+        let geometry = self.sector.geometry();
+        let header = size_of::<SegmentHeader>();
         for &segment in &self.unclean {
-            let base = self.sector.geometry().segment_offset(segment);
-            let (read, skip) = self.sector.read(base..base + block).await?;
-            let mut buffer = self.sector.buffer(block)?;
-            buffer.fill(0);
-            let header = size_of::<SegmentHeader>();
-            buffer[..header].copy_from_slice(&read[skip..skip + header]);
-            self.sector.write(buffer, base, WriteSync::None).await?;
+            let base = geometry.segment_offset(segment);
+            self.zero_in_block(base, header..geometry.block_size as usize)
+                .await?;
         }
+        let tail = self.tail.segment;
+        let cut = tail.map(|(segment, _)| geometry.segment_offset(segment) + self.tail.offset);
+        match self.stump {
+            // Of the frame nothing else changes: torn or not, this write takes the header or leaves it.
+            Some(stump) if cut == Some(stump) => self.zero_in_block(stump, 0..UNIT).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes the block at `address` as it is, but for zeros in these bytes of it.
+    async fn zero_in_block(&self, address: u64, zeros: Range<usize>) -> Result<(), StorageError> {
+        let block = self.sector.geometry().block_size;
+        let (read, skip) = self
+            .sector
+            .read(address..address + u64::from(block))
+            .await?;
+        let mut buffer = self.sector.buffer(block.into())?;
+        buffer.copy_from_slice(&read[skip..skip + block as usize]);
+        buffer[zeros].fill(0);
+        self.sector.write(buffer, address, WriteSync::None).await?;
         Ok(())
     }
 

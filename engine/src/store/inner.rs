@@ -458,7 +458,7 @@ impl Inner {
             skip = u32::from_le_bytes(random(backend.as_ref(), path)?);
             for (sector, replay) in sectors.iter().zip(&recovery.replays) {
                 mend_roots(sector).await?;
-                replay.mend_headers().await?;
+                replay.mend().await?;
                 // What was read may not be durable yet; from here on the log says that it is.
                 sector.sync().await?;
             }

@@ -49,20 +49,18 @@ impl Trials {
     pub fn run(&self, attempt: Try<'_>) -> Tally {
         let begun = Instant::now();
         let seeds = seeds(self.seeds);
-        let shares = seeds.start / SHARE..seeds.end.div_ceil(SHARE);
-        let next = AtomicU64::new(shares.start);
+        let next = AtomicU64::new(seeds.start);
         let failed = AtomicBool::new(false);
         let failure = Mutex::new(None);
         let tally = Mutex::new(Tally::default());
         let work = || {
-            loop {
-                let share = next.fetch_add(1, Ordering::Relaxed);
-                if share >= shares.end || failed.load(Ordering::Relaxed) {
+            let mut grounds = Grounds::default();
+            while !failed.load(Ordering::Relaxed) {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= seeds.end {
                     return;
                 }
-                let first = (share * SHARE).max(seeds.start);
-                let end = ((share + 1) * SHARE).min(seeds.end);
-                match self.try_share(share, first..end, &failed, attempt) {
+                match self.try_seed(grounds.of(seed, &self.plan), seed, attempt) {
                     Ok(more) => *tally.lock().expect("no panic under it") += more,
                     Err(what) => {
                         if !failed.swap(true, Ordering::Relaxed) {
@@ -92,27 +90,6 @@ impl Trials {
             begun.elapsed()
         );
         tally
-    }
-
-    fn try_share(
-        &self,
-        share: u64,
-        seeds: Range<u64>,
-        failed: &AtomicBool,
-        attempt: Try<'_>,
-    ) -> Result<Tally, String> {
-        let mut grounds: [Option<Ground>; AGES.len()] = Default::default();
-        let mut tally = Tally::default();
-        for seed in seeds {
-            if failed.load(Ordering::Relaxed) {
-                break;
-            }
-            let which = usize::try_from(seed).unwrap_or(0) % AGES.len();
-            let ground =
-                grounds[which].get_or_insert_with(|| Ground::new(&self.plan, share, AGES[which]));
-            tally += self.try_seed(ground, seed, attempt)?;
-        }
-        Ok(tally)
     }
 
     fn try_seed(&self, ground: &Ground, seed: u64, attempt: Try<'_>) -> Result<Tally, String> {
@@ -145,6 +122,26 @@ impl Trials {
     }
 }
 
+/// The grounds that a thread has at hand.
+#[derive(Default)]
+struct Grounds {
+    share: u64,
+    aged: [Option<Ground>; AGES.len()],
+}
+
+impl Grounds {
+    /// The one that the history of a seed begins on.
+    fn of(&mut self, seed: u64, plan: &Plan) -> &Ground {
+        let share = seed / SHARE;
+        if self.share != share {
+            *self = Self::default();
+            self.share = share;
+        }
+        let which = usize::try_from(seed % AGES.len() as u64).unwrap_or(0);
+        self.aged[which].get_or_insert_with(|| Ground::new(plan, share, AGES[which]))
+    }
+}
+
 /// The seeds to try: those asked for, else the first so many.
 fn seeds(default: u64) -> Range<u64> {
     if let Some(seed) = number_from("GRAVITON_SEED") {
@@ -157,7 +154,9 @@ fn seeds(default: u64) -> Range<u64> {
         Some((first, end)) => first.parse().ok().zip(end.parse().ok()),
         None => text.parse().ok().map(|end| (0, end)),
     };
-    let (first, end) = parsed.expect("GRAVITON_SEEDS is a number, or two with `..` between");
+    let (first, end) = parsed
+        .filter(|(first, end)| first < end)
+        .expect("GRAVITON_SEEDS is a number, or two with `..` between, the greater one last");
     first..end
 }
 
