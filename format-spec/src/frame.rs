@@ -126,7 +126,8 @@ impl FrameHeader {
     }
 
     /// Whether the frame continues a log whose last frame (or segment header) in this segment has
-    /// checksum `previous`, and whose last LSN is `lsn` \[F-22\].
+    /// checksum `previous`, and whose last LSN is `lsn` \[F-22\]. The header of a frame that was dropped
+    /// though it does is zeroed \[F-57\].
     #[must_use]
     pub fn continues(&self, generation: u64, previous: u32, lsn: u64) -> bool {
         self.generation == generation && self.previous == previous && self.lsn > lsn
