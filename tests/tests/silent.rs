@@ -10,13 +10,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use graviton_engine::io::sim::{Fault, FaultKind};
-use graviton_engine::port::{BinaryKey, BlobStore, ErrorKind, GetOptions, StorageError};
+use graviton_engine::io::sim::{Fault, FaultKind, Loss};
+use graviton_engine::port::{
+    BinaryKey, BlobStore, Durability, ErrorKind, GetOptions, StorageError,
+};
 use graviton_engine::store::Store;
-use graviton_engine::testing::{Difference, Held, Pair, Step};
+use graviton_engine::testing::{Difference, Held, Pair, Step, Subject, contents_of};
 use graviton_tests::history::{
     Action, Ground, Machine, Plan, Tally, Trials, check_store, open, perform,
 };
+use graviton_tests::put_options;
 
 /// Faults of a kind are tried at this many calls of a history at most, evenly spread.
 const PLACES: usize = 24;
@@ -221,4 +224,57 @@ fn writes_that_are_lost() {
 fn writes_that_land_elsewhere() {
     lies(Plan::SMALL, 20, FaultKind::MisdirectedWrite);
     lies(Plan::FULL, 4, FaultKind::MisdirectedWrite);
+}
+
+/// A bit that flips on its way while a store is opened: what is there when nobody lies is there, and
+/// stays, even where the log ends and a bad frame is one that nobody was promised.
+#[test]
+fn reads_that_flip_a_bit_while_a_store_is_opened() {
+    let plan = Plan::SMALL;
+    let key = |name: &str| BinaryKey::new(name).expect("a short key");
+    let put = |store: &Store, name: &str| {
+        let bytes = vec![7; 30_000].into();
+        let put = store.put(&key(name), bytes, put_options(Durability::Durable));
+        put.wait().expect("it is put");
+    };
+    let holds = |store: &Store, names: &[&str]| {
+        let found: Vec<BinaryKey> = contents_of(store)
+            .expect("it is read")
+            .into_keys()
+            .collect();
+        let expected: Vec<BinaryKey> = names.iter().map(|name| key(name)).collect();
+        assert_eq!(found, expected);
+    };
+    let mut machine = Machine::new(plan.clone(), 1);
+    drop(machine.fresh());
+    put(&machine.store(), "a");
+    let mut crasher = machine.crasher();
+    crasher.advance(crasher.events());
+    let image = crasher.image(Loss::All);
+    let mut opened = 0;
+    for seed in 0..4 {
+        for after in 0.. {
+            let mut machine = Machine::boot(plan.clone(), &image, seed);
+            machine.sim().set_faults(&[Fault {
+                kind: FaultKind::FlippedRead,
+                after,
+                times: 1,
+                disk: None,
+            }]);
+            let store = machine.open().expect("it opens");
+            if machine.sim().failures() == 0 {
+                break;
+            }
+            opened += 1;
+            machine.sim().set_faults(&[]);
+            holds(&store, &["a"]);
+            put(&store, "b");
+            let image = machine.sim().image();
+            machine.come_up(&image);
+            drop(store);
+            holds(&machine.open().expect("it opens again"), &["a", "b"]);
+        }
+    }
+    println!("{opened} openings");
+    assert!(opened > 0);
 }

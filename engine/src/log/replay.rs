@@ -8,7 +8,7 @@
 //! the rest was never acknowledged: a torn tail, and the log goes on from the break \[F-50\].
 
 use std::collections::VecDeque;
-use std::ops::{Range, RangeInclusive};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use graviton_format::FormatError;
@@ -31,6 +31,8 @@ const HEADER_READS: usize = 32;
 const HEADER_READ: u64 = 16 << 10;
 /// Bytes that a crash takes or leaves as a whole; a frame's header lies in the first of its block.
 const UNIT: usize = 512;
+/// How often what is not whole is read before it is believed to be so.
+const READS: usize = 3;
 /// Bytes read at once in search of frames behind a break.
 const SCAN_WINDOW: u64 = 1 << 20;
 
@@ -221,6 +223,21 @@ fn verify_payload(
     (payload, None)
 }
 
+/// What is found where the log goes on.
+enum Candidate {
+    /// The next frame.
+    Whole(FrameHeader, Vec<LoggedRecord>),
+    /// The header of the next frame, but not all of the rest.
+    Torn {
+        header: FrameHeader,
+        /// Its records, if they at least are whole.
+        records: Option<Vec<LoggedRecord>>,
+        wrong: FormatError,
+    },
+    /// No frame that continues the log.
+    None(FormatError),
+}
+
 /// A segment of the chain.
 #[derive(Debug, Clone, Copy)]
 struct Link {
@@ -244,7 +261,7 @@ pub struct Replay {
     /// The segment that was searched for frames behind a break, and their addresses.
     searched: Option<(u32, Vec<u64>)>,
     /// Segments of the log behind whose headers are bytes of an earlier life.
-    unclean: Vec<u32>,
+    unclean: Vec<(u32, SegmentHeader)>,
     /// Where a frame lies of which not all arrived, though its header did.
     stump: Option<u64>,
     damage: Vec<Damage>,
@@ -398,39 +415,25 @@ impl Replay {
                 return Ok(None);
             }
             let address = geometry.segment_offset(segment) + self.tail.offset;
-            let (header, buffer, skip) = match read_frame(&sector, address).await? {
-                Ok(found)
-                    if found
-                        .0
-                        .continues(generation, self.tail.checksum, self.tail.lsn) =>
-                {
-                    found
-                }
-                Ok(_) => {
-                    let reason = FormatError::Field {
-                        structure: "FrameHeader",
-                        field: "previous",
-                        what: "does not continue the log".to_owned(),
-                        rule: "F-22",
-                    };
+            let candidate = self.read_candidate(address, generation).await?;
+            let (header, records, wrong, lost) = match candidate {
+                Candidate::Whole(header, records) => (header, records, None, false),
+                Candidate::Torn {
+                    header,
+                    records,
+                    wrong,
+                } => match records {
+                    Some(records) => (header, records, Some(wrong), false),
+                    None => (header, Vec::new(), Some(wrong), true),
+                },
+                Candidate::None(reason) => {
                     if self
                         .resume_behind_break(segment, generation, &reason)
                         .await?
                     {
                         continue;
-                    } else {
-                        return Ok(None);
                     }
-                }
-                Err(reason) => {
-                    if self
-                        .resume_behind_break(segment, generation, &reason)
-                        .await?
-                    {
-                        continue;
-                    } else {
-                        return Ok(None);
-                    }
+                    return Ok(None);
                 }
             };
             let length = u64::from(header.length.get());
@@ -440,11 +443,6 @@ impl Replay {
                 checksum: header.checksum.get(),
                 lsn: header.lsn.get(),
                 time: header.time.get().max(self.tail.time),
-            };
-            let frame = &buffer[skip..];
-            let (records, wrong, lost) = match decode_frame(&sector, frame, &header, address) {
-                Ok((records, wrong)) => (records, wrong.or_else(|| padding(frame, &header)), false),
-                Err(wrong) => (Vec::new(), Some(wrong), true),
             };
             if let Some(wrong) = wrong {
                 // The writer has cut the log here before, and went on elsewhere.
@@ -472,6 +470,57 @@ impl Replay {
         }
     }
 
+    /// What is at `address`, where the log goes on. Reads again what is not a whole frame: a read may
+    /// have been wrong, and what the log is cut for is gone for good.
+    async fn read_candidate(
+        &self,
+        address: u64,
+        generation: u64,
+    ) -> Result<Candidate, StorageError> {
+        for _ in 1..READS {
+            let candidate = self.read_candidate_once(address, generation).await?;
+            if let Candidate::Whole(..) = candidate {
+                return Ok(candidate);
+            }
+        }
+        self.read_candidate_once(address, generation).await
+    }
+
+    async fn read_candidate_once(
+        &self,
+        address: u64,
+        generation: u64,
+    ) -> Result<Candidate, StorageError> {
+        let (header, buffer, skip) = match read_frame(&self.sector, address).await? {
+            Ok(found) => found,
+            Err(reason) => return Ok(Candidate::None(reason)),
+        };
+        if !header.continues(generation, self.tail.checksum, self.tail.lsn) {
+            return Ok(Candidate::None(FormatError::Field {
+                structure: "FrameHeader",
+                field: "previous",
+                what: "does not continue the log".to_owned(),
+                rule: "F-22",
+            }));
+        }
+        let frame = &buffer[skip..];
+        Ok(match decode_frame(&self.sector, frame, &header, address) {
+            Ok((records, wrong)) => match wrong.or_else(|| padding(frame, &header)) {
+                None => Candidate::Whole(header, records),
+                Some(wrong) => Candidate::Torn {
+                    header,
+                    records: Some(records),
+                    wrong,
+                },
+            },
+            Err(wrong) => Candidate::Torn {
+                header,
+                records: None,
+                wrong,
+            },
+        })
+    }
+
     /// Makes good what a crash tore: zeroes what lies behind the headers of segments that it tore as
     /// they were opened, and the header of the frame at which the log was cut \[F-57\]. The sector
     /// must be synced before anything is written to the log.
@@ -480,32 +529,24 @@ impl Replay {
     /// `Io`.
     pub async fn mend(&self) -> Result<(), StorageError> {
         let geometry = self.sector.geometry();
-        let header = size_of::<SegmentHeader>();
-        for &segment in &self.unclean {
-            let base = geometry.segment_offset(segment);
-            self.zero_in_block(base, header..geometry.block_size as usize)
-                .await?;
+        let block = geometry.block_size;
+        for (segment, header) in &self.unclean {
+            let mut buffer = self.sector.buffer(block.into())?;
+            buffer.fill(0);
+            buffer[..size_of::<SegmentHeader>()].copy_from_slice(header.bytes());
+            let address = geometry.segment_offset(*segment);
+            self.sector.write(buffer, address, WriteSync::None).await?;
         }
         let tail = self.tail.segment;
         let cut = tail.map(|(segment, _)| geometry.segment_offset(segment) + self.tail.offset);
-        match self.stump {
-            // Of the frame nothing else changes: torn or not, this write takes the header or leaves it.
-            Some(stump) if cut == Some(stump) => self.zero_in_block(stump, 0..UNIT).await,
-            _ => Ok(()),
+        if let Some(stump) = self.stump.filter(|&stump| cut == Some(stump)) {
+            let (read, skip) = self.sector.read(stump..stump + u64::from(block)).await?;
+            let mut buffer = self.sector.buffer(block.into())?;
+            buffer.copy_from_slice(&read[skip..skip + block as usize]);
+            // Nothing else changes: torn or not, this write takes the header or leaves it.
+            buffer[..UNIT].fill(0);
+            self.sector.write(buffer, stump, WriteSync::None).await?;
         }
-    }
-
-    /// Writes the block at `address` as it is, but for zeros in these bytes of it.
-    async fn zero_in_block(&self, address: u64, zeros: Range<usize>) -> Result<(), StorageError> {
-        let block = self.sector.geometry().block_size;
-        let (read, skip) = self
-            .sector
-            .read(address..address + u64::from(block))
-            .await?;
-        let mut buffer = self.sector.buffer(block.into())?;
-        buffer.copy_from_slice(&read[skip..skip + block as usize]);
-        buffer[zeros].fill(0);
-        self.sector.write(buffer, address, WriteSync::None).await?;
         Ok(())
     }
 
@@ -617,7 +658,7 @@ impl Replay {
         };
         segments.set(next, State::Open, header.generation.get(), self.tail.offset);
         if !clean {
-            self.unclean.push(next);
+            self.unclean.push((next, header));
         }
         Ok(true)
     }
@@ -797,7 +838,15 @@ async fn read_headers(sector: &Sector) -> Result<Vec<Found>, StorageError> {
         let (buffer, outcome) = read.await;
         let address = geometry.segment_offset(segment);
         outcome.map_err(|source| sector.io_error("read", address, source))?;
-        headers.push(found(sector, segment, &buffer));
+        let mut header = found(sector, segment, &buffer);
+        for _ in 1..READS {
+            if !matches!(header, Found::Lost | Found::Damaged) {
+                break;
+            }
+            let (again, skip) = sector.read(address..address + length).await?;
+            header = found(sector, segment, &again[skip..skip + buffer.len()]);
+        }
+        headers.push(header);
     }
     Ok(headers)
 }
