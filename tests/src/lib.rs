@@ -194,9 +194,15 @@ pub fn put_options(durability: Durability) -> PutOptions {
     }
 }
 
-/// The number an environment variable holds, if it does.
+/// The number an environment variable holds, if it is set.
+///
+/// # Panics
+/// If it holds anything else: a run that takes it for unset would seem to have done what was asked.
 #[must_use]
 pub fn number_from(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
-    text.parse().ok()
+    match text.parse() {
+        Ok(number) => Some(number),
+        Err(error) => panic!("{variable}={text} is not a number here: {error}"),
+    }
 }

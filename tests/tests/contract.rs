@@ -6,7 +6,7 @@ use graviton_engine::io::BackendChoice;
 use graviton_engine::store::{CreateOptions, OpenOptions};
 use graviton_engine::testing::{check_against_model, run_all};
 use graviton_tests::reopening::{ReopeningSubject, SimSubject};
-use graviton_tests::{StoreSubject, buffered, contract_options, create_options, io};
+use graviton_tests::{StoreSubject, buffered, contract_options, create_options, io, number_from};
 
 fn contract(options: CreateOptions) {
     run_all(&mut StoreSubject::new(options));
@@ -79,10 +79,7 @@ fn reopened_between_any_two_calls() {
 
 /// How many random histories are run; `GRAVITON_SEEDS` asks for more.
 fn seeds() -> u64 {
-    std::env::var("GRAVITON_SEEDS")
-        .ok()
-        .and_then(|seeds| seeds.parse().ok())
-        .unwrap_or(12)
+    number_from("GRAVITON_SEEDS").unwrap_or(12)
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! `GRAVITON_SEEDS` asks for more of them.
 
 use graviton_tests::image::{self, ACCIDENTS, KINDS};
+use graviton_tests::number_from;
 
 /// Splitmix64.
 fn next(state: &mut u64) -> u64 {
@@ -12,10 +13,7 @@ fn next(state: &mut u64) -> u64 {
 }
 
 fn seeds() -> u64 {
-    std::env::var("GRAVITON_SEEDS")
-        .ok()
-        .and_then(|seeds| seeds.parse().ok())
-        .unwrap_or(24)
+    number_from("GRAVITON_SEEDS").unwrap_or(24)
 }
 
 /// Runs inputs of `edits` edits each, all of the kinds `kinds`.

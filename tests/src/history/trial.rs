@@ -99,7 +99,7 @@ impl Trials {
             catch_unwind(AssertUnwindSafe(|| attempt(ground, seed, &some)))
                 .unwrap_or_else(|panic| Err(panic_message(&*panic)))
         };
-        let kept = kept().unwrap_or_else(|| (0..history.len()).collect());
+        let kept = kept(history.len());
         let failure = match try_some(&kept) {
             Ok(tally) => return Ok(tally),
             Err(failure) => failure,
@@ -145,7 +145,7 @@ impl Grounds {
 /// The seeds to try: those asked for, else the first so many.
 fn seeds(default: u64) -> Range<u64> {
     if let Some(seed) = number_from("GRAVITON_SEED") {
-        return seed..seed + 1;
+        return seed..seed.saturating_add(1);
     }
     let Ok(text) = std::env::var("GRAVITON_SEEDS") else {
         return 0..default;
@@ -160,10 +160,15 @@ fn seeds(default: u64) -> Range<u64> {
     first..end
 }
 
-/// The actions to keep, if not all.
-fn kept() -> Option<Vec<usize>> {
-    let text = std::env::var("GRAVITON_KEEP").ok()?;
-    let numbers = text.split(',').map(str::parse);
-    let kept = numbers.collect::<Result<_, _>>();
-    Some(kept.expect("GRAVITON_KEEP lists numbers with commas between"))
+/// The actions to keep of so many.
+fn kept(count: usize) -> Vec<usize> {
+    let Ok(text) = std::env::var("GRAVITON_KEEP") else {
+        return (0..count).collect();
+    };
+    let numbers = text.split(',').filter(|number| !number.is_empty());
+    let kept = numbers.map(|number| number.parse().ok().filter(|&number| number < count));
+    let kept: Option<_> = kept.collect();
+    kept.unwrap_or_else(|| {
+        panic!("GRAVITON_KEEP={text} lists numbers below {count}, with commas between")
+    })
 }

@@ -12,8 +12,8 @@
 //! with nothing left that knows of them. Then the store must be exactly as it was before the first
 //! of these, and only if the damage lies in every one of them. See [`Trials::lost`].
 //!
-//! `GRAVITON_FLIPS=all` flips every bit; a number says how many flips are tried in each store, and
-//! `GRAVITON_SEED` which.
+//! `GRAVITON_FLIPS=all` flips every bit that [`bits_of`] does not leave out; a number says how many
+//! flips are tried in each store, and `GRAVITON_SEED` which.
 
 mod layout;
 mod stores;
