@@ -225,14 +225,13 @@ fn verify_payload(
 
 /// What is found where the log goes on.
 enum Candidate {
-    /// The next frame.
-    Whole(FrameHeader, Vec<LoggedRecord>),
-    /// The header of the next frame, but not all of the rest.
-    Torn {
+    /// The next frame, or its header at least.
+    Frame {
         header: FrameHeader,
-        /// Its records, if they at least are whole.
+        /// `None` if they are not whole.
         records: Option<Vec<LoggedRecord>>,
-        wrong: FormatError,
+        /// What is not whole.
+        wrong: Option<FormatError>,
     },
     /// No frame that continues the log.
     None(FormatError),
@@ -416,16 +415,12 @@ impl Replay {
             }
             let address = geometry.segment_offset(segment) + self.tail.offset;
             let candidate = self.read_candidate(address, generation).await?;
-            let (header, records, wrong, lost) = match candidate {
-                Candidate::Whole(header, records) => (header, records, None, false),
-                Candidate::Torn {
+            let (header, records, wrong) = match candidate {
+                Candidate::Frame {
                     header,
                     records,
                     wrong,
-                } => match records {
-                    Some(records) => (header, records, Some(wrong), false),
-                    None => (header, Vec::new(), Some(wrong), true),
-                },
+                } => (header, records, wrong),
                 Candidate::None(reason) => {
                     if self
                         .resume_behind_break(segment, generation, &reason)
@@ -457,14 +452,14 @@ impl Replay {
                 }
                 self.damage.push(Damage {
                     error: sector.corruption(address, wrong),
-                    records_lost: lost,
+                    records_lost: records.is_none(),
                 });
             }
             self.tail = tail;
             self.claimed = self.claimed.max(header.durable_lsn.get());
             return Ok(Some(LoggedFrame {
                 lsn: header.lsn.get(),
-                records,
+                records: records.unwrap_or_default(),
                 length,
             }));
         }
@@ -479,7 +474,7 @@ impl Replay {
     ) -> Result<Candidate, StorageError> {
         for _ in 1..READS {
             let candidate = self.read_candidate_once(address, generation).await?;
-            if let Candidate::Whole(..) = candidate {
+            if let Candidate::Frame { wrong: None, .. } = candidate {
                 return Ok(candidate);
             }
         }
@@ -504,20 +499,14 @@ impl Replay {
             }));
         }
         let frame = &buffer[skip..];
-        Ok(match decode_frame(&self.sector, frame, &header, address) {
-            Ok((records, wrong)) => match wrong.or_else(|| padding(frame, &header)) {
-                None => Candidate::Whole(header, records),
-                Some(wrong) => Candidate::Torn {
-                    header,
-                    records: Some(records),
-                    wrong,
-                },
-            },
-            Err(wrong) => Candidate::Torn {
-                header,
-                records: None,
-                wrong,
-            },
+        let (records, wrong) = match decode_frame(&self.sector, frame, &header, address) {
+            Ok((records, wrong)) => (Some(records), wrong.or_else(|| padding(frame, &header))),
+            Err(wrong) => (None, Some(wrong)),
+        };
+        Ok(Candidate::Frame {
+            header,
+            records,
+            wrong,
         })
     }
 
