@@ -10,7 +10,7 @@ use graviton_format::image::Image;
 use graviton_format::segment::{self, SegmentHeader};
 use graviton_format::{FormatError, Geometry};
 
-use super::sector::Sector;
+use super::sector::{READS, Sector};
 use crate::io::{AlignedBuf, BufferPool, IoOp, WriteSync};
 use crate::port::StorageError;
 
@@ -185,18 +185,18 @@ async fn read_root_copy(
     sector: &Sector,
     address: u64,
 ) -> Result<Result<Root, Option<FormatError>>, StorageError> {
-    let (buffer, skip) = sector
-        .read(address..address + ROOT_SLOT_SIZE as u64)
-        .await?;
-    let bytes = &buffer[skip..];
-    let decoded = CheckpointRoot::decode(bytes, sector.identity(), sector.geometry(), address);
-    Ok(match decoded {
-        Ok((root, segments)) => Ok(Root { root, segments }),
-        Err(FormatError::Magic { found: 0, .. }) if bytes.iter().all(|&byte| byte == 0) => {
-            Err(None)
+    let decode = |bytes: &[u8]| {
+        let decoded = CheckpointRoot::decode(bytes, sector.identity(), sector.geometry(), address);
+        match decoded {
+            Ok((root, segments)) => Ok(Root { root, segments }),
+            Err(FormatError::Magic { found: 0, .. }) if bytes.iter().all(|&byte| byte == 0) => {
+                Err(None)
+            }
+            Err(error) => Err(Some(error)),
         }
-        Err(error) => Err(Some(error)),
-    })
+    };
+    let slot = address..address + ROOT_SLOT_SIZE as u64;
+    sector.read_whole(slot, decode).await
 }
 
 /// The valid roots, newest first, and what was found wrong with the others; what
@@ -279,11 +279,21 @@ pub async fn has_image(sector: &Sector, root: &Root) -> Result<bool, StorageErro
     Ok(true)
 }
 
-/// Reads and verifies the image of a root.
+/// Reads and verifies the image of a root; again, if it is damaged: it may have been read wrongly.
 ///
 /// # Errors
 /// `Io`, or `Corruption` where the image is damaged.
 pub async fn read_image(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImage, StorageError> {
+    for _ in 1..READS {
+        match read_image_once(sector, root).await {
+            Err(StorageError::Corruption { .. }) => {}
+            outcome => return outcome,
+        }
+    }
+    read_image_once(sector, root).await
+}
+
+async fn read_image_once(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImage, StorageError> {
     let geometry = *sector.geometry();
     let length = root.root.image_length.get();
     let stored =
@@ -347,21 +357,22 @@ async fn check_part(
 ) -> Result<(), StorageError> {
     let geometry = sector.geometry();
     let base = geometry.segment_offset(segment);
-    let (buffer, skip) = sector
-        .read(base..base + u64::from(geometry.block_size))
-        .await?;
-    let header = SegmentHeader::decode(&buffer[skip..], sector.identity(), geometry, segment)
-        .map_err(|error| sector.corruption(base, format!("checkpoint {sequence}: {error}")))?;
-    if header.kind == segment::KIND_CHECKPOINT
-        && header.previous_segment == part
-        && header.previous_generation == sequence
-    {
-        return Ok(());
-    }
-    Err(sector.corruption(
-        base,
-        format!("segment {segment} does not hold part {part} of checkpoint {sequence} [F-37]"),
-    ))
+    let wrong = |what: String| sector.corruption(base, what);
+    let block = base..base + u64::from(geometry.block_size);
+    let check = |bytes: &[u8]| {
+        let header = SegmentHeader::decode(bytes, sector.identity(), &geometry, segment)
+            .map_err(|error| wrong(format!("checkpoint {sequence}: {error}")))?;
+        if header.kind == segment::KIND_CHECKPOINT
+            && header.previous_segment == part
+            && header.previous_generation == sequence
+        {
+            return Ok(());
+        }
+        Err(wrong(format!(
+            "segment {segment} does not hold part {part} of checkpoint {sequence} [F-37]"
+        )))
+    };
+    sector.read_whole(block, check).await?
 }
 
 async fn finish_read(

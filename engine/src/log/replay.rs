@@ -19,7 +19,7 @@ use graviton_format::record::{FLAG_MOVED, Manifest, RecordKind, RecordView};
 use graviton_format::segment::{KIND_CHECKPOINT, KIND_LOG, NONE, SegmentHeader};
 
 use super::append::Tail;
-use super::sector::Sector;
+use super::sector::{READS, Sector};
 use super::segments::{Segments, State};
 use crate::io::{AlignedBuf, IoOp, WriteSync};
 use crate::port::{BinaryKey, StorageError};
@@ -31,8 +31,6 @@ const HEADER_READS: usize = 32;
 const HEADER_READ: u64 = 16 << 10;
 /// Bytes that a crash takes or leaves as a whole; a frame's header lies in the first of its block.
 const UNIT: usize = 512;
-/// How often what is not whole is read before it is believed to be so.
-const READS: usize = 3;
 /// Bytes read at once in search of frames behind a break.
 const SCAN_WINDOW: u64 = 1 << 20;
 
@@ -242,8 +240,6 @@ enum Candidate {
 struct Link {
     segment: u32,
     header: SegmentHeader,
-    /// The rest of the header's block is zeros, as it was written.
-    clean: bool,
 }
 
 /// Reads a sector's log from a checkpoint to its end.
@@ -259,8 +255,6 @@ pub struct Replay {
     seen: u64,
     /// The segment that was searched for frames behind a break, and their addresses.
     searched: Option<(u32, Vec<u64>)>,
-    /// Segments of the log behind whose headers are bytes of an earlier life.
-    unclean: Vec<(u32, SegmentHeader)>,
     /// Where a frame lies of which not all arrived, though its header did.
     stump: Option<u64>,
     damage: Vec<Damage>,
@@ -281,10 +275,10 @@ impl Replay {
         segments: &mut Segments,
         claimed: u64,
     ) -> Result<Self, StorageError> {
-        let headers = read_headers(sector).await?;
         let (generation, tail_segment) = root.map_or((0, NONE), |root| {
             (root.tail_generation.get(), root.tail_segment.get())
         });
+        let headers = read_headers(sector, generation).await?;
         segments.raise_generation(generation);
         // Chosen for a frame that had not landed when the checkpoint was taken.
         segments.free_open_except(tail_segment);
@@ -295,7 +289,6 @@ impl Replay {
             claimed,
             seen: 0,
             searched: None,
-            unclean: Vec::new(),
             stump: None,
             damage: Vec::new(),
             bytes: 0,
@@ -314,16 +307,12 @@ impl Replay {
         let mut chain = Vec::new();
         for (segment, found) in (0..).zip(headers) {
             match found {
-                Found::Header(header, clean) => {
+                Found::Header(header) => {
                     segments.raise_generation(header.generation.get());
                     if header.generation.get() > generation && header.kind == KIND_LOG {
                         replay.claimed = replay.claimed.max(header.durable_lsn.get());
                         replay.seen = replay.seen.max(header.first_lsn.get());
-                        chain.push(Link {
-                            segment,
-                            header,
-                            clean,
-                        });
+                        chain.push(Link { segment, header });
                     }
                     if header.generation.get() > generation && header.kind == KIND_CHECKPOINT {
                         // A checkpoint that was being written; nothing names it.
@@ -510,22 +499,14 @@ impl Replay {
         })
     }
 
-    /// Makes good what a crash tore: zeroes what lies behind the headers of segments that it tore as
-    /// they were opened, and the header of the frame at which the log was cut \[F-57\]. The sector
-    /// must be synced before anything is written to the log.
+    /// Zeroes the header of the frame that a crash tore, and at which the log was cut \[F-57\]. The
+    /// sector must be synced before anything is written to the log.
     ///
     /// # Errors
     /// `Io`.
     pub async fn mend(&self) -> Result<(), StorageError> {
         let geometry = self.sector.geometry();
         let block = geometry.block_size;
-        for (segment, header) in &self.unclean {
-            let mut buffer = self.sector.buffer(block.into())?;
-            buffer.fill(0);
-            buffer[..size_of::<SegmentHeader>()].copy_from_slice(header.bytes());
-            let address = geometry.segment_offset(*segment);
-            self.sector.write(buffer, address, WriteSync::None).await?;
-        }
         let tail = self.tail.segment;
         let cut = tail.map(|(segment, _)| geometry.segment_offset(segment) + self.tail.offset);
         if let Some(stump) = self.stump.filter(|&stump| cut == Some(stump)) {
@@ -603,7 +584,6 @@ impl Replay {
         let Some(Link {
             segment: next,
             header,
-            clean,
         }) = self.chain.pop_front()
         else {
             if self.claimed > self.tail.lsn {
@@ -646,9 +626,6 @@ impl Replay {
             time: self.tail.time,
         };
         segments.set(next, State::Open, header.generation.get(), self.tail.offset);
-        if !clean {
-            self.unclean.push((next, header));
-        }
         Ok(true)
     }
 
@@ -771,13 +748,18 @@ pub async fn read_frame(
 }
 
 enum Found {
-    /// A header, and whether the rest of its block is zeros.
-    Header(SegmentHeader, bool),
+    Header(SegmentHeader),
     /// No header, or an older one, but frames behind it that are newer.
     Lost,
     /// What no crash leaves, since a header is written whole: nobody knows what was here.
     Damaged,
     Nothing,
+}
+
+impl Found {
+    fn is_newer(&self, generation: u64) -> bool {
+        matches!(self, Self::Header(header) if header.generation > generation)
+    }
 }
 
 /// What a segment begins with.
@@ -800,42 +782,76 @@ fn found(sector: &Sector, segment: u32, start: &[u8]) -> Found {
         .any(|frame| frame.generation > generation);
     match header {
         _ if newer => Found::Lost,
-        Ok(header) => {
-            let padding = &first[size_of::<SegmentHeader>()..];
-            Found::Header(header, padding.iter().all(|&byte| byte == 0))
-        }
+        Ok(header) => Found::Header(header),
         Err(_) => Found::Nothing,
     }
 }
 
-async fn read_headers(sector: &Sector) -> Result<Vec<Found>, StorageError> {
+/// What all segments begin with. Those that say nothing newer than `generation` are read again: the
+/// log would end before a segment whose header was read wrongly.
+async fn read_headers(sector: &Sector, generation: u64) -> Result<Vec<Found>, StorageError> {
     let geometry = sector.geometry();
     let length = HEADER_READ.min(geometry.segment_size);
     let mut headers = Vec::with_capacity(geometry.segment_count as usize);
+    let all = 0..geometry.segment_count;
+    read_starts(sector, all, length, |segment, start| {
+        headers.push(found(sector, segment, start));
+    })
+    .await?;
+
+    let (mut old, mut dubious) = (Vec::new(), Vec::new());
+    for (segment, found) in (0..).zip(&headers) {
+        match found {
+            found if found.is_newer(generation) => {}
+            Found::Lost | Found::Damaged => dubious.push(segment),
+            Found::Header(_) | Found::Nothing => old.push(segment),
+        }
+    }
+    let block = geometry.block_size.into();
+    read_starts(sector, old.into_iter(), block, |segment, start| {
+        if found(sector, segment, start).is_newer(generation) {
+            dubious.push(segment);
+        }
+    })
+    .await?;
+    for segment in dubious {
+        let address = geometry.segment_offset(segment);
+        let header = &mut headers[segment as usize];
+        for _ in 1..READS {
+            let (again, skip) = sector.read(address..address + length).await?;
+            *header = found(sector, segment, &again[skip..]);
+            if header.is_newer(generation) {
+                break;
+            }
+        }
+    }
+    Ok(headers)
+}
+
+/// Reads the first `length` bytes of `segments`, many at once.
+async fn read_starts(
+    sector: &Sector,
+    segments: impl Iterator<Item = u32>,
+    length: u64,
+    mut each: impl FnMut(u32, &[u8]),
+) -> Result<(), StorageError> {
+    let geometry = sector.geometry();
+    let mut segments = segments.fuse();
     let mut reads: VecDeque<(u32, IoOp)> = VecDeque::new();
-    let mut next = 0;
-    while headers.len() < geometry.segment_count as usize {
-        while reads.len() < HEADER_READS && next < geometry.segment_count {
-            let address = geometry.segment_offset(next);
+    loop {
+        while reads.len() < HEADER_READS
+            && let Some(segment) = segments.next()
+        {
+            let address = geometry.segment_offset(segment);
             let read = sector.disk().read(sector.buffer(length)?, address);
-            reads.push_back((next, read));
-            next += 1;
+            reads.push_back((segment, read));
         }
         let Some((segment, read)) = reads.pop_front() else {
-            break;
+            return Ok(());
         };
         let (buffer, outcome) = read.await;
         let address = geometry.segment_offset(segment);
         outcome.map_err(|source| sector.io_error("read", address, source))?;
-        let mut header = found(sector, segment, &buffer);
-        for _ in 1..READS {
-            if !matches!(header, Found::Lost | Found::Damaged) {
-                break;
-            }
-            let (again, skip) = sector.read(address..address + length).await?;
-            header = found(sector, segment, &again[skip..skip + buffer.len()]);
-        }
-        headers.push(header);
+        each(segment, &buffer);
     }
-    Ok(headers)
 }

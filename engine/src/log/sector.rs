@@ -22,6 +22,8 @@ use crate::sync::{Condvar, Instant, Mutex, OnceLock};
 
 /// The most bytes of payload one device read brings in.
 pub const READ_MAX: u64 = 4 << 20;
+/// How often what is not whole is read, when a store is opened, before it is believed to be so.
+pub const READS: usize = 3;
 
 /// Payload on disk: where its first chunk lies, how long it is, and the LSN that masks its chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -340,6 +342,28 @@ impl Sector {
         let skip = usize::try_from(range.start - start)
             .map_err(|_| self.corruption(start, "unaligned"))?;
         Ok((buffer, skip))
+    }
+
+    /// Reads `range`, and again if it is not whole: it may have been read wrongly, and whoever opens
+    /// the store may overwrite what seems to be damaged.
+    ///
+    /// # Errors
+    /// `Io`, or `Corruption` if the range reaches past the sector's end; the inner error says what
+    /// is not whole.
+    pub async fn read_whole<T, E>(
+        &self,
+        range: Range<u64>,
+        decode: impl Fn(&[u8]) -> Result<T, E>,
+    ) -> Result<Result<T, E>, StorageError> {
+        let mut reads = 0;
+        loop {
+            reads += 1;
+            let (buffer, skip) = self.read(range.clone()).await?;
+            let decoded = decode(&buffer[skip..]);
+            if decoded.is_ok() || reads == READS {
+                return Ok(decoded);
+            }
+        }
     }
 
     /// Reads and verifies `range` of a payload: at most about [`READ_MAX`] bytes of it.

@@ -31,9 +31,11 @@ mod real {
     pub mod thread {
         //! Threads.
         pub use std::thread::{
-            Builder, JoinHandle, Thread, ThreadId, current, park, park_timeout, sleep, spawn,
-            yield_now,
+            Builder, JoinHandle, Thread, ThreadId, current, park, park_timeout, sleep, yield_now,
         };
+
+        #[cfg(any(test, feature = "testing"))]
+        pub use std::thread::spawn;
     }
 
     pub mod channel {

@@ -34,6 +34,7 @@ mod pair;
 mod support;
 #[cfg(test)]
 mod tests;
+mod versions;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -45,6 +46,7 @@ pub use self::model::{check_against_model, panic_message, replay_against_model};
 pub use self::pair::{
     Change, Contents, Difference, Effect, Held, Operation, Pair, Tolerance, contents_of,
 };
+pub use self::versions::Versions;
 use crate::port::{BlobStore, StorageError};
 
 /// An implementation under test.

@@ -1,6 +1,6 @@
 //! A store and its model side by side: every step is run on both, and every answer compared.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::Subject;
 use super::history::{Border, Condition, Copy, Declared, Delete, Item, Kind, Put, Step};
 use super::support::Store;
+use super::versions::{Versions, list_all};
 use crate::memory::{MemoryOptions, MemorySnapshot, MemoryStore};
 use crate::port::{
     Attributes, Batch, BatchItem, BatchItemOutcome, BinaryKey, BlobInfo, BlobReader, BlobStore,
@@ -102,7 +103,7 @@ pub struct Pair<'a, S: Subject + ?Sized> {
     /// store last lost something.
     highest: BTreeMap<BinaryKey, u64>,
     /// Every version the store ever gave: none comes again, even if it was lost.
-    given: BTreeSet<u64>,
+    given: Versions,
     /// The store's creation time for each of the model's, whose clock never shows a time twice.
     created: BTreeMap<SystemTime, SystemTime>,
     /// The store's modification time for each of the model's versions.
@@ -161,7 +162,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             model,
             versions: BTreeMap::new(),
             highest: BTreeMap::new(),
-            given: BTreeSet::new(),
+            given: Versions::default(),
             created: BTreeMap::new(),
             modified: BTreeMap::new(),
             writer: None,
@@ -183,6 +184,12 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
     #[must_use]
     pub fn contents(&self) -> Contents {
         contents_of(&self.model).expect("a model answers")
+    }
+
+    /// What is known of the versions that the store gave.
+    #[must_use]
+    pub fn given(&self) -> &Versions {
+        &self.given
     }
 
     /// Gives up the store's handle and all of its readers and writers, as before a reopening.
@@ -231,8 +238,8 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             }
             self.modified.insert(made.version, info.modified);
             self.versions.insert(made.version, info.version);
-            self.given.insert(info.version);
             self.highest.insert(key, info.version);
+            self.given.see(info)?;
         }
         self.store = Some(store);
         Ok(())
@@ -396,6 +403,9 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             }
         }
         if !changes.is_empty() && tolerance != Tolerance::Refused {
+            if !acknowledged {
+                keys.iter().for_each(|key| self.given.doubt(key));
+            }
             self.unflushed |= durability == Durability::Written;
             self.effect.operations.push(Operation {
                 changes,
@@ -461,7 +471,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
     fn happened(&self, changes: &[Change]) -> Result<bool, Difference> {
         for change in changes {
             let is_there = match (self.listed(&change.key)?, &change.blob) {
-                (Some(entry), Some(_)) => !self.given.contains(&entry.version),
+                (Some(entry), Some(_)) => !self.given.contains(entry.version),
                 (None, None) => true,
                 _ => false,
             };
@@ -476,7 +486,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         for key in keys {
             if let (Some(model), Some(entry)) = (self.current(key), self.listed(key)?) {
                 self.versions.insert(model.version, entry.version);
-                self.given.insert(entry.version);
+                self.given.give(entry.version);
                 self.highest.insert((*key).clone(), entry.version);
             }
         }
@@ -500,12 +510,16 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         if store.version <= *highest {
             differ!("{key}: version {} after {highest}", store.version);
         }
-        if !self.given.insert(store.version) {
+        if !self.given.give(store.version) {
             differ!("{key}: version {} for the second time", store.version);
         }
         *highest = store.version;
         self.versions.insert(model.version, store.version);
-        Ok(())
+        // A disk that fails may keep it from being known, and another version may have come since.
+        match self.store().stat(key).wait() {
+            Ok(info) if info.version == store.version => self.given.see(info),
+            _ => Ok(()),
+        }
     }
 
     fn check_version(&self, key: &BinaryKey, model: u64, store: u64) -> Result<(), Difference> {
@@ -738,7 +752,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
                 info.modified
             );
         }
-        Ok(())
+        self.given.see(info)
     }
 
     fn delete(&mut self, delete: &Delete) -> Result<(), Difference> {
@@ -1068,18 +1082,11 @@ fn held(store: &dyn BlobStore, key: &BinaryKey) -> Result<Held, StorageError> {
 /// What the store reports.
 pub fn contents_of(store: &dyn BlobStore) -> Result<Contents, StorageError> {
     let mut contents = Contents::new();
-    let mut request = ListRequest::default();
-    loop {
-        let page = store.list(request.clone()).wait()?;
-        for entry in page.blobs {
-            let held = held(store, &entry.key)?;
-            contents.insert(entry.key, held);
-        }
-        match page.next {
-            Some(token) => request.token = Some(token),
-            None => return Ok(contents),
-        }
+    for entry in list_all(store)? {
+        let held = held(store, &entry.key)?;
+        contents.insert(entry.key, held);
     }
+    Ok(contents)
 }
 
 fn same_bytes(key: &BinaryKey, read: &[u8], expected: &[u8]) -> Result<(), Difference> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use graviton_engine::io::sim::{Crasher, Image, Loss, Random};
 use graviton_engine::store::Store;
-use graviton_engine::testing::{Contents, Difference, Pair, Step};
+use graviton_engine::testing::{Contents, Difference, Pair, Step, Versions};
 
 use super::action::{Action, actions};
 use super::ground::{Ground, Plan};
@@ -37,33 +37,60 @@ pub fn explore(
     actions: &[Action],
     exploration: Exploration,
 ) -> Result<usize, Difference> {
-    let mut machine = Machine::boot(ground.plan.clone(), &ground.image, seed);
-    let store = open(&mut machine)?;
-    let (record, crasher) = play(&mut machine, store, actions)?;
+    let played = Played::from(ground, seed, actions)?;
     let mut explorer = Explorer {
         plan: &ground.plan,
         random: Random::new(seed ^ 0x00c0_ffee),
         images: 0,
     };
-    explorer.crash_all(&record, crasher, None, exploration)?;
+    explorer.crash_all(&played, played.crasher.clone(), None, exploration)?;
     Ok(explorer.images)
 }
 
-/// Does the actions on an open store, and hands over what was done and what the disks saw.
-fn play(
-    machine: &mut Machine,
-    store: Arc<Store>,
-    actions: &[Action],
-) -> Result<(Record, Crasher), Difference> {
-    let mut pair = Pair::over(machine, Arc::<Store>::clone(&store));
-    pair.adopt(store)?;
-    let mut record = Record::new(pair.contents());
-    for action in actions {
-        let done = do_and_note(&mut pair, action).map_err(|what| format!("{action:?}: {what}"))?;
-        record.done.push(done);
+/// Actions that were done.
+#[derive(Debug)]
+pub struct Played {
+    /// What they did.
+    pub record: Record,
+    /// The versions they made.
+    pub given: Versions,
+    /// What the disks saw of it.
+    pub crasher: Crasher,
+}
+
+impl Played {
+    /// Does actions, which leave the machine up, to a store as it is on its ground.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn from(ground: &Ground, seed: u64, actions: &[Action]) -> Result<Self, Difference> {
+        let mut machine = Machine::boot(ground.plan.clone(), &ground.image, seed);
+        let store = open(&mut machine)?;
+        Self::on(&mut machine, store, actions)
     }
-    let crasher = pair.subject().crasher();
-    Ok((record, crasher))
+
+    /// Does actions to an open store.
+    fn on(
+        machine: &mut Machine,
+        store: Arc<Store>,
+        actions: &[Action],
+    ) -> Result<Self, Difference> {
+        let mut pair = Pair::over(machine, Arc::<Store>::clone(&store));
+        pair.adopt(store)?;
+        let mut record = Record::new(pair.contents());
+        for action in actions {
+            let done =
+                do_and_note(&mut pair, action).map_err(|what| format!("{action:?}: {what}"))?;
+            record.done.push(done);
+        }
+        let given = pair.given().clone();
+        let crasher = pair.subject().crasher();
+        Ok(Self {
+            record,
+            given,
+            crasher,
+        })
+    }
 }
 
 struct Explorer<'a> {
@@ -86,7 +113,7 @@ impl Explorer<'_> {
     /// moment of the record that it recovers from: nothing that was done is later than that.
     fn crash_all(
         &mut self,
-        record: &Record,
+        played: &Played,
         mut crasher: Crasher,
         fixed: Option<(usize, usize, &Contents)>,
         how: Exploration,
@@ -99,7 +126,7 @@ impl Explorer<'_> {
                 let image = crasher.image(loss);
                 let at = |what| format!("power loss at event {position}, {loss:?}: {what}");
                 let moment = fixed.map_or(position, |(moment, ..)| moment);
-                let survivor = self.open(&image, record, moment).map_err(at)?;
+                let survivor = self.open(&image, played, moment).map_err(at)?;
                 match fixed {
                     // Whoever opened the store has seen what it found.
                     Some((_, recovered, found))
@@ -109,7 +136,7 @@ impl Explorer<'_> {
                     }
                     _ => {}
                 }
-                self.crash_again(survivor, record, moment, how)
+                self.crash_again(survivor, played, moment, how)
                     .map_err(at)?;
             }
             position += match how.stride {
@@ -140,14 +167,14 @@ impl Explorer<'_> {
     fn open(
         &mut self,
         image: &Image,
-        record: &Record,
+        played: &Played,
         moment: usize,
     ) -> Result<Survivor, Difference> {
         self.images += 1;
         let mut machine = Machine::boot(self.plan.clone(), image, self.random.number());
         let store = open(&mut machine)?;
         let recovered = machine.position();
-        let found = check_contents(&store, record, moment)?;
+        let found = check_contents(&store, &played.record, &played.given, moment)?;
         check_store(&store)?;
         Ok(Survivor {
             machine,
@@ -160,7 +187,7 @@ impl Explorer<'_> {
     fn crash_again(
         &mut self,
         survivor: Survivor,
-        record: &Record,
+        played: &Played,
         moment: usize,
         how: Exploration,
     ) -> Result<(), Difference> {
@@ -177,7 +204,7 @@ impl Explorer<'_> {
         };
         if how.depth > 1 && recovered > 0 {
             let fixed = Some((moment, recovered, &found));
-            let again = self.crash_all(record, machine.crasher(), fixed, deeper);
+            let again = self.crash_all(played, machine.crasher(), fixed, deeper);
             again.map_err(|what| format!("in the recovery, {what}"))?;
         }
         if how.go_on == 0 || !self.random.one_in(how.go_on) {
@@ -185,14 +212,15 @@ impl Explorer<'_> {
         }
         let more = actions(self.random.number(), 4, self.plan, false);
         let at = |what| format!("going on with {more:?}: {what}");
-        let (record, crasher) = play(&mut machine, store, &more).map_err(at)?;
+        let played = Played::on(&mut machine, store, &more).map_err(at)?;
         if how.depth > 1 {
+            let crasher = played.crasher.clone();
             let sparse = Exploration {
                 stride: 1 + crasher.events() / 2,
                 every_loss: false,
                 ..deeper
             };
-            self.crash_all(&record, crasher, None, sparse).map_err(at)
+            self.crash_all(&played, crasher, None, sparse).map_err(at)
         } else {
             self.use_it(&mut machine).map_err(at)
         }

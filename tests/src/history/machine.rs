@@ -88,6 +88,12 @@ impl Machine {
         Arc::clone(self.store.as_ref().expect("a store is open"))
     }
 
+    /// What kind of store it has.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
     /// Its disks.
     #[must_use]
     pub fn sim(&self) -> &Sim {

@@ -15,7 +15,7 @@ mod run;
 mod trial;
 
 pub use action::{Action, actions, actions_given};
-pub use explore::{Exploration, explore};
+pub use explore::{Exploration, Played, explore};
 pub use ground::{Ground, Plan};
 pub use machine::{Machine, PATH};
 pub use record::{Done, Record, difference};

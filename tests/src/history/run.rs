@@ -7,7 +7,7 @@ use graviton_engine::io::sim::{Loss, Random};
 use graviton_engine::port::{BlobStore, ErrorKind, StorageError};
 use graviton_engine::store::Store;
 use graviton_engine::testing::{
-    Contents, Difference, Effect, Pair, Step, Subject, Tolerance, contents_of,
+    Contents, Difference, Effect, Pair, Step, Subject, Tolerance, Versions, contents_of,
 };
 
 use super::action::Action;
@@ -155,26 +155,28 @@ fn crash(pair: &mut Pair<'_, Machine>, record: &mut Record, seed: u64) -> Result
     machine.come_up(&crasher.image(Loss::Random(random.number())));
     drop(dead);
     let store = open(machine)?;
-    let found = check_contents(&store, record, position)?;
+    let found = check_contents(&store, record, pair.given(), position)?;
     check_store(&store)?;
     pair.adopt(store)?;
     *record = Record::new(found);
     Ok(())
 }
 
-/// Reads everything and compares it with what may be there.
+/// Reads everything and compares it with what may be there after a power loss at `position`.
 pub fn check_contents(
-    store: &Arc<Store>,
+    store: &Store,
     record: &Record,
+    given: &Versions,
     position: usize,
 ) -> Result<Contents, Difference> {
-    let found = contents_of(&**store as &dyn BlobStore)
-        .map_err(|error| format!("can't be read: {error}"))?;
+    let found =
+        contents_of(store as &dyn BlobStore).map_err(|error| format!("can't be read: {error}"))?;
     if store.info().sectors.len() == 1 {
         record.check_prefix(&found, position)?;
     } else {
         record.check_keys(&found, position)?;
     }
+    given.check(store)?;
     Ok(found)
 }
 

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
+use graviton_engine::port::BinaryKey;
 use graviton_engine::store::{SegmentInfo, SegmentState};
 use graviton_format::checkpoint::{CheckpointRoot, stored_image_length};
 use graviton_format::frame::FrameHeader;
 use graviton_format::geometry::ROOT_SLOT_SIZE;
 use graviton_format::image::PAGE_SIZE;
-use graviton_format::record::RecordView;
+use graviton_format::record::{RecordKind, RecordView};
 use graviton_format::segment::{KIND_LOG, SegmentHeader};
 use graviton_format::superblock::Superblock;
 use graviton_format::{Geometry, Identity};
@@ -28,6 +29,8 @@ pub enum Kind {
     FrameHeader,
     RecordHead,
     Payload,
+    /// The list of extents that is a manifest's payload.
+    Extents,
     /// Zeros at the end of a frame.
     FramePadding,
     /// What is behind a superblock, a root or an image to the end of their last block: it is
@@ -44,6 +47,24 @@ impl Kind {
     pub fn is_needed(self) -> bool {
         !matches!(self, Self::Meaningless | Self::Reclaimed | Self::Unused)
     }
+
+    /// Whether the index is right without it, so that the store opens. Of the areas' structures
+    /// there are two copies.
+    pub fn is_no_index(self) -> bool {
+        use Kind::{FramePadding, Payload, Root, SegmentHeaderPadding, Superblock};
+        let is_kept_twice_or_beside = matches!(
+            self,
+            Superblock
+                | Root
+                | SegmentHeaderPadding
+                | Payload
+                | FramePadding
+                | Kind::Image
+                | Kind::ImagePadding
+                | Kind::PageTable
+        );
+        is_kept_twice_or_beside || !self.is_needed()
+    }
 }
 
 /// Bytes of one kind.
@@ -53,6 +74,8 @@ pub struct Region {
     pub range: Range<usize>,
     /// The frame of the log that it belongs to, by its number in [`Layout::frames`].
     pub frame: Option<usize>,
+    /// The key of the record that it belongs to.
+    pub key: Option<BinaryKey>,
 }
 
 impl Region {
@@ -146,7 +169,24 @@ impl Reader<'_> {
     fn add(&mut self, kind: Kind, start: usize, length: usize, frame: Option<usize>) {
         if length > 0 {
             let range = start..start + length;
-            self.regions.push(Region { kind, range, frame });
+            self.regions.push(Region {
+                kind,
+                range,
+                frame,
+                key: None,
+            });
+        }
+    }
+
+    /// A part of a record.
+    fn add_of_record(&mut self, kind: Kind, start: usize, length: usize, frame: usize, key: &[u8]) {
+        if length > 0 {
+            self.regions.push(Region {
+                kind,
+                range: start..start + length,
+                frame: Some(frame),
+                key: BinaryKey::new(key).ok(),
+            });
         }
     }
 
@@ -230,12 +270,12 @@ impl Reader<'_> {
                 FrameHeader::decode(&sector[start..], &self.identity, &geometry, start as u64)
                     .expect("frames follow each other");
             let (length, used) = (header.length.get() as usize, header.used.get() as usize);
-            let number = Some(self.frames.len());
+            let number = self.frames.len();
             let mut frame = Frame {
                 lsn: header.lsn.get(),
                 records: Vec::new(),
             };
-            self.add(Kind::FrameHeader, start, 64, number);
+            self.add(Kind::FrameHeader, start, 64, Some(number));
             let mut position = 64;
             while position < used {
                 let here = start + position;
@@ -246,11 +286,21 @@ impl Reader<'_> {
                 if record.header.flags == 0 {
                     frame.records.push(record.header.lsn.get());
                 }
-                self.add(Kind::RecordHead, here, head, number);
-                self.add(Kind::Payload, here + head, whole - head, number);
+                let payload = match record.kind {
+                    RecordKind::Manifest => Kind::Extents,
+                    _ => Kind::Payload,
+                };
+                for (kind, from, to) in [(Kind::RecordHead, 0, head), (payload, head, whole)] {
+                    self.add_of_record(kind, here + from, to - from, number, record.key);
+                }
                 position += whole;
             }
-            self.add(Kind::FramePadding, start + used, length - used, number);
+            self.add(
+                Kind::FramePadding,
+                start + used,
+                length - used,
+                Some(number),
+            );
             self.frames.push(frame);
             offset += length;
         }
@@ -264,6 +314,7 @@ impl Reader<'_> {
             kind: Kind::Unused,
             range,
             frame: None,
+            key: None,
         };
         let mut end = 0;
         for region in self.regions {
