@@ -55,7 +55,7 @@ impl SegmentHeader {
         identity.header_checksum(address, &[&bytes[..4], &bytes[8..]])
     }
 
-    /// The header with its checksum.
+    /// The header with its checksum; it is written before its segment's first frame \[F-58\].
     #[must_use]
     pub fn sealed(mut self, identity: &Identity, address: u64) -> Self {
         self.checksum = self.computed(identity, address).into();

@@ -3,13 +3,11 @@
 //!
 //! How to run more of it, or one of it again: `graviton_tests::history` and `tests/README.md`.
 
-use std::path::Path;
-
 use graviton_engine::io::sim::{Image, Loss, Sim};
 use graviton_engine::port::{BinaryKey, BlobStore, Durability};
 use graviton_engine::store::Store;
 use graviton_engine::testing::{Contents, contents_of};
-use graviton_tests::history::{Exploration, Plan, Tally, Trials, explore};
+use graviton_tests::history::{Exploration, PATH, Plan, Tally, Trials, check_store, explore};
 use graviton_tests::put_options;
 
 /// Explores the histories of a plan. Reopenings leave few writes in doubt: there are none.
@@ -78,16 +76,46 @@ fn crashes_of_full_stores() {
     crash(Plan::FULL, 40, 12, SAMPLED);
 }
 
+/// A power loss while a store is made leaves an empty store, or something that keeps nobody from
+/// making one there.
 #[test]
-fn the_creation_of_a_store() {
-    let plan = Plan::THREE_SECTORS;
-    let path = Path::new("/simulated/store");
-    let sim = Sim::new(plan.block_size, 1);
-    let store = Store::create_on(sim.backend(), path, plan.create_options()).expect("it is made");
-    drop(store);
-    let sim = Sim::boot(&sim.image(), plan.block_size, 1);
-    let store = Store::open_on(sim.backend(), path, plan.open_options()).expect("it opens");
-    assert_eq!(contents_of(&store).expect("it is read"), Contents::new());
+fn every_crash_of_the_creation_of_a_store() {
+    let mut images = 0;
+    for sectors in [1, 3] {
+        let plan = Plan {
+            sectors,
+            ..Plan::SMALL
+        };
+        let sim = Sim::new(plan.block_size, sectors.into());
+        let create = |sim: &Sim| Store::create_on(sim.backend(), PATH, plan.create_options());
+        drop(create(&sim).expect("it is made"));
+        let mut crasher = sim.crasher();
+        for position in 0..=crasher.events() {
+            crasher.advance(position);
+            for loss in crasher.losses().collect::<Vec<_>>() {
+                images += 1;
+                let sim = Sim::boot(&crasher.image(loss), plan.block_size, 1);
+                let open = || Store::open_on(sim.backend(), PATH, plan.open_options());
+                let store = match open() {
+                    // Whoever made it was told that it is there.
+                    Err(_) if position < crasher.events() => {
+                        create(&sim).map(drop).and_then(|()| open())
+                    }
+                    opened => opened,
+                };
+                let checked = store.map_err(|error| error.to_string()).and_then(|store| {
+                    check_store(&store)?;
+                    let found = contents_of(&store).map_err(|error| error.to_string())?;
+                    assert_eq!(found, Contents::new());
+                    Ok(())
+                });
+                if let Err(what) = checked {
+                    panic!("power loss at event {position}, {loss:?}: {what}");
+                }
+            }
+        }
+    }
+    println!("{images} images");
 }
 
 /// A frame of which a crash took a part is dropped, and stays so: not even a later frame that is torn
@@ -96,7 +124,6 @@ fn the_creation_of_a_store() {
 fn a_frame_that_was_dropped_does_not_come_back() {
     const UNIT: usize = 512;
     let plan = Plan::LARGE_BLOCKS;
-    let path = Path::new("/simulated/store");
     let key = |name: &str| BinaryKey::new(name).expect("a short key");
     let put = |store: &Store, name: &str, durability| {
         let options = put_options(durability);
@@ -105,7 +132,7 @@ fn a_frame_that_was_dropped_does_not_come_back() {
     };
     let boot = |image: &Image| {
         let sim = Sim::boot(image, plan.block_size, 1);
-        let store = Store::open_on(sim.backend(), path, plan.open_options()).expect("it opens");
+        let store = Store::open_on(sim.backend(), PATH, plan.open_options()).expect("it opens");
         (sim, store)
     };
     let kept = |store: &Store| {
@@ -117,7 +144,7 @@ fn a_frame_that_was_dropped_does_not_come_back() {
     };
 
     let sim = Sim::new(plan.block_size, 1);
-    let store = Store::create_on(sim.backend(), path, plan.create_options()).expect("it is made");
+    let store = Store::create_on(sim.backend(), PATH, plan.create_options()).expect("it is made");
     put(&store, "kept", Durability::Durable);
     let before = sim.image();
     put(&store, "dropped", Durability::Written);

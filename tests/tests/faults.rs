@@ -4,10 +4,13 @@
 //!
 //! How to run more of it, or one of it again: `graviton_tests::history` and `tests/README.md`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use graviton_engine::io::sim::{Fault, FaultError, FaultKind, Image, Loss, Sim};
-use graviton_engine::port::{BinaryKey, BlobStore, Durability, ErrorKind, StorageError};
+use graviton_engine::io::sim::{DiskCondition, Fault, FaultError, FaultKind, Image, Loss, Sim};
+use graviton_engine::port::{
+    BinaryKey, BlobStore, Durability, ErrorKind, GetOptions, StorageError,
+};
 use graviton_engine::store::Store;
 use graviton_engine::testing::{Difference, Pair, Step, Subject, Versions, contents_of};
 use graviton_tests::history::{
@@ -323,6 +326,51 @@ fn calls_fail_in_one_of_three_sectors() {
 fn calls_fail_while_the_store_is_full() {
     let ways = [FaultKind::Write, FaultKind::Sync].map(|kind| fails(kind, 1));
     every(Plan::FULL, 20, 4, &ways);
+}
+
+/// A disk that is dead, or not there, is named by the error that keeps the store from opening, or by
+/// those of what lies on it; the rest is served. When it is back, so is all that is on it.
+#[test]
+fn a_disk_is_gone_for_a_while() {
+    let plan = Plan::THREE_SECTORS;
+    let ground = Ground::new(&plan, 1, 60);
+    let mut machine = Machine::boot(plan, &ground.image, 1);
+    let expected = contents_of(&*machine.open().expect("it opens")).expect("it is read");
+    for (disk, condition) in [0, 1, 2]
+        .into_iter()
+        .flat_map(|disk| [DiskCondition::Dead, DiskCondition::Absent].map(|how| (disk, how)))
+    {
+        machine.come_up(&ground.image);
+        let sim = machine.sim().clone();
+        let store = machine.open().expect("it opens");
+        let place = |key: &BinaryKey| store.stat(key).wait().expect("it is there").sectors[0];
+        let places: BTreeMap<_, _> = expected.keys().map(|key| (key, place(key))).collect();
+        sim.set_condition(disk, condition);
+        let mut gone = 0;
+        for (key, held) in &expected {
+            let is_there = usize::from(places[key]) != disk;
+            match store.get(key, GetOptions::default()).wait() {
+                Ok(blob) if is_there || held.bytes.is_empty() => assert_eq!(blob.bytes, held.bytes),
+                Err(StorageError::Io { place, .. }) if usize::from(place.sector) == disk => {
+                    gone += 1;
+                }
+                other => panic!("disk {disk} is {condition:?}, {key}: {other:?}"),
+            }
+        }
+        assert!(gone > 0 && gone < expected.len());
+        drop(store);
+        machine.come_up(&ground.image);
+        let sim = machine.sim().clone();
+        sim.set_condition(disk, condition);
+        let error = machine.open().expect_err("it does not open");
+        check_error(&error).unwrap_or_else(|what| panic!("disk {disk} is {condition:?}: {what}"));
+        let text = error.to_string();
+        assert!(text.contains(&format!("sector-{disk:03}")), "{text}");
+        sim.set_condition(disk, DiskCondition::Well);
+        let store = machine.open().expect("it opens again");
+        assert_eq!(contents_of(&*store).expect("it is read"), expected);
+        check_store(&store).expect("it is whole");
+    }
 }
 
 /// A sync that succeeds after one that failed says nothing of what was written before either: not

@@ -1,4 +1,4 @@
-//! The tests that `tests/README.md` names exist.
+//! The tests and files that `tests/README.md` names exist.
 
 use std::path::{Path, PathBuf};
 
@@ -23,19 +23,34 @@ fn source(target: &str) -> Option<String> {
 }
 
 #[test]
-fn every_test_it_names_exists() {
-    let readme = include_str!("../README.md");
-    let quoted = readme.split('`').skip(1).step_by(2);
-    let named: Vec<(&str, &str)> = quoted
-        .filter_map(|text| text.split_once("::"))
-        .filter(|(target, _)| !target.starts_with("graviton"))
-        .collect();
-    assert!(named.len() > 30, "the page names tests as `target::test`");
-    for (target, test) in named {
-        let source = source(target).unwrap_or_else(|| panic!("there is no test target {target}"));
-        assert!(
-            source.contains(&format!("fn {test}(")),
-            "tests/README.md names {target}::{test}, which does not exist"
-        );
+fn every_test_and_file_it_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut named = 0;
+    for line in include_str!("../README.md").lines() {
+        let is_row = line.starts_with("| ") && line[2..].starts_with(|c: char| c.is_ascii_digit());
+        for text in line.split('`').skip(1).step_by(2) {
+            if let Some((target, test)) = text.split_once("::") {
+                if target.starts_with("graviton") {
+                    continue;
+                }
+                named += 1;
+                let source = source(target).unwrap_or_else(|| panic!("no target is {target}"));
+                assert!(
+                    source.contains(&format!("fn {test}(")),
+                    "tests/README.md names {text}, which does not exist"
+                );
+            } else if text.contains('/') && !text.contains(' ') {
+                assert!(
+                    root.join(text).exists(),
+                    "tests/README.md names {text}: no such file"
+                );
+            } else if is_row {
+                assert!(
+                    source(text).is_some(),
+                    "tests/README.md names {text}: no such target"
+                );
+            }
+        }
     }
+    assert!(named > 30, "the page names tests as `target::test`");
 }

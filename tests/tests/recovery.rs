@@ -220,9 +220,9 @@ const LIES: [FaultKind; 2] = [FaultKind::FlippedRead, FaultKind::MisdirectedRead
 
 #[test]
 fn a_call_fails_in_the_recovery_from_a_crash() {
-    recover(Plan::SMALL, 12, 8, &FAILURES);
-    recover(Plan::LARGE_BLOCKS, 12, 8, &FAILURES);
-    recover(Plan::FULL, 12, 4, &FAILURES);
+    recover(Plan::SMALL, 12, 4, &FAILURES);
+    recover(Plan::LARGE_BLOCKS, 12, 4, &FAILURES);
+    recover(Plan::FULL, 12, 2, &FAILURES);
     recover(Plan::THREE_SECTORS, 12, 4, &FAILURES);
 }
 

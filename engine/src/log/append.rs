@@ -47,11 +47,11 @@ pub fn frame_length(records: u64) -> u64 {
 #[derive(Debug)]
 pub struct FrameBuilder<'a> {
     sector: &'a Sector,
+    /// The block with the header of the segment that it opens.
+    opening: Option<AlignedBuf>,
     buffer: AlignedBuf,
-    /// Address of the buffer's first byte.
-    base: u64,
-    /// Where in the buffer the frame begins: behind the segment's header, if it opens one.
-    start: usize,
+    /// Where the frame goes.
+    address: u64,
     used: usize,
     records: u32,
     checksums: Vec<u32>,
@@ -61,6 +61,9 @@ pub struct FrameBuilder<'a> {
 /// A frame ready to be written.
 #[derive(Debug)]
 pub struct BuiltFrame {
+    /// The header of the segment that it opens, a block, and where that goes: a write of its own,
+    /// before the frame's. Whichever of them is lost, the other tells of it \[F-58\].
+    pub opening: Option<(AlignedBuf, u64)>,
     /// Its bytes, whole blocks.
     pub buffer: AlignedBuf,
     /// Where they go.
@@ -86,18 +89,8 @@ impl<'a> FrameBuilder<'a> {
         durable_lsn: u64,
     ) -> Result<Self, StorageError> {
         let geometry = sector.geometry();
-        let block = u64::from(geometry.block_size);
-        let start = if opened.is_some() { block } else { 0 };
-        let length = geometry.round_up(start + length);
-        let mut buffer = sector.buffer(length)?;
-        let (segment, _) = opened.or(tail.segment).expect("a frame lies in a segment");
-        let offset = if opened.is_some() { 0 } else { tail.offset };
-        assert!(
-            offset + length <= geometry.segment_size,
-            "a frame fits its segment"
-        );
-        let base = geometry.segment_offset(segment) + offset;
         let mut tail = tail;
+        let mut opening = None;
         if let Some((segment, generation)) = opened {
             let (previous, previous_generation) = tail.segment.unwrap_or((segment::NONE, 0));
             let header = SegmentHeader {
@@ -115,22 +108,29 @@ impl<'a> FrameBuilder<'a> {
                 previous_checksum: tail.checksum.into(),
                 reserved: [0; 60],
             }
-            .sealed(sector.identity(), base);
-            buffer[..geometry.block_size as usize].fill(0);
-            buffer[..size_of::<SegmentHeader>()].copy_from_slice(header.bytes());
+            .sealed(sector.identity(), geometry.segment_offset(segment));
+            let mut block = sector.buffer(geometry.block_size.into())?;
+            block.fill(0);
+            block[..size_of::<SegmentHeader>()].copy_from_slice(header.bytes());
+            opening = Some(block);
             tail = Tail {
                 segment: opened,
-                offset: block,
+                offset: geometry.block_size.into(),
                 checksum: header.checksum.get(),
                 ..tail
             };
         }
-        let start = usize::try_from(start).expect("a block fits memory");
+        let (segment, _) = tail.segment.expect("a frame lies in a segment");
+        let length = geometry.round_up(length);
+        assert!(
+            tail.offset + length <= geometry.segment_size,
+            "a frame fits its segment"
+        );
         Ok(Self {
             sector,
-            buffer,
-            base,
-            start,
+            opening,
+            buffer: sector.buffer(length)?,
+            address: geometry.segment_offset(segment) + tail.offset,
             used: FRAME_HEADER,
             records: 0,
             checksums: Vec::new(),
@@ -144,8 +144,8 @@ impl<'a> FrameBuilder<'a> {
     /// # Panics
     /// If the frame was not made long enough.
     pub fn push(&mut self, record: &[u8], lsn: u64, flags: u8) -> u64 {
-        let start = self.start + self.used;
-        let address = self.base + start as u64;
+        let start = self.used;
+        let address = self.address + start as u64;
         let target = &mut self.buffer[start..start + record.len()];
         target.copy_from_slice(record);
         self.checksums.push(seal_record(
@@ -173,7 +173,7 @@ impl<'a> FrameBuilder<'a> {
         );
         let length = usize::try_from(self.sector.geometry().round_up(self.used as u64))
             .expect("it is in memory");
-        let address = self.base + self.start as u64;
+        let address = self.address;
         let narrow = |value: usize| u32::try_from(value).expect("a frame fits a segment").into();
         let header = FrameHeader {
             magic: frame::MAGIC.into(),
@@ -194,9 +194,9 @@ impl<'a> FrameBuilder<'a> {
             time: time.into(),
         }
         .sealed(self.sector.identity(), address);
-        self.buffer[self.start..self.start + FRAME_HEADER].copy_from_slice(header.bytes());
-        self.buffer[self.start + self.used..self.start + length].fill(0);
-        self.buffer.set_len(self.start + length);
+        self.buffer[..FRAME_HEADER].copy_from_slice(header.bytes());
+        self.buffer[self.used..length].fill(0);
+        self.buffer.set_len(length);
         let tail = Tail {
             offset: self.tail.offset + length as u64,
             checksum: header.checksum.get(),
@@ -204,9 +204,13 @@ impl<'a> FrameBuilder<'a> {
             time,
             ..self.tail
         };
+        let segment = self.sector.geometry().segment_of(address);
         BuiltFrame {
+            opening: self
+                .opening
+                .zip(segment.map(|(_, offset)| address - offset)),
             buffer: self.buffer,
-            address: self.base,
+            address,
             tail,
         }
     }

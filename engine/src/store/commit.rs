@@ -18,7 +18,7 @@ use super::assembly::{Assembly, Others, check_fits_frame};
 use super::index::{Applied, Hold};
 use super::inner::Inner;
 use super::ticket::{Answer, Ticket, ticket};
-use crate::io::WriteSync;
+use crate::io::{AlignedBuf, WriteSync};
 use crate::log::append::{BuiltFrame, frame_length};
 use crate::log::{FrameBuilder, Purpose, Sector, Tail};
 use crate::port::op::{offer_driver, wait_for};
@@ -727,36 +727,55 @@ impl Inner {
                 builder.finish(lsn, flight.noted, self.now().max(tail.time))
             });
         drop(records);
-        let BuiltFrame {
-            buffer,
-            address,
-            tail,
-        } = match built {
+        let built = match built {
             Ok(built) => built,
             Err(error) => return self.landed(flight, Err(error)),
         };
-        flight.tail = Some(tail);
-        flight.length = buffer.len() as u64;
+        flight.tail = Some(built.tail);
+        flight.length = built.buffer.len() as u64;
         // A DSYNC write is durable by itself, but says nothing of unsynced frames before it.
         let sync = if flight.durable && !unsynced {
             WriteSync::Data
         } else {
             WriteSync::None
         };
+        let BuiltFrame {
+            opening,
+            buffer,
+            address,
+            ..
+        } = built;
+        let Some((block, start)) = opening else {
+            return self.write_frame(flight, buffer, address, sync);
+        };
         let inner = Arc::clone(self);
-        sector
-            .disk()
-            .write(buffer, address, sync)
-            .then(move |_, outcome| {
-                let outcome = inner.sectors[flight.number].written("write", address, outcome);
-                match outcome {
-                    Ok(()) if flight.durable && sync == WriteSync::None => {
-                        let sector = Arc::clone(&inner.sectors[flight.number]);
-                        inner.sync_then_land(sector, flight);
-                    }
-                    outcome => inner.landed(flight, outcome),
+        let opened = sector.disk().write(block, start, sync);
+        opened.then(move |_, outcome| {
+            match inner.sectors[flight.number].written("write", start, outcome) {
+                Ok(()) => inner.write_frame(flight, buffer, address, sync),
+                failed => inner.landed(flight, failed),
+            }
+        });
+    }
+
+    fn write_frame(
+        self: &Arc<Self>,
+        flight: InFlight,
+        buffer: AlignedBuf,
+        address: u64,
+        sync: WriteSync,
+    ) {
+        let inner = Arc::clone(self);
+        let disk = Arc::clone(self.sectors[flight.number].disk());
+        disk.write(buffer, address, sync).then(move |_, outcome| {
+            let sector = Arc::clone(&inner.sectors[flight.number]);
+            match sector.written("write", address, outcome) {
+                Ok(()) if flight.durable && sync == WriteSync::None => {
+                    inner.sync_then_land(sector, flight);
                 }
-            });
+                outcome => inner.landed(flight, outcome),
+            }
+        });
     }
 
     fn sync_then_land(self: &Arc<Self>, sector: Arc<Sector>, flight: InFlight) {
