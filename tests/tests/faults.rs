@@ -379,9 +379,8 @@ fn a_disk_is_gone_for_a_while() {
 fn a_flush_beside_a_checkpoint_whose_sync_fails() {
     let key = |number: usize| BinaryKey::new(format!("key {number}")).expect("a short key");
     let (mut flushed, mut failed) = (0, 0);
-    for seed in 0..200 {
-        let plan = Plan::SMALL;
-        let mut machine = Machine::new(plan.clone(), seed);
+    for seed in 0..200_u32 {
+        let mut machine = Machine::new(Plan::SMALL, seed.into());
         drop(machine.fresh());
         let (sim, store) = (machine.sim().clone(), machine.store());
         sim.set_faults(&[Fault {

@@ -360,7 +360,7 @@ async fn check_part(
     let wrong = |what: String| sector.corruption(base, what);
     let block = base..base + u64::from(geometry.block_size);
     let check = |bytes: &[u8]| {
-        let header = SegmentHeader::decode(bytes, sector.identity(), &geometry, segment)
+        let header = SegmentHeader::decode(bytes, sector.identity(), geometry, segment)
             .map_err(|error| wrong(format!("checkpoint {sequence}: {error}")))?;
         if header.kind == segment::KIND_CHECKPOINT
             && header.previous_segment == part
