@@ -6,6 +6,7 @@ pub mod error;
 pub mod key;
 pub mod list;
 pub mod op;
+pub mod span;
 
 pub use blob::{
     Attributes, Batch, BatchItem, BatchItemOutcome, Blob, BlobInfo, BlobReader, BlobStore,
@@ -17,3 +18,4 @@ pub use error::{ErrorKind, Place, StorageError};
 pub use key::BinaryKey;
 pub use list::{ListEntry, ListPage, ListRequest, ListToken};
 pub use op::Op;
+pub use span::{RangeSet, Span};
