@@ -27,8 +27,11 @@ const FOR_TESTS: &[&str] = &["testing"];
 /// Names at the crate's root that are no floors: macros of the contract kit.
 const MACROS: &[&str] = &[
     "blob_store_contract",
+    "mutable_object_store_contract",
     "contract_tests",
+    "mutable_contract_tests",
     "__each_blob_store_clause",
+    "__each_mutable_clause",
 ];
 
 /// The folders that may hold `unsafe`: the ring and the buffers it is given.

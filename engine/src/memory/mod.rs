@@ -1,7 +1,9 @@
 //! The ports in memory: small enough to be read as their specification, and the model that every
 //! other implementation is checked against.
 
+mod content;
 mod state;
+mod uploads;
 
 use std::fmt;
 use std::ops::Bound;
@@ -15,8 +17,9 @@ use crate::port::blob::{check_attributes, resolve_range};
 use crate::port::list::build_page;
 use crate::port::{
     Batch, BatchItem, BatchItemOutcome, BinaryKey, Blob, BlobInfo, BlobReader, BlobStore,
-    BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest, ETag, GetOptions, ListEntry,
-    ListPage, ListRequest, Op, PutOptions, PutOutcome, ReadBlob, StorageError, StoreOp, WriteBlob,
+    BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest, ETag, GetOptions, Holes,
+    ListEntry, ListPage, ListRequest, Op, PutOptions, PutOutcome, ReadBlob, Span, StorageError,
+    StoreOp, WriteBlob,
 };
 use crate::sync::Mutex;
 
@@ -117,10 +120,14 @@ impl MemoryStore {
         let version = state.existing(key, options.precondition)?;
         let size = version.size();
         let range = resolve_range(key, options.range.as_ref(), size)?;
+        let span = Span::try_from(range.clone())?;
+        let missing = version.content.missing(span);
+        if options.holes == Holes::Refuse && !missing.is_empty() {
+            let key = key.clone();
+            return Err(StorageError::MissingRanges { key, missing });
+        }
         Ok(Blob {
-            bytes: version
-                .payload
-                .slice(in_memory(range.start)..in_memory(range.end)),
+            bytes: version.content.read(span),
             range,
             size,
             etag: ETag::of_version(version.number),
@@ -140,7 +147,8 @@ impl MemoryStore {
                         options,
                     } => {
                         self.shared.check(&key, &payload, &options)?;
-                        let put = state.put(&key, payload, options, self.shared.now())?;
+                        let now = self.shared.now();
+                        let put = state.put(&key, payload.into(), options, now)?;
                         Ok(BatchItemOutcome::Put(put))
                     }
                     BatchItem::Delete { key, options } => {
@@ -214,7 +222,8 @@ impl Shared {
         options: PutOptions,
     ) -> Result<PutOutcome, StorageError> {
         self.check(key, &payload, &options)?;
-        self.state.lock().put(key, payload, options, self.now())
+        let now = self.now();
+        self.state.lock().put(key, payload.into(), options, now)
     }
 }
 
@@ -225,11 +234,14 @@ impl BlobStore for MemoryStore {
 
     fn put_stream(&self, key: &BinaryKey, options: PutOptions) -> Result<BlobWriter, StorageError> {
         self.shared.check_options(key, &options)?;
+        let shared = Arc::clone(&self.shared);
+        let name = key.clone();
+        let commit = move |payload| shared.put(&name, payload, options);
         Ok(BlobWriter::new(Writer {
             shared: Arc::clone(&self.shared),
             key: key.clone(),
-            options,
             received: Ok(Vec::new()),
+            commit: Box::new(commit),
         }))
     }
 
@@ -303,10 +315,13 @@ impl BlobStore for MemoryStore {
 struct Writer {
     shared: Arc<Shared>,
     key: BinaryKey,
-    options: PutOptions,
     /// The bytes so far, or why it can't become a blob any more.
     received: Result<Vec<u8>, StorageError>,
+    commit: Commit,
 }
+
+/// What makes a blob, or a part of one, of the bytes that were received.
+type Commit = Box<dyn FnOnce(Bytes) -> Result<PutOutcome, StorageError> + Send>;
 
 impl Writer {
     fn take_in(&mut self, piece: &[u8]) -> Result<(), StorageError> {
@@ -329,12 +344,9 @@ impl WriteBlob for Writer {
 
     fn finish(self: Box<Self>) -> StoreOp<PutOutcome> {
         let Self {
-            shared,
-            key,
-            options,
-            received,
+            received, commit, ..
         } = *self;
-        Op::ready(received.and_then(|payload| shared.put(&key, payload.into(), options)))
+        Op::ready(received.and_then(|payload| commit(payload.into())))
     }
 }
 
@@ -354,11 +366,6 @@ impl ReadBlob for Reader {
         let piece = self.rest.split_to(length);
         Op::ready(Ok(Some(piece).filter(|piece| !piece.is_empty())))
     }
-}
-
-/// A position in a payload that is in memory.
-fn in_memory(position: u64) -> usize {
-    usize::try_from(position).expect("a payload in memory is shorter than the address space")
 }
 
 #[cfg(test)]

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use bytes::Bytes;
-
+use super::content::Content;
+use super::uploads::Upload;
 use crate::port::{
     Attributes, BinaryKey, BlobInfo, CopyOptions, DeleteOptions, DeleteOutcome, Digest, ETag,
-    Precondition, PutOptions, PutOutcome, StorageError,
+    Precondition, PutOptions, PutOutcome, Span, StorageError, UploadId,
 };
 
 /// One version of one blob.
@@ -15,16 +15,26 @@ use crate::port::{
 pub(super) struct Version {
     /// Its LSN.
     pub(super) number: u64,
-    pub(super) payload: Bytes,
+    pub(super) content: Content,
     pub(super) created: SystemTime,
     pub(super) modified: SystemTime,
     pub(super) digests: Vec<Digest>,
     pub(super) attributes: Attributes,
+    /// The upload that it came from, and the parts it was completed with.
+    pub(super) completed: Option<(UploadId, Vec<(u16, ETag)>)>,
 }
 
 impl Version {
     pub(super) fn size(&self) -> u64 {
-        self.payload.len() as u64
+        self.content.size()
+    }
+
+    pub(super) fn outcome(&self) -> PutOutcome {
+        PutOutcome {
+            etag: ETag::of_version(self.number),
+            version: self.number,
+            size: self.size(),
+        }
     }
 }
 
@@ -33,9 +43,10 @@ pub(super) struct State {
     pub(super) blobs: BTreeMap<BinaryKey, Version>,
     /// The highest LSN given out. It never goes back: a key that was deleted and comes again has
     /// versions of its own.
-    lsn: u64,
+    pub(super) lsn: u64,
+    pub(super) uploads: BTreeMap<UploadId, Upload>,
     /// Bytes of payload.
-    used: u64,
+    pub(super) used: u64,
     capacity: Option<u64>,
     /// While a group of mutations is not decided: what each of them replaced.
     undo: Option<Vec<(BinaryKey, Option<Version>)>>,
@@ -50,7 +61,11 @@ impl State {
     }
 
     /// Of a mutation that makes the key exist or may find it absent: only the precondition decides.
-    fn require(&self, key: &BinaryKey, precondition: Precondition) -> Result<(), StorageError> {
+    pub(super) fn require(
+        &self,
+        key: &BinaryKey,
+        precondition: Precondition,
+    ) -> Result<(), StorageError> {
         let current = self.blobs.get(key).map(|version| version.number);
         if precondition.holds(current) {
             return Ok(());
@@ -78,13 +93,14 @@ impl State {
         Ok(BlobInfo {
             key: key.clone(),
             size: version.size(),
-            allocated: version.size(),
+            allocated: version.content.written(),
             etag: ETag::of_version(version.number),
             version: version.number,
             created: version.created,
             modified: version.modified,
             digests: version.digests.clone(),
             attributes: version.attributes.clone(),
+            missing: version.content.missing(Span::first(version.size())),
             sectors: Vec::new(),
         })
     }
@@ -92,18 +108,19 @@ impl State {
     pub(super) fn put(
         &mut self,
         key: &BinaryKey,
-        payload: Bytes,
+        content: Content,
         options: PutOptions,
         now: SystemTime,
     ) -> Result<PutOutcome, StorageError> {
         self.require(key, options.precondition)?;
         let version = Version {
             number: 0,
-            payload,
+            content,
             created: now,
             modified: now,
             digests: options.digest.into_iter().collect(),
             attributes: options.attributes,
+            completed: None,
         };
         self.install(key, version)
     }
@@ -132,6 +149,7 @@ impl State {
         let mut version = self.existing(source, options.source_precondition)?.clone();
         self.require(target, options.target_precondition)?;
         version.modified = now;
+        version.completed = None;
         self.install(target, version)
     }
 
@@ -145,6 +163,7 @@ impl State {
         let mut version = self.existing(source, options.source_precondition)?.clone();
         self.require(target, options.target_precondition)?;
         version.modified = now;
+        version.completed = None;
         // There is room: this frees as much as the new version takes.
         self.replace(source, None);
         self.install(target, version)
@@ -167,40 +186,41 @@ impl State {
     }
 
     /// Makes `version` the current one under the next LSN, if there is room.
-    fn install(
+    pub(super) fn install(
         &mut self,
         key: &BinaryKey,
         mut version: Version,
     ) -> Result<PutOutcome, StorageError> {
-        let size = version.size();
-        let freed = self.blobs.get(key).map_or(0, Version::size);
-        if let Some(capacity) = self.capacity {
-            let available = capacity.saturating_sub(self.used - freed);
-            if size > available {
-                return Err(StorageError::NoSpace {
-                    needed: size,
-                    available,
-                });
-            }
-        }
+        let freed = self.blobs.get(key).map_or(0, |old| old.content.written());
+        self.require_room(version.content.written(), freed)?;
         self.lsn += 1;
         version.number = self.lsn;
+        let outcome = version.outcome();
         self.replace(key, Some(version));
-        Ok(PutOutcome {
-            etag: ETag::of_version(self.lsn),
-            version: self.lsn,
-            size,
-        })
+        Ok(outcome)
+    }
+
+    /// Whether `needed` bytes fit in once `freed` are gone.
+    pub(super) fn require_room(&self, needed: u64, freed: u64) -> Result<(), StorageError> {
+        let Some(capacity) = self.capacity else {
+            return Ok(());
+        };
+        let available = capacity.saturating_sub(self.used - freed);
+        if needed > available {
+            return Err(StorageError::NoSpace { needed, available });
+        }
+        Ok(())
     }
 
     /// The one place where the map changes. Whether there was a blob before.
     fn replace(&mut self, key: &BinaryKey, version: Option<Version>) -> bool {
-        self.used += version.as_ref().map_or(0, Version::size);
+        let written = |version: &Version| version.content.written();
+        self.used += version.as_ref().map_or(0, written);
         let old = match version {
             Some(version) => self.blobs.insert(key.clone(), version),
             None => self.blobs.remove(key),
         };
-        self.used -= old.as_ref().map_or(0, Version::size);
+        self.used -= old.as_ref().map_or(0, written);
         let existed = old.is_some();
         if let Some(undo) = &mut self.undo {
             undo.push((key.clone(), old));

@@ -4,21 +4,38 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
+use crate::port::{MutableObjectStore, PutRangeOptions, UploadOptions};
 use crate::testing::{Subject, check_against_model};
 
 /// Stores with room for any clause, and a limit that is quickly reached.
 struct InMemory;
 
+const MAX_BLOB_SIZE: u64 = 8 << 20;
+
+fn fresh() -> Arc<MemoryStore> {
+    Arc::new(MemoryStore::with_options(MemoryOptions {
+        max_blob_size: MAX_BLOB_SIZE,
+        ..MemoryOptions::default()
+    }))
+}
+
 impl Subject for InMemory {
     fn fresh(&mut self) -> Arc<dyn BlobStore> {
-        Arc::new(MemoryStore::with_options(MemoryOptions {
-            max_blob_size: 8 << 20,
-            ..MemoryOptions::default()
-        }))
+        fresh()
     }
 
     fn max_blob_size(&self) -> Option<u64> {
-        Some(8 << 20)
+        Some(MAX_BLOB_SIZE)
+    }
+}
+
+impl Subject<dyn MutableObjectStore> for InMemory {
+    fn fresh(&mut self) -> Arc<dyn MutableObjectStore> {
+        fresh()
+    }
+
+    fn max_blob_size(&self) -> Option<u64> {
+        Some(MAX_BLOB_SIZE)
     }
 }
 
@@ -26,9 +43,14 @@ mod contract {
     crate::contract_tests!(super::InMemory);
 }
 
+mod mutable_contract {
+    crate::mutable_contract_tests!(super::InMemory);
+}
+
 #[test]
 fn the_whole_contract_at_once() {
     crate::testing::run_all(&mut InMemory);
+    crate::testing::run_all_mutable(&mut InMemory);
 }
 
 #[test]
@@ -118,4 +140,78 @@ fn a_full_store_refuses_what_does_not_fit_and_takes_what_does() {
     let deleted = store.delete(&key("d"), DeleteOptions::default());
     assert!(deleted.wait().expect("deletes").existed);
     put("f", 4).expect("what was deleted is free");
+}
+
+#[test]
+fn parts_count_and_holes_do_not() {
+    let store = MemoryStore::with_options(MemoryOptions {
+        capacity: Some(10),
+        ..MemoryOptions::default()
+    });
+    let created = store.create(&key("a"), 1000, PutOptions::default());
+    created.wait().expect("a hole takes no room");
+    let put = |start, bytes: &'static str| {
+        let span = Span::at(start, bytes.len() as u64).expect("it is small");
+        let options = PutRangeOptions::default();
+        store
+            .put_range(&key("a"), span, bytes.into(), options)
+            .wait()
+    };
+    put(0, "1234").expect("it fits");
+    put(100, "1234").expect("it fits");
+    assert!(matches!(
+        put(200, "123"),
+        Err(StorageError::NoSpace {
+            needed: 11,
+            available: 10
+        })
+    ));
+    put(0, "123456").expect("it replaces four of its six");
+    let upload = store.start_upload(&key("b"), UploadOptions::default());
+    let upload = upload.wait().expect("it begins");
+    let part = || {
+        let options = PutOptions::default();
+        store.upload_part(upload, 1, "1".into(), options).wait()
+    };
+    assert!(matches!(part(), Err(StorageError::NoSpace { .. })));
+    let deleted = store.delete(&key("a"), DeleteOptions::default());
+    assert!(deleted.wait().expect("it deletes").existed);
+    part().expect("it fits");
+    assert_eq!(store.shared.state.lock().used, 1);
+    store.abort_upload(upload).wait().expect("it is aborted");
+    assert_eq!(store.shared.state.lock().used, 0);
+}
+
+#[test]
+fn uploads_are_swept_by_their_last_part() {
+    let seconds = Arc::new(AtomicU64::new(100));
+    let clock = Arc::clone(&seconds);
+    let store = MemoryStore::with_options(MemoryOptions {
+        clock: Arc::new(move || {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(clock.load(Ordering::Relaxed))
+        }),
+        ..MemoryOptions::default()
+    });
+    let start = || {
+        let upload = store.start_upload(&key("k"), UploadOptions::default());
+        upload.wait().expect("it begins")
+    };
+    let (old, used) = (start(), start());
+    seconds.store(150, Ordering::Relaxed);
+    let part = store.upload_part(used, 1, "part".into(), PutOptions::default());
+    part.wait().expect("it is put");
+    seconds.store(200, Ordering::Relaxed);
+    let swept = store.sweep_uploads(Duration::from_secs(100)).wait();
+    assert_eq!(swept.expect("it is swept").uploads, 1);
+    let left = store
+        .list_uploads(None, 10)
+        .wait()
+        .expect("they are listed");
+    let left: Vec<_> = left.iter().map(|info| info.upload).collect();
+    assert_eq!(left, [used]);
+    assert!(store.abort_upload(old).wait().is_err());
+    // A clock that is set back makes nothing old.
+    seconds.store(0, Ordering::Relaxed);
+    let swept = store.sweep_uploads(Duration::ZERO).wait();
+    assert_eq!(swept.expect("it is swept").uploads, 0);
 }

@@ -13,7 +13,9 @@ use super::digest::Digest;
 use super::error::StorageError;
 use super::key::BinaryKey;
 use super::list::{ListPage, ListRequest};
+use super::mutable::Holes;
 use super::op::Op;
+use super::span::RangeSet;
 
 /// An operation of the blob ports.
 pub type StoreOp<T> = Op<T, StorageError>;
@@ -169,6 +171,9 @@ pub struct GetOptions {
     pub range: Option<Range<u64>>,
     /// Read only if this holds, else `PreconditionFailed`.
     pub precondition: Precondition,
+    /// What becomes of bytes that were never written (see
+    /// [`MutableObjectStore`](super::MutableObjectStore)).
+    pub holes: Holes,
 }
 
 /// Bytes read, and what they are of.
@@ -238,6 +243,8 @@ pub struct BlobInfo {
     pub digests: Vec<Digest>,
     /// What the caller keeps with it.
     pub attributes: Attributes,
+    /// Its holes: bytes that were never written.
+    pub missing: RangeSet,
     /// The sectors that hold it.
     pub sectors: Vec<u16>,
 }
@@ -477,7 +484,7 @@ pub trait BlobStore: Send + Sync {
     /// Reads a blob, or a range of it, into memory.
     ///
     /// # Errors
-    /// `NotFound`, `InvalidRange`, `PreconditionFailed`, `Corruption`, `Io`.
+    /// `NotFound`, `InvalidRange`, `MissingRanges`, `PreconditionFailed`, `Corruption`, `Io`.
     fn get(&self, key: &BinaryKey, options: GetOptions) -> StoreOp<Blob>;
 
     /// Reads a blob, or a range of it, piece by piece in bounded memory.

@@ -8,6 +8,8 @@ use std::time::SystemTime;
 
 use super::blob::ETag;
 use super::key::BinaryKey;
+use super::mutable::UploadId;
+use super::span::{RangeSet, Span};
 
 /// Where on a store something was found or went wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +32,8 @@ impl std::fmt::Display for Place {
 pub enum ErrorKind {
     /// The blob does not exist.
     NotFound,
+    /// Bytes that were asked for were not written yet.
+    Incomplete,
     /// The arguments are wrong; the same call can't succeed.
     InvalidInput,
     /// A precondition did not hold; read again and decide anew.
@@ -77,6 +81,46 @@ pub enum StorageError {
         range: Range<u64>,
         /// The blob's size in bytes.
         size: u64,
+    },
+    /// Bytes were asked for that were never written.
+    #[error("{key} has holes where it was to be read: {missing}")]
+    MissingRanges {
+        /// The blob.
+        key: BinaryKey,
+        /// What is missing of what was asked for.
+        missing: RangeSet,
+    },
+    /// There are not as many bytes as the range has that they are for; nothing changed.
+    #[error("{length} bytes for the range {range} of {key}, which has {}", range.len())]
+    LengthMismatch {
+        /// The blob.
+        key: BinaryKey,
+        /// Where they were to be put.
+        range: Span,
+        /// How many there are.
+        length: u64,
+    },
+    /// No such upload is open: it never was, or was completed or aborted.
+    #[error("no upload {upload} is open")]
+    NoSuchUpload {
+        /// What was asked for.
+        upload: UploadId,
+    },
+    /// A part can't be one, or is not there as it was named; the upload stays open.
+    #[error("invalid part {number}: {why}")]
+    InvalidPart {
+        /// Its number.
+        number: u16,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The parts of an upload are named out of order; the upload stays open.
+    #[error("part {number} is named after part {after}: their numbers must ascend")]
+    InvalidPartOrder {
+        /// The first that is out of order.
+        number: u16,
+        /// The one before it.
+        after: u16,
     },
     /// The precondition of a mutation did not hold; nothing changed.
     #[error("precondition failed for {key}: {}", match actual { Some(etag) => format!("its ETag is {etag}"), None => "it does not exist".to_owned() })]
@@ -226,13 +270,17 @@ impl StorageError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::NotFound { .. } | Self::NoSuchUpload { .. } => ErrorKind::NotFound,
+            Self::MissingRanges { .. } => ErrorKind::Incomplete,
             Self::InvalidKey { .. }
             | Self::InvalidArgument { .. }
             | Self::InvalidRange { .. }
             | Self::SizeMismatch { .. }
             | Self::DigestMismatch { .. }
             | Self::TooLarge { .. }
+            | Self::LengthMismatch { .. }
+            | Self::InvalidPart { .. }
+            | Self::InvalidPartOrder { .. }
             | Self::AlreadyExists { .. } => ErrorKind::InvalidInput,
             Self::PreconditionFailed { .. } => ErrorKind::Conflict,
             Self::RetentionDenied { .. } => ErrorKind::Denied,

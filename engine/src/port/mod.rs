@@ -5,6 +5,7 @@ pub mod digest;
 pub mod error;
 pub mod key;
 pub mod list;
+pub mod mutable;
 pub mod op;
 pub mod span;
 
@@ -17,5 +18,9 @@ pub use digest::{Digest, DigestAlgorithm, DigestHasher};
 pub use error::{ErrorKind, Place, StorageError};
 pub use key::BinaryKey;
 pub use list::{ListEntry, ListPage, ListRequest, ListToken};
+pub use mutable::{
+    BlobRanges, CompleteOptions, GetRangesOptions, Holes, MutableObjectStore, PartInfo, PastEnd,
+    PutRangeOptions, SweptUploads, UploadId, UploadInfo, UploadOptions,
+};
 pub use op::Op;
 pub use span::{RangeSet, Span};

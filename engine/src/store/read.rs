@@ -14,7 +14,7 @@ use crate::log::sector::{Payload, Pin, READ_MAX};
 use crate::port::blob::resolve_range;
 use crate::port::{
     BinaryKey, Blob, BlobInfo, BlobReader, ETag, GetOptions, ListEntry, ListPage, ListRequest, Op,
-    Precondition, ReadBlob, StorageError, StoreOp,
+    Precondition, RangeSet, ReadBlob, StorageError, StoreOp,
 };
 
 /// The most bytes a get brings into memory at once; larger blobs are streamed.
@@ -150,6 +150,7 @@ impl Inner {
                 modified: system_time(entry.time),
                 digests: details.digests,
                 attributes: details.attributes,
+                missing: RangeSet::new(),
                 sectors: vec![sector.number()],
                 key,
             })

@@ -39,7 +39,7 @@ mod versions;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-pub use self::contract::blob_store_contract;
+pub use self::contract::{blob_store_contract, mutable_object_store_contract};
 pub use self::history::{Mix, Step, Steps};
 pub use self::minimise::minimise;
 pub use self::model::{check_against_model, panic_message, replay_against_model};
@@ -47,18 +47,18 @@ pub use self::pair::{
     Change, Contents, Difference, Effect, Held, Operation, Pair, Tolerance, contents_of,
 };
 pub use self::versions::Versions;
-use crate::port::{BlobStore, StorageError};
+use crate::port::{BlobStore, MutableObjectStore, StorageError};
 
-/// An implementation under test.
-pub trait Subject {
+/// An implementation under test, of the port `P`.
+pub trait Subject<P: ?Sized = dyn BlobStore> {
     /// A store with nothing in it, and with room for 64 MiB of payload at least. The one before it
     /// is not used any more.
-    fn fresh(&mut self) -> Arc<dyn BlobStore>;
+    fn fresh(&mut self) -> Arc<P>;
 
     /// Closes the store and opens it again. `store` is the last handle to it. It may be lost as in
     /// a power failure: only writes that were acknowledged as durable, or flushed, must be there
     /// again. What does not outlive its handle is handed back as it is, which is the default.
-    fn reopen(&mut self, store: Arc<dyn BlobStore>) -> Arc<dyn BlobStore> {
+    fn reopen(&mut self, store: Arc<P>) -> Arc<P> {
         store
     }
 
@@ -76,37 +76,41 @@ pub trait Subject {
     }
 }
 
-/// One clause of a contract.
+/// One clause of the contract of the port `P`.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
-pub struct Clause {
+pub struct Clause<P: ?Sized = dyn BlobStore> {
     /// Its name, which is also the name of its test.
     pub name: &'static str,
     /// What it demands.
     pub statement: &'static str,
-    body: fn(&mut dyn Subject),
+    body: fn(&mut dyn Subject<P>),
 }
 
-impl Clause {
+impl<P: ?Sized> Clause<P> {
     /// Checks the clause.
     ///
     /// # Panics
     /// If the subject breaks it; the name and the statement are printed.
-    pub fn run(&self, subject: &mut dyn Subject) {
-        let _report = ReportPanic(self);
+    pub fn run(&self, subject: &mut dyn Subject<P>) {
+        let _report = ReportPanic {
+            name: self.name,
+            statement: self.statement,
+        };
         (self.body)(subject);
     }
 }
 
 /// Names the clause on the way out of a panic.
-struct ReportPanic<'a>(&'a Clause);
+struct ReportPanic {
+    name: &'static str,
+    statement: &'static str,
+}
 
-impl Drop for ReportPanic<'_> {
+impl Drop for ReportPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let Clause {
-                name, statement, ..
-            } = self.0;
+            let Self { name, statement } = self;
             eprintln!("the contract is broken in `{name}`: {statement}");
         }
     }
@@ -118,10 +122,22 @@ impl Drop for ReportPanic<'_> {
 /// If there is none.
 #[must_use]
 pub fn clause(name: &str) -> Clause {
-    blob_store_contract()
-        .into_iter()
-        .find(|clause| clause.name == name)
-        .unwrap_or_else(|| panic!("no clause is called {name:?}"))
+    named(blob_store_contract(), name)
+}
+
+/// The clause of the `MutableObjectStore` contract that has this name.
+///
+/// # Panics
+/// If there is none.
+#[must_use]
+pub fn mutable_clause(name: &str) -> Clause<dyn MutableObjectStore> {
+    named(mutable_object_store_contract(), name)
+}
+
+fn named<P: ?Sized>(clauses: Vec<Clause<P>>, name: &str) -> Clause<P> {
+    let mut clauses = clauses.into_iter();
+    let found = clauses.find(|clause| clause.name == name);
+    found.unwrap_or_else(|| panic!("no clause is called {name:?}"))
 }
 
 /// Runs every clause of the `BlobStore` contract, also after one has failed.
@@ -129,7 +145,19 @@ pub fn clause(name: &str) -> Clause {
 /// # Panics
 /// At the end, with the names of all clauses that are broken.
 pub fn run_all(subject: &mut dyn Subject) {
-    let broken: Vec<String> = blob_store_contract()
+    run_each(&blob_store_contract(), subject);
+}
+
+/// Runs every clause of the `MutableObjectStore` contract, also after one has failed.
+///
+/// # Panics
+/// At the end, with the names of all clauses that are broken.
+pub fn run_all_mutable(subject: &mut dyn Subject<dyn MutableObjectStore>) {
+    run_each(&mutable_object_store_contract(), subject);
+}
+
+fn run_each<P: ?Sized>(clauses: &[Clause<P>], subject: &mut dyn Subject<P>) {
+    let broken: Vec<String> = clauses
         .iter()
         .filter(|clause| catch_unwind(AssertUnwindSafe(|| clause.run(subject))).is_err())
         .map(|clause| format!("  {}: {}", clause.name, clause.statement))
@@ -148,18 +176,27 @@ pub fn run_all(subject: &mut dyn Subject) {
 #[macro_export]
 macro_rules! contract_tests {
     ($subject:expr) => {
-        $crate::__each_blob_store_clause! { __contract_tests ($subject) }
+        $crate::__each_blob_store_clause! { __contract_tests (clause $subject) }
+    };
+}
+
+/// Makes one `#[test]` of each clause of the `MutableObjectStore` contract, as
+/// [`contract_tests!`](crate::contract_tests) does for `BlobStore`.
+#[macro_export]
+macro_rules! mutable_contract_tests {
+    ($subject:expr) => {
+        $crate::__each_mutable_clause! { __contract_tests (mutable_clause $subject) }
     };
 }
 
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __contract_tests {
-    (($subject:expr) $($module:ident $name:ident $statement:literal;)+) => {
+    (($clause:ident $subject:expr) $($module:ident $name:ident $statement:literal;)+) => {
         $(
             #[test]
             fn $name() {
-                $crate::testing::clause(stringify!($name)).run(&mut $subject);
+                $crate::testing::$clause(stringify!($name)).run(&mut $subject);
             }
         )+
     };

@@ -672,10 +672,11 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         let options = GetOptions {
             range: self.range(key, range),
             precondition: self.precise(key, condition),
+            ..GetOptions::default()
         };
         let for_store = GetOptions {
-            range: options.range.clone(),
             precondition: self.translate(options.precondition),
+            ..options.clone()
         };
         let model = self.model.get(key, options).wait();
         if stream {

@@ -8,19 +8,28 @@ mod durability;
 mod errors;
 mod keys;
 mod list;
+mod multipart;
 mod ops;
 mod preconditions;
 mod put;
+mod put_range;
 mod ranges;
 mod stream;
 mod table;
 
 use super::Clause;
+use crate::port::MutableObjectStore;
 
 /// The clauses of the `BlobStore` contract.
 #[must_use]
 pub fn blob_store_contract() -> Vec<Clause> {
     crate::__each_blob_store_clause! { __contract_list () }
+}
+
+/// The clauses of the `MutableObjectStore` contract, beside those of `BlobStore`.
+#[must_use]
+pub fn mutable_object_store_contract() -> Vec<Clause<dyn MutableObjectStore>> {
+    crate::__each_mutable_clause! { __contract_list () }
 }
 
 /// The table as a list.

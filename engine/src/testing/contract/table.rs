@@ -1,4 +1,4 @@
-//! The table of clauses: module, name (of the function and of the test), statement.
+//! The tables of clauses: module, name (of the function and of the test), statement.
 
 /// Calls `$callback!` with `$arguments` and the table.
 #[doc(hidden)]
@@ -81,6 +81,47 @@ macro_rules! __each_blob_store_clause {
             ops ops_can_be_awaited_anywhere "ops can be awaited on any executor, one after the other or many at once";
             ops one_thread_submits_before_it_waits "one thread can have many operations under way before it waits for the first";
             ops ops_may_be_waited_for_on_another_thread "ops and streams can move to another thread";
+        }
+    };
+}
+
+/// Calls `$callback!` with `$arguments` and the table of `MutableObjectStore`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __each_mutable_clause {
+    ($callback:ident $arguments:tt) => {
+        $crate::$callback! { $arguments
+            put_range a_range_may_begin_and_end_anywhere "put_range replaces exactly the bytes of its range, at any alignment, under a new version";
+            put_range put_range_keeps_what_is_not_of_the_bytes "put_range keeps attributes and creation time, and drops digests that were confirmed of other bytes";
+            put_range past_the_end_is_an_option "a range past the end is refused, extends the blob from its end, or leaves a hole, as asked";
+            put_range an_absent_key_has_no_ranges "put_range on an absent key is `NotFound`, unless the blob was created with a size first";
+            put_range as_many_bytes_as_the_range "bytes of another length than the range are `LengthMismatch`, and nothing changes";
+            put_range an_empty_range_changes_nothing "an empty range succeeds and makes no new version";
+            put_range put_range_is_conditional "put_range: if ETag, if version, each both ways";
+            put_range a_range_that_is_too_large_is_refused "a range that makes the blob larger than the maximum is `TooLarge`, and nothing changes";
+            put_range readers_see_all_of_a_range_or_nothing "a reader sees all new bytes of a range or all old ones, and a running reader its version to the end";
+            put_range overlapping_ranges_are_whole "ranges put at once come to some order of whole writes";
+            put_range copies_do_not_share_later_ranges "what is put into a blob is not put into its copies, nor the other way round";
+            put_range many_small_ranges "any number of small ranges is read back right, now and after a reopen";
+            put_range get_ranges_reads_many "get_ranges hands out many ranges of one version, in the order asked for, each clamped to the end";
+            put_range get_ranges_is_conditional "get_ranges: if ETag, if version, each both ways; an absent key is `NotFound`";
+            put_range holes_are_told_or_zeros "a read of a hole names what is missing, or hands out zeros, as asked; stat lists the holes";
+            put_range created_blobs_are_one_hole "a blob created with a size is one hole, and is like any other";
+            multipart nothing_shows_before_completion "nothing of an upload is visible under its key before it is completed";
+            multipart a_completed_upload_is_its_parts "completing makes the blob that the named parts make in this order, whatever order they came in; the others are gone";
+            multipart part_numbers_are_1_to_10_000 "parts have numbers 1 to 10,000, others are `InvalidPart`";
+            multipart a_part_put_again_replaces_the_first "the later part of a number is the part, and the ETag of the older one no longer completes";
+            multipart wrong_lists_leave_the_upload_open "parts out of order are `InvalidPartOrder`, parts that are not there or have another ETag `InvalidPart`; the upload stays usable";
+            multipart completing_with_no_parts "an upload completed with no parts is an empty blob, or refused, as asked";
+            multipart completing_again_is_the_same_answer "completing again with the same list is the same answer, also after a reopen; with another it is `NoSuchUpload`";
+            multipart an_aborted_upload_is_gone "after an abort every call on the upload is `NoSuchUpload`, and nothing was visible";
+            multipart uploads_to_one_key "of two uploads to one key the last that is completed wins";
+            multipart completion_is_conditional "preconditions on the key are decided when an upload is completed; one that fails leaves it open";
+            multipart parts_are_held_to_what_is_declared "a part of another size or digest than declared is refused and not there";
+            multipart parts_in_streams "a part may be a stream, of any size, in any pieces; a dropped one leaves nothing";
+            multipart uploads_and_parts_are_listed "uploads and parts are listed in order, page by page, with their figures, also after a reopen";
+            multipart old_uploads_are_swept "a sweep aborts the uploads that nothing was put into for so long, and tells what they had";
+            multipart attributes_of_an_upload_are_its_blobs "attributes given at the start are the blob's, and the limits are theirs";
         }
     };
 }
