@@ -40,9 +40,14 @@ impl Content {
         self.pieces.values().map(|piece| piece.len() as u64).sum()
     }
 
+    /// Which bytes were written.
+    pub(super) fn written_set(&self) -> RangeSet {
+        self.spans().collect()
+    }
+
     /// The holes within `span`.
     pub(super) fn missing(&self, span: Span) -> RangeSet {
-        self.spans().collect::<RangeSet>().complement(span)
+        self.written_set().complement(span)
     }
 
     fn spans(&self) -> impl Iterator<Item = Span> {
@@ -75,9 +80,19 @@ impl Content {
     pub(super) fn write(&mut self, start: u64, bytes: Bytes) {
         let end = start + bytes.len() as u64;
         self.size = self.size.max(end);
-        if bytes.is_empty() {
-            return;
+        if !bytes.is_empty() {
+            self.cut(start, end);
+            self.pieces.insert(start, bytes);
         }
+    }
+
+    /// Makes a hole of `span`.
+    pub(super) fn erase(&mut self, span: Span) {
+        self.cut(span.start(), span.end());
+    }
+
+    /// Takes what lies from `start` to `end` out of the pieces.
+    fn cut(&mut self, start: u64, end: u64) {
         let first = self.pieces.range(..start).next_back().map(|(&at, _)| at);
         let hit = self.pieces.range(first.unwrap_or(start)..end);
         let hit: Vec<u64> = hit.map(|(&at, _)| at).collect();
@@ -92,7 +107,6 @@ impl Content {
                 self.pieces.insert(end, old.slice(in_memory(end - at)..));
             }
         }
-        self.pieces.insert(start, bytes);
     }
 
     /// Writes `bytes` behind the end.
@@ -116,12 +130,18 @@ mod tests {
         #[test]
         fn writes_agree_with_an_array(
             size in 0_u64..40,
-            writes in proptest::collection::vec((0_u64..40, 0_usize..20), 0..12),
+            writes in proptest::collection::vec((0_u64..40, 0_usize..20, any::<bool>()), 0..12),
             (from, to) in (0_u64..60, 0_u64..60),
         ) {
             let mut content = Content::hole(size);
             let mut model: Vec<Option<u8>> = vec![None; in_memory(size)];
-            for (number, (start, length)) in (1..).zip(writes) {
+            for (number, (start, length, erase)) in (1..).zip(writes) {
+                let end = model.len().min(in_memory(start) + length);
+                if erase && in_memory(start) <= end {
+                    content.erase(Span::new(start, end as u64).unwrap());
+                    model[in_memory(start)..end].fill(None);
+                    continue;
+                }
                 content.write(start, Bytes::from(vec![number; length]));
                 let end = in_memory(start) + length;
                 model.resize(model.len().max(end), None);

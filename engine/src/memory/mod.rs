@@ -3,6 +3,7 @@
 
 mod content;
 mod state;
+mod tracker;
 mod uploads;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use self::state::State;
 use crate::port::blob::{check_attributes, resolve_range};
 use crate::port::list::build_page;
+use crate::port::tracker::{FRAGMENTS_MAX, Watches};
 use crate::port::{
     Batch, BatchItem, BatchItemOutcome, BinaryKey, Blob, BlobInfo, BlobReader, BlobStore,
     BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest, ETag, GetOptions, Holes,
@@ -37,6 +39,8 @@ pub struct MemoryOptions {
     pub capacity: Option<u64>,
     /// The largest blob, in bytes; a larger one is `TooLarge`.
     pub max_blob_size: u64,
+    /// The most spans that are tracked of one key; more is `TooFragmented`.
+    pub max_fragments: usize,
 }
 
 impl Default for MemoryOptions {
@@ -45,6 +49,7 @@ impl Default for MemoryOptions {
             clock: Arc::new(SystemTime::now),
             capacity: None,
             max_blob_size: 100_000_000_000,
+            max_fragments: FRAGMENTS_MAX,
         }
     }
 }
@@ -83,6 +88,7 @@ pub struct MemorySnapshot(State);
 struct Shared {
     options: MemoryOptions,
     state: Mutex<State>,
+    watches: Watches,
 }
 
 impl MemoryStore {
@@ -96,8 +102,13 @@ impl MemoryStore {
     #[must_use]
     pub fn with_options(options: MemoryOptions) -> Self {
         let state = Mutex::new(State::new(options.capacity));
+        let watches = Watches::default();
         Self {
-            shared: Arc::new(Shared { options, state }),
+            shared: Arc::new(Shared {
+                options,
+                state,
+                watches,
+            }),
         }
     }
 
@@ -111,7 +122,7 @@ impl MemoryStore {
     /// Makes the store what it was at `snapshot`, which may be another store's. Readers keep what
     /// they read, writers go on.
     pub fn restore(&self, snapshot: &MemorySnapshot) {
-        self.shared.state.lock().clone_from(&snapshot.0);
+        self.shared.change(|state| state.clone_from(&snapshot.0));
     }
 
     /// A blob's version, and the bytes of it that `options` ask for.
@@ -136,31 +147,42 @@ impl MemoryStore {
     }
 
     fn apply(&self, batch: Batch) -> Result<Vec<BatchItemOutcome>, StorageError> {
-        self.shared.state.lock().all_or_nothing(|state| {
-            batch
-                .items
-                .into_iter()
-                .map(|item| match item {
-                    BatchItem::Put {
-                        key,
-                        payload,
-                        options,
-                    } => {
-                        self.shared.check(&key, &payload, &options)?;
-                        let now = self.shared.now();
-                        let put = state.put(&key, payload.into(), options, now)?;
-                        Ok(BatchItemOutcome::Put(put))
-                    }
-                    BatchItem::Delete { key, options } => {
-                        Ok(BatchItemOutcome::Delete(state.delete(&key, &options)?))
-                    }
-                })
-                .collect()
+        let apply = |state: &mut State, item| match item {
+            BatchItem::Put {
+                key,
+                payload,
+                options,
+            } => {
+                self.shared.check(&key, &payload, &options)?;
+                let now = self.shared.now();
+                let put = state.put(&key, payload.into(), options, now)?;
+                Ok(BatchItemOutcome::Put(put))
+            }
+            BatchItem::Delete { key, options } => {
+                Ok(BatchItemOutcome::Delete(state.delete(&key, &options)?))
+            }
+        };
+        self.shared.change(|state| {
+            state.all_or_nothing(|state| {
+                let items = batch.items.into_iter();
+                items.map(|item| apply(state, item)).collect()
+            })
         })
     }
 }
 
 impl Shared {
+    /// Changes the state, and then wakes those who wait for that.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let (outcome, touched) = {
+            let mut state = self.state.lock();
+            let outcome = change(&mut state);
+            (outcome, std::mem::take(&mut state.touched))
+        };
+        touched.iter().for_each(|key| self.watches.changed(key));
+        outcome
+    }
+
     /// The time, at the resolution a blob keeps.
     fn now(&self) -> SystemTime {
         let now = (self.options.clock)();
@@ -223,7 +245,7 @@ impl Shared {
     ) -> Result<PutOutcome, StorageError> {
         self.check(key, &payload, &options)?;
         let now = self.now();
-        self.state.lock().put(key, payload.into(), options, now)
+        self.change(|state| state.put(key, payload.into(), options, now))
     }
 }
 
@@ -265,7 +287,7 @@ impl BlobStore for MemoryStore {
     }
 
     fn delete(&self, key: &BinaryKey, options: DeleteOptions) -> StoreOp<DeleteOutcome> {
-        Op::ready(self.shared.state.lock().delete(key, &options))
+        Op::ready(self.shared.change(|state| state.delete(key, &options)))
     }
 
     fn list(&self, request: ListRequest) -> StoreOp<ListPage> {
@@ -292,7 +314,8 @@ impl BlobStore for MemoryStore {
         options: CopyOptions,
     ) -> StoreOp<PutOutcome> {
         let now = self.shared.now();
-        Op::ready(self.shared.state.lock().copy(source, target, &options, now))
+        let copy = |state: &mut State| state.copy(source, target, &options, now);
+        Op::ready(self.shared.change(copy))
     }
 
     fn rename(
@@ -302,8 +325,8 @@ impl BlobStore for MemoryStore {
         options: CopyOptions,
     ) -> StoreOp<PutOutcome> {
         let now = self.shared.now();
-        let mut state = self.shared.state.lock();
-        Op::ready(state.rename(source, target, &options, now))
+        let rename = |state: &mut State| state.rename(source, target, &options, now);
+        Op::ready(self.shared.change(rename))
     }
 
     fn flush(&self) -> StoreOp<()> {

@@ -6,8 +6,8 @@ use std::time::SystemTime;
 use super::content::Content;
 use super::uploads::Upload;
 use crate::port::{
-    Attributes, BinaryKey, BlobInfo, CopyOptions, DeleteOptions, DeleteOutcome, Digest, ETag,
-    Precondition, PutOptions, PutOutcome, Span, StorageError, UploadId,
+    Attributes, BinaryKey, BlobInfo, Completed, CopyOptions, DeleteOptions, DeleteOutcome, Digest,
+    ETag, Precondition, PutOptions, PutOutcome, Span, StorageError, UploadId,
 };
 
 /// One version of one blob.
@@ -15,6 +15,8 @@ use crate::port::{
 pub(super) struct Version {
     /// Its LSN.
     pub(super) number: u64,
+    /// The LSN of the put, copy or creation that it came from by changes of its bytes; 0: its own.
+    pub(super) generation: u64,
     pub(super) content: Content,
     pub(super) created: SystemTime,
     pub(super) modified: SystemTime,
@@ -27,6 +29,13 @@ pub(super) struct Version {
 impl Version {
     pub(super) fn size(&self) -> u64 {
         self.content.size()
+    }
+
+    /// Some of its bytes are others now.
+    pub(super) fn bytes_changed(&mut self, now: SystemTime) {
+        self.modified = now;
+        self.digests.clear();
+        self.completed = None;
     }
 
     pub(super) fn outcome(&self) -> PutOutcome {
@@ -45,6 +54,10 @@ pub(super) struct State {
     /// versions of its own.
     pub(super) lsn: u64,
     pub(super) uploads: BTreeMap<UploadId, Upload>,
+    /// What is complete of bytes that are held elsewhere.
+    pub(super) elsewhere: BTreeMap<BinaryKey, Completed>,
+    /// Keys of which something changed since somebody asked.
+    pub(super) touched: Vec<BinaryKey>,
     /// Bytes of payload.
     pub(super) used: u64,
     capacity: Option<u64>,
@@ -115,6 +128,7 @@ impl State {
         self.require(key, options.precondition)?;
         let version = Version {
             number: 0,
+            generation: 0,
             content,
             created: now,
             modified: now,
@@ -150,6 +164,7 @@ impl State {
         self.require(target, options.target_precondition)?;
         version.modified = now;
         version.completed = None;
+        version.generation = 0;
         self.install(target, version)
     }
 
@@ -164,6 +179,7 @@ impl State {
         self.require(target, options.target_precondition)?;
         version.modified = now;
         version.completed = None;
+        version.generation = 0;
         // There is room: this frees as much as the new version takes.
         self.replace(source, None);
         self.install(target, version)
@@ -195,6 +211,9 @@ impl State {
         self.require_room(version.content.written(), freed)?;
         self.lsn += 1;
         version.number = self.lsn;
+        if version.generation == 0 {
+            version.generation = self.lsn;
+        }
         let outcome = version.outcome();
         self.replace(key, Some(version));
         Ok(outcome)
@@ -221,6 +240,7 @@ impl State {
             None => self.blobs.remove(key),
         };
         self.used -= old.as_ref().map_or(0, written);
+        self.touched.push(key.clone());
         let existed = old.is_some();
         if let Some(undo) = &mut self.undo {
             undo.push((key.clone(), old));

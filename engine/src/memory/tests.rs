@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::port::{MutableObjectStore, PutRangeOptions, UploadOptions};
+use crate::port::{MutableObjectStore, PutRangeOptions, TrackOptions, TrackerError, UploadOptions};
 use crate::testing::{Subject, check_against_model};
 
 /// Stores with room for any clause, and a limit that is quickly reached.
@@ -214,4 +214,32 @@ fn uploads_are_swept_by_their_last_part() {
     seconds.store(0, Ordering::Relaxed);
     let swept = store.sweep_uploads(Duration::ZERO).wait();
     assert_eq!(swept.expect("it is swept").uploads, 0);
+}
+
+#[test]
+fn a_tracker_has_a_limit_of_spans() {
+    let store = MemoryStore::with_options(MemoryOptions {
+        max_fragments: 2,
+        ..MemoryOptions::default()
+    });
+    let tracker = store.ranges_elsewhere();
+    let mark = |ranges: &str| {
+        let ranges = ranges.parse().expect("a set");
+        let options = TrackOptions::default();
+        tracker.mark_complete(&key("k"), &ranges, options).wait()
+    };
+    mark("0..1,2..3").expect("two spans");
+    let refused = mark("4..5");
+    assert!(
+        matches!(
+            refused,
+            Err(TrackerError::TooFragmented {
+                fragments: 3,
+                limit: 2,
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+    mark("1..2,4..5").expect("two spans");
 }

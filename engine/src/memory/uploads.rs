@@ -8,13 +8,15 @@ use bytes::Bytes;
 
 use super::content::Content;
 use super::state::{State, Version};
+use super::tracker::{MemoryTracker, Of};
 use super::{MemoryStore, Shared, Writer};
 use crate::port::blob::{check_attributes, resolve_range};
 use crate::port::mutable::{check_part_number, check_part_order, resolve_put_range};
 use crate::port::{
     Attributes, BinaryKey, BlobRanges, BlobWriter, CompleteOptions, ETag, GetRangesOptions, Holes,
     MutableObjectStore, Op, PartInfo, Precondition, PutOptions, PutOutcome, PutRangeOptions,
-    RangeSet, Span, StorageError, StoreOp, SweptUploads, UploadId, UploadInfo, UploadOptions,
+    RangeSet, RangeTracker, Span, StorageError, StoreOp, SweptUploads, UploadId, UploadInfo,
+    UploadOptions,
 };
 
 /// An upload that is neither completed nor aborted.
@@ -66,9 +68,7 @@ impl State {
             return Ok(version.outcome());
         }
         version.content.write(range.start(), bytes);
-        version.modified = now;
-        version.digests.clear();
-        version.completed = None;
+        version.bytes_changed(now);
         self.install(key, version)
     }
 
@@ -171,6 +171,7 @@ impl State {
         self.require(&key, options.precondition)?;
         let version = Version {
             number: 0,
+            generation: 0,
             content,
             created: now,
             modified: now,
@@ -217,14 +218,20 @@ impl Shared {
     ) -> Result<PutOutcome, StorageError> {
         check_part_number(number)?;
         let now = self.now();
-        let mut state = self.state.lock();
-        let key = state.upload(upload)?.key.clone();
-        self.check(&key, &payload, options)?;
-        state.put_part(upload, number, payload, options.precondition, now)
+        self.change(|state| {
+            let key = state.upload(upload)?.key.clone();
+            self.check(&key, &payload, options)?;
+            state.put_part(upload, number, payload, options.precondition, now)
+        })
     }
 }
 
 impl MemoryStore {
+    fn tracker(&self, of: Of) -> Arc<dyn RangeTracker> {
+        let shared = Arc::clone(&self.shared);
+        Arc::new(MemoryTracker { shared, of })
+    }
+
     fn read_ranges(
         &self,
         key: &BinaryKey,
@@ -266,8 +273,8 @@ impl MemoryStore {
         check_attributes(&options.attributes)?;
         self.shared.check_size(key, size)?;
         let now = self.shared.now();
-        let mut state = self.shared.state.lock();
-        state.put(key, Content::hole(size), options, now)
+        self.shared
+            .change(|state| state.put(key, Content::hole(size), options, now))
     }
 
     fn write_range(
@@ -278,11 +285,12 @@ impl MemoryStore {
         options: &PutRangeOptions,
     ) -> Result<PutOutcome, StorageError> {
         let now = self.shared.now();
-        let mut state = self.shared.state.lock();
-        let size = state.existing(key, options.precondition)?.size();
-        let size = resolve_put_range(key, range, bytes.len(), size, options.past_end)?;
-        self.shared.check_size(key, size)?;
-        state.put_range(key, range, bytes, options, now)
+        self.shared.change(|state| {
+            let size = state.existing(key, options.precondition)?.size();
+            let size = resolve_put_range(key, range, bytes.len(), size, options.past_end)?;
+            self.shared.check_size(key, size)?;
+            state.put_range(key, range, bytes, options, now)
+        })
     }
 }
 
@@ -354,8 +362,10 @@ impl MutableObjectStore for MemoryStore {
         options: CompleteOptions,
     ) -> StoreOp<PutOutcome> {
         let (limit, now) = (self.shared.options.max_blob_size, self.shared.now());
-        let mut state = self.shared.state.lock();
-        Op::ready(state.complete_upload(upload, parts, &options, limit, now))
+        Op::ready(
+            self.shared
+                .change(|state| state.complete_upload(upload, parts, &options, limit, now)),
+        )
     }
 
     fn abort_upload(&self, upload: UploadId) -> StoreOp<()> {
@@ -402,5 +412,13 @@ impl MutableObjectStore for MemoryStore {
     fn sweep_uploads(&self, age: Duration) -> StoreOp<SweptUploads> {
         let now = self.shared.now();
         Op::ready(self.shared.state.lock().sweep(age, now))
+    }
+
+    fn ranges(&self) -> Arc<dyn RangeTracker> {
+        self.tracker(Of::Blobs)
+    }
+
+    fn ranges_elsewhere(&self) -> Arc<dyn RangeTracker> {
+        self.tracker(Of::Elsewhere)
     }
 }

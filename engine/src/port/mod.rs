@@ -8,6 +8,7 @@ pub mod list;
 pub mod mutable;
 pub mod op;
 pub mod span;
+pub mod tracker;
 
 pub use blob::{
     Attributes, Batch, BatchItem, BatchItemOutcome, Blob, BlobInfo, BlobReader, BlobStore,
@@ -24,3 +25,6 @@ pub use mutable::{
 };
 pub use op::Op;
 pub use span::{RangeSet, Span};
+pub use tracker::{
+    Completed, Expected, Marked, ObserveRanges, RangeTracker, TrackOptions, TrackerError, TrackerOp,
+};

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use super::blob::{
 use super::error::StorageError;
 use super::key::BinaryKey;
 use super::span::Span;
+use super::tracker::RangeTracker;
 
 /// The least and the greatest number of a part.
 pub const PART_NUMBERS: std::ops::RangeInclusive<u16> = 1..=10_000;
@@ -304,6 +306,14 @@ pub trait MutableObjectStore: BlobStore {
     /// # Errors
     /// `Io`, `SectorPoisoned`.
     fn sweep_uploads(&self, age: Duration) -> StoreOp<SweptUploads>;
+
+    /// What is written of each blob. It follows by itself what is put; its total is the blob's size,
+    /// its generation is that of the put, copy or creation that the blob began with.
+    fn ranges(&self) -> Arc<dyn RangeTracker>;
+
+    /// A tracker of bytes that are held elsewhere, or of claims on what is still to be written: with
+    /// keys of its own, apart from those of the blobs.
+    fn ranges_elsewhere(&self) -> Arc<dyn RangeTracker>;
 }
 
 /// Resolves the range of a put against a blob's size: the blob's new size.

@@ -16,6 +16,7 @@ mod put_range;
 mod ranges;
 mod stream;
 mod table;
+mod tracker;
 
 use super::Clause;
 use crate::port::MutableObjectStore;

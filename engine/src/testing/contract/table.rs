@@ -121,6 +121,19 @@ macro_rules! __each_mutable_clause {
             multipart parts_in_streams "a part may be a stream, of any size, in any pieces; a dropped one leaves nothing";
             multipart uploads_and_parts_are_listed "uploads and parts are listed in order, page by page, with their figures, also after a reopen";
             multipart old_uploads_are_swept "a sweep aborts the uploads that nothing was put into for so long, and tells what they had";
+            tracker marking_is_a_union "mark_complete is an idempotent union, exact to the byte, and says what was new; it is there after a reopen";
+            tracker pending_is_the_total_minus_what_is_complete "get_pending is the total minus what is complete; is_complete of size 0 is true; an unknown key is `NotFound`";
+            tracker totals_stay "a total that is known stays, and no range lies past it";
+            tracker compare_and_set_compares_sets "compare_and_set compares sets, whatever their pieces; a mismatch changes nothing and hands back set and generation; expecting nothing creates";
+            tracker an_earlier_life_is_not_expected "a key that was deleted and comes again has another generation, and a compare_and_set from its old life fails";
+            tracker blobs_are_tracked_by_what_is_written "the tracker of a blob follows puts, ranges, copies and uploads by itself";
+            tracker nothing_unwritten_is_marked "bytes of a blob that were never written are not marked";
+            tracker taken_away_bytes_are_holes "bytes of a blob that a compare_and_set takes away are holes at once";
+            tracker no_update_is_lost "of many threads that claim by compare_and_set each claim is one thread's";
+            tracker marks_of_many_threads_add_up "marks of many threads add up, and each byte is new once";
+            tracker waiting_for_ranges "wait_for ends when all of the range is complete, or the key is gone";
+            tracker observers_see_changes "an observer sees what is complete now, each time it is something else, and the end of the key";
+            tracker what_is_elsewhere_is_apart "bytes held elsewhere are tracked apart from blobs of the same keys";
             multipart attributes_of_an_upload_are_its_blobs "attributes given at the start are the blob's, and the limits are theirs";
         }
     };
