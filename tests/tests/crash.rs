@@ -12,14 +12,7 @@ use graviton_tests::put_options;
 
 /// Explores the histories of a plan. Reopenings leave few writes in doubt: there are none.
 fn crash(plan: Plan, length: usize, seeds: u64, exploration: Exploration) -> Tally {
-    let mut plan = plan;
-    plan.mix.reopen = false;
-    let trials = Trials {
-        plan,
-        length,
-        disasters: false,
-        seeds,
-    };
+    let trials = Trials::undisturbed(plan, length, seeds);
     trials.run(&|ground, seed, actions| {
         let images = explore(ground, seed, actions, exploration)?;
         Ok(Tally {

@@ -209,14 +209,7 @@ fn check(
 
 /// Histories of a plan, each run once for each call that can fail in these ways.
 fn every(plan: Plan, length: usize, seeds: u64, ways: &[Way]) {
-    let mut plan = plan;
-    plan.mix.reopen = false;
-    let trials = Trials {
-        plan,
-        length,
-        disasters: false,
-        seeds,
-    };
+    let trials = Trials::undisturbed(plan, length, seeds);
     let tally = trials.run(&|ground, seed, actions| fail_each(ground, seed, actions, ways));
     assert!(tally.histories > 20, "only {tally:?}");
 }

@@ -169,14 +169,7 @@ fn is_of_disks(error: &StorageError) -> bool {
 }
 
 fn recover(plan: Plan, length: usize, seeds: u64, kinds: &[FaultKind]) {
-    let mut plan = plan;
-    plan.mix.reopen = false;
-    let trials = Trials {
-        plan,
-        length,
-        disasters: false,
-        seeds,
-    };
+    let trials = Trials::undisturbed(plan, length, seeds);
     let attempt = |ground: &Ground, seed: u64, actions: &[Action]| {
         let played = Played::from(ground, seed, actions)?;
         let mut random = Random::new(seed);
@@ -218,18 +211,24 @@ const FAILURES: [FaultKind; 6] = [
 ];
 const LIES: [FaultKind; 2] = [FaultKind::FlippedRead, FaultKind::MisdirectedRead];
 
+/// Kinds of stores, and how many histories of each are tried.
+const STORES: [(Plan, u64); 4] = [
+    (Plan::SMALL, 4),
+    (Plan::LARGE_BLOCKS, 4),
+    (Plan::FULL, 2),
+    (Plan::THREE_SECTORS, 4),
+];
+
 #[test]
 fn a_call_fails_in_the_recovery_from_a_crash() {
-    recover(Plan::SMALL, 12, 4, &FAILURES);
-    recover(Plan::LARGE_BLOCKS, 12, 4, &FAILURES);
-    recover(Plan::FULL, 12, 2, &FAILURES);
-    recover(Plan::THREE_SECTORS, 12, 4, &FAILURES);
+    for (plan, seeds) in STORES {
+        recover(plan, 12, seeds, &FAILURES);
+    }
 }
 
 #[test]
 fn a_read_lies_in_the_recovery_from_a_crash() {
-    recover(Plan::SMALL, 12, 8, &LIES);
-    recover(Plan::LARGE_BLOCKS, 12, 8, &LIES);
-    recover(Plan::FULL, 12, 4, &LIES);
-    recover(Plan::THREE_SECTORS, 12, 4, &LIES);
+    for (plan, seeds) in STORES {
+        recover(plan, 12, 2 * seeds, &LIES);
+    }
 }

@@ -93,12 +93,8 @@ fn a_replayed_copy_keeps_its_payload() {
     }
 }
 
-/// A blob that was deleted for sure does not come back, though the delete found nothing: an older
-/// one, in another sector, had hidden the blob, and a crash took it. A yet older tombstone in its
-/// own sector is no help.
-#[test]
-fn a_delete_that_finds_nothing_outlives_the_one_before_it() {
-    let sim = Sim::new(512, 1);
+/// A store of two sectors without a thread of its own: `first` lies in sector 0, `second` in 1.
+fn simulated_sectors(sim: &Sim) -> (Store, CreateOptions) {
     let options = CreateOptions {
         sectors: 2,
         sector_size: 16 * MIB,
@@ -112,6 +108,16 @@ fn a_delete_that_finds_nothing_outlives_the_one_before_it() {
     let store = Store::create_on(sim.backend(), "/store", options.clone()).expect("it is made");
     put(&store, "first", 400_000);
     put(&store, "second", 300_000);
+    (store, options)
+}
+
+/// A blob that was deleted for sure does not come back, though the delete found nothing: an older
+/// one, in another sector, had hidden the blob, and a crash took it. A yet older tombstone in its
+/// own sector is no help.
+#[test]
+fn a_delete_that_finds_nothing_outlives_the_one_before_it() {
+    let sim = Sim::new(512, 1);
+    let (store, options) = simulated_sectors(&sim);
     let delete = |durability| {
         let options = DeleteOptions {
             durability,
@@ -148,19 +154,7 @@ fn a_delete_that_finds_nothing_outlives_the_one_before_it() {
 fn a_delete_that_finds_nothing_outlives_a_put_that_failed_before_it() {
     for seed in 0..8 {
         let sim = Sim::new(512, seed);
-        let options = CreateOptions {
-            sectors: 2,
-            sector_size: 16 * MIB,
-            open: OpenOptions {
-                background: false,
-                reader_patience: Duration::ZERO,
-                ..OpenOptions::default()
-            },
-            ..CreateOptions::default()
-        };
-        let store = Store::create_on(sim.backend(), "/store", options.clone()).expect("is made");
-        put(&store, "first", 400_000);
-        put(&store, "second", 300_000);
+        let (store, options) = simulated_sectors(&sim);
         put_beside(&store, "first", "key", b"older");
         let delete = || {
             let outcome = store.delete(&key("key"), DeleteOptions::default()).wait();

@@ -247,14 +247,7 @@ impl<'a> Past<'a> {
 }
 
 fn lies(plan: Plan, seeds: u64, kind: FaultKind) {
-    let mut plan = plan;
-    plan.mix.reopen = false;
-    let trials = Trials {
-        plan,
-        length: 20,
-        disasters: false,
-        seeds,
-    };
+    let trials = Trials::undisturbed(plan, 20, seeds);
     let tally = trials.run(&|ground, seed, actions| lie_at_each(ground, seed, actions, kind));
     assert!(tally.histories > 0, "nothing to lie about");
 }

@@ -42,6 +42,19 @@ pub struct Trials {
 type Try<'a> = &'a (dyn Fn(&Ground, u64, &[Action]) -> Result<Tally, Difference> + Sync);
 
 impl Trials {
+    /// Histories that leave the machine up and the store open: what goes wrong is the test's to say.
+    #[must_use]
+    pub fn undisturbed(plan: Plan, length: usize, seeds: u64) -> Self {
+        let mut plan = plan;
+        plan.mix.reopen = false;
+        Self {
+            plan,
+            length,
+            disasters: false,
+            seeds,
+        }
+    }
+
     /// Tries the histories of all seeds, and says how many there were.
     ///
     /// # Panics
