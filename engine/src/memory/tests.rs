@@ -148,7 +148,7 @@ fn parts_count_and_holes_do_not() {
         capacity: Some(10),
         ..MemoryOptions::default()
     });
-    let created = store.create(&key("a"), 1000, PutOptions::default());
+    let created = store.create_sparse(&key("a"), 1000, PutOptions::default());
     created.wait().expect("a hole takes no room");
     let put = |start, bytes: &'static str| {
         let span = Span::at(start, bytes.len() as u64).expect("it is small");

@@ -259,7 +259,7 @@ impl MemoryStore {
         })
     }
 
-    fn create_blob(
+    fn make_sparse(
         &self,
         key: &BinaryKey,
         size: u64,
@@ -295,8 +295,13 @@ impl MemoryStore {
 }
 
 impl MutableObjectStore for MemoryStore {
-    fn create(&self, key: &BinaryKey, size: u64, options: PutOptions) -> StoreOp<PutOutcome> {
-        Op::ready(self.create_blob(key, size, options))
+    fn create_sparse(
+        &self,
+        key: &BinaryKey,
+        size: u64,
+        options: PutOptions,
+    ) -> StoreOp<PutOutcome> {
+        Op::ready(self.make_sparse(key, size, options))
     }
 
     fn put_range(

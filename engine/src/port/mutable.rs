@@ -202,7 +202,8 @@ pub trait MutableObjectStore: BlobStore {
     ///
     /// # Errors
     /// `PreconditionFailed`, `TooLarge`, `NoSpace`, `InvalidArgument`; as [`BlobStore::put`].
-    fn create(&self, key: &BinaryKey, size: u64, options: PutOptions) -> StoreOp<PutOutcome>;
+    fn create_sparse(&self, key: &BinaryKey, size: u64, options: PutOptions)
+    -> StoreOp<PutOutcome>;
 
     /// Replaces the bytes of `range`, at any alignment. Readers see all of the new bytes or none.
     /// Puts of ranges that overlap come to some order of whole writes. An empty range succeeds, and

@@ -153,7 +153,9 @@ pub(super) fn an_absent_key_has_no_ranges(subject: MutableSubject<'_>) {
         assert_fails!(absent, StorageError::NotFound { key } if key.as_bytes() == b"k");
     }
     store.assert_absent("k");
-    let created = store.create(&key("k"), 10, PutOptions::default()).wait();
+    let created = store
+        .create_sparse(&key("k"), 10, PutOptions::default())
+        .wait();
     created.expect("it is created");
     let put = store.write_at("k", 0, &bytes, PutRangeOptions::default());
     put.expect("it is there");
@@ -235,7 +237,7 @@ pub(super) fn a_range_that_is_too_large_is_refused(subject: MutableSubject<'_>) 
     assert_eq!(store.info("k").version, old.version);
     let fits = store.write_at("k", max - 10, &payload(2, 10), past(PastEnd::Sparse));
     assert_eq!(fits.expect("it fits").size, limit);
-    let created = store.create(&key("l"), limit + 1, PutOptions::default());
+    let created = store.create_sparse(&key("l"), limit + 1, PutOptions::default());
     assert_fails!(created.wait(), StorageError::TooLarge { .. });
 }
 
@@ -431,7 +433,7 @@ pub(super) fn get_ranges_is_conditional(subject: MutableSubject<'_>) {
 pub(super) fn holes_are_told_or_zeros(subject: MutableSubject<'_>) {
     let mut store = subject.fresh();
     let created = store
-        .create(&key("k"), 100_000, PutOptions::default())
+        .create_sparse(&key("k"), 100_000, PutOptions::default())
         .wait();
     created.expect("it is created");
     let mut expected = vec![0; 100_000];
@@ -483,7 +485,7 @@ pub(super) fn created_blobs_are_one_hole(subject: MutableSubject<'_>) {
         attributes: Attributes::from([("colour".to_owned(), "blue".into())]),
         ..PutOptions::default()
     };
-    let create = |size, options| store.create(&key("k"), size, options).wait();
+    let create = |size, options| store.create_sparse(&key("k"), size, options).wait();
     let created = create(1_000_000, options.clone()).expect("it is created");
     assert_eq!(created.size, 1_000_000);
     let info = store.info("k");

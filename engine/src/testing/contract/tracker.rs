@@ -215,7 +215,7 @@ pub(super) fn blobs_are_tracked_by_what_is_written(subject: MutableSubject<'_>) 
         TrackerError::NotFound { .. }
     );
     store
-        .create(&name, 1000, PutOptions::default())
+        .create_sparse(&name, 1000, PutOptions::default())
         .wait()
         .expect("it is created");
     let created = written(&store);
@@ -310,7 +310,7 @@ pub(super) fn nothing_unwritten_is_marked(subject: MutableSubject<'_>) {
     );
     assert_fails!(absent.wait(), TrackerError::NotFound { .. });
     store
-        .create(&name, 1000, PutOptions::default())
+        .create_sparse(&name, 1000, PutOptions::default())
         .wait()
         .expect("it is created");
     let range = Span::new(100, 200).expect("forwards");
@@ -462,7 +462,7 @@ pub(super) fn waiting_for_ranges(subject: MutableSubject<'_>) {
         TrackerError::NotFound { .. }
     );
     store
-        .create(&name, 1000, PutOptions::default())
+        .create_sparse(&name, 1000, PutOptions::default())
         .wait()
         .expect("it is created");
     tracker
