@@ -47,8 +47,10 @@ pub fn frame_length(records: u64) -> u64 {
 #[derive(Debug)]
 pub struct FrameBuilder<'a> {
     sector: &'a Sector,
-    /// The block with the header of the segment that it opens.
-    opening: Option<AlignedBuf>,
+    /// The block with the header of the segment that it opens, and where that goes.
+    opening: Option<(AlignedBuf, u64)>,
+    /// LSN of that header; 0: it opens none.
+    header_lsn: u64,
     buffer: AlignedBuf,
     /// Where the frame goes.
     address: u64,
@@ -90,16 +92,18 @@ impl<'a> FrameBuilder<'a> {
     ) -> Result<Self, StorageError> {
         let geometry = sector.geometry();
         let mut tail = tail;
-        let mut opening = None;
+        let (mut opening, mut header_lsn) = (None, 0);
         if let Some((segment, generation)) = opened {
             let (previous, previous_generation) = tail.segment.unwrap_or((segment::NONE, 0));
+            header_lsn = tail.lsn + 1;
+            let address = geometry.segment_offset(segment);
             let header = SegmentHeader {
                 magic: segment::MAGIC.into(),
                 checksum: 0.into(),
                 kind: segment::KIND_LOG.into(),
                 segment: segment.into(),
                 generation: generation.into(),
-                first_lsn: (tail.lsn + 1).into(),
+                first_lsn: header_lsn.into(),
                 durable_lsn: durable_lsn.into(),
                 previous_segment: previous.into(),
                 previous_end: u32::try_from(tail.offset).unwrap_or(u32::MAX).into(),
@@ -108,11 +112,11 @@ impl<'a> FrameBuilder<'a> {
                 previous_checksum: tail.checksum.into(),
                 reserved: [0; 60],
             }
-            .sealed(sector.identity(), geometry.segment_offset(segment));
+            .sealed(sector.identity(), address);
             let mut block = sector.buffer(geometry.block_size.into())?;
             block.fill(0);
             block[..size_of::<SegmentHeader>()].copy_from_slice(header.bytes());
-            opening = Some(block);
+            opening = Some((block, address));
             tail = Tail {
                 segment: opened,
                 offset: geometry.block_size.into(),
@@ -129,6 +133,7 @@ impl<'a> FrameBuilder<'a> {
         Ok(Self {
             sector,
             opening,
+            header_lsn,
             buffer: sector.buffer(length)?,
             address: geometry.segment_offset(segment) + tail.offset,
             used: FRAME_HEADER,
@@ -136,6 +141,13 @@ impl<'a> FrameBuilder<'a> {
             checksums: Vec::new(),
             tail,
         })
+    }
+
+    /// The LSN of the header of the segment that it opens; 0 if it opens none. A frame that is written
+    /// when that header is durable claims it \[F-58\].
+    #[must_use]
+    pub fn header_lsn(&self) -> u64 {
+        self.header_lsn
     }
 
     /// Appends a record that [`graviton_format::record::write_record_head`] and
@@ -204,11 +216,8 @@ impl<'a> FrameBuilder<'a> {
             time,
             ..self.tail
         };
-        let segment = self.sector.geometry().segment_of(address);
         BuiltFrame {
-            opening: self
-                .opening
-                .zip(segment.map(|(_, offset)| address - offset)),
+            opening: self.opening,
             buffer: self.buffer,
             address,
             tail,

@@ -251,6 +251,8 @@ pub struct Replay {
     tail: Tail,
     /// The highest LSN that anything valid claims durable.
     claimed: u64,
+    /// The LSN of the header of the segment in which the log goes on.
+    header_lsn: u64,
     /// The highest LSN of any frame seen, whether it is part of the log or not.
     seen: u64,
     /// The segment that was searched for frames behind a break, and their addresses.
@@ -287,6 +289,7 @@ impl Replay {
             chain: VecDeque::new(),
             tail: Tail::default(),
             claimed,
+            header_lsn: 0,
             seen: 0,
             searched: None,
             stump: None,
@@ -530,7 +533,7 @@ impl Replay {
     ) -> Result<bool, StorageError> {
         let geometry = *self.sector.geometry();
         self.gather_claims().await?;
-        if self.claimed <= self.tail.lsn {
+        if self.claimed <= self.reached() {
             return Ok(false);
         }
         let at = geometry.segment_offset(segment) + self.tail.offset;
@@ -576,7 +579,7 @@ impl Replay {
         }
         if let Some(position) = continuation {
             self.chain.drain(..position);
-        } else if self.claimed <= self.tail.lsn {
+        } else if self.claimed <= self.reached() {
             // Whatever is left was written, but never acknowledged, after frames that did not arrive.
             self.chain.clear();
         }
@@ -586,7 +589,7 @@ impl Replay {
             header,
         }) = self.chain.pop_front()
         else {
-            if self.claimed > self.tail.lsn {
+            if self.claimed > self.reached() {
                 let at = self.tail.segment.map_or(0, |(segment, _)| {
                     geometry.segment_offset(segment) + self.tail.offset
                 });
@@ -625,8 +628,14 @@ impl Replay {
             lsn: self.tail.lsn.max(header.previous_lsn.get()),
             time: self.tail.time,
         };
+        self.header_lsn = header.first_lsn.get();
         segments.set(next, State::Open, header.generation.get(), self.tail.offset);
         Ok(true)
+    }
+
+    /// What is durable if the log ends here: its last frame, and the header of its last segment.
+    fn reached(&self) -> u64 {
+        self.tail.lsn.max(self.header_lsn)
     }
 
     /// Which segment of the chain continues the log at the tail.
@@ -757,8 +766,9 @@ enum Found {
 }
 
 impl Found {
+    /// Whether the log may go on here.
     fn is_newer(&self, generation: u64) -> bool {
-        matches!(self, Self::Header(header) if header.generation > generation)
+        matches!(self, Self::Header(header) if header.generation > generation && header.kind == KIND_LOG)
     }
 }
 
@@ -819,9 +829,14 @@ async fn read_headers(sector: &Sector, generation: u64) -> Result<Vec<Found>, St
         let header = &mut headers[segment as usize];
         for _ in 1..READS {
             let (again, skip) = sector.read(address..address + length).await?;
-            *header = found(sector, segment, &again[skip..]);
-            if header.is_newer(generation) {
+            let again = found(sector, segment, &again[skip..]);
+            // A newer header or frame that was seen once is there.
+            if again.is_newer(generation) {
+                *header = again;
                 break;
+            }
+            if !matches!(header, Found::Lost) {
+                *header = again;
             }
         }
     }

@@ -22,7 +22,7 @@ use crate::sync::{Condvar, Instant, Mutex, OnceLock};
 
 /// The most bytes of payload one device read brings in.
 pub const READ_MAX: u64 = 4 << 20;
-/// How often what is not whole is read, when a store is opened, before it is believed to be so.
+/// How often what is not whole is read before it is believed to be so.
 pub const READS: usize = 3;
 
 /// Payload on disk: where its first chunk lies, how long it is, and the LSN that masks its chunks.
@@ -489,9 +489,16 @@ async fn read_superblock(
     number: u16,
     address: u64,
 ) -> Result<Result<Superblock, FormatError>, StorageError> {
-    let (buffer, outcome) = disk.read(BufferPool::global().take(4096), address).await;
-    outcome.map_err(|source| io_error("read", number, address, source))?;
-    Ok(Superblock::decode(&buffer, address))
+    let mut reads = 0;
+    loop {
+        reads += 1;
+        let (buffer, outcome) = disk.read(BufferPool::global().take(4096), address).await;
+        outcome.map_err(|source| io_error("read", number, address, source))?;
+        let decoded = Superblock::decode(&buffer, address);
+        if decoded.is_ok() || reads == READS {
+            return Ok(decoded);
+        }
+    }
 }
 
 fn io_error(operation: &'static str, sector: u16, offset: u64, source: io::Error) -> StorageError {

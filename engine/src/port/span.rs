@@ -237,7 +237,8 @@ impl RangeSet {
         other.difference(self).is_empty()
     }
 
-    /// Adds the bytes of `span`.
+    /// Adds the bytes of `span`. Linear in the number of spans behind it: to gather many in no order,
+    /// collect them.
     pub fn insert(&mut self, span: Span) {
         if span.is_empty() {
             return;
@@ -253,7 +254,7 @@ impl RangeSet {
         self.spans.splice(first..behind, [merged]);
     }
 
-    /// Takes the bytes of `span` out.
+    /// Takes the bytes of `span` out. Linear in the number of spans behind it.
     pub fn remove(&mut self, span: Span) {
         if span.is_empty() {
             return;

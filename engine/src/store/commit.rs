@@ -672,8 +672,10 @@ impl Inner {
         let has_records = !decided.records.is_empty();
         let notes = decided.notes && queue.unnoted.is_some();
         let writes = has_records || notes || decided.opened.is_some();
-        if writes && !has_records {
-            *next_lsn += 1;
+        if writes {
+            // So that the frame can claim the header of its segment, which has one between [F-58].
+            let of_header = u64::from(decided.opened.is_some());
+            *next_lsn += u64::from(!has_records) + of_header;
         }
         if *next_lsn > first_lsn {
             *newest = *next_lsn - 1;
@@ -718,13 +720,24 @@ impl Inner {
             }
             return;
         }
+        // A DSYNC write is durable by itself, but says nothing of unsynced frames before it.
+        let sync = if flight.durable && !unsynced {
+            WriteSync::Data
+        } else {
+            WriteSync::None
+        };
         let length = frame_length(records.iter().map(|(record, ..)| record.len() as u64).sum());
         let built =
             FrameBuilder::new(&sector, tail, opened, length, flight.noted).map(|mut builder| {
                 for (position, (record, lsn, flags)) in records.iter().enumerate() {
                     flight.applied[position].address = builder.push(record, *lsn, *flags);
                 }
-                builder.finish(lsn, flight.noted, self.now().max(tail.time))
+                let claimed = match sync {
+                    // The header is durable before the frame is written.
+                    WriteSync::Data => flight.noted.max(builder.header_lsn()),
+                    WriteSync::None => flight.noted,
+                };
+                builder.finish(lsn, claimed, self.now().max(tail.time))
             });
         drop(records);
         let built = match built {
@@ -733,12 +746,6 @@ impl Inner {
         };
         flight.tail = Some(built.tail);
         flight.length = built.buffer.len() as u64;
-        // A DSYNC write is durable by itself, but says nothing of unsynced frames before it.
-        let sync = if flight.durable && !unsynced {
-            WriteSync::Data
-        } else {
-            WriteSync::None
-        };
         let BuiltFrame {
             opening,
             buffer,
@@ -749,9 +756,11 @@ impl Inner {
             return self.write_frame(flight, buffer, address, sync);
         };
         let inner = Arc::clone(self);
-        let opened = sector.disk().write(block, start, sync);
-        opened.then(move |_, outcome| {
-            match inner.sectors[flight.number].written("write", start, outcome) {
+        let header = sector.disk().write(block, start, sync);
+        header.then(move |_, outcome| {
+            let sector = &inner.sectors[flight.number];
+            let written = sector.written("write", start, outcome);
+            match written.and_then(|()| sector.check_writable()) {
                 Ok(()) => inner.write_frame(flight, buffer, address, sync),
                 failed => inner.landed(flight, failed),
             }

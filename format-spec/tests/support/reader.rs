@@ -378,7 +378,10 @@ pub fn recover(sector: &[u8]) -> Result<Recovered, Failure> {
     if state.segment != NONE {
         reader.replay(&mut state, newest_root)?;
     }
+    // A durable header is told of by the first frame [F-58].
+    let mut header_lsn = 0;
     while let Some(header) = reader.next_segment(&state) {
+        header_lsn = header.first_lsn.get();
         state.segment = header.segment.get();
         state.offset = geometry.block_size.into();
         state.generation = header.generation.get();
@@ -387,7 +390,7 @@ pub fn recover(sector: &[u8]) -> Result<Recovered, Failure> {
     }
     let durable = reader.evidence(&state, newest_root);
     let last = state.recovered.last_lsn;
-    if durable > last {
+    if durable > last.max(header_lsn) {
         return Err(Failure::Corruption {
             address: if state.segment == NONE {
                 0
