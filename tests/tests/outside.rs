@@ -124,7 +124,7 @@ fn steps_write_the_note_of_what_is_durable() {
             let before = store.info().lsn;
             put(&store, "the-last-blob", durability);
             let after = store.info().lsn;
-            assert_eq!(after, before + 1);
+            assert!(after > before);
             if steps {
                 while store.step().expect("maintenance") {}
                 assert!(store.info().lsn > after, "no note was written");
