@@ -18,7 +18,7 @@ use graviton_engine::port::{
 use graviton_engine::store::{SegmentState, Store};
 use graviton_engine::testing::{Contents, Difference, Pair, Step, Subject, contents_of};
 use graviton_tests::history::{
-    Action, Ground, Machine, Plan, Record, Tally, Trials, check_store, do_and_note, open, perform,
+    Action, Ground, Machine, Plan, Record, Tally, Trials, check_store, do_all, open, perform,
 };
 use graviton_tests::put_options;
 
@@ -95,10 +95,7 @@ fn lie_once(
     pair.adopt(store)?;
     let mut record = Record::new(pair.contents());
     sim.set_faults(&[fault]);
-    for action in actions {
-        let done = do_and_note(&mut pair, action).map_err(|what| format!("{action:?}: {what}"))?;
-        record.done.push(done);
-    }
+    do_all(&mut pair, actions, &mut record)?;
     sim.set_faults(&[]);
     // Still open: what the index knows is right, or can't be read.
     pair.run(&Step::compare_all())?;

@@ -11,7 +11,7 @@ use super::action::{Action, actions};
 use super::ground::{Ground, Plan};
 use super::machine::Machine;
 use super::record::Record;
-use super::run::{check_contents, check_store, do_and_note, open};
+use super::run::{check_contents, check_store, do_all, do_and_note, open};
 
 /// How thoroughly the moments of a history are explored.
 #[derive(Debug, Clone, Copy)]
@@ -78,11 +78,7 @@ impl Played {
         let mut pair = Pair::over(machine, Arc::<Store>::clone(&store));
         pair.adopt(store)?;
         let mut record = Record::new(pair.contents());
-        for action in actions {
-            let done =
-                do_and_note(&mut pair, action).map_err(|what| format!("{action:?}: {what}"))?;
-            record.done.push(done);
-        }
+        do_all(&mut pair, actions, &mut record)?;
         let given = pair.given().clone();
         let crasher = pair.subject().crasher();
         Ok(Self {

@@ -120,6 +120,19 @@ pub fn do_and_note(pair: &mut Pair<'_, Machine>, action: &Action) -> Result<Done
     })
 }
 
+/// Does actions that leave the machine up, one after the other, and takes them down.
+pub fn do_all(
+    pair: &mut Pair<'_, Machine>,
+    actions: &[Action],
+    record: &mut Record,
+) -> Result<(), Difference> {
+    for action in actions {
+        let done = do_and_note(pair, action).map_err(|what| format!("{action:?}: {what}"))?;
+        record.done.push(done);
+    }
+    Ok(())
+}
+
 /// Opens the store of a machine.
 pub fn open(machine: &mut Machine) -> Result<Arc<Store>, Difference> {
     let opened = machine.open();
