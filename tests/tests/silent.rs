@@ -15,7 +15,7 @@ use graviton_engine::io::sim::{Fault, FaultKind, Loss};
 use graviton_engine::port::{
     BinaryKey, BlobStore, Durability, ErrorKind, GetOptions, StorageError,
 };
-use graviton_engine::store::{SegmentState, Store};
+use graviton_engine::store::{Access, SegmentState, Store};
 use graviton_engine::testing::{Contents, Difference, Pair, Step, Subject, contents_of};
 use graviton_tests::history::{
     Action, Ground, Machine, Plan, Record, Tally, Trials, check_store, do_all, open, perform,
@@ -124,7 +124,13 @@ fn lie_once(
             check_store(&pair.subject().store())
         }
         Ok(store) => check_remains(&store, record, fault.kind),
-        Err(error) if !lied_of_reads && is_damage(&error) => Ok(()),
+        Err(error) if !lied_of_reads && is_damage(&error) => {
+            match machine.open_for(Access::Salvage) {
+                // What it was before the history began may show then.
+                Ok(store) => check_finds(&store, &error),
+                Err(error) => Err(format!("does not open for salvage: {error}")),
+            }
+        }
         Err(error) => Err(format!("does not open again: {error}")),
     }
 }
@@ -156,6 +162,11 @@ fn check_remains(store: &Store, mut record: Record, kind: FaultKind) -> Result<(
         Err(error) if is_damage(&error) => error,
         Err(error) => return Err(error.to_string()),
     };
+    check_damaged(store, &record, &damaged)
+}
+
+/// Verify finds damage that was met, and what is there is what was there once.
+fn check_damaged(store: &Store, record: &Record, damaged: &StorageError) -> Result<(), Difference> {
     let report = store.verify(&mut |_| {});
     if report
         .map_err(|error| error.to_string())?
@@ -164,7 +175,7 @@ fn check_remains(store: &Store, mut record: Record, kind: FaultKind) -> Result<(
     {
         return Err(format!("verify does not find {damaged}"));
     }
-    let past = Past::of(&record);
+    let past = Past::of(record);
     past.states.iter().try_for_each(|(key, states)| {
         let found = match store.get(key, GetOptions::default()).wait() {
             Ok(blob) => Some(blob.bytes),
@@ -180,6 +191,16 @@ fn check_remains(store: &Store, mut record: Record, kind: FaultKind) -> Result<(
             )),
         }
     })
+}
+
+/// Verify finds damage that was met.
+fn check_finds(store: &Store, damaged: &StorageError) -> Result<(), Difference> {
+    let report = store.verify(&mut |_| {});
+    let report = report.map_err(|error| error.to_string())?;
+    match report.findings.is_empty() {
+        true => Err(format!("verify does not find {damaged}")),
+        false => Ok(()),
+    }
 }
 
 /// Of what was acknowledged as durable, forgets what no later frame tells of, if so many of the last

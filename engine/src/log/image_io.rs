@@ -10,7 +10,7 @@ use graviton_format::image::Image;
 use graviton_format::segment::{self, SegmentHeader};
 use graviton_format::{FormatError, Geometry};
 
-use super::sector::{READS, Sector};
+use super::sector::{Sector, until_whole};
 use crate::io::{AlignedBuf, BufferPool, IoOp, WriteSync};
 use crate::port::StorageError;
 
@@ -154,143 +154,142 @@ async fn write_root_copy(
     sector.sync().await
 }
 
-/// Where both copies of a root slot should be the same and are not, as after a crash between their
-/// writes, makes them so. Else an older root would stay whose image's segments are used anew.
+/// Writes the copies of roots that are not like their others, as after a crash between the writes.
+/// Else an older root would stay whose image's segments are used anew.
 ///
 /// # Errors
-/// `Io`.
-pub async fn mend_roots(sector: &Sector) -> Result<(), StorageError> {
-    for slot in [0, 1] {
-        let mut copies = Vec::new();
-        for address in sector.geometry().roots(slot) {
-            copies.push((address, read_root_copy(sector, address).await?.ok()));
-        }
-        let newest = copies
-            .iter()
-            .filter_map(|(_, root)| root.as_ref())
-            .max_by_key(|root| root.root.sequence.get());
-        let Some(newest) = newest else { continue };
-        for (address, copy) in &copies {
-            let same = |copy: &Root| copy.root.sequence == newest.root.sequence;
-            if !copy.as_ref().is_some_and(same) {
-                write_root_copy(sector, &newest.root, &newest.segments, *address).await?;
-            }
-        }
+/// `Io`; the sector is poisoned then.
+pub async fn mend_roots(sector: &Sector, behind: &[(u64, Root)]) -> Result<(), StorageError> {
+    for (address, root) in behind {
+        write_root_copy(sector, &root.root, &root.segments, *address).await?;
     }
     Ok(())
 }
 
-/// A copy of a root; `Err(None)` if it was never written.
-async fn read_root_copy(
-    sector: &Sector,
-    address: u64,
-) -> Result<Result<Root, Option<FormatError>>, StorageError> {
+/// What is wrong with a copy of a root.
+enum BadRoot {
+    /// It was never written.
+    Missing,
+    Damaged(FormatError),
+    Unreadable(StorageError),
+}
+
+async fn read_root_copy(sector: &Sector, address: u64) -> Result<Root, BadRoot> {
     let decode = |bytes: &[u8]| {
         let decoded = CheckpointRoot::decode(bytes, sector.identity(), sector.geometry(), address);
         match decoded {
             Ok((root, segments)) => Ok(Root { root, segments }),
             Err(FormatError::Magic { found: 0, .. }) if bytes.iter().all(|&byte| byte == 0) => {
-                Err(None)
+                Err(BadRoot::Missing)
             }
-            Err(error) => Err(Some(error)),
+            Err(error) => Err(BadRoot::Damaged(error)),
         }
     };
     let slot = address..address + ROOT_SLOT_SIZE as u64;
-    sector.read_whole(slot, decode).await
+    let read = sector.read_whole(slot, decode).await;
+    read.unwrap_or_else(|error| Err(BadRoot::Unreadable(error)))
 }
 
-/// The valid roots, newest first, and what was found wrong with the others; what
-/// [`mend_roots`] would mend apart. Nothing is wrong with a checkpoint that a crash has cut short
-/// between the two copies of its root: of the newest, the second may be an older one, or none.
+/// The valid roots, newest first, and what was found wrong with the others. Nothing is wrong with a
+/// checkpoint that a crash has cut short between the two copies of its root: of the newest, the
+/// second may be an older one, or none.
 ///
 /// # Errors
-/// `Io`.
+/// `Io` if none is valid, and some can't be read.
 pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, RootNotes), StorageError> {
     let mut roots: Vec<Root> = Vec::new();
     let mut notes = RootNotes::default();
     let mut behind = Vec::new();
+    let mut unreadable = None;
+    let sequence = |root: &&Root| root.root.sequence.get();
     for slot in [0, 1] {
         let mut damaged = Vec::new();
         let mut empty = Vec::new();
         let mut whole = Vec::new();
         let [_, last] = sector.geometry().roots(slot);
         for address in sector.geometry().roots(slot) {
-            match read_root_copy(sector, address).await? {
-                Ok(root) => {
-                    let sequence = root.root.sequence;
-                    whole.push((address, sequence.get()));
-                    if !roots.iter().any(|known| known.root.sequence == sequence) {
-                        roots.push(root);
-                    }
-                }
-                Err(Some(error)) => {
+            match read_root_copy(sector, address).await {
+                Ok(root) => whole.push((address, root)),
+                Err(BadRoot::Missing) => empty.push(address),
+                Err(BadRoot::Damaged(error)) => {
                     damaged.push((address, format!("a checkpoint root is damaged: {error}")));
                 }
-                Err(None) => empty.push((address, "a copy of a checkpoint root is missing")),
+                Err(BadRoot::Unreadable(error)) => {
+                    damaged.push((address, format!("a checkpoint root can't be read: {error}")));
+                    unreadable = Some(error);
+                }
             }
         }
-        if let Some(&(_, newest)) = whole.iter().max_by_key(|(_, sequence)| *sequence) {
-            whole.retain(|(_, sequence)| *sequence != newest);
-            let older = whole.iter().map(|&(address, sequence)| {
-                let what = format!("a checkpoint root is {sequence}, its other copy {newest}");
-                (newest, address == last, address, what)
-            });
-            behind.extend(older);
-            notes.to_mend.extend(damaged);
-            let missing =
-                |(address, what): (u64, &str)| (newest, address == last, address, what.to_owned());
-            behind.extend(empty.into_iter().map(missing));
-        } else {
+        let Some(newest) = whole.iter().map(|(_, root)| root).max_by_key(sequence) else {
             // Where both are empty, the slot was never used.
             notes.lost.extend(damaged);
+            continue;
+        };
+        let newest = newest.clone();
+        let number = sequence(&&newest);
+        let mut late: Vec<(u64, String)> = Vec::new();
+        for (address, root) in whole {
+            let other = sequence(&&root);
+            if other != number {
+                let what = format!("a checkpoint root is {other}, its other copy {number}");
+                late.push((address, what));
+                roots.push(root);
+            }
         }
+        let missing = |address| (address, "a copy of a checkpoint root is missing".to_owned());
+        late.extend(empty.into_iter().map(missing));
+        let bad = damaged.iter().chain(&late);
+        notes
+            .behind
+            .extend(bad.map(|(address, _)| (*address, newest.clone())));
+        notes.to_mend.extend(damaged);
+        behind.extend(late.into_iter().map(|note| (number, note.0 == last, note)));
+        roots.push(newest);
     }
-    roots.sort_by_key(|root| std::cmp::Reverse(root.root.sequence.get()));
-    let newest = roots.first().map(|root| root.root.sequence.get());
+    if roots.is_empty()
+        && let Some(error) = unreadable
+    {
+        return Err(error);
+    }
+    roots.sort_by_key(|root| std::cmp::Reverse(sequence(&root)));
+    let newest = roots.first().map(|root| sequence(&root));
     let wrong = behind
         .into_iter()
-        .filter(|(sequence, is_last, ..)| !is_last || Some(*sequence) != newest)
-        .map(|(.., address, what)| (address, what));
+        .filter(|(number, is_last, _)| !is_last || Some(*number) != newest)
+        .map(|(.., note)| note);
     notes.to_mend.extend(wrong);
     Ok((roots, notes))
 }
 
-/// What is wrong with a sector's roots, in words.
+/// What is wrong with a sector's roots.
 #[derive(Debug, Default)]
 pub struct RootNotes {
-    /// Both copies of a slot are damaged: their addresses, and in what way.
+    /// Both copies of a slot are bad: their addresses, and in what way.
     pub lost: Vec<(u64, String)>,
     /// One is, or is missing or older, and the other will do: rot, or a crash while it was written.
     pub to_mend: Vec<(u64, String)>,
+    /// All copies that are not like their others, whatever the cause, and what is to be there.
+    pub behind: Vec<(u64, Root)>,
 }
 
-/// Whether the segments that a root names still hold its image, by their headers.
-///
-/// # Errors
-/// `Io`.
-pub async fn has_image(sector: &Sector, root: &Root) -> Result<bool, StorageError> {
+/// Whether the segments that a root names still hold its image, by their headers; those that can't be
+/// read may.
+pub async fn has_image(sector: &Sector, root: &Root) -> bool {
     for (part, &segment) in (0..).zip(&root.segments) {
-        match check_part(sector, segment, part, root.root.sequence.get()).await {
-            Ok(()) => {}
-            Err(StorageError::Corruption { .. }) => return Ok(false),
-            Err(error) => return Err(error),
+        let part = check_part(sector, segment, part, root.root.sequence.get());
+        if let Err(StorageError::Corruption { .. }) = part.await {
+            return false;
         }
     }
-    Ok(true)
+    true
 }
 
-/// Reads and verifies the image of a root; again, if it is damaged: it may have been read wrongly.
+/// Reads and verifies the image of a root.
 ///
 /// # Errors
 /// `Io`, or `Corruption` where the image is damaged.
 pub async fn read_image(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImage, StorageError> {
-    for _ in 1..READS {
-        match read_image_once(sector, root).await {
-            Err(StorageError::Corruption { .. }) => {}
-            outcome => return outcome,
-        }
-    }
-    read_image_once(sector, root).await
+    until_whole(async || read_image_once(sector, root).await, Result::is_ok).await
 }
 
 async fn read_image_once(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImage, StorageError> {

@@ -8,7 +8,7 @@
 //! the rest was never acknowledged: a torn tail, and the log goes on from the break \[F-50\].
 
 use std::collections::VecDeque;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use graviton_format::FormatError;
@@ -19,7 +19,7 @@ use graviton_format::record::{FLAG_MOVED, Manifest, RecordKind, RecordView};
 use graviton_format::segment::{KIND_CHECKPOINT, KIND_LOG, NONE, SegmentHeader};
 
 use super::append::Tail;
-use super::sector::{READS, Sector};
+use super::sector::{READS, Sector, until_whole};
 use super::segments::{Segments, State};
 use crate::io::{AlignedBuf, IoOp, WriteSync};
 use crate::port::{BinaryKey, StorageError};
@@ -229,10 +229,23 @@ enum Candidate {
         /// `None` if they are not whole.
         records: Option<Vec<LoggedRecord>>,
         /// What is not whole.
-        wrong: Option<FormatError>,
+        wrong: Option<Wrong>,
     },
     /// No frame that continues the log.
-    None(FormatError),
+    None(Wrong),
+}
+
+/// Why there is no frame, or not all of it.
+enum Wrong {
+    Damaged(FormatError),
+    /// Nobody knows what was there.
+    Unreadable(StorageError),
+}
+
+impl Wrong {
+    fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Unreadable(_))
+    }
 }
 
 /// A segment of the chain.
@@ -324,21 +337,28 @@ impl Replay {
                 }
                 // A segment header that was lost, or an older one in its place: the frames behind
                 // it still claim.
-                found @ (Found::Lost | Found::Damaged) => {
+                found @ (Found::Lost | Found::Damaged | Found::Unreadable(_)) => {
                     let block = u64::from(sector.geometry().block_size);
                     let newer = generation.saturating_add(1)..=u64::MAX;
-                    let highest = replay.search(segment, block, newer).await?;
+                    let (highest, gap) = replay.search(segment, block, newer).await?;
                     segments.raise_generation(highest);
                     // For other generations it may be searched again.
                     replay.searched = None;
-                    if matches!(found, Found::Damaged) {
-                        let base = sector.geometry().segment_offset(segment);
-                        let what = format!("the header of segment {segment} is damaged");
-                        replay.damage.push(Damage {
-                            error: sector.corruption(base, what),
-                            records_lost: false,
-                        });
-                    }
+                    let base = sector.geometry().segment_offset(segment);
+                    // Nobody knows what was acknowledged there.
+                    let records_lost = gap.is_some();
+                    let error = match (gap, found) {
+                        (Some(error), _) | (_, Found::Unreadable(error)) => error,
+                        (_, Found::Damaged) => sector.corruption(
+                            base,
+                            format!("the header of segment {segment} is damaged"),
+                        ),
+                        _ => continue,
+                    };
+                    replay.damage.push(Damage {
+                        error,
+                        records_lost,
+                    });
                 }
                 Found::Nothing => {}
             }
@@ -415,7 +435,7 @@ impl Replay {
                 } => (header, records, wrong),
                 Candidate::None(reason) => {
                     if self
-                        .resume_behind_break(segment, generation, &reason)
+                        .resume_behind_break(segment, generation, reason)
                         .await?
                     {
                         continue;
@@ -438,12 +458,15 @@ impl Replay {
                 }
                 // A frame that is not whole was acknowledged only if something says so.
                 self.gather_claims().await?;
-                if self.claimed < header.lsn.get() {
+                if self.claimed < header.lsn.get() && !wrong.is_unreadable() {
                     self.stump = Some(address);
                     return Ok(None);
                 }
                 self.damage.push(Damage {
-                    error: sector.corruption(address, wrong),
+                    error: match wrong {
+                        Wrong::Damaged(wrong) => sector.corruption(address, wrong),
+                        Wrong::Unreadable(error) => error,
+                    },
                     records_lost: records.is_none(),
                 });
             }
@@ -457,20 +480,18 @@ impl Replay {
         }
     }
 
-    /// What is at `address`, where the log goes on. Reads again what is not a whole frame: a read may
-    /// have been wrong, and what the log is cut for is gone for good.
+    /// What is at `address`, where the log goes on. What it is cut for is gone for good, so it is
+    /// read again.
     async fn read_candidate(
         &self,
         address: u64,
         generation: u64,
     ) -> Result<Candidate, StorageError> {
-        for _ in 1..READS {
-            let candidate = self.read_candidate_once(address, generation).await?;
-            if let Candidate::Frame { wrong: None, .. } = candidate {
-                return Ok(candidate);
-            }
-        }
-        self.read_candidate_once(address, generation).await
+        let read = async || self.read_candidate_once(address, generation).await;
+        until_whole(read, |candidate| {
+            matches!(candidate, Ok(Candidate::Frame { wrong: None, .. }))
+        })
+        .await
     }
 
     async fn read_candidate_once(
@@ -478,27 +499,43 @@ impl Replay {
         address: u64,
         generation: u64,
     ) -> Result<Candidate, StorageError> {
-        let (header, buffer, skip) = match read_frame(&self.sector, address).await? {
+        let mut gaps = Vec::new();
+        let read = async |range| {
+            let gap = |at, error| gaps.push((at, error));
+            self.sector.read_around(range, gap).await
+        };
+        let frame = read_frame_by(&self.sector, address, read).await?;
+        let mut gap_in = |range: Range<u64>| {
+            let gap = gaps.iter().position(|(at, _)| range.contains(at))?;
+            Some(Wrong::Unreadable(gaps.swap_remove(gap).1))
+        };
+        let (header, buffer, skip) = match frame {
             Ok(found) => found,
-            Err(reason) => return Ok(Candidate::None(reason)),
+            Err(reason) => {
+                let unreadable = gap_in(address..address + 1);
+                return Ok(Candidate::None(
+                    unreadable.unwrap_or(Wrong::Damaged(reason)),
+                ));
+            }
         };
         if !header.continues(generation, self.tail.checksum, self.tail.lsn) {
-            return Ok(Candidate::None(FormatError::Field {
+            return Ok(Candidate::None(Wrong::Damaged(FormatError::Field {
                 structure: "FrameHeader",
                 field: "previous",
                 what: "does not continue the log".to_owned(),
                 rule: "F-22",
-            }));
+            })));
         }
         let frame = &buffer[skip..];
         let (records, wrong) = match decode_frame(&self.sector, frame, &header, address) {
             Ok((records, wrong)) => (Some(records), wrong.or_else(|| padding(frame, &header))),
             Err(wrong) => (None, Some(wrong)),
         };
+        let unreadable = gap_in(address..address + u64::from(header.length.get()));
         Ok(Candidate::Frame {
             header,
             records,
-            wrong,
+            wrong: unreadable.or(wrong.map(Wrong::Damaged)),
         })
     }
 
@@ -523,31 +560,35 @@ impl Replay {
         Ok(())
     }
 
-    /// The chain breaks at the tail. If acknowledged writes are missing, notes the damage and goes
+    /// The chain breaks at the tail. If acknowledged writes are or may be missing, notes the damage and goes
     /// on with the next good frame of the segment; returns whether there is one.
     async fn resume_behind_break(
         &mut self,
         segment: u32,
         generation: u64,
-        reason: &FormatError,
+        reason: Wrong,
     ) -> Result<bool, StorageError> {
         let geometry = *self.sector.geometry();
         self.gather_claims().await?;
-        if self.claimed <= self.reached() {
+        if self.claimed <= self.reached() && !reason.is_unreadable() {
             return Ok(false);
         }
         let at = geometry.segment_offset(segment) + self.tail.offset;
         if self.continuation().is_some() {
             return Ok(false);
         }
-        self.damage.push(Damage {
-            error: self.sector.corruption(
+        let error = match reason {
+            Wrong::Damaged(reason) => self.sector.corruption(
                 at,
                 format!(
                     "acknowledged frames are missing after LSN {}: {reason}",
                     self.tail.lsn
                 ),
             ),
+            Wrong::Unreadable(error) => error,
+        };
+        self.damage.push(Damage {
+            error,
             records_lost: true,
         });
         let candidates = self
@@ -556,7 +597,8 @@ impl Replay {
             .map(|(_, addresses)| addresses.clone())
             .unwrap_or_default();
         for address in candidates.into_iter().filter(|&address| address > at) {
-            let Ok((header, ..)) = read_frame(&self.sector, address).await? else {
+            let read = async |range| self.sector.read_around(range, |_, _| {}).await;
+            let Ok((header, ..)) = read_frame_by(&self.sector, address, read).await? else {
                 continue;
             };
             if header.generation == generation && header.lsn.get() > self.tail.lsn {
@@ -684,28 +726,34 @@ impl Replay {
     }
 
     /// Looks for frames of `generations` from `offset` on in a segment, and takes in what they
-    /// claim. Returns the highest generation met; 0 if there is none, or it was searched just now.
+    /// claim. Returns the highest generation met, 0 if there is none, or it was searched just now;
+    /// and why some of it could not be searched.
     async fn search(
         &mut self,
         segment: u32,
         offset: u64,
         generations: RangeInclusive<u64>,
-    ) -> Result<u64, StorageError> {
+    ) -> Result<(u64, Option<StorageError>), StorageError> {
         if self
             .searched
             .as_ref()
             .is_some_and(|(searched, _)| *searched == segment)
         {
-            return Ok(0);
+            return Ok((0, None));
         }
         let geometry = *self.sector.geometry();
         let mut addresses = Vec::new();
         let mut highest = 0;
+        let mut gap = None;
         let mut start = offset;
         while start < geometry.segment_size {
             let end = geometry.segment_size.min(start + SCAN_WINDOW);
             let base = geometry.segment_offset(segment);
-            let (buffer, skip) = self.sector.read(base + start..base + end).await?;
+            let note = |_, error| {
+                gap.get_or_insert(error);
+            };
+            let window = base + start..base + end;
+            let (buffer, skip) = self.sector.read_around(window, note).await?;
             let blocks = buffer[skip..].chunks(geometry.block_size as usize);
             for (block, address) in
                 blocks.zip((base + start..).step_by(geometry.block_size as usize))
@@ -723,7 +771,7 @@ impl Replay {
             start = end;
         }
         self.searched = Some((segment, addresses));
-        Ok(highest)
+        Ok((highest, gap))
     }
 }
 
@@ -735,6 +783,14 @@ pub async fn read_frame(
     sector: &Sector,
     address: u64,
 ) -> Result<Result<(FrameHeader, AlignedBuf, usize), FormatError>, StorageError> {
+    read_frame_by(sector, address, async |range| sector.read(range).await).await
+}
+
+async fn read_frame_by(
+    sector: &Sector,
+    address: u64,
+    mut read: impl AsyncFnMut(Range<u64>) -> Result<(AlignedBuf, usize), StorageError>,
+) -> Result<Result<(FrameHeader, AlignedBuf, usize), FormatError>, StorageError> {
     /// Small frames come with their header in one read.
     const FIRST_READ: u64 = 64 << 10;
     let geometry = sector.geometry();
@@ -743,7 +799,7 @@ pub async fn read_frame(
     };
     let segment_end = geometry.segment_offset(segment) + geometry.segment_size;
     let first_end = segment_end.min(address + FIRST_READ);
-    let (buffer, skip) = sector.read(address..first_end).await?;
+    let (buffer, skip) = read(address..first_end).await?;
     let header = match FrameHeader::decode(&buffer[skip..], sector.identity(), geometry, address) {
         Ok(header) => header,
         Err(error) => return Ok(Err(error)),
@@ -752,7 +808,7 @@ pub async fn read_frame(
     if end <= first_end {
         return Ok(Ok((header, buffer, skip)));
     }
-    let (buffer, skip) = sector.read(address..end).await?;
+    let (buffer, skip) = read(address..end).await?;
     Ok(Ok((header, buffer, skip)))
 }
 
@@ -762,6 +818,8 @@ enum Found {
     Lost,
     /// What no crash leaves, since a header is written whole: nobody knows what was here.
     Damaged,
+    /// Nor here, for it can't be read.
+    Unreadable(StorageError),
     Nothing,
 }
 
@@ -804,22 +862,19 @@ async fn read_headers(sector: &Sector, generation: u64) -> Result<Vec<Found>, St
     let length = HEADER_READ.min(geometry.segment_size);
     let mut headers = Vec::with_capacity(geometry.segment_count as usize);
     let all = 0..geometry.segment_count;
-    read_starts(sector, all, length, |segment, start| {
-        headers.push(found(sector, segment, start));
-    })
-    .await?;
+    read_starts(sector, all, length, |_, found| headers.push(found)).await?;
 
     let (mut old, mut dubious) = (Vec::new(), Vec::new());
     for (segment, found) in (0..).zip(&headers) {
         match found {
             found if found.is_newer(generation) => {}
-            Found::Lost | Found::Damaged => dubious.push(segment),
+            Found::Lost | Found::Damaged | Found::Unreadable(_) => dubious.push(segment),
             Found::Header(_) | Found::Nothing => old.push(segment),
         }
     }
     let block = geometry.block_size.into();
-    read_starts(sector, old.into_iter(), block, |segment, start| {
-        if found(sector, segment, start).is_newer(generation) {
+    read_starts(sector, old.into_iter(), block, |segment, found| {
+        if found.is_newer(generation) {
             dubious.push(segment);
         }
     })
@@ -828,8 +883,17 @@ async fn read_headers(sector: &Sector, generation: u64) -> Result<Vec<Found>, St
         let address = geometry.segment_offset(segment);
         let header = &mut headers[segment as usize];
         for _ in 1..READS {
-            let (again, skip) = sector.read(address..address + length).await?;
-            let again = found(sector, segment, &again[skip..]);
+            let mut gap = None;
+            let note = |at, error| {
+                if at == address {
+                    gap = Some(error);
+                }
+            };
+            let (start, skip) = sector.read_around(address..address + length, note).await?;
+            let again = match gap {
+                Some(error) => Found::Unreadable(error),
+                None => found(sector, segment, &start[skip..]),
+            };
             // A newer header or frame that was seen once is there.
             if again.is_newer(generation) {
                 *header = again;
@@ -843,12 +907,12 @@ async fn read_headers(sector: &Sector, generation: u64) -> Result<Vec<Found>, St
     Ok(headers)
 }
 
-/// Reads the first `length` bytes of `segments`, many at once.
+/// Reads the first `length` bytes of `segments`, many at once, and tells what they are.
 async fn read_starts(
     sector: &Sector,
     segments: impl Iterator<Item = u32>,
     length: u64,
-    mut each: impl FnMut(u32, &[u8]),
+    mut each: impl FnMut(u32, Found),
 ) -> Result<(), StorageError> {
     let geometry = sector.geometry();
     let mut segments = segments.fuse();
@@ -866,7 +930,10 @@ async fn read_starts(
         };
         let (buffer, outcome) = read.await;
         let address = geometry.segment_offset(segment);
-        outcome.map_err(|source| sector.io_error("read", address, source))?;
-        each(segment, &buffer);
+        let found = match outcome {
+            Ok(()) => found(sector, segment, &buffer),
+            Err(source) => Found::Unreadable(sector.io_error("read", address, source)),
+        };
+        each(segment, found);
     }
 }

@@ -1,5 +1,6 @@
 //! A [`Sector`]: an open sector file with its identity and measures, and verified reads from it.
 
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -24,6 +25,21 @@ use crate::sync::{Condvar, Instant, Mutex, OnceLock};
 pub const READ_MAX: u64 = 4 << 20;
 /// How often what is not whole is read before it is believed to be so.
 pub const READS: usize = 3;
+
+/// How many reads of a block may fail before nobody looks for what lies between such blocks.
+const UNREADABLE_MAX: u32 = 4096;
+
+/// Reads again what is not whole: it may have been read wrongly, and whoever opens the store may
+/// overwrite what seems to be damaged.
+pub async fn until_whole<T>(mut read: impl AsyncFnMut() -> T, is_whole: impl Fn(&T) -> bool) -> T {
+    for _ in 1..READS {
+        let outcome = read().await;
+        if is_whole(&outcome) {
+            return outcome;
+        }
+    }
+    read().await
+}
 
 /// Payload on disk: where its first chunk lies, how long it is, and the LSN that masks its chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,10 +66,13 @@ struct Unpinned {
 #[derive(Debug)]
 pub struct Sector {
     number: u16,
-    /// Its own word for its number, and for how many sectors the store had when it was made.
-    claim: (u16, u16),
     identity: Identity,
     geometry: Geometry,
+    superblock: Superblock,
+    /// Where a copy of the superblock lies that is not like the other.
+    to_mend: Option<u64>,
+    /// Reads of blocks that failed in [`Sector::read_around`].
+    unreadable: AtomicU32,
     disk: Arc<dyn Disk>,
     /// Readers that are at work in each segment: it is not reused before they are done.
     pins: Box<[AtomicU32]>,
@@ -67,16 +86,31 @@ impl Sector {
     /// # Errors
     /// What the disk reports.
     pub async fn format(disk: Arc<dyn Disk>, superblock: Superblock) -> Result<Self, StorageError> {
-        let sector = Self::new(disk, superblock.sector_number.get(), &superblock);
+        let sector = Self::new(disk, superblock.sector_number.get(), superblock, None);
         for address in sector.geometry.superblocks() {
-            let block = u64::from(sector.geometry.block_size);
-            let mut buffer = sector.buffer(block)?;
-            buffer.fill(0);
-            buffer[..size_of::<Superblock>()].copy_from_slice(superblock.sealed(address).bytes());
-            sector.write(buffer, address, WriteSync::None).await?;
+            sector.write_superblock(address).await?;
         }
         sector.sync().await?;
         Ok(sector)
+    }
+
+    async fn write_superblock(&self, address: u64) -> Result<(), StorageError> {
+        let mut buffer = self.buffer(self.geometry.block_size.into())?;
+        buffer.fill(0);
+        let sealed = self.superblock.sealed(address);
+        buffer[..size_of::<Superblock>()].copy_from_slice(sealed.bytes());
+        self.write(buffer, address, WriteSync::None).await
+    }
+
+    /// Rewrites the copy of the superblock that was not good when the sector was opened \[F-13\].
+    ///
+    /// # Errors
+    /// `Io`; the sector is poisoned then.
+    pub async fn mend_superblock(&self) -> Result<(), StorageError> {
+        match self.to_mend {
+            Some(address) => self.write_superblock(address).await,
+            None => Ok(()),
+        }
     }
 
     /// Opens the sector on `disk`. Returns what was found wrong with it without keeping it from
@@ -97,7 +131,7 @@ impl Sector {
         if size < AREA_SIZE * 2 {
             return Err(invalid(format!("{size} bytes are too few for a sector")));
         }
-        let front = read_superblock(&disk, number, 0).await?;
+        let front = read_superblock(&disk, number, 0).await;
         // The front copy says where the other lies; without it, the back area is at the end.
         let back_address = front.as_ref().map_or(size - AREA_SIZE, |superblock| {
             superblock.geometry().back_area()
@@ -112,62 +146,67 @@ impl Sector {
         }
         let aligned = back_address % u64::from(disk.info().block_size) == 0;
         let back = if aligned {
-            read_superblock(&disk, number, back_address).await?
+            read_superblock(&disk, number, back_address).await
         } else {
-            Err(FormatError::Truncated {
+            Err(BadCopy::Damaged(FormatError::Truncated {
                 structure: "Superblock",
                 needed: 512,
                 found: 0,
-            })
+            }))
         };
-        let note = |offset, error: &FormatError| {
+        let note = |offset, wrong: &BadCopy| {
             let place = Place {
                 sector: number,
                 offset,
             };
-            vec![format!("{place}: a superblock copy is damaged: {error}")]
+            vec![format!("{place}: a superblock copy {wrong}")]
         };
-        let (superblock, notes) = match (front, back) {
-            (Ok(front), Ok(back)) => (
-                if back.sequence > front.sequence {
-                    back
-                } else {
-                    front
-                },
-                Vec::new(),
-            ),
-            (Ok(good), Err(error)) => (good, note(back_address, &error)),
-            (Err(error), Ok(good)) => (good, note(0, &error)),
-            (Err(FormatError::Version { found, supported }), Err(_)) => {
+        let ((superblock, to_mend), notes) = match (front, back) {
+            (Ok(front), Ok(back)) => {
+                let chosen = match front.sequence.cmp(&back.sequence) {
+                    std::cmp::Ordering::Less => (back, Some(0)),
+                    std::cmp::Ordering::Equal => (front, None),
+                    std::cmp::Ordering::Greater => (front, Some(back_address)),
+                };
+                (chosen, Vec::new())
+            }
+            (Ok(good), Err(wrong)) => ((good, Some(back_address)), note(back_address, &wrong)),
+            (Err(wrong), Ok(good)) => ((good, Some(0)), note(0, &wrong)),
+            (Err(BadCopy::Damaged(FormatError::Version { found, supported })), Err(_)) => {
                 return Err(StorageError::UnsupportedVersion {
                     path,
                     found,
                     supported,
                 });
             }
-            (Err(FormatError::Magic { .. }), Err(_)) => {
+            (Err(BadCopy::Damaged(FormatError::Magic { .. })), Err(BadCopy::Damaged(_))) => {
                 return Err(invalid("not a Graviton sector".to_owned()));
             }
-            (Err(error), Err(_)) => {
-                return Err(invalid(format!("no superblock is whole: {error}")));
+            (Err(BadCopy::Unreadable(error)), Err(_))
+            | (Err(_), Err(BadCopy::Unreadable(error))) => {
+                return Err(error);
+            }
+            (Err(wrong), Err(_)) => {
+                return Err(invalid(format!(
+                    "no superblock is whole: the front one {wrong}"
+                )));
             }
         };
-        Ok((Self::new(disk, number, &superblock), notes))
+        Ok((Self::new(disk, number, superblock, to_mend), notes))
     }
 
-    fn new(disk: Arc<dyn Disk>, number: u16, superblock: &Superblock) -> Self {
+    fn new(disk: Arc<dyn Disk>, number: u16, superblock: Superblock, to_mend: Option<u64>) -> Self {
         let geometry = superblock.geometry();
         let pins = (0..geometry.segment_count)
             .map(|_| AtomicU32::new(0))
             .collect();
         Self {
             number,
-            claim: (
-                superblock.sector_number.get(),
-                superblock.sector_count.get(),
-            ),
             identity: superblock.identity(),
             geometry,
+            superblock,
+            to_mend,
+            unreadable: AtomicU32::new(0),
             disk,
             pins,
             unpinned: Unpinned::default(),
@@ -185,7 +224,11 @@ impl Sector {
     /// this one was made.
     #[must_use]
     pub fn claim(&self) -> (u16, u16) {
-        self.claim
+        let superblock = &self.superblock;
+        (
+            superblock.sector_number.get(),
+            superblock.sector_count.get(),
+        )
     }
 
     /// Its ids.
@@ -344,8 +387,44 @@ impl Sector {
         Ok((buffer, skip))
     }
 
-    /// Reads `range`, and again if it is not whole: it may have been read wrongly, and whoever opens
-    /// the store may overwrite what seems to be damaged.
+    /// Reads what can be read of `range`, with zeros for the rest; tells of each block that can't be
+    /// read, and where it is.
+    ///
+    /// # Errors
+    /// `Io` if too much of the sector can't be read; `Corruption` if the range reaches past its end.
+    pub async fn read_around(
+        &self,
+        range: Range<u64>,
+        mut unreadable: impl FnMut(u64, StorageError),
+    ) -> Result<(AlignedBuf, usize), StorageError> {
+        let read = async || self.read(range.clone()).await;
+        match until_whole(read, Result::is_ok).await {
+            Err(StorageError::Io { .. }) => {}
+            outcome => return outcome,
+        }
+        let unit = self.geometry.block_size as usize;
+        let block = unit as u64;
+        let start = range.start - range.start % block;
+        let end = range.end.next_multiple_of(block);
+        let mut whole = self.buffer(end - start)?;
+        for (part, at) in whole.chunks_mut(unit).zip((start..).step_by(unit)) {
+            match self.read(at..at + block).await {
+                Ok((read, skip)) => part.copy_from_slice(&read[skip..][..part.len()]),
+                Err(error) => {
+                    if self.unreadable.fetch_add(1, Ordering::Relaxed) >= UNREADABLE_MAX {
+                        return Err(error);
+                    }
+                    part.fill(0);
+                    unreadable(at, error);
+                }
+            }
+        }
+        let skip = usize::try_from(range.start - start)
+            .map_err(|_| self.corruption(start, "unaligned"))?;
+        Ok((whole, skip))
+    }
+
+    /// Reads `range`, and again if it can't be read or is not whole.
     ///
     /// # Errors
     /// `Io`, or `Corruption` if the range reaches past the sector's end; the inner error says what
@@ -355,15 +434,11 @@ impl Sector {
         range: Range<u64>,
         decode: impl Fn(&[u8]) -> Result<T, E>,
     ) -> Result<Result<T, E>, StorageError> {
-        let mut reads = 0;
-        loop {
-            reads += 1;
+        let read = async || {
             let (buffer, skip) = self.read(range.clone()).await?;
-            let decoded = decode(&buffer[skip..]);
-            if decoded.is_ok() || reads == READS {
-                return Ok(decoded);
-            }
-        }
+            Ok(decode(&buffer[skip..]))
+        };
+        until_whole(read, |outcome| matches!(outcome, Ok(Ok(_)))).await
     }
 
     /// Reads and verifies `range` of a payload: at most about [`READ_MAX`] bytes of it.
@@ -483,22 +558,34 @@ impl Sector {
     }
 }
 
-/// Reads the superblock copy at `address`; the inner error says what is wrong with it.
+/// What is wrong with a superblock copy.
+enum BadCopy {
+    Damaged(FormatError),
+    Unreadable(StorageError),
+}
+
+impl fmt::Display for BadCopy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Damaged(error) => write!(f, "is damaged: {error}"),
+            Self::Unreadable(error) => write!(f, "can't be read: {error}"),
+        }
+    }
+}
+
+/// Reads the superblock copy at `address`.
 async fn read_superblock(
     disk: &Arc<dyn Disk>,
     number: u16,
     address: u64,
-) -> Result<Result<Superblock, FormatError>, StorageError> {
-    let mut reads = 0;
-    loop {
-        reads += 1;
+) -> Result<Superblock, BadCopy> {
+    let read = async || {
         let (buffer, outcome) = disk.read(BufferPool::global().take(4096), address).await;
-        outcome.map_err(|source| io_error("read", number, address, source))?;
-        let decoded = Superblock::decode(&buffer, address);
-        if decoded.is_ok() || reads == READS {
-            return Ok(decoded);
-        }
-    }
+        let unreadable = |source| BadCopy::Unreadable(io_error("read", number, address, source));
+        outcome.map_err(unreadable)?;
+        Superblock::decode(&buffer, address).map_err(BadCopy::Damaged)
+    };
+    until_whole(read, Result::is_ok).await
 }
 
 fn io_error(operation: &'static str, sector: u16, offset: u64, source: io::Error) -> StorageError {

@@ -23,7 +23,7 @@ use crate::log::image_io::{Root, has_image, mend_roots, read_image, read_roots};
 use crate::log::replay::{LoggedFrame, LoggedRecord};
 use crate::log::{Replay, Sector, Segments, State};
 use crate::port::op::{Driver, Signal, wait_for};
-use crate::port::{BinaryKey, ErrorKind, StorageError};
+use crate::port::{BinaryKey, StorageError};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::channel::Sender;
 use crate::sync::{Mutex, RwLock};
@@ -440,6 +440,7 @@ impl Inner {
                 sectors: Vec::new(),
             },
             replays: Vec::new(),
+            behind: Vec::new(),
             kept: Vec::new(),
             health,
             writing,
@@ -456,8 +457,11 @@ impl Inner {
             // What a crash took may have had the LSNs that come next, and been seen: they are not
             // given out twice.
             skip = u32::from_le_bytes(random(backend.as_ref(), path)?);
-            for (sector, replay) in sectors.iter().zip(&recovery.replays) {
-                mend_roots(sector).await?;
+            for ((sector, replay), behind) in
+                sectors.iter().zip(&recovery.replays).zip(&recovery.behind)
+            {
+                sector.mend_superblock().await?;
+                mend_roots(sector, behind).await?;
                 replay.mend().await?;
                 // What was read may not be durable yet; from here on the log says that it is.
                 sector.sync().await?;
@@ -750,6 +754,8 @@ fn check_identity(
 struct Recovery {
     index: Index,
     replays: Vec<Replay>,
+    /// Of each sector, the copies of roots that are to be written anew.
+    behind: Vec<Vec<(u64, Root)>>,
     kept: Vec<Kept>,
     health: Vec<String>,
     writing: bool,
@@ -770,6 +776,7 @@ impl Recovery {
         if !self.writing {
             self.health.extend(notes.to_mend.into_iter().map(line));
         }
+        self.behind.push(notes.behind);
         let highest = roots
             .iter()
             .map(|root| root.root.sequence.get())
@@ -795,7 +802,7 @@ impl Recovery {
             }
             let image = match read_image(sector, &root).await {
                 Ok(image) => image,
-                Err(error) if error.kind() == ErrorKind::Corruption => {
+                Err(error @ (StorageError::Corruption { .. } | StorageError::Io { .. })) => {
                     self.health.push(error.to_string());
                     claimed = claimed.max(root.root.lsn.get());
                     last_error = Some(error);
@@ -856,7 +863,7 @@ impl Recovery {
         // Of the other roots, only one that is older and whole is of use.
         let mut older = None;
         for root in others {
-            if older.is_none() && has_image(sector, &root).await? {
+            if older.is_none() && has_image(sector, &root).await {
                 older = Some(root);
             }
         }

@@ -61,18 +61,34 @@ impl Inner {
         }
         let mut report = verifier.report;
         for error in &self.damage {
-            if let StorageError::Corruption { place, key, what } = error
-                && !report.findings.iter().any(|found| found.place == *place)
+            let finding = finding(error.clone())?;
+            if !report
+                .findings
+                .iter()
+                .any(|found| found.place == finding.place)
             {
-                report.findings.push(Finding {
-                    place: place.clone(),
-                    key: key.clone(),
-                    what: what.clone(),
-                });
+                report.findings.push(finding);
             }
         }
         report.findings.dedup();
         Ok(report)
+    }
+}
+
+/// Corruption and failed reads are findings; other errors end the verify.
+fn finding(error: StorageError) -> Result<Finding, StorageError> {
+    match error {
+        StorageError::Corruption { place, key, what } => Ok(Finding { place, key, what }),
+        StorageError::Io {
+            place,
+            operation,
+            source,
+        } => Ok(Finding {
+            place,
+            key: None,
+            what: format!("{operation} failed: {source}"),
+        }),
+        other => Err(other),
     }
 }
 
@@ -87,25 +103,18 @@ impl Verifier<'_> {
         }
     }
 
-    /// Notes corruption and failed reads as findings; other errors end the verify.
+    /// Notes what is a [`finding`].
     fn found<T>(&mut self, outcome: Result<T, StorageError>) -> Result<Option<T>, StorageError> {
-        let error = match outcome {
-            Ok(value) => return Ok(Some(value)),
-            Err(error) => error,
-        };
-        let (place, key, what) = match error {
-            StorageError::Corruption { place, key, what } => (place, key, what),
-            StorageError::Io {
-                place,
-                operation,
-                source,
-            } => (place, None, format!("{operation} failed: {source}")),
-            other => return Err(other),
-        };
-        if self.report.findings.len() < FINDINGS_MAX {
-            self.report.findings.push(Finding { place, key, what });
+        match outcome {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => {
+                let finding = finding(error)?;
+                if self.report.findings.len() < FINDINGS_MAX {
+                    self.report.findings.push(finding);
+                }
+                Ok(None)
+            }
         }
-        Ok(None)
     }
 
     fn read(&mut self, bytes: u64) {
@@ -170,7 +179,7 @@ impl Verifier<'_> {
     fn header_padding(&mut self, sector: &Sector, base: u64, block: &[u8]) {
         let padding = block.iter().skip(size_of::<SegmentHeader>());
         if padding.into_iter().any(|&byte| byte != 0) {
-            let what = "the block of a segment header is not zero behind it [F-17]";
+            let what = "the block of a segment header is not zero behind it";
             self.find(sector, base, None, what.to_owned());
         }
     }

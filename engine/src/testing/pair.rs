@@ -17,8 +17,8 @@ use crate::memory::{MemoryOptions, MemorySnapshot, MemoryStore};
 use crate::port::{
     Attributes, Batch, BatchItem, BatchItemOutcome, BinaryKey, BlobInfo, BlobReader, BlobStore,
     BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest, DigestAlgorithm, Durability,
-    ETag, GetOptions, ListEntry, ListRequest, Precondition, PutOptions, PutOutcome, StorageError,
-    StoreOp,
+    ETag, ErrorKind, GetOptions, ListEntry, ListRequest, Precondition, PutOptions, PutOutcome,
+    StorageError, StoreOp,
 };
 
 /// A blob as far as its owner cares.
@@ -516,8 +516,12 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         *highest = store.version;
         self.versions.insert(model.version, store.version);
         // A disk that fails may keep it from being known, and another version may have come since.
-        match self.store().stat(key).wait() {
-            Ok(info) if info.version == store.version => self.given.see(info),
+        let info = match self.store().stat(key).wait() {
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            outcome => self.expect(outcome)?,
+        };
+        match info {
+            Some(info) if info.version == store.version => self.given.see(info),
             _ => Ok(()),
         }
     }

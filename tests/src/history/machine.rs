@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use graviton_engine::io::sim::{Crasher, Image, Random, Sim};
 use graviton_engine::port::{BlobStore, ErrorKind, StorageError};
-use graviton_engine::store::{Store, StoreInfo};
+use graviton_engine::store::{Access, OpenOptions, Store, StoreInfo};
 use graviton_engine::testing::{Subject, Tolerance};
 
 use super::ground::Plan;
@@ -73,7 +73,18 @@ impl Machine {
     /// # Errors
     /// What the store reports.
     pub fn open(&mut self) -> Result<Arc<Store>, StorageError> {
-        let options = self.plan.open_options();
+        self.open_for(Access::ReadWrite)
+    }
+
+    /// Opens the store in another way than for use.
+    ///
+    /// # Errors
+    /// What the store reports.
+    pub fn open_for(&mut self, access: Access) -> Result<Arc<Store>, StorageError> {
+        let options = OpenOptions {
+            access,
+            ..self.plan.open_options()
+        };
         let store = Arc::new(Store::open_on(self.sim.backend(), PATH, options)?);
         self.store = Some(Arc::clone(&store));
         Ok(store)

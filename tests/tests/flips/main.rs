@@ -1,6 +1,6 @@
 //! Damage in every form to small stores: bits flipped one at a time, in every structure, and
 //! blocks, pairs of blocks and whole areas overwritten with zeros, ones, noise, other blocks of the
-//! store, the same place of another store, and what lay there earlier.
+//! store, the same place of another store, and what lay there earlier, or not to be read any more.
 //!
 //! Whatever the damage, every answer is right or a typed error. A store never takes damage for
 //! absence or age: no false "not found", no stale version, no entry missing from a list; if it can't
@@ -62,6 +62,8 @@ enum What {
     Foreign,
     /// What lay there at an earlier moment.
     Older(usize),
+    /// Nothing: reads of it fail.
+    Unreadable,
 }
 
 /// Damage of one place; or of the same place in both areas, which hold copies.
@@ -141,13 +143,25 @@ impl Expected {
     }
 }
 
+/// How a store is that was opened for writing in spite of damage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Its index may be damaged.
+    Ill,
+    /// Its index is right.
+    Well,
+    /// All that was damaged has another copy, and was written anew.
+    Mended,
+}
+
 struct Trials<'a> {
     case: &'a Case,
     all: bool,
 }
 
 impl Trials<'_> {
-    /// The places that are damaged, and what is there then.
+    /// The places that are damaged, and what is there then; where nothing can be read, all is other
+    /// than it was.
     fn edits(&self, damage: &Damage) -> Vec<(usize, Vec<u8>)> {
         let geometry = &self.case.layouts[damage.sector].geometry;
         let sector = &self.case.sectors[damage.sector];
@@ -161,6 +175,7 @@ impl Trials<'_> {
                 What::Flip(bit) => bytes[0] ^= 1 << bit,
                 What::Zeros => bytes.fill(0),
                 What::Ones => bytes.fill(0xff),
+                What::Unreadable => bytes.iter_mut().for_each(|byte| *byte = !*byte),
                 What::Noise(seed) => bytes = Random::new(seed).bytes(length),
                 What::Elsewhere(sector, from, _) => {
                     bytes.copy_from_slice(&self.case.sectors[sector][from..from + length]);
@@ -209,6 +224,9 @@ impl Trials<'_> {
     /// of their records, which nothing can be known of. What a checkpoint holds is not lost.
     fn lost(&self, damage: &Damage, touched: &[&Region]) -> (usize, HashSet<u64>) {
         let layout = &self.case.layouts[damage.sector];
+        if damage.what == What::Unreadable {
+            return (layout.frames.len(), HashSet::new());
+        }
         let taken: BTreeSet<usize> = touched.iter().filter_map(|region| region.takes()).collect();
         let mut first = layout.frames.len();
         while first > 0 && taken.contains(&(first - 1)) {
@@ -246,7 +264,7 @@ impl Trials<'_> {
     fn must_open(damage: &Damage, touched: &[&Region]) -> bool {
         let is_accident = matches!(
             damage.what,
-            What::Flip(_) | What::Zeros | What::Ones | What::Noise(_)
+            What::Flip(_) | What::Zeros | What::Ones | What::Noise(_) | What::Unreadable
         );
         is_accident && !damage.twice && touched.iter().all(|region| region.kind.is_no_index())
     }
@@ -263,10 +281,17 @@ impl Trials<'_> {
         }
         tally.tried = 1;
         let mut image = self.case.image.clone();
-        for (start, bytes) in &edits {
+        let is_readable = damage.what != What::Unreadable;
+        for (start, bytes) in edits.iter().filter(|_| is_readable) {
             image.edit(damage.sector, *start, bytes);
         }
-        let boot = || Sim::boot(&image, self.case.plan.block_size, number as u64);
+        let boot = || {
+            let sim = Sim::boot(&image, self.case.plan.block_size, number as u64);
+            if !is_readable {
+                sim.make_unreadable(damage.sector, damage.range.clone());
+            }
+            sim
+        };
         let (first_lost, lost) = self.lost(damage, &touched);
         let expected = self.expected(&touched, &lost);
         match open(&boot(), Access::ReadOnly) {
@@ -321,7 +346,21 @@ impl Trials<'_> {
         if number % stride == 2 || (!refused && number.is_multiple_of(stride)) {
             let sim = boot();
             match open(&sim, Access::ReadWrite) {
-                Ok(store) if !refused => self.go_on(&sim, &store, expected, &mut wrong),
+                Ok(store) if !refused => {
+                    let well = Self::must_open(damage, &touched);
+                    let is_copied = |region: &&Region| {
+                        matches!(
+                            region.kind,
+                            Kind::Superblock | Kind::Root | Kind::Meaningless
+                        )
+                    };
+                    let state = match well {
+                        false => State::Ill,
+                        true if touched.iter().all(is_copied) => State::Mended,
+                        true => State::Well,
+                    };
+                    self.go_on(&sim, &store, expected, state, &mut wrong);
+                }
                 Ok(_) => wrong.push("writing: opens what it does not read".to_owned()),
                 Err(error) if refused => {
                     self.check_refusal(damage, &touched, &error, "writing", &mut wrong);
@@ -348,6 +387,7 @@ impl Trials<'_> {
         match error {
             StorageError::Corruption { .. } => {}
             StorageError::InvalidStore { .. } if foreign => {}
+            StorageError::Io { .. } if damage.what == What::Unreadable => {}
             error => wrong.push(format!("{how}: does not open: {error}")),
         }
     }
@@ -382,7 +422,7 @@ impl Trials<'_> {
                 Ok(true) => {}
                 Ok(false) => fail(format!("{what} {key}: another answer than {now:?}")),
                 Err(StorageError::NotFound { .. }) if absent => {}
-                Err(error) if damaged && error.kind() == ErrorKind::Corruption => errors += 1,
+                Err(error) if damaged && is_of_damage(&error) => errors += 1,
                 Err(error) => fail(format!("{what} {key}: {error}")),
             };
             let got = store.get(key, GetOptions::default()).wait();
@@ -438,12 +478,19 @@ impl Trials<'_> {
     }
 
     /// Life goes on: writes, compaction, checkpoints and a new owner on top of the damage make
-    /// nothing worse.
-    fn go_on(&self, sim: &Sim, store: &Store, mut expected: Expected, wrong: &mut Vec<String>) {
+    /// nothing worse. Unless the index is ill all of it is done, but that what is damaged is not moved.
+    fn go_on(
+        &self,
+        sim: &Sim,
+        store: &Store,
+        mut expected: Expected,
+        state: State,
+        wrong: &mut Vec<String>,
+    ) {
         self.check(store, &expected, "writing", wrong);
         let mut tolerate = |what: &str, outcome: Result<(), StorageError>| {
             if let Err(error) = outcome
-                && error.kind() != ErrorKind::Corruption
+                && (state != State::Ill && what != "compact" || !is_of_damage(&error))
             {
                 wrong.push(format!("going on: {what}: {error}"));
             }
@@ -469,11 +516,21 @@ impl Trials<'_> {
             wrong.push(format!("going on: close: {error}"));
         }
         match open(sim, Access::ReadWrite) {
-            Ok(store) => drop(self.check(&store, &expected, "opened again", wrong)),
-            Err(StorageError::Corruption { .. }) => {}
+            Ok(store) => {
+                self.check(&store, &expected, "opened again", wrong);
+                let health = store.info().health;
+                if state == State::Mended && !health.is_empty() {
+                    wrong.push(format!("opened again: not mended: {health:?}"));
+                }
+            }
+            Err(error) if state == State::Ill && is_of_damage(&error) => {}
             Err(error) => wrong.push(format!("opened again: {error}")),
         }
     }
+}
+
+fn is_of_damage(error: &StorageError) -> bool {
+    matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Io)
 }
 
 /// How much verify finds.
@@ -606,6 +663,7 @@ fn overwrites(case: &Case, random: &mut Random) -> Vec<Damage> {
             What::Ones,
             What::Noise(random.number()),
             What::Foreign,
+            What::Unreadable,
         ];
         let mut seen = HashSet::new();
         let mut bytes = vec![0; range.len()];

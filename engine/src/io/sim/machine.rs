@@ -1,8 +1,9 @@
 //! The machine: its disks, what is in flight to them, and what is recorded of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem::take;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,6 +27,8 @@ pub(super) struct Device {
     pub(super) condition: DiskCondition,
     /// What was there before the last write of each place, if somebody may ask.
     before: Option<Medium>,
+    /// Units that can't be read before they are written again.
+    unreadable: BTreeSet<usize>,
 }
 
 impl Device {
@@ -34,10 +37,20 @@ impl Device {
             medium,
             condition: DiskCondition::Well,
             before: None,
+            unreadable: BTreeSet::new(),
         }
     }
 
+    fn is_readable(&self, range: Range<usize>) -> bool {
+        let units = range.start / UNIT..range.end.div_ceil(UNIT);
+        self.unreadable.range(units).next().is_none()
+    }
+
     fn write(&mut self, offset: usize, bytes: &[u8]) {
+        if !self.unreadable.is_empty() {
+            let units = offset.div_ceil(UNIT)..(offset + bytes.len()) / UNIT;
+            self.unreadable.retain(|unit| !units.contains(unit));
+        }
         if let Some(before) = &mut self.before {
             let mut old = vec![0; bytes.len()];
             self.medium.read(offset, &mut old);
@@ -240,6 +253,9 @@ impl State {
         }
         let end = self.step_end(FaultKind::ShortRead, disk, request.done, length);
         let start = offset + request.done;
+        if !self.disks[disk].is_readable(start..offset + end) {
+            return Step::Over(Err(FaultError::Io.into()));
+        }
         let bytes = &mut request.buffer[request.done..end];
         let hit = |state: &mut Self, kind| {
             !begun && length > 0 && state.faults.hit(kind, Some(disk)).is_some()
@@ -572,6 +588,17 @@ impl Sim {
     /// If there never was such a disk, or it is shorter.
     pub fn rot(&self, disk: usize, offset: usize, bit: u8) {
         self.shared.state.lock().flip(disk, offset, bit);
+    }
+
+    /// Makes reads fail that touch these bytes of a disk, before each unit of them is written again.
+    ///
+    /// # Panics
+    /// If there never was such a disk.
+    pub fn make_unreadable(&self, disk: usize, range: Range<usize>) {
+        let units = range.start / UNIT..range.end.div_ceil(UNIT);
+        self.shared.state.lock().disks[disk]
+            .unreadable
+            .extend(units);
     }
 
     /// Bytes written to all disks, whether they were recorded or not.
