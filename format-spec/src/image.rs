@@ -732,7 +732,7 @@ mod tests {
             0 => ImageValue::Tombstone,
             1 => ImageValue::Blob {
                 address: lsn * 512,
-                size: 9,
+                size: 12,
                 time: 1_700_000_000_000 + lsn,
                 meta_length: 5,
                 extents: Some(vec![
@@ -741,6 +741,7 @@ mod tests {
                         offset: 0.into(),
                         length: 4.into(),
                     },
+                    ExtentRef::hole(3),
                     ExtentRef {
                         lsn: lsn.into(),
                         offset: 7.into(),

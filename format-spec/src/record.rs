@@ -64,12 +64,30 @@ on_disk! {
 on_disk! {
     /// Names a piece of an extent in a manifest's payload, which is the blob's size (u64), then these.
     ExtentRef: 16 {
-        /// LSN of a record whose payload holds the piece.
+        /// LSN of a record whose payload holds the piece; 0: a hole, none of which was ever written.
         lsn: U64,
-        /// Where the piece begins in that payload.
+        /// Where the piece begins in that payload; of a hole 0.
         offset: U32,
         /// Bytes of the piece; not 0.
         length: U32,
+    }
+}
+
+impl ExtentRef {
+    /// Bytes that were never written.
+    #[must_use]
+    pub fn hole(length: u32) -> Self {
+        Self {
+            lsn: 0.into(),
+            offset: 0.into(),
+            length: length.into(),
+        }
+    }
+
+    /// Whether it is a hole.
+    #[must_use]
+    pub fn is_hole(&self) -> bool {
+        self.lsn == 0
     }
 }
 
@@ -346,5 +364,10 @@ pub(crate) fn check_extents(size: u64, extents: &[ExtentRef]) -> Result<(), Form
     });
     require(pieces_hold, name, "extents", "F-27", || {
         "has an empty or oversized piece".to_owned()
+    })?;
+    let holes = extents.iter().filter(|extent| extent.is_hole());
+    let holes_hold = holes.into_iter().all(|hole| hole.offset == 0);
+    require(holes_hold, name, "extents", "F-27", || {
+        "has a hole with an offset".to_owned()
     })
 }

@@ -196,6 +196,17 @@ fn whole(sample: &Sample) -> Vec<Vector> {
             "A manifest's payload: two pieces.",
             &manifest,
         ),
+        vector(
+            "manifest-sparse",
+            "manifest",
+            0,
+            "A manifest's payload: a hole, a piece, and a hole.",
+            &sample::manifest(&[
+                ExtentRef::hole(4096),
+                sample::piece(2, 0, 100),
+                ExtentRef::hole(1 << 30),
+            ]),
+        ),
         vector("image", "image", 0, "The image of checkpoint 2.", &image),
         vector(
             "image-stored",
@@ -407,6 +418,12 @@ fn broken(whole: &[Vector], sample: &Sample) -> Vec<Vector> {
             |bytes| {
                 bytes[0] += 1;
             },
+        ),
+        damaged(
+            of("manifest-sparse"),
+            "hole-with-offset",
+            "A hole that begins in no payload at 1.",
+            |bytes| bytes[8 + 8] = 1,
         ),
         damaged(manifest, "cut", "Half a piece.", |bytes| {
             bytes.truncate(8 + 16 + 8)

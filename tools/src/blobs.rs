@@ -186,6 +186,7 @@ pub fn stat(session: &Session, args: &KeyArg) -> Result<(), Failure> {
         json!({
             "size": info.size,
             "allocated": info.allocated,
+            "missing": info.missing.to_string(),
             "etag": etag_text(info.etag),
             "version": info.version,
             "created": time_json(info.created),
@@ -205,6 +206,9 @@ pub fn stat(session: &Session, args: &KeyArg) -> Result<(), Failure> {
     };
     field("size", size)?;
     field("allocated", output.bytes(info.allocated))?;
+    if !info.missing.is_empty() {
+        field("missing", info.missing.to_string())?;
+    }
     field("ETag", etag_text(info.etag))?;
     field("version", info.version.to_string())?;
     field("created", time_text(info.created))?;

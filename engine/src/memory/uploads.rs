@@ -11,7 +11,7 @@ use super::state::{State, Version};
 use super::tracker::{MemoryTracker, Of};
 use super::{MemoryStore, Shared, Writer};
 use crate::port::blob::{check_attributes, resolve_range};
-use crate::port::mutable::{check_part_number, check_part_order, resolve_put_range};
+use crate::port::mutable::{check_part_number, check_part_order, check_sparse, resolve_put_range};
 use crate::port::{
     Attributes, BinaryKey, BlobRanges, BlobWriter, CompleteOptions, ETag, GetRangesOptions, Holes,
     MutableObjectStore, Op, PartInfo, Precondition, PutOptions, PutOutcome, PutRangeOptions,
@@ -265,11 +265,7 @@ impl MemoryStore {
         size: u64,
         options: PutOptions,
     ) -> Result<PutOutcome, StorageError> {
-        if options.size.is_some() || options.digest.is_some() {
-            return Err(StorageError::invalid(
-                "the size or digest of a payload is declared, and there is none",
-            ));
-        }
+        check_sparse(&options)?;
         check_attributes(&options.attributes)?;
         self.shared.check_size(key, size)?;
         let now = self.shared.now();

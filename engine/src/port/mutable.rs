@@ -317,6 +317,19 @@ pub trait MutableObjectStore: BlobStore {
     fn ranges_elsewhere(&self) -> Arc<dyn RangeTracker>;
 }
 
+/// Checks the options that a blob without payload is made with.
+///
+/// # Errors
+/// `InvalidArgument` if something is declared of a payload.
+pub fn check_sparse(options: &PutOptions) -> Result<(), StorageError> {
+    if options.size.is_some() || options.digest.is_some() {
+        return Err(StorageError::invalid(
+            "the size or digest of a payload is declared, and there is none",
+        ));
+    }
+    Ok(())
+}
+
 /// Resolves the range of a put against a blob's size: the blob's new size.
 ///
 /// # Errors

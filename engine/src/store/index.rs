@@ -22,7 +22,7 @@ use super::assembly::FRAME_TARGET;
 use crate::log::image_io::{LoadedImage, image_segments};
 use crate::log::sector::Payload;
 use crate::log::{Sector, Segments, Tail};
-use crate::port::{BinaryKey, StorageError};
+use crate::port::{BinaryKey, RangeSet, Span, StorageError};
 use crate::sync::Mutex;
 
 /// One version of a blob.
@@ -43,6 +43,18 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Its holes: bytes that were never written.
+    pub fn missing(&self) -> RangeSet {
+        let mut position = 0;
+        let pieces = self.extents.iter().flat_map(|extents| extents.iter());
+        let spans = pieces.filter_map(|piece| {
+            let start = position;
+            position += u64::from(piece.length.get());
+            piece.is_hole().then(|| Span::new(start, position).ok())?
+        });
+        spans.collect()
+    }
+
     /// Bytes its record takes on disk.
     pub fn record_length(&self, key: &[u8]) -> u64 {
         let payload = match &self.extents {
@@ -89,6 +101,15 @@ impl Entry {
             },
         }
     }
+}
+
+/// Where some bytes of a blob lie.
+#[derive(Debug, Clone)]
+pub struct Piece {
+    /// What they are part of; `None`: they were never written.
+    pub payload: Option<Payload>,
+    /// Which part of it they are; of a hole only its length means something.
+    pub range: Range<u64>,
 }
 
 /// What a sector's index says of a key.
@@ -420,7 +441,7 @@ impl SectorIndex {
         );
     }
 
-    /// Where `range` of a blob lies: payloads and the ranges of them, in order.
+    /// Where `range` of a blob lies, in order.
     ///
     /// # Errors
     /// `Corruption` if it names an extent that is not there.
@@ -429,7 +450,7 @@ impl SectorIndex {
         key: &BinaryKey,
         entry: &Entry,
         range: &Range<u64>,
-    ) -> Result<Vec<(Payload, Range<u64>)>, StorageError> {
+    ) -> Result<Vec<Piece>, StorageError> {
         let Some(extents) = &entry.extents else {
             let payload = Payload {
                 address: entry
@@ -438,7 +459,10 @@ impl SectorIndex {
                 length: entry.size,
                 lsn: entry.lsn,
             };
-            return Ok(vec![(payload, range.clone())]);
+            return Ok(vec![Piece {
+                payload: Some(payload),
+                range: range.clone(),
+            }]);
         };
         let mut pieces = Vec::new();
         let mut position = 0;
@@ -448,7 +472,14 @@ impl SectorIndex {
             if wanted.start < wanted.end {
                 let shift = u64::from(piece.offset.get());
                 let within = wanted.start - position + shift..wanted.end - position + shift;
-                pieces.push((self.extent_payload(key, entry, piece, within.end)?, within));
+                let payload = match piece.is_hole() {
+                    true => None,
+                    false => Some(self.extent_payload(key, entry, piece, within.end)?),
+                };
+                pieces.push(Piece {
+                    payload,
+                    range: within,
+                });
             }
             position = end;
         }
@@ -924,7 +955,8 @@ impl Index {
                 sector.share(source, piece.lsn.get())?;
             }
         }
-        for piece in extents.iter().flat_map(|extents| extents.iter()) {
+        let pieces = extents.iter().flat_map(|extents| extents.iter());
+        for piece in pieces.filter(|piece| !piece.is_hole()) {
             if let Some(extent) = sector.extents.get_mut(&piece.lsn.get()) {
                 extent.references += 1;
                 extent.held = false;

@@ -240,9 +240,45 @@ impl Store {
         self.inner.check_writable()?;
         self.inner.step_or_note()
     }
+
+    /// Makes a blob of `size` bytes, none of them written yet: one hole, which costs no space.
+    /// `options.size` and `options.digest` must not be given.
+    ///
+    /// # Errors
+    /// `PreconditionFailed`, `TooLarge`, `NoSpace`, `InvalidArgument`; as [`BlobStore::put`].
+    pub fn create_sparse(
+        &self,
+        key: &BinaryKey,
+        size: u64,
+        options: PutOptions,
+    ) -> StoreOp<PutOutcome> {
+        self.in_order(key, move |inner, key| {
+            inner.create_sparse(key, size, options)
+        })
+    }
 }
 
 impl Store {
+    /// Starts a mutation of `key` after those that were given up and go on by themselves.
+    fn in_order<T: Send + Unpin + 'static>(
+        &self,
+        key: &BinaryKey,
+        operation: impl FnOnce(&Arc<Inner>, &BinaryKey) -> StoreOp<T> + Send + 'static,
+    ) -> StoreOp<T> {
+        if let Err(error) = self.inner.check_open() {
+            return Op::fail(error);
+        }
+        match self.inner.detached.before(&[key]) {
+            None => operation(&self.inner, key),
+            Some(earlier) => {
+                let key = key.clone();
+                self.after(earlier, vec![key.clone()], move |inner| {
+                    operation(inner, &key)
+                })
+            }
+        }
+    }
+
     /// Starts an operation on `keys` behind mutations of theirs that go on without their callers.
     /// That the store is open was asked before: what a close finds waiting here it waits for, and
     /// an operation that comes later is turned away by the queues.
@@ -293,18 +329,7 @@ impl Drop for Store {
 
 impl BlobStore for Store {
     fn put(&self, key: &BinaryKey, payload: Bytes, options: PutOptions) -> StoreOp<PutOutcome> {
-        if let Err(error) = self.inner.check_open() {
-            return Op::fail(error);
-        }
-        match self.inner.detached.before(&[key]) {
-            None => self.inner.put(key, &payload, options),
-            Some(earlier) => {
-                let key = key.clone();
-                self.after(earlier, vec![key.clone()], move |inner| {
-                    inner.put(&key, &payload, options)
-                })
-            }
-        }
+        self.in_order(key, move |inner, key| inner.put(key, &payload, options))
     }
 
     fn put_stream(&self, key: &BinaryKey, options: PutOptions) -> Result<BlobWriter, StorageError> {
@@ -328,18 +353,7 @@ impl BlobStore for Store {
     }
 
     fn delete(&self, key: &BinaryKey, options: DeleteOptions) -> StoreOp<DeleteOutcome> {
-        if let Err(error) = self.inner.check_open() {
-            return Op::fail(error);
-        }
-        match self.inner.detached.before(&[key]) {
-            None => self.inner.delete(key, &options),
-            Some(earlier) => {
-                let key = key.clone();
-                self.after(earlier, vec![key.clone()], move |inner| {
-                    inner.delete(&key, &options)
-                })
-            }
-        }
+        self.in_order(key, move |inner, key| inner.delete(key, &options))
     }
 
     fn list(&self, request: ListRequest) -> StoreOp<ListPage> {

@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::index::Entry;
+use super::index::{Entry, Piece};
 use super::inner::Inner;
 use super::record::{Details, system_time};
 use crate::log::Sector;
-use crate::log::sector::{Payload, Pin, READ_MAX};
+use crate::log::sector::{Pin, READ_MAX};
 use crate::port::blob::resolve_range;
 use crate::port::{
-    BinaryKey, Blob, BlobInfo, BlobReader, ETag, GetOptions, ListEntry, ListPage, ListRequest, Op,
-    Precondition, RangeSet, ReadBlob, StorageError, StoreOp,
+    BinaryKey, Blob, BlobInfo, BlobReader, ETag, GetOptions, Holes, ListEntry, ListPage,
+    ListRequest, Op, Precondition, ReadBlob, Span, StorageError, StoreOp,
 };
 
 /// The most bytes a get brings into memory at once; larger blobs are streamed.
@@ -32,7 +32,7 @@ pub struct Snapshot {
     pub entry: Entry,
     /// The bytes asked for.
     pub range: Range<u64>,
-    pieces: Vec<(Payload, Range<u64>)>,
+    pieces: Vec<Piece>,
     _pin: Pin,
 }
 
@@ -63,8 +63,15 @@ impl Inner {
         let range = resolve_range(key, options.range.as_ref(), entry.size)?;
         let part = &index.sectors[number];
         let pieces = part.pieces(key, &entry, &range)?;
+        if options.holes == Holes::Refuse && pieces.iter().any(|piece| piece.payload.is_none()) {
+            return Err(StorageError::MissingRanges {
+                key: key.clone(),
+                missing: entry.missing().intersection(&Span::try_from(range)?.into()),
+            });
+        }
         let sector = Arc::clone(&self.sectors[number]);
-        let pin = sector.pin(pieces.iter().map(|(payload, _)| payload.address));
+        let payloads = pieces.iter().filter_map(|piece| piece.payload);
+        let pin = sector.pin(payloads.map(|payload| payload.address));
         Ok(Snapshot {
             sector,
             key: key.clone(),
@@ -150,7 +157,7 @@ impl Inner {
                 modified: system_time(entry.time),
                 digests: details.digests,
                 attributes: details.attributes,
-                missing: RangeSet::new(),
+                missing: entry.missing(),
                 sectors: vec![sector.number()],
                 key,
             })
@@ -214,18 +221,18 @@ impl Snapshot {
         }
     }
 
-    /// Device reads for the snapshot's bytes, each of at most `piece` bytes of payload.
-    fn reads(&self, piece: u64) -> impl Iterator<Item = (Payload, Range<u64>)> + '_ {
-        self.pieces.iter().flat_map(move |(payload, range)| {
-            let step = usize::try_from(piece).unwrap_or(usize::MAX);
-            (range.start..range.end)
-                .step_by(step)
-                .map(move |start| (*payload, start..range.end.min(start + piece)))
-        })
+    /// Device reads for the snapshot's bytes.
+    fn reads(&self) -> impl Iterator<Item = Piece> + '_ {
+        self.pieces.iter().flat_map(cut)
     }
 
     async fn read_all(&self) -> Result<Bytes, StorageError> {
-        if let [(payload, range)] = self.pieces.as_slice()
+        if let [
+            Piece {
+                payload: Some(payload),
+                range,
+            },
+        ] = self.pieces.as_slice()
             && range.end - range.start <= READ_MAX
         {
             return self
@@ -241,12 +248,12 @@ impl Snapshot {
                 .io_error("allocate", 0, std::io::ErrorKind::OutOfMemory.into())
         })?;
         let mut ahead: VecDeque<StoreOp<Bytes>> = VecDeque::new();
-        let mut reads = self.reads(STREAM_PIECE);
+        let mut reads = self.reads();
         loop {
             while ahead.len() < READ_AHEAD
-                && let Some((payload, range)) = reads.next()
+                && let Some(piece) = reads.next()
             {
-                ahead.push_back(start_read(&self.sector, payload, range));
+                ahead.push_back(start_read(&self.sector, piece));
             }
             let Some(read) = ahead.pop_front() else {
                 return Ok(whole.into());
@@ -256,7 +263,23 @@ impl Snapshot {
     }
 }
 
-fn start_read(sector: &Arc<Sector>, payload: Payload, range: Range<u64>) -> StoreOp<Bytes> {
+/// The device reads that bring a piece in, one at a time.
+fn cut(piece: &Piece) -> impl Iterator<Item = Piece> + use<> {
+    let (payload, range) = (piece.payload, piece.range.clone());
+    let step = usize::try_from(STREAM_PIECE).unwrap_or(usize::MAX);
+    (range.start..range.end)
+        .step_by(step)
+        .map(move |start| Piece {
+            payload,
+            range: start..range.end.min(start + STREAM_PIECE),
+        })
+}
+
+fn start_read(sector: &Arc<Sector>, Piece { payload, range }: Piece) -> StoreOp<Bytes> {
+    let Some(payload) = payload else {
+        let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        return Op::ready(Ok(vec![0; length].into()));
+    };
     let sector = Arc::clone(sector);
     Op::start(async move { sector.read_payload(payload, range).await })
 }
@@ -264,7 +287,7 @@ fn start_read(sector: &Arc<Sector>, payload: Payload, range: Range<u64>) -> Stor
 /// Streams a snapshot, some reads ahead of its reader.
 struct Reader {
     snapshot: Arc<Snapshot>,
-    to_read: VecDeque<(Payload, Range<u64>)>,
+    to_read: VecDeque<Piece>,
     next_piece: usize,
     ahead: VecDeque<StoreOp<Bytes>>,
 }
@@ -280,16 +303,11 @@ impl Reader {
     }
 
     /// The next device read, cut from the snapshot's pieces one at a time.
-    fn next_read(&mut self) -> Option<(Payload, Range<u64>)> {
+    fn next_read(&mut self) -> Option<Piece> {
         while self.to_read.is_empty() {
-            let (payload, range) = self.snapshot.pieces.get(self.next_piece)?;
+            let piece = self.snapshot.pieces.get(self.next_piece)?;
             self.next_piece += 1;
-            let step = usize::try_from(STREAM_PIECE).unwrap_or(usize::MAX);
-            self.to_read.extend(
-                (range.start..range.end)
-                    .step_by(step)
-                    .map(|start| (*payload, start..range.end.min(start + STREAM_PIECE))),
-            );
+            self.to_read.extend(cut(piece));
         }
         self.to_read.pop_front()
     }
@@ -298,11 +316,11 @@ impl Reader {
 impl ReadBlob for Reader {
     fn next(&mut self) -> StoreOp<Option<Bytes>> {
         while self.ahead.len() < READ_AHEAD {
-            let Some((payload, range)) = self.next_read() else {
+            let Some(piece) = self.next_read() else {
                 break;
             };
             self.ahead
-                .push_back(start_read(&self.snapshot.sector, payload, range));
+                .push_back(start_read(&self.snapshot.sector, piece));
         }
         let Some(read) = self.ahead.pop_front() else {
             return Op::ready(Ok(None));

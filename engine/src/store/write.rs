@@ -18,6 +18,7 @@ use super::record::{self, Details};
 use super::ticket::Ticket;
 use crate::log::append::frame_length;
 use crate::port::blob::{BatchItemOutcome, check_attributes};
+use crate::port::mutable::check_sparse;
 use crate::port::{
     Batch, BatchItem, BinaryKey, BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest,
     DigestHasher, Durability, ETag, Op, Place, PutOptions, PutOutcome, StorageError, StoreOp,
@@ -214,6 +215,55 @@ impl Inner {
             payload_length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
             manifest: None,
         }
+    }
+
+    fn manifest_put(&self, key: &BinaryKey, manifest: Manifest, options: &PutOptions) -> Mutation {
+        let time = self.now();
+        let meta = metadata(options);
+        let payload = manifest.encode();
+        Mutation::Put {
+            key: key.clone(),
+            precondition: options.precondition,
+            record: record::encode(RecordKind::Manifest, key, &meta, &payload, time),
+            kind: RecordKind::Manifest,
+            time,
+            meta_length: u32::try_from(meta.len()).unwrap_or(u32::MAX),
+            payload_length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
+            manifest: Some((manifest.size, manifest.extents.into())),
+        }
+    }
+
+    /// See [`Store::create_sparse`](super::Store::create_sparse).
+    pub fn create_sparse(
+        self: &Arc<Self>,
+        key: &BinaryKey,
+        size: u64,
+        options: PutOptions,
+    ) -> StoreOp<PutOutcome> {
+        let sized = PutOptions {
+            size: Some(size),
+            ..options.clone()
+        };
+        let started = check_sparse(&options)
+            .and_then(|()| self.check_put(key, &sized))
+            .and_then(|()| self.place(key, 4096));
+        let number = match started {
+            Ok(number) => number,
+            Err(error) => return Op::fail(error),
+        };
+        let starts = (0..size).step_by(u32::MAX as usize);
+        let hole = |start| u32::try_from(size - start).unwrap_or(u32::MAX);
+        let manifest = Manifest {
+            size,
+            extents: starts.map(|start| ExtentRef::hole(hole(start))).collect(),
+        };
+        let mutation = self.manifest_put(key, manifest, &options);
+        let ticket = self.submit(
+            number,
+            Work::Mutations(vec![mutation]),
+            durable(options.durability),
+        );
+        Op::start(committed_put(ticket))
     }
 
     /// See [`BlobStore::put_stream`](crate::port::BlobStore::put_stream).
@@ -681,23 +731,15 @@ impl Upload {
     fn poll_manifest(&mut self, context: &mut Context<'_>) -> Poll<Result<Mutation, StorageError>> {
         self.end()?;
         ready!(self.poll_in_flight(context, 0))?;
-        let time = self.inner.now();
-        let meta = metadata(&self.options);
         let manifest = Manifest {
             size: self.size,
             extents: std::mem::take(&mut self.extents),
         };
-        let payload = manifest.encode();
-        Poll::Ready(Ok(Mutation::Put {
-            key: self.key.clone(),
-            precondition: self.options.precondition,
-            record: record::encode(RecordKind::Manifest, &self.key, &meta, &payload, time),
-            kind: RecordKind::Manifest,
-            time,
-            meta_length: u32::try_from(meta.len()).unwrap_or(u32::MAX),
-            payload_length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
-            manifest: Some((self.size, manifest.extents.into())),
-        }))
+        Poll::Ready(Ok(self.inner.manifest_put(
+            &self.key,
+            manifest,
+            &self.options,
+        )))
     }
 
     async fn take_manifest(&mut self) -> Result<Mutation, StorageError> {

@@ -292,10 +292,11 @@ fn manifest_lines(teller: &Teller<'_>, manifest: &Manifest) -> Result<(), Failur
     let pieces = count(manifest.extents.len() as u64, "piece", "pieces");
     teller.line(format!("  manifest   {} bytes in {pieces}", manifest.size))?;
     for piece in &manifest.extents {
-        teller.line(format!(
-            "    {} bytes from offset {} of LSN {}",
-            piece.length, piece.offset, piece.lsn
-        ))?;
+        let (length, offset, lsn) = (piece.length, piece.offset, piece.lsn);
+        teller.line(match piece.is_hole() {
+            true => format!("    {length} bytes that were never written"),
+            false => format!("    {length} bytes from offset {offset} of LSN {lsn}"),
+        })?;
     }
     Ok(())
 }
