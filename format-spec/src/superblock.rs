@@ -101,6 +101,18 @@ impl Superblock {
         Identity::default().header_checksum(address, &[&bytes[..12], &bytes[16..]])
     }
 
+    /// Whether the bytes at `address` are a superblock of this version, but for the number of the
+    /// version: then that is damaged, and not of another program.
+    #[must_use]
+    pub fn is_damaged_version(bytes: &[u8], address: u64) -> bool {
+        let Ok(superblock) = Self::view(bytes) else {
+            return false;
+        };
+        let mut superblock = *superblock;
+        superblock.version = FORMAT_VERSION.into();
+        Self::decode(superblock.bytes(), address).is_ok()
+    }
+
     /// The superblock with the checksum of the copy at `address`.
     #[must_use]
     pub fn sealed(mut self, address: u64) -> Self {

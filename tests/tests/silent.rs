@@ -344,10 +344,25 @@ fn reads_while_a_store_is_opened() {
     };
     let mut machine = Machine::new(plan.clone(), 1);
     drop(machine.fresh());
+    machine.store().checkpoint().expect("a checkpoint");
     put(&machine.store(), "a");
     let mut crasher = machine.crasher();
     crasher.advance(crasher.events());
     let image = crasher.image(Loss::All);
+    // Both checkpoints are kept, and nothing is wrong with anything.
+    let kept = |store: &Store| {
+        assert_eq!(store.info().health, Vec::<String>::new());
+        let segments = store.segments(0).into_iter();
+        let of_checkpoints = segments.filter(|segment| segment.state == SegmentState::Checkpoint);
+        let of_checkpoints: Vec<u32> = of_checkpoints.map(|segment| segment.index).collect();
+        of_checkpoints
+    };
+    let expected = kept(
+        &Machine::boot(plan.clone(), &image, 0)
+            .open()
+            .expect("it opens"),
+    );
+    assert!(expected.len() > 1);
     let mut opened = 0;
     let kinds = [FaultKind::FlippedRead, FaultKind::MisdirectedRead];
     for (kind, seed) in kinds
@@ -368,6 +383,7 @@ fn reads_while_a_store_is_opened() {
             }
             opened += 1;
             machine.sim().set_faults(&[]);
+            assert_eq!(kept(&store), expected, "{kind:?} after {after}");
             holds(&store, &["a"]);
             put(&store, "b");
             let image = machine.sim().image();

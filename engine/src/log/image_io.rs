@@ -147,7 +147,8 @@ async fn write_root_copy(
     address: u64,
 ) -> Result<(), StorageError> {
     let bytes = root.encode(sector.identity(), address, segments);
-    let mut buffer = sector.buffer(sector.geometry().round_up(bytes.len() as u64))?;
+    // All of the slot: it is read as a whole.
+    let mut buffer = sector.buffer(ROOT_SLOT_SIZE as u64)?;
     buffer.fill(0);
     buffer[..bytes.len()].copy_from_slice(&bytes);
     sector.write(buffer, address, WriteSync::None).await?;
@@ -193,14 +194,10 @@ async fn read_root_copy(sector: &Sector, address: u64) -> Result<Root, BadRoot> 
 /// The valid roots, newest first, and what was found wrong with the others. Nothing is wrong with a
 /// checkpoint that a crash has cut short between the two copies of its root: of the newest, the
 /// second may be an older one, or none.
-///
-/// # Errors
-/// `Io` if none is valid, and some can't be read.
-pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, RootNotes), StorageError> {
+pub async fn read_roots(sector: &Sector) -> (Vec<Root>, RootNotes) {
     let mut roots: Vec<Root> = Vec::new();
     let mut notes = RootNotes::default();
     let mut behind = Vec::new();
-    let mut unreadable = None;
     let sequence = |root: &&Root| root.root.sequence.get();
     for slot in [0, 1] {
         let mut damaged = Vec::new();
@@ -216,7 +213,7 @@ pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, RootNotes), Stora
                 }
                 Err(BadRoot::Unreadable(error)) => {
                     damaged.push((address, format!("a checkpoint root can't be read: {error}")));
-                    unreadable = Some(error);
+                    notes.unreadable = Some(error);
                 }
             }
         }
@@ -246,11 +243,6 @@ pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, RootNotes), Stora
         behind.extend(late.into_iter().map(|note| (number, note.0 == last, note)));
         roots.push(newest);
     }
-    if roots.is_empty()
-        && let Some(error) = unreadable
-    {
-        return Err(error);
-    }
     roots.sort_by_key(|root| std::cmp::Reverse(sequence(&root)));
     let newest = roots.first().map(|root| sequence(&root));
     let wrong = behind
@@ -258,7 +250,7 @@ pub async fn read_roots(sector: &Sector) -> Result<(Vec<Root>, RootNotes), Stora
         .filter(|(number, is_last, _)| !is_last || Some(*number) != newest)
         .map(|(.., note)| note);
     notes.to_mend.extend(wrong);
-    Ok((roots, notes))
+    (roots, notes)
 }
 
 /// What is wrong with a sector's roots.
@@ -270,6 +262,8 @@ pub struct RootNotes {
     pub to_mend: Vec<(u64, String)>,
     /// All copies that are not like their others, whatever the cause, and what is to be there.
     pub behind: Vec<(u64, Root)>,
+    /// Why one can't be read, if that is so.
+    pub unreadable: Option<StorageError>,
 }
 
 /// Whether the segments that a root names still hold its image, by their headers; those that can't be

@@ -7,7 +7,7 @@
 //! frame, acknowledged writes are missing: that is damage, reported and never cut. If none does,
 //! the rest was never acknowledged: a torn tail, and the log goes on from the break \[F-50\].
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
@@ -246,6 +246,16 @@ impl Wrong {
     fn is_unreadable(&self) -> bool {
         matches!(self, Self::Unreadable(_))
     }
+
+    /// Whether nothing was written there since the log came by: it is zeros, or an older frame.
+    fn is_nothing(&self) -> bool {
+        matches!(
+            self,
+            Self::Damaged(
+                FormatError::Magic { found: 0, .. } | FormatError::Field { rule: "F-22", .. }
+            )
+        )
+    }
 }
 
 /// A segment of the chain.
@@ -253,6 +263,33 @@ impl Wrong {
 struct Link {
     segment: u32,
     header: SegmentHeader,
+}
+
+/// What a search for frames in a segment found.
+#[derive(Debug)]
+struct Searched {
+    segment: u32,
+    /// Where frames lie.
+    addresses: Vec<u64>,
+    /// The highest generation of them; 0 if there are none.
+    generation: u64,
+    /// Why not all of it could be searched.
+    gap: Option<StorageError>,
+}
+
+/// Why not all could be searched that may tell of what was acknowledged.
+#[derive(Debug, Default)]
+struct Gaps {
+    /// In the segment where the log ends.
+    tail: Option<StorageError>,
+    /// In others that may have come after it.
+    chain: Option<StorageError>,
+}
+
+impl Gaps {
+    fn any(self) -> Option<StorageError> {
+        self.tail.or(self.chain)
+    }
 }
 
 /// Reads a sector's log from a checkpoint to its end.
@@ -268,10 +305,12 @@ pub struct Replay {
     header_lsn: u64,
     /// The highest LSN of any frame seen, whether it is part of the log or not.
     seen: u64,
-    /// The segment that was searched for frames behind a break, and their addresses.
-    searched: Option<(u32, Vec<u64>)>,
+    /// What was found where it was searched last for frames behind a break.
+    searched: Option<Searched>,
     /// Where a frame lies of which not all arrived, though its header did.
     stump: Option<u64>,
+    /// Segments that hold nothing, if their headers say so, which can't be read.
+    blank: Vec<u32>,
     damage: Vec<Damage>,
     bytes: u64,
     ended: bool,
@@ -280,7 +319,8 @@ pub struct Replay {
 impl Replay {
     /// Prepares to replay from `root` (or from the very beginning). Reads all segment headers, and
     /// brings `segments`, which is as the checkpoint has it, up to what they say. `claimed` is the
-    /// LSN of a newer checkpoint whose image could not be used, or 0.
+    /// LSN of a newer checkpoint whose image could not be used, or 0; `named` are the segments that
+    /// hold images, if the roots are right.
     ///
     /// # Errors
     /// `Io`.
@@ -289,6 +329,7 @@ impl Replay {
         root: Option<&CheckpointRoot>,
         segments: &mut Segments,
         claimed: u64,
+        named: &HashSet<u32>,
     ) -> Result<Self, StorageError> {
         let (generation, tail_segment) = root.map_or((0, NONE), |root| {
             (root.tail_generation.get(), root.tail_segment.get())
@@ -306,6 +347,7 @@ impl Replay {
             seen: 0,
             searched: None,
             stump: None,
+            blank: Vec::new(),
             damage: Vec::new(),
             bytes: 0,
             ended: false,
@@ -335,30 +377,40 @@ impl Replay {
                         segments.set(segment, State::Free, header.generation.get(), 0);
                     }
                 }
+                // It was not taken into use anew [F-55], and its header is not needed.
+                Found::Damaged | Found::Unreadable(_)
+                    if matches!(segments.get(segment).state, State::Sealed | State::Open) =>
+                {
+                    replay.note_bad_header(segment, found, false);
+                }
                 // A segment header that was lost, or an older one in its place: the frames behind
                 // it still claim.
-                found @ (Found::Lost | Found::Damaged | Found::Unreadable(_)) => {
+                Found::Lost | Found::Damaged | Found::Unreadable(_) => {
                     let block = u64::from(sector.geometry().block_size);
                     let newer = generation.saturating_add(1)..=u64::MAX;
-                    let (highest, gap) = replay.search(segment, block, newer).await?;
-                    segments.raise_generation(highest);
+                    replay.search(segment, block, newer).await?;
                     // For other generations it may be searched again.
-                    replay.searched = None;
-                    let base = sector.geometry().segment_offset(segment);
-                    // Nobody knows what was acknowledged there.
-                    let records_lost = gap.is_some();
-                    let error = match (gap, found) {
-                        (Some(error), _) | (_, Found::Unreadable(error)) => error,
-                        (_, Found::Damaged) => sector.corruption(
-                            base,
-                            format!("the header of segment {segment} is damaged"),
-                        ),
-                        _ => continue,
+                    let Some(searched) = replay.searched.take() else {
+                        continue;
                     };
-                    replay.damage.push(Damage {
-                        error,
-                        records_lost,
-                    });
+                    segments.raise_generation(searched.generation);
+                    let is_lost = matches!(found, Found::Lost);
+                    // A header that is whole came before its frames: they may be acknowledged, and
+                    // so may be what nobody can read.
+                    let records_lost =
+                        searched.gap.is_some() || (searched.generation > 0 && !is_lost);
+                    if let Some(error) = searched.gap {
+                        replay.damage.push(Damage {
+                            error,
+                            records_lost,
+                        });
+                    } else if !is_lost {
+                        let is_blank = !records_lost && !named.contains(&segment);
+                        if is_blank && matches!(found, Found::Unreadable(_)) {
+                            replay.blank.push(segment);
+                        }
+                        replay.note_bad_header(segment, found, records_lost);
+                    }
                 }
                 Found::Nothing => {}
             }
@@ -366,6 +418,20 @@ impl Replay {
         chain.sort_by_key(|link| link.header.generation.get());
         replay.chain = chain.into();
         Ok(replay)
+    }
+
+    fn note_bad_header(&mut self, segment: u32, found: Found, records_lost: bool) {
+        let base = self.sector.geometry().segment_offset(segment);
+        let error = match found {
+            Found::Unreadable(error) => error,
+            _ => self
+                .sector
+                .corruption(base, format!("the header of segment {segment} is damaged")),
+        };
+        self.damage.push(Damage {
+            error,
+            records_lost,
+        });
     }
 
     /// The next frame, or `None` at the log's end.
@@ -456,9 +522,9 @@ impl Replay {
                 if self.continuation().is_some() {
                     return Ok(None);
                 }
-                // A frame that is not whole was acknowledged only if something says so.
-                self.gather_claims().await?;
-                if self.claimed < header.lsn.get() && !wrong.is_unreadable() {
+                // A frame that is not whole was acknowledged only if something says so, or might.
+                let gap = self.gather_claims().await?.any();
+                if self.claimed < header.lsn.get() && !wrong.is_unreadable() && gap.is_none() {
                     self.stump = Some(address);
                     return Ok(None);
                 }
@@ -539,8 +605,9 @@ impl Replay {
         })
     }
 
-    /// Zeroes the header of the frame that a crash tore, and at which the log was cut \[F-57\]. The
-    /// sector must be synced before anything is written to the log.
+    /// Zeroes the header of the frame that a crash tore, and at which the log was cut \[F-57\]; and the
+    /// headers that could not be read of segments that hold nothing, for one might come back and be
+    /// taken for the log's. The sector must be synced before anything is written to the log.
     ///
     /// # Errors
     /// `Io`.
@@ -557,6 +624,12 @@ impl Replay {
             buffer[..UNIT].fill(0);
             self.sector.write(buffer, stump, WriteSync::None).await?;
         }
+        for &segment in &self.blank {
+            let mut zeros = self.sector.buffer(block.into())?;
+            zeros.fill(0);
+            let start = geometry.segment_offset(segment);
+            self.sector.write(zeros, start, WriteSync::None).await?;
+        }
         Ok(())
     }
 
@@ -569,23 +642,25 @@ impl Replay {
         reason: Wrong,
     ) -> Result<bool, StorageError> {
         let geometry = *self.sector.geometry();
-        self.gather_claims().await?;
-        if self.claimed <= self.reached() && !reason.is_unreadable() {
+        let gap = self.gather_claims().await?.any();
+        let in_doubt = reason.is_unreadable() || (gap.is_some() && !reason.is_nothing());
+        if self.claimed <= self.reached() && !in_doubt {
             return Ok(false);
         }
         let at = geometry.segment_offset(segment) + self.tail.offset;
         if self.continuation().is_some() {
             return Ok(false);
         }
-        let error = match reason {
-            Wrong::Damaged(reason) => self.sector.corruption(
+        let error = match (reason, gap) {
+            (Wrong::Unreadable(error), _) => error,
+            (Wrong::Damaged(_), Some(gap)) if in_doubt => gap,
+            (Wrong::Damaged(reason), _) => self.sector.corruption(
                 at,
                 format!(
                     "acknowledged frames are missing after LSN {}: {reason}",
                     self.tail.lsn
                 ),
             ),
-            Wrong::Unreadable(error) => error,
         };
         self.damage.push(Damage {
             error,
@@ -594,7 +669,7 @@ impl Replay {
         let candidates = self
             .searched
             .as_ref()
-            .map(|(_, addresses)| addresses.clone())
+            .map(|searched| searched.addresses.clone())
             .unwrap_or_default();
         for address in candidates.into_iter().filter(|&address| address > at) {
             let read = async |range| self.sector.read_around(range, |_, _| {}).await;
@@ -616,12 +691,13 @@ impl Replay {
     async fn next_segment(&mut self, segments: &mut Segments) -> Result<bool, StorageError> {
         // Segments before the one that continues the log were left by a torn tail that was cut.
         let continuation = self.continuation();
+        let mut gap = None;
         if continuation.is_none() {
-            self.gather_claims().await?;
+            gap = self.gather_claims().await?.chain;
         }
         if let Some(position) = continuation {
             self.chain.drain(..position);
-        } else if self.claimed <= self.reached() {
+        } else if self.claimed <= self.reached() && gap.is_none() {
             // Whatever is left was written, but never acknowledged, after frames that did not arrive.
             self.chain.clear();
         }
@@ -705,9 +781,11 @@ impl Replay {
         }
     }
 
-    /// The chain breaks at the tail: takes in what all that is left claims to be durable.
-    async fn gather_claims(&mut self) -> Result<(), StorageError> {
+    /// The chain breaks at the tail: takes in what all that is left claims to be durable, as far as it
+    /// can be read.
+    async fn gather_claims(&mut self) -> Result<Gaps, StorageError> {
         let block = u64::from(self.sector.geometry().block_size);
+        let mut gaps = Gaps::default();
         if self.continuation().is_none() {
             for Link {
                 segment, header, ..
@@ -715,31 +793,37 @@ impl Replay {
             {
                 let generation = header.generation.get();
                 self.search(segment, block, generation..=generation).await?;
+                gaps.chain = gaps.chain.or_else(|| self.gap());
             }
         }
         if let Some((segment, generation)) = self.tail.segment {
             let offset = self.tail.offset;
             self.search(segment, offset, generation..=generation)
                 .await?;
+            gaps.tail = self.gap();
         }
-        Ok(())
+        Ok(gaps)
     }
 
-    /// Looks for frames of `generations` from `offset` on in a segment, and takes in what they
-    /// claim. Returns the highest generation met, 0 if there is none, or it was searched just now;
-    /// and why some of it could not be searched.
+    /// Why not all could be searched in the last search.
+    fn gap(&self) -> Option<StorageError> {
+        self.searched.as_ref()?.gap.clone()
+    }
+
+    /// Looks for frames of `generations` from `offset` on in a segment, unless that was done just
+    /// now, and takes in what they claim.
     async fn search(
         &mut self,
         segment: u32,
         offset: u64,
         generations: RangeInclusive<u64>,
-    ) -> Result<(u64, Option<StorageError>), StorageError> {
+    ) -> Result<(), StorageError> {
         if self
             .searched
             .as_ref()
-            .is_some_and(|(searched, _)| *searched == segment)
+            .is_some_and(|searched| searched.segment == segment)
         {
-            return Ok((0, None));
+            return Ok(());
         }
         let geometry = *self.sector.geometry();
         let mut addresses = Vec::new();
@@ -770,8 +854,13 @@ impl Replay {
             }
             start = end;
         }
-        self.searched = Some((segment, addresses));
-        Ok((highest, gap))
+        self.searched = Some(Searched {
+            segment,
+            addresses,
+            generation: highest,
+            gap,
+        });
+        Ok(())
     }
 }
 
@@ -874,7 +963,7 @@ async fn read_headers(sector: &Sector, generation: u64) -> Result<Vec<Found>, St
     }
     let block = geometry.block_size.into();
     read_starts(sector, old.into_iter(), block, |segment, found| {
-        if found.is_newer(generation) {
+        if found.is_newer(generation) || matches!(found, Found::Unreadable(_)) {
             dubious.push(segment);
         }
     })

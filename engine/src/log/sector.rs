@@ -1,5 +1,6 @@
 //! A [`Sector`]: an open sector file with its identity and measures, and verified reads from it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -15,6 +16,7 @@ use graviton_format::geometry::AREA_SIZE;
 use graviton_format::record::RecordView;
 use graviton_format::superblock::Superblock;
 use graviton_format::{FormatError, Geometry};
+use rustix::io::Errno;
 
 use crate::io::{AlignedBuf, BufferPool, Disk, WriteSync};
 use crate::port::{BinaryKey, Place, StorageError};
@@ -26,8 +28,8 @@ pub const READ_MAX: u64 = 4 << 20;
 /// How often what is not whole is read before it is believed to be so.
 pub const READS: usize = 3;
 
-/// How many reads of a block may fail before nobody looks for what lies between such blocks.
-const UNREADABLE_MAX: u32 = 4096;
+/// How many blocks may be unreadable before nobody looks for what lies between them.
+const UNREADABLE_MAX: usize = 4096;
 
 /// Reads again what is not whole: it may have been read wrongly, and whoever opens the store may
 /// overwrite what seems to be damaged.
@@ -71,8 +73,8 @@ pub struct Sector {
     superblock: Superblock,
     /// Where a copy of the superblock lies that is not like the other.
     to_mend: Option<u64>,
-    /// Reads of blocks that failed in [`Sector::read_around`].
-    unreadable: AtomicU32,
+    /// Blocks that [`Sector::read_around`] could not read.
+    unreadable: Mutex<BTreeSet<u64>>,
     disk: Arc<dyn Disk>,
     /// Readers that are at work in each segment: it is not reused before they are done.
     pins: Box<[AtomicU32]>,
@@ -117,7 +119,7 @@ impl Sector {
     /// being opened.
     ///
     /// # Errors
-    /// `UnsupportedVersion`, or `InvalidStore` when it is foreign, damaged or truncated.
+    /// `UnsupportedVersion`; `InvalidStore` when it is foreign, damaged or truncated; `Io`.
     pub async fn open(
         disk: Arc<dyn Disk>,
         number: u16,
@@ -171,20 +173,23 @@ impl Sector {
                 (chosen, Vec::new())
             }
             (Ok(good), Err(wrong)) => ((good, Some(back_address)), note(back_address, &wrong)),
-            (Err(wrong), Ok(good)) => ((good, Some(0)), note(0, &wrong)),
-            (Err(BadCopy::Damaged(FormatError::Version { found, supported })), Err(_)) => {
-                return Err(StorageError::UnsupportedVersion {
-                    path,
-                    found,
-                    supported,
+            // The back copy is written first: if the front one is newer, so was it.
+            (Err(BadCopy::Newer(error)), _) | (Err(_), Err(BadCopy::Newer(error))) => {
+                return Err(match error {
+                    FormatError::Version { found, supported } => StorageError::UnsupportedVersion {
+                        path,
+                        found,
+                        supported,
+                    },
+                    error => invalid(error.to_string()),
                 });
             }
-            (Err(BadCopy::Damaged(FormatError::Magic { .. })), Err(BadCopy::Damaged(_))) => {
-                return Err(invalid("not a Graviton sector".to_owned()));
-            }
-            (Err(BadCopy::Unreadable(error)), Err(_))
-            | (Err(_), Err(BadCopy::Unreadable(error))) => {
+            (Err(wrong), Ok(good)) => ((good, Some(0)), note(0, &wrong)),
+            (Err(BadCopy::Unreadable(error)), _) | (_, Err(BadCopy::Unreadable(error))) => {
                 return Err(error);
+            }
+            (Err(BadCopy::Damaged(FormatError::Magic { .. })), Err(_)) => {
+                return Err(invalid("not a Graviton sector".to_owned()));
             }
             (Err(wrong), Err(_)) => {
                 return Err(invalid(format!(
@@ -206,7 +211,7 @@ impl Sector {
             geometry,
             superblock,
             to_mend,
-            unreadable: AtomicU32::new(0),
+            unreadable: Mutex::default(),
             disk,
             pins,
             unpinned: Unpinned::default(),
@@ -388,35 +393,46 @@ impl Sector {
     }
 
     /// Reads what can be read of `range`, with zeros for the rest; tells of each block that can't be
-    /// read, and where it is.
+    /// read, and where it is. Such a block is not read again: only before anything is written may
+    /// this be called.
     ///
     /// # Errors
     /// `Io` if too much of the sector can't be read; `Corruption` if the range reaches past its end.
     pub async fn read_around(
         &self,
         range: Range<u64>,
-        mut unreadable: impl FnMut(u64, StorageError),
+        mut tell: impl FnMut(u64, StorageError),
     ) -> Result<(AlignedBuf, usize), StorageError> {
-        let read = async || self.read(range.clone()).await;
-        match until_whole(read, Result::is_ok).await {
-            Err(StorageError::Io { .. }) => {}
-            outcome => return outcome,
-        }
         let unit = self.geometry.block_size as usize;
         let block = unit as u64;
         let start = range.start - range.start % block;
         let end = range.end.next_multiple_of(block);
+        if self.unreadable.lock().range(start..end).next().is_none() {
+            let read = async || self.read(range.clone()).await;
+            match until_whole(read, Result::is_ok).await {
+                Err(error) if is_failed_read(&error) => {}
+                outcome => return outcome,
+            }
+        }
         let mut whole = self.buffer(end - start)?;
         for (part, at) in whole.chunks_mut(unit).zip((start..).step_by(unit)) {
-            match self.read(at..at + block).await {
+            let known = self.unreadable.lock().contains(&at);
+            let read = match known {
+                true => Err(self.io_error("read", at, Errno::IO.into())),
+                false => self.read(at..at + block).await,
+            };
+            match read {
                 Ok((read, skip)) => part.copy_from_slice(&read[skip..][..part.len()]),
-                Err(error) => {
-                    if self.unreadable.fetch_add(1, Ordering::Relaxed) >= UNREADABLE_MAX {
+                Err(error) if is_failed_read(&error) => {
+                    let mut unreadable = self.unreadable.lock();
+                    unreadable.insert(at);
+                    if unreadable.len() > UNREADABLE_MAX {
                         return Err(error);
                     }
                     part.fill(0);
-                    unreadable(at, error);
+                    tell(at, error);
                 }
+                Err(error) => return Err(error),
             }
         }
         let skip = usize::try_from(range.start - start)
@@ -558,9 +574,22 @@ impl Sector {
     }
 }
 
+/// Whether it is a read that failed, and not, say, for want of memory.
+pub fn is_failed_read(error: &StorageError) -> bool {
+    matches!(
+        error,
+        StorageError::Io {
+            operation: "read",
+            ..
+        }
+    )
+}
+
 /// What is wrong with a superblock copy.
 enum BadCopy {
     Damaged(FormatError),
+    /// Nobody knows what else it says.
+    Newer(FormatError),
     Unreadable(StorageError),
 }
 
@@ -568,6 +597,7 @@ impl fmt::Display for BadCopy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Damaged(error) => write!(f, "is damaged: {error}"),
+            Self::Newer(error) => error.fmt(f),
             Self::Unreadable(error) => write!(f, "can't be read: {error}"),
         }
     }
@@ -580,10 +610,18 @@ async fn read_superblock(
     address: u64,
 ) -> Result<Superblock, BadCopy> {
     let read = async || {
-        let (buffer, outcome) = disk.read(BufferPool::global().take(4096), address).await;
+        let length = size_of::<Superblock>().max(disk.info().block_size as usize);
+        let (buffer, outcome) = disk.read(BufferPool::global().take(length), address).await;
         let unreadable = |source| BadCopy::Unreadable(io_error("read", number, address, source));
         outcome.map_err(unreadable)?;
-        Superblock::decode(&buffer, address).map_err(BadCopy::Damaged)
+        match Superblock::decode(&buffer, address) {
+            Err(error @ FormatError::Version { .. })
+                if !Superblock::is_damaged_version(&buffer, address) =>
+            {
+                Err(BadCopy::Newer(error))
+            }
+            decoded => decoded.map_err(BadCopy::Damaged),
+        }
     };
     until_whole(read, Result::is_ok).await
 }

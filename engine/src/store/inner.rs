@@ -1,6 +1,7 @@
 //! The state of an open store that its parts share, and how it is put together: creation,
 //! recovery, closing.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -21,9 +22,10 @@ use super::ticket::CommitSource;
 use crate::io::{Backend, Disk, IoOptions, Lock, LockError, OpenAccess, open_backend};
 use crate::log::image_io::{Root, has_image, mend_roots, read_image, read_roots};
 use crate::log::replay::{LoggedFrame, LoggedRecord};
+use crate::log::sector::is_failed_read;
 use crate::log::{Replay, Sector, Segments, State};
 use crate::port::op::{Driver, Signal, wait_for};
-use crate::port::{BinaryKey, StorageError};
+use crate::port::{BinaryKey, ErrorKind, StorageError};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::channel::Sender;
 use crate::sync::{Mutex, RwLock};
@@ -770,7 +772,7 @@ struct Recovery {
 impl Recovery {
     /// Loads the newest whole checkpoint of a sector, and prepares to replay its log.
     async fn load(&mut self, sector: &Arc<Sector>) -> Result<(), StorageError> {
-        let (roots, notes) = read_roots(sector).await?;
+        let (roots, notes) = read_roots(sector).await;
         let line = |(address, what)| format!("{}: {what}", sector.place(address));
         self.health.extend(notes.lost.into_iter().map(line));
         if !self.writing {
@@ -794,7 +796,9 @@ impl Recovery {
         let mut claimed = 0;
         let mut loaded: Option<(Root, Arc<_>, Segments)> = None;
         let mut others: Vec<Root> = Vec::new();
-        let mut last_error = None;
+        let mut newest_error = None;
+        let named = roots.iter().flat_map(|root| &root.segments);
+        let named: HashSet<u32> = named.copied().collect();
         for root in roots {
             if loaded.is_some() {
                 others.push(root);
@@ -802,10 +806,10 @@ impl Recovery {
             }
             let image = match read_image(sector, &root).await {
                 Ok(image) => image,
-                Err(error @ (StorageError::Corruption { .. } | StorageError::Io { .. })) => {
+                Err(error) if error.kind() == ErrorKind::Corruption || is_failed_read(&error) => {
                     self.health.push(error.to_string());
                     claimed = claimed.max(root.root.lsn.get());
-                    last_error = Some(error);
+                    newest_error.get_or_insert(error);
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -826,14 +830,14 @@ impl Recovery {
                     );
                     self.health.push(error.to_string());
                     claimed = claimed.max(root.root.lsn.get());
-                    last_error = Some(error);
+                    newest_error.get_or_insert(error);
                 }
             }
         }
         if loaded.is_none() && !self.salvaging {
-            return Err(
-                last_error.unwrap_or_else(|| sector.corruption(0, "no checkpoint root is whole"))
-            );
+            return Err(newest_error
+                .or(notes.unreadable)
+                .unwrap_or_else(|| sector.corruption(0, "no checkpoint root is whole")));
         }
         let (mut index, root) = match loaded {
             Some((root, image, segments)) => {
@@ -858,6 +862,7 @@ impl Recovery {
             root.as_ref().map(|root| &root.root),
             &mut index.segments,
             claimed,
+            &named,
         )
         .await?;
         // Of the other roots, only one that is older and whole is of use.

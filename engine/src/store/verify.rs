@@ -127,9 +127,9 @@ impl Verifier<'_> {
 
     fn superblocks(&mut self, sector: &Arc<Sector>) -> Result<(), StorageError> {
         for address in sector.geometry().superblocks() {
-            let Some((buffer, skip)) =
-                self.found(wait_for(sector.read(address..address + 4096)))?
-            else {
+            let length = size_of::<Superblock>() as u64;
+            let read = sector.read(address..address + length);
+            let Some((buffer, skip)) = self.found(wait_for(read))? else {
                 continue;
             };
             match Superblock::decode(&buffer[skip..], address) {
@@ -154,9 +154,7 @@ impl Verifier<'_> {
     fn checkpoints(&mut self, sector: &Arc<Sector>) -> Result<(), StorageError> {
         // No checkpoint is to be replaced while it is read.
         let _alone = self.inner.maintenance.lock();
-        let Some((roots, notes)) = self.found(wait_for(read_roots(sector)))? else {
-            return Ok(());
-        };
+        let (roots, notes) = wait_for(read_roots(sector));
         for (address, note) in notes.lost.into_iter().chain(notes.to_mend) {
             self.find(sector, address, None, note);
         }

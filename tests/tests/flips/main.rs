@@ -288,7 +288,9 @@ impl Trials<'_> {
         let boot = || {
             let sim = Sim::boot(&image, self.case.plan.block_size, number as u64);
             if !is_readable {
-                sim.make_unreadable(damage.sector, damage.range.clone());
+                for (start, bytes) in &edits {
+                    sim.make_unreadable(damage.sector, *start..start + bytes.len());
+                }
             }
             sim
         };
@@ -337,7 +339,7 @@ impl Trials<'_> {
                         wrong.push("salvage: verify finds nothing".to_owned());
                     }
                 }
-                Err(error @ StorageError::Corruption { .. }) => {
+                Err(error @ (StorageError::Corruption { .. } | StorageError::Io { .. })) => {
                     wrong.push(format!("salvage: does not open: {error}"));
                 }
                 Err(error) => self.check_refusal(damage, &touched, &error, "salvage", &mut wrong),
@@ -686,14 +688,15 @@ fn overwrites(case: &Case, random: &mut Random) -> Vec<Damage> {
             twice: false,
         }));
     }
-    // Both copies of a root as they were at an earlier moment.
+    // Both copies of a root, as they were at an earlier moment or not to be read.
     for sector in 0..case.layouts.len() {
         for slot in 1..3 {
             let range = slot * ROOT_SLOT_SIZE..(slot + 1) * ROOT_SLOT_SIZE;
-            damages.extend((0..case.older.len()).map(|moment| Damage {
+            let ways = (0..case.older.len()).map(What::Older);
+            damages.extend(ways.chain([What::Unreadable]).map(|what| Damage {
                 sector,
                 range: range.clone(),
-                what: What::Older(moment),
+                what,
                 twice: true,
             }));
         }

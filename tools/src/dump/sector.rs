@@ -84,12 +84,7 @@ impl Copy {
         if self.newer().is_none() || other.good().is_none() {
             return false;
         }
-        let verifies = Superblock::view(&self.bytes).is_ok_and(|superblock| {
-            let mut known = *superblock;
-            known.version = FORMAT_VERSION.into();
-            Superblock::decode(known.bytes(), self.address).is_ok()
-        });
-        verifies || self.address == 0
+        Superblock::is_damaged_version(&self.bytes, self.address) || self.address == 0
     }
 
     fn verdict(&self) -> String {
