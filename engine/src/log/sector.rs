@@ -174,8 +174,13 @@ impl Sector {
             }
             (Ok(good), Err(wrong)) => ((good, Some(back_address)), note(back_address, &wrong)),
             // The back copy is written first: if the front one is newer, so was it.
-            (Err(BadCopy::Newer(error)), _) | (Err(_), Err(BadCopy::Newer(error))) => {
-                return Err(match error {
+            (Err(BadCopy::Newer(found)), Ok(_))
+            | (
+                Err(BadCopy::Newer(found) | BadCopy::Damaged(found @ FormatError::Version { .. })),
+                Err(_),
+            )
+            | (Err(_), Err(BadCopy::Newer(found))) => {
+                return Err(match found {
                     FormatError::Version { found, supported } => StorageError::UnsupportedVersion {
                         path,
                         found,
