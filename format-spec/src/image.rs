@@ -36,6 +36,7 @@ const KIND_BLOB: u8 = 1;
 const KIND_MANIFEST: u8 = 2;
 const KIND_TOMBSTONE: u8 = 3;
 const FLAG_META: u8 = 0x10;
+const FLAG_CHANGED: u8 = 0x20;
 
 on_disk! {
     /// Starts an image.
@@ -129,9 +130,20 @@ pub enum ImageValue {
         time: u64,
         /// Bytes of the record's metadata.
         meta_length: u32,
+        /// The record, if it is of an older version that this one came from by changes of its bytes.
+        changed: Option<ChangedRecord>,
         /// Its pieces, if its payload is not in the record itself.
         extents: Option<Vec<ExtentRef>>,
     },
+}
+
+/// The record of the version that one came from by changes of its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChangedRecord {
+    /// Its LSN.
+    pub lsn: u64,
+    /// Bytes of its payload.
+    pub payload_length: u32,
 }
 
 /// Writes an image, entry by entry in ascending order of keys.
@@ -204,6 +216,7 @@ impl ImageBuilder {
                 size,
                 time,
                 meta_length,
+                changed,
                 extents,
             } => {
                 let kind = if extents.is_some() {
@@ -211,7 +224,9 @@ impl ImageBuilder {
                 } else {
                     KIND_BLOB
                 };
-                bytes.push(kind | if *meta_length > 0 { FLAG_META } else { 0 });
+                let flag = |is_set, flag| if is_set { flag } else { 0 };
+                let meta = flag(*meta_length > 0, FLAG_META);
+                bytes.push(kind | meta | flag(changed.is_some(), FLAG_CHANGED));
                 put(bytes, self.lsn_base - entry.lsn);
                 put(bytes, *size);
                 put(
@@ -221,6 +236,14 @@ impl ImageBuilder {
                 put(bytes, *address);
                 if *meta_length > 0 {
                     put(bytes, u64::from(*meta_length));
+                }
+                if let Some(changed) = changed {
+                    assert!(
+                        changed.lsn < entry.lsn && extents.is_some(),
+                        "no version that came from another"
+                    );
+                    put(bytes, self.lsn_base - changed.lsn);
+                    put(bytes, changed.payload_length.into());
                 }
                 if let Some(extents) = extents {
                     put(bytes, extents.len() as u64);
@@ -543,7 +566,7 @@ impl<B: AsRef<[u8]>> Image<B> {
                 .ok_or_else(|| bad("entry", "has an LSN below 0"))
         };
         let entry_lsn = lsn(number()?)?;
-        let kind = flags & !FLAG_META;
+        let kind = flags & !(FLAG_META | FLAG_CHANGED);
         if flags == KIND_TOMBSTONE {
             return Ok(ImageEntry {
                 lsn: entry_lsn,
@@ -565,6 +588,19 @@ impl<B: AsRef<[u8]>> Image<B> {
             .ok()
             .filter(|&length| length as usize <= META_MAX_LEN)
             .ok_or_else(|| bad("entry", format!("has {meta_length} bytes of metadata")))?;
+        let narrow = |value: u64| {
+            u32::try_from(value).map_err(|_| bad("entry", "has an oversized piece or payload"))
+        };
+        let changed = match flags & FLAG_CHANGED {
+            0 => None,
+            _ => Some(ChangedRecord {
+                lsn: lsn(number()?)?,
+                payload_length: narrow(number()?)?,
+            }),
+        };
+        if changed.is_some_and(|changed| changed.lsn >= entry_lsn || kind != KIND_MANIFEST) {
+            return Err(bad("entry", "came from no older version, or has no pieces"));
+        }
         let extents = if kind == KIND_MANIFEST {
             let count = number()?;
             // A piece takes at least three bytes, which bounds what is allocated.
@@ -572,9 +608,6 @@ impl<B: AsRef<[u8]>> Image<B> {
                 Vec::with_capacity(usize::try_from(count.min(bytes.len() as u64 / 3)).unwrap_or(0));
             for _ in 0..count {
                 let mut number = || take(bytes).ok_or_else(cut);
-                let narrow = |value: u64| {
-                    u32::try_from(value).map_err(|_| bad("entry", "has an oversized piece"))
-                };
                 extents.push(ExtentRef {
                     lsn: lsn(number()?)?.into(),
                     offset: narrow(number()?)?.into(),
@@ -595,6 +628,7 @@ impl<B: AsRef<[u8]>> Image<B> {
                 size,
                 time,
                 meta_length,
+                changed,
                 extents,
             },
         })
@@ -735,6 +769,10 @@ mod tests {
                 size: 12,
                 time: 1_700_000_000_000 + lsn,
                 meta_length: 5,
+                changed: (lsn > 8).then_some(ChangedRecord {
+                    lsn: lsn - 1,
+                    payload_length: 77,
+                }),
                 extents: Some(vec![
                     ExtentRef {
                         lsn: 1.into(),
@@ -754,6 +792,7 @@ mod tests {
                 size: lsn,
                 time: 1_690_000_000_000,
                 meta_length: 0,
+                changed: None,
                 extents: None,
             },
         };

@@ -2,13 +2,14 @@
 //! Tags below 128 must be understood, others may be skipped \[F-28\].
 
 use crate::FormatError;
-use crate::record::KEY_MAX_LEN;
+use crate::record::{Change, KEY_MAX_LEN};
 use crate::varint;
 
 const TAG_CREATED: u8 = 1;
 const TAG_DIGEST: u8 = 2;
 const TAG_ATTRIBUTE: u8 = 3;
 const TAG_SOURCE: u8 = 4;
+const TAG_CHANGE: u8 = 5;
 
 /// One item of metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +35,13 @@ pub enum MetaItem<'a> {
     /// Tag 4, in a manifest that shares the payload of a blob record: the key that record was
     /// current for when the manifest was written. 1 to 1024 bytes.
     Source(&'a [u8]),
+    /// Tag 5, in a record that makes a version out of another: the version before, where the bytes
+    /// begin that are others now, and the blob's size afterwards (three u64).
+    Change(Change),
 }
+
+/// Bytes of an item that says what a record changes, tag and length included.
+pub const CHANGE_LEN: usize = 2 + 24;
 
 /// Appends an item.
 ///
@@ -45,6 +52,14 @@ pub fn put(target: &mut Vec<u8>, item: MetaItem<'_>) {
         MetaItem::Created(time) => (TAG_CREATED, [&time.to_le_bytes(), &[], &[]]),
         MetaItem::Digest { algorithm, bytes } => (TAG_DIGEST, [&[*algorithm], bytes, &[]]),
         MetaItem::Source(key) => (TAG_SOURCE, [key, &[], &[]]),
+        MetaItem::Change(change) => (
+            TAG_CHANGE,
+            [
+                &change.base.to_le_bytes(),
+                &change.start.to_le_bytes(),
+                &change.size.to_le_bytes(),
+            ],
+        ),
         MetaItem::Attribute { name, value } => (
             TAG_ATTRIBUTE,
             [&[name_length(name)], name.as_bytes(), value],
@@ -117,6 +132,19 @@ fn take<'a>(rest: &mut &'a [u8]) -> Result<Option<MetaItem<'a>>, FormatError> {
             Ok(Some(MetaItem::Attribute { name, value }))
         }
         TAG_SOURCE if (1..=KEY_MAX_LEN).contains(&value.len()) => Ok(Some(MetaItem::Source(value))),
+        TAG_CHANGE => {
+            let [base, start, size] = value
+                .as_chunks::<8>()
+                .0
+                .iter()
+                .map(|bytes| u64::from_le_bytes(*bytes))
+                .collect::<Vec<_>>()
+                .try_into()
+                .ok()
+                .filter(|_| value.len() == 24)
+                .ok_or_else(|| bad("has a change of another length than 24"))?;
+            Ok(Some(MetaItem::Change(Change { base, start, size })))
+        }
         TAG_SOURCE => Err(bad("names a source whose key is empty or too long")),
         128.. => Ok(None),
         _ => Err(bad(&format!("has the unknown tag {tag}"))),
@@ -143,6 +171,11 @@ mod tests {
                 name: "empty",
                 value: b"",
             },
+            MetaItem::Change(Change {
+                base: 1,
+                start: 2,
+                size: 3,
+            }),
         ];
         for item in all {
             let mut bytes = Vec::new();
@@ -163,7 +196,7 @@ mod tests {
     #[test]
     fn unknown_tags_are_skipped_or_refused() {
         assert_eq!(items(&[200, 2, 1, 1]).count(), 0);
-        assert!(items(&[5, 0]).next().unwrap().is_err());
+        assert!(items(&[6, 0]).next().unwrap().is_err());
         assert!(items(&[0, 0]).next().unwrap().is_err());
     }
 }

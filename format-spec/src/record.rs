@@ -5,6 +5,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::checksum::{Identity, mask_chunks, stored_length};
 use crate::error::require;
+use crate::meta::{self, MetaItem};
 use crate::structure::on_disk;
 use crate::{FormatError, Geometry};
 
@@ -29,13 +30,37 @@ pub enum RecordKind {
     Manifest = 3,
     /// The delete of a blob.
     Tombstone = 4,
+    /// A blob that is another version but for some bytes, which are the record's payload.
+    Range = 5,
+    /// A blob that is another version but for some bytes; the record's payload is the list of pieces
+    /// that make them up.
+    Splice = 6,
 }
 
 impl RecordKind {
     fn decode(kind: u8) -> Option<Self> {
-        [Self::Blob, Self::Extent, Self::Manifest, Self::Tombstone]
-            .into_iter()
-            .find(|known| *known as u8 == kind)
+        [
+            Self::Blob,
+            Self::Extent,
+            Self::Manifest,
+            Self::Tombstone,
+            Self::Range,
+            Self::Splice,
+        ]
+        .into_iter()
+        .find(|known| *known as u8 == kind)
+    }
+
+    /// Whether the payload is a list of pieces.
+    #[must_use]
+    pub fn lists_pieces(self) -> bool {
+        matches!(self, Self::Manifest | Self::Splice)
+    }
+
+    /// Whether it makes a version out of another.
+    #[must_use]
+    pub fn changes(self) -> bool {
+        matches!(self, Self::Range | Self::Splice)
     }
 }
 
@@ -44,7 +69,7 @@ on_disk! {
     RecordHeader: 32 {
         /// CRC-32 of identity, address, the rest of the header, key and metadata.
         checksum: U32,
-        /// 1: blob. 2: extent. 3: manifest. 4: tombstone.
+        /// 1: blob. 2: extent. 3: manifest. 4: tombstone. 5: range. 6: splice.
         kind: u8,
         /// Bit 0: copied by compaction, the LSN is older than the frame. Others: zero.
         flags: u8,
@@ -108,6 +133,40 @@ pub struct RecordView<'a> {
     pub key: &'a [u8],
     /// The metadata; see [`crate::meta`].
     pub meta: &'a [u8],
+    /// What it changes, if it makes a version out of another.
+    pub change: Option<Change>,
+}
+
+/// What a record changes of the version that its blob had before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// The version before.
+    pub base: u64,
+    /// Where the bytes begin that are others now.
+    pub start: u64,
+    /// The blob's size in bytes afterwards.
+    pub size: u64,
+}
+
+impl Change {
+    /// Checks that `length` bytes, not 0, lie within the blob \[F-59\].
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check(&self, length: u64) -> Result<(), FormatError> {
+        let fits = length > 0
+            && self.size <= BLOB_MAX_LEN
+            && self
+                .start
+                .checked_add(length)
+                .is_some_and(|end| end <= self.size);
+        require(fits, "RecordHeader", "change", "F-59", || {
+            format!(
+                "is of {length} bytes from {} of a blob of {}",
+                self.start, self.size
+            )
+        })
+    }
 }
 
 impl<'a> RecordView<'a> {
@@ -176,6 +235,7 @@ impl<'a> RecordView<'a> {
             kind,
             key,
             meta,
+            change: kind.changes().then(|| find_change(meta)).transpose()?,
         };
         let room = geometry
             .segment_of(address)
@@ -197,6 +257,18 @@ impl<'a> RecordView<'a> {
         require(payload_holds, name, "payload_length", "F-26", || {
             "is not 0 in a tombstone".to_owned()
         })?;
+        if let Some(change) = &view.change {
+            require(
+                change.base < header.lsn.get(),
+                name,
+                "change",
+                "F-59",
+                || format!("is of version {}, its own is {}", change.base, header.lsn),
+            )?;
+            if kind == RecordKind::Range {
+                change.check(header.payload_length.get().into())?;
+            }
+        }
         Ok(view)
     }
 
@@ -217,6 +289,16 @@ impl<'a> RecordView<'a> {
     pub fn length(&self) -> u64 {
         self.payload_offset() as u64 + self.stored_payload()
     }
+}
+
+fn find_change(meta: &[u8]) -> Result<Change, FormatError> {
+    let missing = || FormatError::field("RecordHeader", "change", "F-59", "is missing");
+    for item in meta::items(meta) {
+        if let MetaItem::Change(change) = item? {
+            return Ok(change);
+        }
+    }
+    Err(missing())
 }
 
 /// Writes the header, key and metadata of a record into the front of `target`, unsealed: LSN,

@@ -78,6 +78,14 @@ fn whole(sample: &Sample) -> Vec<Vector> {
         let bytes = cut(sector, written.address, written.length);
         vector(name, "record", written.address, comment, bytes)
     };
+    let (changes, records) = sample::changes();
+    let changed = |number: usize, name, comment| {
+        let Written {
+            address, length, ..
+        } = records[number];
+        let bytes = cut(&changes.bytes, address, length);
+        vector(name, "record", address, comment, bytes)
+    };
     let root_address = geometry.roots(2)[1];
     let log = geometry.segment_offset(5);
     let checkpoint = geometry.segment_offset(4);
@@ -175,6 +183,16 @@ fn whole(sample: &Sample) -> Vec<Vector> {
             sample.manifest,
         ),
         record("record-tombstone", "A delete.", sample.tombstone),
+        changed(
+            0,
+            "record-range",
+            "Three bytes of version 1, from 2 on, are others.",
+        ),
+        changed(
+            1,
+            "record-splice",
+            "Of version 2, what lies from 12 on: a piece of a payload, and a hole.",
+        ),
         vector(
             "chunk",
             "chunk",
@@ -380,7 +398,7 @@ fn broken(whole: &[Vector], sample: &Sample) -> Vec<Vector> {
                 bytes[at] ^= 1;
             },
         ),
-        damaged(blob, "unknown-kind", "Kind 5.", |bytes| bytes[4] = 5),
+        damaged(blob, "unknown-kind", "Kind 7.", |bytes| bytes[4] = 7),
         damaged(blob, "no-key", "A key of no bytes.", |bytes| bytes[6] = 0),
         damaged(
             blob,
@@ -417,6 +435,25 @@ fn broken(whole: &[Vector], sample: &Sample) -> Vec<Vector> {
             "A size one byte above the pieces' sum.",
             |bytes| {
                 bytes[0] += 1;
+            },
+        ),
+        damaged(
+            of("record-range"),
+            "past-the-end",
+            "It changes bytes past the end that the blob has afterwards.",
+            |bytes| {
+                let size = bytes.len() - 11 - 8;
+                bytes[size] = 4;
+                reseal_record(bytes, of("record-range").address);
+            },
+        ),
+        damaged(
+            of("record-range"),
+            "no-change",
+            "Its metadata does not say what it changes.",
+            |bytes| {
+                bytes[32 + 3] = 200;
+                reseal_record(bytes, of("record-range").address);
             },
         ),
         damaged(

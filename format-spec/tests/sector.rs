@@ -159,6 +159,17 @@ fn bad_payload_of_an_acknowledged_frame_fails_reads_of_it_alone() {
     assert_eq!(found, wanted);
 }
 
+#[test]
+fn changes_make_versions_out_of_others() {
+    let (mut writer, _) = sample::changes();
+    let state = recover(&writer.bytes).unwrap();
+    let found = state.blobs(&writer.bytes).remove(&b"key"[..]).unwrap();
+    assert_eq!(found.unwrap(), b"01abc56789\0\0BCc\0");
+    // Of another version than is there.
+    writer.frame(&[sample::change(RecordKind::Range, b"key", (3, 0, 16), b"a")]);
+    assert!(matches!(recover(&writer.bytes), Err(Failure::Change(_))));
+}
+
 /// A crash loses the second frame, while what follows it arrives: `follow` says where it is. Then a
 /// new frame is written in place of the lost one, with LSN `lsn`. Gives the keys that are found.
 fn after_a_cut(follow_in_next_segment: bool, lsn: u64) -> Vec<Vec<u8>> {

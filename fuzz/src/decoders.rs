@@ -13,7 +13,7 @@ use graviton_format::checksum::{
 };
 use graviton_format::frame::{self, FrameHeader};
 use graviton_format::image::{self, Image, ImageBuilder, ImageHeader};
-use graviton_format::record::{Manifest, RecordHeader, RecordKind, RecordView};
+use graviton_format::record::{Manifest, RecordHeader, RecordView};
 use graviton_format::segment::{self, SegmentHeader};
 use graviton_format::superblock::{self, Superblock};
 use graviton_format::{Geometry, Identity, Structure, meta, varint};
@@ -224,7 +224,7 @@ pub fn record(data: &[u8]) {
         assert!(gathered.is_ok() || !fix);
         if let Ok(gathered) = gathered {
             assert_eq!(stored_length(gathered as u64), stored.len() as u64);
-            if view.kind == RecordKind::Manifest {
+            if view.kind.lists_pieces() {
                 check_manifest(&stored[..gathered]);
             }
         }

@@ -1,12 +1,15 @@
 //! Blobs that are filled range by range, in a store.
 
 use bytes::Bytes;
-use graviton_engine::io::sim::Sim;
+use graviton_engine::io::sim::{Loss, Random, Sim};
+use graviton_engine::memory::MemoryStore;
 use graviton_engine::port::{
-    BinaryKey, BlobStore, CopyOptions, ErrorKind, GetOptions, Holes, Precondition, PutOptions,
-    RangeSet, Span, StorageError,
+    BinaryKey, BlobInfo, BlobStore, CopyOptions, DeleteOptions, Digest, DigestAlgorithm,
+    Durability, ErrorKind, GetOptions, Holes, MutableObjectStore, PastEnd, Precondition,
+    PutOptions, PutRangeOptions, RangeSet, Span, StorageError,
 };
 use graviton_engine::store::{CreateOptions, GIB, KIB, MIB, OpenOptions, Store};
+use graviton_tests::{check_figures, number_from};
 
 const PATH: &str = "/store";
 
@@ -21,9 +24,10 @@ fn open_options() -> OpenOptions {
     }
 }
 
-fn new_store() -> (Sim, Store) {
+fn new_store(sectors: u16) -> (Sim, Store) {
     let sim = Sim::new(512, 1);
     let options = CreateOptions {
+        sectors,
         sector_size: 4 * MIB,
         segment_size: Some(64 * KIB),
         open: open_options(),
@@ -78,7 +82,7 @@ fn check_hole(store: &Store, name: &str) {
 
 #[test]
 fn a_hole_costs_no_space_and_stays() {
-    let (sim, store) = new_store();
+    let (sim, store) = new_store(1);
     let create = |size, options| store.create_sparse(&key("hole"), size, options).wait();
     let made = create(10 * GIB, PutOptions::default()).expect("it is made");
     assert_eq!(made.size, 10 * GIB);
@@ -129,4 +133,256 @@ fn a_hole_costs_no_space_and_stays() {
         let report = store.verify(&mut |_| {}).expect("it is verified");
         assert_eq!(report.findings, []);
     }
+}
+
+/// Of a blob what anybody can see, but for its version.
+fn seen(store: &dyn BlobStore, key: &BinaryKey) -> Option<(BlobInfo, Bytes)> {
+    let info = match store.stat(key).wait() {
+        Ok(info) => info,
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+            return None;
+        }
+    };
+    let options = GetOptions {
+        holes: Holes::Zeros,
+        ..GetOptions::default()
+    };
+    let blob = store.get(key, options).wait().expect("it is read");
+    Some((info, blob.bytes))
+}
+
+fn compare(store: &Store, model: &MemoryStore, keys: &[BinaryKey], what: &str) {
+    for key in keys {
+        match (seen(store, key), seen(model, key)) {
+            (None, None) => {}
+            (Some((found, bytes)), Some((expected, model))) => {
+                assert_eq!(bytes, model, "{what}: {key}");
+                assert_eq!(found.size, expected.size, "{what}: {key}");
+                assert_eq!(found.missing, expected.missing, "{what}: {key}");
+                assert_eq!(found.digests, expected.digests, "{what}: {key}");
+                assert_eq!(found.attributes, expected.attributes, "{what}: {key}");
+            }
+            (found, expected) => panic!(
+                "{what}: {key}: {:?}, expected {:?}",
+                found.map(|(info, _)| info),
+                expected.map(|(info, _)| info)
+            ),
+        }
+    }
+}
+
+/// Both succeed, or both fail in the same way.
+fn same<A, B>(store: Result<A, StorageError>, model: Result<B, StorageError>, what: &str) {
+    let (store, model) = (
+        store.map(drop).map_err(|error| error.kind()),
+        model.map(drop).map_err(|error| error.kind()),
+    );
+    assert_eq!(store, model, "{what}");
+}
+
+/// A store, its model, and what happens to both.
+struct Pair {
+    sim: Sim,
+    store: Store,
+    model: MemoryStore,
+    keys: Vec<BinaryKey>,
+    random: Random,
+    /// All is durable once it is done.
+    durable: bool,
+}
+
+impl Pair {
+    fn new(seed: u64, durable: bool) -> Self {
+        let (sim, store) = new_store([1, 3][usize::from(seed % 2 == 1)]);
+        let keys = (0..3).map(|number| key(&format!("key/{number}")));
+        Self {
+            sim,
+            store,
+            model: MemoryStore::default(),
+            keys: keys.collect(),
+            random: Random::new(seed),
+            durable,
+        }
+    }
+
+    fn step(&mut self, what: &str) {
+        let Self {
+            store,
+            model,
+            keys,
+            random,
+            ..
+        } = self;
+        let key = random.pick(keys).clone();
+        match random.below(16) {
+            0 => {
+                let size = random.below(40_000) as u64;
+                let made = store.create_sparse(&key, size, PutOptions::default());
+                let expected = model.create_sparse(&key, size, PutOptions::default());
+                same(made.wait(), expected.wait(), what);
+            }
+            1 => {
+                let length = random.below(9000);
+                let bytes = Bytes::from(random.bytes(length));
+                let options = PutOptions {
+                    digest: Some(Digest::of(DigestAlgorithm::Sha256, &bytes)),
+                    attributes: [("name".to_owned(), Bytes::from("value"))].into(),
+                    ..PutOptions::default()
+                };
+                let put = store.put(&key, bytes.clone(), options.clone());
+                same(put.wait(), model.put(&key, bytes, options).wait(), what);
+            }
+            2 => {
+                let target = random.pick(keys);
+                let copied = store.copy(&key, target, CopyOptions::default());
+                let expected = model.copy(&key, target, CopyOptions::default());
+                same(copied.wait(), expected.wait(), what);
+            }
+            3 if random.one_in(3) => {
+                let deleted = store.delete(&key, DeleteOptions::default());
+                let expected = model.delete(&key, DeleteOptions::default());
+                same(deleted.wait(), expected.wait(), what);
+            }
+            4 => drop(store.checkpoint().expect("a checkpoint")),
+            5 => drop(store.compact().expect("it is compacted")),
+            _ => self.put_range(&key, what),
+        }
+        compare(&self.store, &self.model, &self.keys, what);
+    }
+
+    fn put_range(&mut self, key: &BinaryKey, what: &str) {
+        let random = &mut self.random;
+        let start = random.below(40_000) as u64;
+        let length = match random.below(8) {
+            0 => 0,
+            1 | 2 => random.below(12_000),
+            _ => random.below(300),
+        };
+        let range = Span::at(start, length as u64).expect("it ends");
+        let bytes = Bytes::from(random.bytes(length));
+        let past_ends = [PastEnd::Refuse, PastEnd::Extend, PastEnd::Sparse];
+        let durability = match self.durable || random.one_in(2) {
+            true => Durability::Durable,
+            false => Durability::Written,
+        };
+        let options = PutRangeOptions {
+            past_end: *random.pick(&past_ends),
+            durability,
+            ..PutRangeOptions::default()
+        };
+        let put = self
+            .store
+            .put_range(key, range, bytes.clone(), options.clone());
+        let expected = self.model.put_range(key, range, bytes, options);
+        same(put.wait(), expected.wait(), what);
+    }
+
+    /// The store is killed and opened again.
+    fn reopen(&mut self) {
+        let sim = Sim::boot(&self.sim.image(), 512, self.random.number());
+        let store = Store::open_on(sim.backend(), PATH, open_options());
+        self.store = store.expect("it opens");
+        self.sim = sim;
+    }
+
+    fn check(&self, what: &str) {
+        compare(&self.store, &self.model, &self.keys, what);
+        let report = self.store.verify(&mut |_| {}).expect("it is verified");
+        assert_eq!(report.findings, [], "{what}");
+        check_figures(&self.store);
+    }
+}
+
+fn history(seed: u64) {
+    let mut pair = Pair::new(seed, false);
+    for step in 0..60 {
+        let what = format!("seed {seed}, step {step}");
+        match pair.random.one_in(16) {
+            true => pair.reopen(),
+            false => pair.step(&what),
+        }
+        compare(&pair.store, &pair.model, &pair.keys, &what);
+    }
+    pair.check(&format!("seed {seed}"));
+}
+
+type Seen = Vec<Option<(RangeSet, Bytes)>>;
+
+fn all_seen(store: &dyn BlobStore, keys: &[BinaryKey]) -> Seen {
+    let seen = keys.iter().map(|key| seen(store, key));
+    seen.map(|seen| seen.map(|(info, bytes)| (info.missing, bytes)))
+        .collect()
+}
+
+/// The power fails at any moment: what was acknowledged is there, and of what was under way all or
+/// nothing.
+fn power_losses(seed: u64) {
+    let mut pair = Pair::new(seed, true);
+    let mut states: Vec<(usize, Seen)> = vec![(0, vec![None; pair.keys.len()])];
+    for step in 0..25 {
+        pair.step(&format!("seed {seed}, step {step}"));
+        states.push((pair.sim.position(), all_seen(&pair.model, &pair.keys)));
+    }
+    let created = states[0].0;
+    for _ in 0..20 {
+        let mut crasher = pair.sim.crasher();
+        let moment = created + pair.random.below(crasher.events() + 1 - created);
+        crasher.advance(moment);
+        let loss = Loss::Random(pair.random.number());
+        let sim = Sim::boot(&crasher.image(loss), 512, seed);
+        let store = match Store::open_on(sim.backend(), PATH, open_options()) {
+            Ok(store) => store,
+            // The store was still being made.
+            Err(_) if moment < states[1].0 => continue,
+            Err(error) => panic!("seed {seed}, moment {moment}, {loss:?}: {error}"),
+        };
+        let found = all_seen(&store, &pair.keys);
+        let done = states.partition_point(|(position, _)| *position <= moment);
+        let may = &states[done - 1..states.len().min(done + 1)];
+        assert!(
+            may.iter().any(|(_, state)| *state == found),
+            "seed {seed}, moment {moment}, {loss:?}: not as after step {} or {done}",
+            done - 1
+        );
+        let report = store.verify(&mut |_| {}).expect("it is verified");
+        assert_eq!(report.findings, [], "seed {seed}, moment {moment}");
+    }
+}
+
+#[test]
+fn ranges_that_are_put_survive_power_losses() {
+    let seeds = number_from("GRAVITON_SEEDS").unwrap_or(60);
+    (0..seeds).for_each(power_losses);
+}
+
+#[test]
+fn ranges_that_are_put_agree_with_the_model() {
+    let seeds = number_from("GRAVITON_SEEDS").unwrap_or(60);
+    (0..seeds).for_each(history);
+}
+
+/// Many ranges wait for one frame: each is put into what the one before it left.
+#[test]
+fn ranges_that_share_a_frame() {
+    let (_sim, store) = new_store(1);
+    let name = key("key");
+    let made = store.create_sparse(&name, 1000, PutOptions::default());
+    made.wait().expect("it is made");
+    let puts: Vec<_> = (0..100_u8)
+        .map(|number| {
+            let range = Span::at(u64::from(number) * 10, 10).expect("it ends");
+            let bytes = vec![number; 10].into();
+            store.put_range(&name, range, bytes, PutRangeOptions::default())
+        })
+        .collect();
+    let mut versions: Vec<u64> = puts
+        .into_iter()
+        .map(|put| put.wait().expect("it is put").version)
+        .collect();
+    versions.dedup();
+    assert_eq!(versions.len(), 100);
+    let blob = store.get(&name, GetOptions::default()).wait();
+    let expected: Vec<u8> = (0..100_u8).flat_map(|number| [number; 10]).collect();
+    assert_eq!(blob.expect("it is read").bytes, expected);
 }

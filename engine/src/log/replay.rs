@@ -15,7 +15,7 @@ use graviton_format::FormatError;
 use graviton_format::checkpoint::CheckpointRoot;
 use graviton_format::checksum::{CHUNK_SIZE, verify_chunk};
 use graviton_format::frame::{FrameHeader, records_checksum};
-use graviton_format::record::{FLAG_MOVED, Manifest, RecordKind, RecordView};
+use graviton_format::record::{Change, FLAG_MOVED, Manifest, RecordKind, RecordView};
 use graviton_format::segment::{KIND_CHECKPOINT, KIND_LOG, NONE, SegmentHeader};
 
 use super::append::Tail;
@@ -53,8 +53,10 @@ pub struct LoggedRecord {
     pub meta: Vec<u8>,
     /// Bytes of payload.
     pub payload_length: u32,
-    /// A manifest's list of extents.
+    /// The pieces that a manifest or a splice lists.
     pub manifest: Option<Manifest>,
+    /// What it changes, if it makes a version out of another.
+    pub change: Option<Change>,
     /// Whether all its payload was read back right.
     pub whole: bool,
 }
@@ -127,12 +129,16 @@ pub fn decode_frame(
             &frame[payload_start..end],
             address + payload_start as u64,
             record.header.lsn.get(),
-            record.kind == RecordKind::Manifest,
+            record.kind.lists_pieces(),
         );
-        let manifest = match (&wrong, record.kind) {
-            (None, RecordKind::Manifest) => Some(Manifest::decode(&payload)?),
+        let lists_pieces = record.kind.lists_pieces();
+        let manifest = match &wrong {
+            None if lists_pieces => Some(Manifest::decode(&payload)?),
             _ => None,
         };
+        if let (Some(change), Some(manifest)) = (&record.change, &manifest) {
+            change.check(manifest.size)?;
+        }
         let key = BinaryKey::new(record.key).map_err(|error| bad(error.to_string()))?;
         records.push(LoggedRecord {
             kind: record.kind,
@@ -144,13 +150,12 @@ pub fn decode_frame(
             meta: record.meta.to_vec(),
             payload_length: record.header.payload_length.get(),
             manifest,
+            change: record.change,
             whole: wrong.is_none(),
         });
         checksums.push(record.header.checksum.get());
-        if record.kind == RecordKind::Manifest
-            && let Some(wrong) = wrong
-        {
-            // Without its list of extents a manifest says nothing.
+        if lists_pieces && let Some(wrong) = wrong {
+            // Without its list of pieces it says nothing.
             return Err(wrong);
         }
         wrong_chunk = wrong_chunk.or(wrong);

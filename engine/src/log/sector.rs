@@ -493,7 +493,7 @@ impl Sector {
     }
 
     /// Reads and verifies the head (header, key, metadata) of the record at `address`, which must
-    /// be `key`'s with this LSN, and returns its metadata.
+    /// be `key`'s with this LSN, and returns its metadata and its time.
     ///
     /// # Errors
     /// `Io`, `Corruption`.
@@ -503,7 +503,7 @@ impl Sector {
         key: &BinaryKey,
         lsn: u64,
         meta_length: u32,
-    ) -> Result<Vec<u8>, StorageError> {
+    ) -> Result<(Vec<u8>, u64), StorageError> {
         let head = (32 + key.as_bytes().len()) as u64 + u64::from(meta_length);
         let (buffer, skip) = self.read(address..address.saturating_add(head)).await?;
         let record = RecordView::decode(&buffer[skip..], &self.identity, &self.geometry, address)
@@ -511,7 +511,7 @@ impl Sector {
         if record.key != key.as_bytes() || record.header.lsn != lsn {
             return Err(self.corruption(address, "holds another record than the index says"));
         }
-        Ok(record.meta.to_vec())
+        Ok((record.meta.to_vec(), record.header.time.get()))
     }
 
     /// Keeps the segments that `addresses` lie in from being reused until the pin is dropped.

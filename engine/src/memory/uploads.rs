@@ -283,7 +283,7 @@ impl MemoryStore {
         let now = self.shared.now();
         self.shared.change(|state| {
             let size = state.existing(key, options.precondition)?.size();
-            let size = resolve_put_range(key, range, bytes.len(), size, options.past_end)?;
+            let size = resolve_put_range(key, range, bytes.len() as u64, size, options.past_end)?;
             self.shared.check_size(key, size)?;
             state.put_range(key, range, bytes, options, now)
         })

@@ -330,6 +330,21 @@ pub fn check_sparse(options: &PutOptions) -> Result<(), StorageError> {
     Ok(())
 }
 
+/// Checks that there are as many bytes as a range has.
+///
+/// # Errors
+/// `LengthMismatch`.
+pub fn check_length(key: &BinaryKey, range: Span, length: u64) -> Result<(), StorageError> {
+    if range.len() != length {
+        return Err(StorageError::LengthMismatch {
+            key: key.clone(),
+            range,
+            length,
+        });
+    }
+    Ok(())
+}
+
 /// Resolves the range of a put against a blob's size: the blob's new size.
 ///
 /// # Errors
@@ -337,17 +352,11 @@ pub fn check_sparse(options: &PutOptions) -> Result<(), StorageError> {
 pub fn resolve_put_range(
     key: &BinaryKey,
     range: Span,
-    length: usize,
+    length: u64,
     size: u64,
     past_end: PastEnd,
 ) -> Result<u64, StorageError> {
-    if range.len() != length as u64 {
-        return Err(StorageError::LengthMismatch {
-            key: key.clone(),
-            range,
-            length: length as u64,
-        });
-    }
+    check_length(key, range, length)?;
     let fits = match past_end {
         PastEnd::Refuse => range.end() <= size,
         PastEnd::Extend => range.start() <= size,

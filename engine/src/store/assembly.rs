@@ -9,7 +9,10 @@ use std::sync::Arc;
 
 use graviton_format::Geometry;
 use graviton_format::checksum::stored_length;
-use graviton_format::record::{ExtentRef, FLAG_MOVED, Manifest, RecordKind, record_length};
+use graviton_format::meta::CHANGE_LEN;
+use graviton_format::record::{
+    BLOB_MAX_LEN, Change, ExtentRef, FLAG_MOVED, Manifest, RecordKind, record_length,
+};
 
 use super::commit::{
     Claim, Claims, Done, Encoded, Mutation, MutationOutcome, Reply, Request, Work,
@@ -19,6 +22,7 @@ use super::record;
 use super::ticket::Answer;
 use crate::log::append::frame_length;
 use crate::log::{Purpose, State, Tail};
+use crate::port::mutable::resolve_put_range;
 use crate::port::{BinaryKey, ETag, Precondition, StorageError};
 
 /// Frames grow to about this many bytes by grouping; a single request may be longer.
@@ -47,6 +51,14 @@ pub struct Others {
     pub failed: u64,
 }
 
+/// A version that is decided, but not in the index yet.
+#[derive(Debug, Clone, Copy)]
+struct Decision {
+    lsn: u64,
+    /// Bytes of the blob.
+    size: u64,
+}
+
 /// The frame being decided.
 pub struct Assembly<'a> {
     number: usize,
@@ -57,8 +69,8 @@ pub struct Assembly<'a> {
     others: Others,
     /// Keys of requests that wait: what comes later about them waits too.
     blocked: HashSet<BinaryKey>,
-    /// Keys that records of this frame change: to which version, if any.
-    overlay: HashMap<BinaryKey, Option<u64>>,
+    /// Keys that records of this frame change, and what they make of them.
+    overlay: HashMap<BinaryKey, Option<Decision>>,
     /// Bytes of the records so far, and how many the segment can take.
     length: u64,
     room: u64,
@@ -266,7 +278,7 @@ impl<'a> Assembly<'a> {
 
     fn current(&self, key: &BinaryKey) -> Result<Option<u64>, StorageError> {
         if let Some(version) = self.overlay.get(key) {
-            return Ok(*version);
+            return Ok(version.map(|version| version.lsn));
         }
         Ok(self
             .index
@@ -336,7 +348,7 @@ impl<'a> Assembly<'a> {
     /// All or nothing: on an error what was decided before is taken back.
     fn decide_mutations(&mut self, mutations: Vec<Mutation>) -> Reply {
         let (records, length, lsn) = (self.decided.records.len(), self.length, *self.next_lsn);
-        let mut overlay_before: Vec<(BinaryKey, Option<Option<u64>>)> = Vec::new();
+        let mut overlay_before: Vec<(BinaryKey, Option<Option<Decision>>)> = Vec::new();
         let mut outcomes = Vec::with_capacity(mutations.len());
         for mutation in mutations {
             for key in mutation.keys() {
@@ -410,7 +422,8 @@ impl<'a> Assembly<'a> {
                     .map_or(u64::from(payload_length), |(size, _)| *size);
                 self.note_crossing(&key)?;
                 let lsn = self.lsn();
-                self.overlay.insert(key.clone(), Some(lsn));
+                self.overlay
+                    .insert(key.clone(), Some(Decision { lsn, size }));
                 let applied = Applied {
                     meta_length,
                     payload_length,
@@ -419,6 +432,45 @@ impl<'a> Assembly<'a> {
                 };
                 self.push(record, 0, applied);
                 Ok(Some(MutationOutcome::Put { version: lsn, size }))
+            }
+            Mutation::Change {
+                key,
+                precondition,
+                past_end,
+                range,
+                record,
+                time,
+                payload_length,
+                pieces,
+            } => {
+                let Some(current) = self.to_change(&key)? else {
+                    return Ok(None);
+                };
+                self.check(&key, precondition)?;
+                let size = resolve_put_range(&key, range, range.len(), current.size, past_end)?;
+                if size > BLOB_MAX_LEN {
+                    let limit = BLOB_MAX_LEN;
+                    return Err(StorageError::TooLarge { key, size, limit });
+                }
+                if range.is_empty() {
+                    return Ok(Some(MutationOutcome::Put {
+                        version: current.lsn,
+                        size: current.size,
+                    }));
+                }
+                let change = Change {
+                    base: current.lsn,
+                    start: range.start(),
+                    size,
+                };
+                Ok(Some(self.push_change(
+                    key,
+                    change,
+                    record,
+                    time,
+                    payload_length,
+                    pieces,
+                )))
             }
             Mutation::Delete {
                 key,
@@ -471,6 +523,55 @@ impl<'a> Assembly<'a> {
         }
     }
 
+    /// What is to be changed; `None` if it lies in another sector.
+    fn to_change(&self, key: &BinaryKey) -> Result<Option<Decision>, StorageError> {
+        let not_found = || StorageError::NotFound { key: key.clone() };
+        if let Some(version) = self.overlay.get(key) {
+            return version.ok_or_else(not_found).map(Some);
+        }
+        let (number, entry) = self.index.lookup(key.as_bytes())?.ok_or_else(not_found)?;
+        Ok((number == self.number).then_some(Decision {
+            lsn: entry.lsn,
+            size: entry.size,
+        }))
+    }
+
+    fn push_change(
+        &mut self,
+        key: BinaryKey,
+        change: Change,
+        mut record: Encoded,
+        time: u64,
+        payload_length: u32,
+        pieces: Option<Arc<[ExtentRef]>>,
+    ) -> MutationOutcome {
+        let lsn = self.lsn();
+        record::set_change(&mut record, &key, change);
+        let size = change.size;
+        self.overlay
+            .insert(key.clone(), Some(Decision { lsn, size }));
+        let kind = match pieces {
+            Some(_) => RecordKind::Splice,
+            None => RecordKind::Range,
+        };
+        let length = |pieces: &Arc<[ExtentRef]>| {
+            let lengths = pieces.iter().map(|piece| u64::from(piece.length.get()));
+            lengths.sum()
+        };
+        let applied = Applied {
+            meta_length: u32::try_from(CHANGE_LEN).unwrap_or(0),
+            payload_length,
+            manifest: pieces.map(|pieces| (length(&pieces), pieces)),
+            change: Some(change),
+            ..applied(kind, key, lsn, time)
+        };
+        self.push(record, 0, applied);
+        MutationOutcome::Put {
+            version: lsn,
+            size: change.size,
+        }
+    }
+
     fn push_tombstone(&mut self, key: BinaryKey, time: u64) {
         let lsn = self.lsn();
         self.overlay.insert(key.clone(), None);
@@ -507,7 +608,9 @@ impl<'a> Assembly<'a> {
         }
         .encode();
         let record = record::encode(RecordKind::Manifest, &target, &meta, &payload, time);
-        self.overlay.insert(target.clone(), Some(lsn));
+        let size = entry.size;
+        self.overlay
+            .insert(target.clone(), Some(Decision { lsn, size }));
         let applied = Applied {
             meta_length: u32::try_from(meta.len()).unwrap_or(u32::MAX),
             payload_length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
@@ -540,6 +643,7 @@ fn applied(kind: RecordKind, key: BinaryKey, lsn: u64, time: u64) -> Applied {
         meta_length: 0,
         payload_length: 0,
         manifest: None,
+        change: None,
         source: None,
         hold: None,
     }

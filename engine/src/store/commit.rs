@@ -22,7 +22,7 @@ use crate::io::{AlignedBuf, WriteSync};
 use crate::log::append::{BuiltFrame, frame_length};
 use crate::log::{FrameBuilder, Purpose, Sector, Tail};
 use crate::port::op::{offer_driver, wait_for};
-use crate::port::{BinaryKey, Precondition, StorageError};
+use crate::port::{BinaryKey, PastEnd, Precondition, Span, StorageError};
 
 /// One record, encoded but for what depends on its place: head, then chunks.
 pub type Encoded = Vec<u8>;
@@ -40,6 +40,20 @@ pub enum Mutation {
         meta_length: u32,
         payload_length: u32,
         manifest: Option<(u64, Arc<[ExtentRef]>)>,
+    },
+    /// A version that is the current one but for some bytes.
+    Change {
+        key: BinaryKey,
+        precondition: Precondition,
+        past_end: PastEnd,
+        /// Where the bytes go.
+        range: Span,
+        /// The record, ready but for what it changes, which is behind the key.
+        record: Encoded,
+        time: u64,
+        payload_length: u32,
+        /// The pieces of this sector that hold the bytes, unless they are the record's payload.
+        pieces: Option<Arc<[ExtentRef]>>,
     },
     /// A delete.
     Delete {
@@ -66,7 +80,9 @@ impl Mutation {
     /// The keys it is about.
     pub fn keys(&self) -> impl Iterator<Item = &BinaryKey> {
         let (first, second) = match self {
-            Self::Put { key, .. } | Self::Delete { key, .. } => (key, None),
+            Self::Put { key, .. } | Self::Change { key, .. } | Self::Delete { key, .. } => {
+                (key, None)
+            }
             Self::Copy { source, target, .. } => (source, Some(target)),
         };
         std::iter::once(first).chain(second)
@@ -75,7 +91,7 @@ impl Mutation {
     /// Bytes it adds to the log, at most.
     fn length_max(&self) -> u64 {
         match self {
-            Self::Put { record, .. } => record.len() as u64,
+            Self::Put { record, .. } | Self::Change { record, .. } => record.len() as u64,
             Self::Delete { key, .. } => record_length(key.as_bytes().len(), 0, 0),
             // The manifest's size is known when it is decided.
             Self::Copy { .. } => 0,
@@ -180,7 +196,8 @@ pub enum Done {
     Extent(u64),
     /// Moves, sync, note.
     Nothing,
-    /// The source of a copy changed meanwhile: look again.
+    /// The source of a copy changed meanwhile, or what is to be changed lies in another sector: look
+    /// again.
     Changed,
 }
 

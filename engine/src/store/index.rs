@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use graviton_format::FormatError;
 use graviton_format::image::{
-    Cursor, ExtentEntry, ImageBuilder, ImageEntry, ImageValue, PAGE_SIZE,
+    ChangedRecord, Cursor, ExtentEntry, ImageBuilder, ImageEntry, ImageValue, PAGE_SIZE,
 };
 use graviton_format::record::{ExtentRef, Manifest, RecordKind, record_length};
 
@@ -38,11 +38,18 @@ pub struct Entry {
     pub time: u64,
     /// Bytes of its record's metadata.
     pub meta_length: u32,
+    /// The record, if it is of the version that this one came from by changes of its bytes.
+    pub changed: Option<ChangedRecord>,
     /// Its pieces, unless its payload is in the record itself.
     pub extents: Option<Arc<[ExtentRef]>>,
 }
 
 impl Entry {
+    /// LSN of its record: of the put, copy or creation that it came from.
+    pub fn record_lsn(&self) -> u64 {
+        self.changed.map_or(self.lsn, |record| record.lsn)
+    }
+
     /// Its holes: bytes that were never written.
     pub fn missing(&self) -> RangeSet {
         let mut position = 0;
@@ -57,11 +64,16 @@ impl Entry {
 
     /// Bytes its record takes on disk.
     pub fn record_length(&self, key: &[u8]) -> u64 {
-        let payload = match &self.extents {
-            None => self.size,
-            Some(extents) => Manifest::payload_length(extents.len()) as u64,
-        };
-        record_length(key.len(), self.meta_length as usize, payload)
+        record_length(key.len(), self.meta_length as usize, self.record_payload())
+    }
+
+    /// Bytes of its record's payload.
+    pub fn record_payload(&self) -> u64 {
+        match (&self.changed, &self.extents) {
+            (Some(record), _) => record.payload_length.into(),
+            (None, None) => self.size,
+            (None, Some(extents)) => Manifest::payload_length(extents.len()) as u64,
+        }
     }
 
     /// Bytes of its record before the payload.
@@ -77,6 +89,7 @@ impl Entry {
                 size,
                 time,
                 meta_length,
+                changed,
                 extents,
             } => Slot::Live(Self {
                 lsn: entry.lsn,
@@ -84,6 +97,7 @@ impl Entry {
                 size,
                 time,
                 meta_length,
+                changed,
                 extents: extents.map(Into::into),
             }),
         }
@@ -97,6 +111,7 @@ impl Entry {
                 size: self.size,
                 time: self.time,
                 meta_length: self.meta_length,
+                changed: self.changed,
                 extents: self.extents.as_ref().map(|extents| extents.to_vec()),
             },
         }
@@ -110,6 +125,68 @@ pub struct Piece {
     pub payload: Option<Payload>,
     /// Which part of it they are; of a hole only its length means something.
     pub range: Range<u64>,
+}
+
+/// A list of pieces with some bytes replaced.
+struct Splice {
+    pieces: Vec<ExtentRef>,
+    /// Pieces that are in it and were not in the list before.
+    added: Vec<ExtentRef>,
+    /// Pieces that were in the list before and are not in it.
+    dropped: Vec<ExtentRef>,
+}
+
+/// Replaces `length` bytes of `old` from `start` on by `new`; what lies between the end and `start` is
+/// a hole.
+fn splice(old: &[ExtentRef], start: u64, length: u64, new: &[ExtentRef]) -> Splice {
+    let end = start + length;
+    let mut position = 0;
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    let (mut first, mut last) = (old.len(), old.len());
+    let cut = |piece: &ExtentRef, from: u64, to: u64| ExtentRef {
+        lsn: piece.lsn,
+        offset: match piece.is_hole() {
+            true => 0.into(),
+            false => (piece.offset.get() + narrow(from)).into(),
+        },
+        length: narrow(to - from).into(),
+    };
+    for (number, piece) in old.iter().enumerate() {
+        let (from, to) = (position, position + u64::from(piece.length.get()));
+        position = to;
+        if to <= start {
+            continue;
+        }
+        first = first.min(number);
+        if from >= end {
+            last = number;
+            break;
+        }
+        if from < start {
+            before.push(cut(piece, 0, start - from));
+        }
+        if to > end {
+            after.push(cut(piece, end - from, to - from));
+        }
+    }
+    // Where the loop ended before, the rest is beyond `end`.
+    let mut gap = start.saturating_sub(position);
+    while gap > 0 {
+        let hole = gap.min(u32::MAX.into());
+        before.push(ExtentRef::hole(narrow(hole)));
+        gap -= hole;
+    }
+    let added = [&before[..], new, &after[..]].concat();
+    Splice {
+        pieces: [&old[..first], &added[..], &old[last..]].concat(),
+        added,
+        dropped: old[first..last].to_vec(),
+    }
+}
+
+/// A number of bytes within a piece.
+fn narrow(bytes: u64) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 /// What a sector's index says of a key.
@@ -175,8 +252,10 @@ pub struct Applied {
     pub meta_length: u32,
     /// Bytes of its payload.
     pub payload_length: u32,
-    /// A manifest's blob size and pieces.
+    /// A manifest's blob size and pieces; of a splice those of the bytes that it replaces.
     pub manifest: Option<(u64, Arc<[ExtentRef]>)>,
+    /// What it changes, if it makes a version out of another.
+    pub change: Option<graviton_format::record::Change>,
     /// A manifest that shares the payload of this key's blob record: the key.
     pub source: Option<BinaryKey>,
     /// What an extent belongs to until a manifest names it; `None` in replay, where the end of
@@ -283,14 +362,20 @@ pub struct SectorIndex {
 fn slot_bytes(key: &BinaryKey, slot: &Slot) -> u64 {
     /// Everything of an entry but its key and its pieces.
     const PER_ENTRY: u64 = 40;
+    /// Of a blob that was changed, what is said of its record.
+    const OF_RECORD: u64 = 16;
     /// LSN, offset and length of a piece, as they are encoded.
     const PER_PIECE: u64 = 16;
-    let pieces = match slot {
-        Slot::Live(entry) => entry.extents.as_ref().map_or(0, |extents| extents.len()),
-        Slot::Tombstone { .. } => 0,
+    let (pieces, is_changed) = match slot {
+        Slot::Live(entry) => {
+            let pieces = entry.extents.as_ref().map_or(0, |extents| extents.len());
+            (pieces as u64, entry.changed.is_some())
+        }
+        Slot::Tombstone { .. } => (0, false),
         Slot::Gone => return 0,
     };
-    PER_ENTRY + key.as_bytes().len() as u64 + pieces as u64 * PER_PIECE
+    let entry = PER_ENTRY + key.as_bytes().len() as u64 + pieces * PER_PIECE;
+    entry + if is_changed { OF_RECORD } else { 0 }
 }
 
 fn growth(delta: &Delta) -> u64 {
@@ -513,20 +598,19 @@ impl SectorIndex {
 
     /// Bytes a blob takes: its record, and whole extents.
     pub fn allocated(&self, key: &BinaryKey, entry: &Entry) -> u64 {
-        let mut lsns: Vec<u64> = entry
-            .extents
-            .iter()
-            .flat_map(|extents| extents.iter())
-            .map(|piece| piece.lsn.get())
-            .collect();
+        let pieces = entry.extents.iter().flat_map(|extents| extents.iter());
+        let mut lsns: Vec<u64> = pieces.map(|piece| piece.lsn.get()).collect();
+        let record = match self.names(entry.record_lsn()) {
+            true => {
+                lsns.push(entry.record_lsn());
+                0
+            }
+            false => entry.record_length(key.as_bytes()),
+        };
         lsns.sort_unstable();
         lsns.dedup();
-        let extents: u64 = lsns
-            .iter()
-            .filter_map(|lsn| self.extents.get(lsn))
-            .map(Extent::record_length)
-            .sum();
-        entry.record_length(key.as_bytes()) + extents
+        let extents = lsns.iter().filter_map(|lsn| self.extents.get(lsn));
+        record + extents.map(Extent::record_length).sum::<u64>()
     }
 
     fn segment(&self, address: u64) -> Option<u32> {
@@ -571,6 +655,7 @@ impl SectorIndex {
     fn release(&mut self, key: &BinaryKey, entry: &Entry) {
         self.blobs = self.blobs.saturating_sub(1);
         self.logical_bytes = self.logical_bytes.saturating_sub(entry.size);
+        let record = entry.record_lsn();
         match &entry.extents {
             // Copies may still share the payload of the record.
             None if self.extents.contains_key(&entry.lsn) => self.release_extent(entry.lsn),
@@ -578,7 +663,12 @@ impl SectorIndex {
             None if self.replaying && entry.size > 0 => self.name_payload(key, entry, 0),
             None => self.remove_live(entry.address, entry.record_length(key.as_bytes())),
             Some(extents) => {
-                self.remove_live(entry.address, entry.record_length(key.as_bytes()));
+                // The record of a blob that was changed is an extent as well.
+                if self.extents.contains_key(&record) {
+                    self.release_extent(record);
+                } else {
+                    self.remove_live(entry.address, entry.record_length(key.as_bytes()));
+                }
                 extents
                     .iter()
                     .for_each(|piece| self.release_extent(piece.lsn.get()));
@@ -591,6 +681,19 @@ impl SectorIndex {
         self.extents
             .values()
             .map(|extent| (extent.record_address(), extent.record_length()))
+    }
+
+    /// What the record of a blob is.
+    pub fn kind_of_record(&self, entry: &Entry) -> RecordKind {
+        let is_blob = match entry.changed {
+            None => entry.extents.is_none(),
+            // Only of a blob the record is an extent as well.
+            Some(record) => self.names(record.lsn),
+        };
+        match is_blob {
+            true => RecordKind::Blob,
+            false => RecordKind::Manifest,
+        }
     }
 
     /// Whether a record's payload is known as an extent.
@@ -625,13 +728,13 @@ impl SectorIndex {
                 .is_some_and(|extent| extent.address == address.saturating_add(head))
         };
         Ok(match kind {
-            RecordKind::Tombstone => false,
-            RecordKind::Extent => self
+            RecordKind::Tombstone | RecordKind::Splice => false,
+            RecordKind::Extent | RecordKind::Range => self
                 .extents
                 .get(&lsn)
                 .is_some_and(|extent| extent.record_address() == address),
             RecordKind::Blob | RecordKind::Manifest => {
-                let current = matches!(self.get(key)?, Some(Slot::Live(entry)) if entry.lsn == lsn && entry.address == address);
+                let current = matches!(self.get(key)?, Some(Slot::Live(entry)) if entry.record_lsn() == lsn && entry.address == address);
                 current
                     || self
                         .extents
@@ -646,8 +749,8 @@ impl SectorIndex {
         let key = applied.key.as_bytes();
         let mut old = None;
         if let Some(Slot::Live(entry)) = self.get(key)?
-            && entry.lsn == applied.lsn
-            && applied.kind != RecordKind::Extent
+            && entry.record_lsn() == applied.lsn
+            && matches!(applied.kind, RecordKind::Blob | RecordKind::Manifest)
         {
             old = Some(entry.address);
             self.set(
@@ -665,6 +768,107 @@ impl SectorIndex {
         if let Some(old) = old {
             self.remove_live(old, applied.length());
             self.add_live(applied.address, applied.length());
+        }
+        Ok(())
+    }
+
+    /// A record's payload is an extent from now on.
+    fn add_extent(&mut self, applied: &Applied) {
+        let head_length = applied.head_length();
+        let hold = applied.hold.as_ref();
+        let extent = Extent {
+            address: applied.address + head_length,
+            payload_length: applied.payload_length,
+            head_length: u32::try_from(head_length).unwrap_or(u32::MAX),
+            references: 0,
+            held: hold.is_some_and(|hold| hold.add(applied.lsn)),
+        };
+        self.extents.insert(applied.lsn, extent);
+        self.add_live(applied.address, applied.length());
+    }
+
+    /// Makes the version that a range or a splice says out of the one that is current.
+    fn apply_change(&mut self, applied: &Applied) -> Result<(), StorageError> {
+        let missing = || {
+            let what = format!(
+                "the version that it changes is missing [F-59]: {}",
+                applied.key
+            );
+            self.sector.corruption(applied.address, what)
+        };
+        let change = applied.change.ok_or_else(missing)?;
+        let entry = match self.get(applied.key.as_bytes())? {
+            Some(Slot::Live(entry)) if entry.lsn == change.base => entry,
+            _ => return Err(missing()),
+        };
+        let length = match &applied.manifest {
+            Some((length, _)) => *length,
+            None => applied.payload_length.into(),
+        };
+        let new = match &applied.manifest {
+            Some((_, pieces)) => Arc::clone(pieces),
+            None => Arc::new([ExtentRef {
+                lsn: applied.lsn.into(),
+                offset: 0.into(),
+                length: applied.payload_length.into(),
+            }]),
+        };
+        if change.size < entry.size || change.check(length).is_err() {
+            let what = format!("{change:?} of a blob of {} bytes [F-59]", entry.size);
+            return Err(self.sector.corruption(applied.address, what));
+        }
+        let old: Arc<[ExtentRef]> = match &entry.extents {
+            Some(extents) => Arc::clone(extents),
+            None if entry.size == 0 => Arc::new([]),
+            None => Arc::new([ExtentRef {
+                lsn: entry.lsn.into(),
+                offset: 0.into(),
+                length: u32::try_from(entry.size).unwrap_or(u32::MAX).into(),
+            }]),
+        };
+        if entry.extents.is_none() {
+            // The record of a blob stays for what its metadata says: that is one reference, and the
+            // piece that is its payload another.
+            if !self.extents.contains_key(&entry.lsn) {
+                self.name_payload(&applied.key, &entry, 1);
+            }
+            self.refer(applied.address, &old)?;
+        }
+        let splice = splice(&old, change.start, length, &new);
+        self.refer(applied.address, &splice.added)?;
+        for piece in &splice.dropped {
+            self.release_extent(piece.lsn.get());
+        }
+        self.logical_bytes = self.logical_bytes.saturating_sub(entry.size) + change.size;
+        let payload_length = u32::try_from(entry.record_payload()).unwrap_or(u32::MAX);
+        let record = ChangedRecord {
+            lsn: entry.lsn,
+            payload_length,
+        };
+        let entry = Entry {
+            lsn: applied.lsn,
+            size: change.size,
+            time: applied.time,
+            changed: Some(entry.changed.unwrap_or(record)),
+            extents: Some(splice.pieces.into()),
+            ..entry
+        };
+        self.set(applied.key.clone(), Slot::Live(entry))
+    }
+
+    /// Counts the references that pieces are.
+    fn refer(&mut self, address: u64, pieces: &[ExtentRef]) -> Result<(), StorageError> {
+        for piece in pieces.iter().filter(|piece| !piece.is_hole()) {
+            if let Some(extent) = self.extents.get_mut(&piece.lsn.get()) {
+                extent.references += 1;
+                extent.held = false;
+            } else if !self.replaying {
+                // Of a log with damage, whoever reads the blob learns of it.
+                return Err(self.sector.corruption(
+                    address,
+                    format!("extent {} was given up before it was named", piece.lsn),
+                ));
+            }
         }
         Ok(())
     }
@@ -914,19 +1118,7 @@ impl Index {
         match applied.kind {
             RecordKind::Extent => {
                 let sector = &mut self.sectors[number];
-                let head_length = applied.head_length();
-                let extent = Extent {
-                    address: applied.address + head_length,
-                    payload_length: applied.payload_length,
-                    head_length: u32::try_from(head_length).unwrap_or(u32::MAX),
-                    references: 0,
-                    held: applied
-                        .hold
-                        .as_ref()
-                        .is_some_and(|hold| hold.add(applied.lsn)),
-                };
-                sector.extents.insert(applied.lsn, extent);
-                sector.add_live(applied.address, applied.length());
+                sector.add_extent(applied);
                 if applied.hold.is_some() {
                     sector.drop_if_dead(applied.lsn);
                 }
@@ -940,6 +1132,17 @@ impl Index {
                 Ok(())
             }
             RecordKind::Blob | RecordKind::Manifest => self.apply_version(number, applied),
+            RecordKind::Range | RecordKind::Splice => {
+                let sector = &mut self.sectors[number];
+                // Copies of the version may be newer than what is current.
+                if applied.kind == RecordKind::Range && !sector.names(applied.lsn) {
+                    sector.add_extent(applied);
+                }
+                match self.is_newest(applied)? {
+                    true => self.sectors[number].apply_change(applied),
+                    false => Ok(()),
+                }
+            }
         }
     }
 
@@ -955,18 +1158,8 @@ impl Index {
                 sector.share(source, piece.lsn.get())?;
             }
         }
-        let pieces = extents.iter().flat_map(|extents| extents.iter());
-        for piece in pieces.filter(|piece| !piece.is_hole()) {
-            if let Some(extent) = sector.extents.get_mut(&piece.lsn.get()) {
-                extent.references += 1;
-                extent.held = false;
-            } else if !sector.replaying {
-                // Of a log with damage, whoever reads the blob learns of it.
-                return Err(sector.sector.corruption(
-                    applied.address,
-                    format!("extent {} was given up before it was named", piece.lsn),
-                ));
-            }
+        if let Some(extents) = &extents {
+            sector.refer(applied.address, extents)?;
         }
         let current = self.retire(applied)?;
         let sector = &mut self.sectors[number];
@@ -976,6 +1169,7 @@ impl Index {
             size,
             time: applied.time,
             meta_length: applied.meta_length,
+            changed: None,
             extents,
         };
         sector.add_live(entry.address, applied.length());
@@ -987,6 +1181,18 @@ impl Index {
             sector.release(&applied.key, &entry);
         }
         Ok(())
+    }
+
+    /// Whether no sector knows of a version of the key, or of its delete, that is as new.
+    fn is_newest(&self, applied: &Applied) -> Result<bool, StorageError> {
+        for sector in &self.sectors {
+            match sector.get(applied.key.as_bytes())? {
+                Some(Slot::Live(entry)) if entry.lsn >= applied.lsn => return Ok(false),
+                Some(Slot::Tombstone { lsn }) if lsn >= applied.lsn => return Ok(false),
+                _ => {}
+            }
+        }
+        Ok(true)
     }
 
     /// Takes whatever is older than `applied` out of the index, in all sectors. Returns whether

@@ -952,7 +952,14 @@ impl Recovery {
         for record in frame.records {
             let applied = applied(record)
                 .map_err(|error| self.index.sectors[number].sector().corruption(0, error))?;
-            self.index.apply(number, &applied)?;
+            match self.index.apply(number, &applied) {
+                // What it changes was lost: the blob stays as old as it is.
+                Err(error) if self.salvaging && applied.change.is_some() => {
+                    self.health.push(error.to_string());
+                    self.damage.push(error);
+                }
+                outcome => outcome?,
+            }
         }
         Ok(())
     }
@@ -975,6 +982,7 @@ fn applied(record: LoggedRecord) -> Result<Applied, graviton_format::FormatError
         manifest: record
             .manifest
             .map(|manifest| (manifest.size, manifest.extents.into())),
+        change: record.change,
         source,
         hold: None,
     })

@@ -41,7 +41,7 @@ use crate::port::blob::BatchItemOutcome;
 use crate::port::{
     Batch, BatchItem, BinaryKey, Blob, BlobInfo, BlobReader, BlobStore, BlobWriter, CopyOptions,
     DeleteOptions, DeleteOutcome, GetOptions, ListPage, ListRequest, Op, PutOptions, PutOutcome,
-    StorageError, StoreOp,
+    PutRangeOptions, Span, StorageError, StoreOp,
 };
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, channel};
@@ -254,6 +254,26 @@ impl Store {
     ) -> StoreOp<PutOutcome> {
         self.in_order(key, move |inner, key| {
             inner.create_sparse(key, size, options)
+        })
+    }
+
+    /// Replaces the bytes of `range`, at any alignment. Readers see all of the new bytes or none.
+    /// Puts of ranges that overlap come to some order of whole writes. An empty range succeeds, and
+    /// makes no new version.
+    ///
+    /// # Errors
+    /// `NotFound`, `PreconditionFailed`, `LengthMismatch` if `bytes` are not as many as `range` has,
+    /// `InvalidRange` (see [`PastEnd`](crate::port::PastEnd)), `TooLarge`, `NoSpace`; nothing has
+    /// changed then. `Io`, `SectorPoisoned`: as [`BlobStore::put`].
+    pub fn put_range(
+        &self,
+        key: &BinaryKey,
+        range: Span,
+        bytes: Bytes,
+        options: PutRangeOptions,
+    ) -> StoreOp<PutOutcome> {
+        self.in_order(key, move |inner, key| {
+            inner.put_range(key, range, bytes, options)
         })
     }
 }

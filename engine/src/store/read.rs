@@ -187,7 +187,7 @@ impl Inner {
     }
 }
 
-/// Reads what the record of a version says beside its payload.
+/// Reads what is known of a version beside its payload.
 ///
 /// # Errors
 /// `Io`, `Corruption`.
@@ -196,16 +196,25 @@ pub async fn read_details(
     key: &BinaryKey,
     entry: &Entry,
 ) -> Result<Details, StorageError> {
-    if entry.meta_length == 0 {
+    if entry.meta_length == 0 && entry.changed.is_none() {
         return Ok(Details::default());
     }
-    let meta = sector
-        .read_meta(entry.address, key, entry.lsn, entry.meta_length)
+    let (meta, time) = sector
+        .read_meta(entry.address, key, entry.record_lsn(), entry.meta_length)
         .await?;
-    Details::decode(&meta).map_err(|error| StorageError::Corruption {
+    let details = Details::decode(&meta).map_err(|error| StorageError::Corruption {
         place: sector.place(entry.address),
         key: Some(key.clone()),
         what: error.to_string(),
+    })?;
+    Ok(match entry.changed {
+        None => details,
+        // Digests are of the bytes as they were.
+        Some(_) => Details {
+            created: details.created.or(Some(time)),
+            digests: Vec::new(),
+            ..details
+        },
     })
 }
 

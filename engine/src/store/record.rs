@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use graviton_format::FormatError;
 use graviton_format::checksum::{stored_length, write_chunks};
-use graviton_format::meta::{self, MetaItem};
-use graviton_format::record::{RecordKind, write_record_head};
+use graviton_format::meta::{self, CHANGE_LEN, MetaItem};
+use graviton_format::record::{Change, RecordKind, write_record_head};
 
 use super::commit::Encoded;
 use crate::port::{Attributes, BinaryKey, Digest, DigestAlgorithm};
@@ -107,6 +107,26 @@ impl Details {
 /// Appends the name of the key whose blob record a manifest shares.
 pub fn put_source(meta: &mut Vec<u8>, source: &BinaryKey) {
     meta::put(meta, MetaItem::Source(source.as_bytes()));
+}
+
+/// The metadata of a record that changes something, which is said by [`set_change`].
+pub fn change_meta() -> Vec<u8> {
+    let nothing = Change {
+        base: 0,
+        start: 0,
+        size: 0,
+    };
+    let mut meta = Vec::with_capacity(CHANGE_LEN);
+    meta::put(&mut meta, MetaItem::Change(nothing));
+    meta
+}
+
+/// Says in a record of `key`, made with [`change_meta`], what it changes.
+pub fn set_change(record: &mut Encoded, key: &BinaryKey, change: Change) {
+    let mut meta = Vec::with_capacity(CHANGE_LEN);
+    meta::put(&mut meta, MetaItem::Change(change));
+    let start = HEADER + key.as_bytes().len();
+    record[start..start + meta.len()].copy_from_slice(&meta);
 }
 
 /// A time of the format as a time of the API.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use graviton_format::checksum::stored_length;
-use graviton_format::record::{Manifest, RecordKind, RecordView, record_length};
+use graviton_format::record::{RecordView, record_length};
 use graviton_format::segment::SegmentHeader;
 use graviton_format::superblock::Superblock;
 
@@ -330,11 +330,10 @@ impl Verifier<'_> {
                     live += length;
                     // The index must say of it what it is.
                     if let Ok(Some((_, entry))) = index.lookup(key)
-                        && entry.lsn == record.lsn
+                        && entry.record_lsn() == record.lsn
                     {
-                        let is_manifest = record.kind == RecordKind::Manifest;
                         self.lacking |= entry.record_length(key) != length
-                            || entry.extents.is_some() != is_manifest;
+                            || part.kind_of_record(&entry) != record.kind;
                     }
                 }
             }
@@ -370,7 +369,7 @@ impl Verifier<'_> {
             });
             self.lacking |= !is_in_log;
             // A blob record that manifests share is counted among the extents.
-            if entry.extents.is_some() || !part.names(entry.lsn) {
+            if !part.names(entry.record_lsn()) {
                 count(entry.address, entry.record_length(key));
             }
             if entry.extents.is_some() && dangling.len() < FINDINGS_MAX {
@@ -423,7 +422,8 @@ impl Verifier<'_> {
                     let key = BinaryKey::new(key)?;
                     let sector = &self.inner.sectors[number];
                     let pin = sector.pin(std::iter::once(entry.address));
-                    page.push((number, key, entry, pin));
+                    let kind = index.sectors[number].kind_of_record(&entry);
+                    page.push((number, key, entry, kind, pin));
                     Ok(page.len() < PAGE)
                 });
                 wrong.extend(scanned.err());
@@ -439,7 +439,7 @@ impl Verifier<'_> {
             if let Some((_, key, ..)) = page.last() {
                 from = [key.as_bytes(), &[0]].concat();
             }
-            for (number, key, entry, _pin) in page {
+            for (number, key, entry, expected, _pin) in page {
                 let sector = Arc::clone(&self.inner.sectors[number]);
                 let head = record_length(key.as_bytes().len(), entry.meta_length as usize, 0);
                 let Some((buffer, skip)) = self.found(wait_for(
@@ -448,15 +448,7 @@ impl Verifier<'_> {
                 else {
                     continue;
                 };
-                let expected = if entry.extents.is_some() {
-                    RecordKind::Manifest
-                } else {
-                    RecordKind::Blob
-                };
-                let payload = match &entry.extents {
-                    Some(extents) => Manifest::payload_length(extents.len()) as u64,
-                    None => entry.size,
-                };
+                let payload = entry.record_payload();
                 match RecordView::decode(
                     &buffer[skip..],
                     sector.identity(),
@@ -465,7 +457,7 @@ impl Verifier<'_> {
                 ) {
                     Ok(record)
                         if record.key == key.as_bytes()
-                            && record.header.lsn == entry.lsn
+                            && record.header.lsn == entry.record_lsn()
                             && record.kind == expected
                             && record.stored_payload() == stored_length(payload) => {}
                     Ok(_) => self.find(

@@ -18,11 +18,11 @@ use super::record::{self, Details};
 use super::ticket::Ticket;
 use crate::log::append::frame_length;
 use crate::port::blob::{BatchItemOutcome, check_attributes};
-use crate::port::mutable::check_sparse;
+use crate::port::mutable::{check_length, check_sparse};
 use crate::port::{
     Batch, BatchItem, BinaryKey, BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest,
-    DigestHasher, Durability, ETag, Op, Place, PutOptions, PutOutcome, StorageError, StoreOp,
-    WriteBlob,
+    DigestHasher, Durability, ETag, Op, Place, PutOptions, PutOutcome, PutRangeOptions, Span,
+    StorageError, StoreOp, WriteBlob,
 };
 use crate::sync::Mutex;
 
@@ -264,6 +264,94 @@ impl Inner {
             durable(options.durability),
         );
         Op::start(committed_put(ticket))
+    }
+
+    /// See [`Store::put_range`](super::Store::put_range).
+    pub fn put_range(
+        self: &Arc<Self>,
+        key: &BinaryKey,
+        range: Span,
+        bytes: Bytes,
+        options: PutRangeOptions,
+    ) -> StoreOp<PutOutcome> {
+        let checked = self
+            .check_access()
+            .and_then(|()| check_length(key, range, bytes.len() as u64));
+        if let Err(error) = checked {
+            return Op::fail(error);
+        }
+        let (inner, key) = (Arc::clone(self), key.clone());
+        self.start_kept(vec![key.clone()], async move {
+            loop {
+                let holder = inner.index.read().lookup(key.as_bytes())?;
+                let number = match holder {
+                    Some((number, _)) => number,
+                    None => inner.place(&key, range.len())?,
+                };
+                // It holds its extents until the change is committed.
+                let (mutation, _upload) =
+                    inner.change(&key, number, range, &bytes, &options).await?;
+                let ticket = inner.submit(
+                    number,
+                    Work::Mutations(vec![mutation]),
+                    durable(options.durability),
+                );
+                match ticket.await? {
+                    Done::Mutations(outcomes) => {
+                        let outcome = outcomes.first().and_then(put_outcome);
+                        return outcome.ok_or_else(unexpected);
+                    }
+                    // The blob lies in another sector by now.
+                    Done::Changed => {}
+                    _ => return Err(unexpected()),
+                }
+            }
+        })
+    }
+
+    /// Makes what puts `bytes` into a blob of sector `number`; they go ahead as extents if they are
+    /// many.
+    async fn change(
+        self: &Arc<Self>,
+        key: &BinaryKey,
+        number: usize,
+        range: Span,
+        bytes: &Bytes,
+        options: &PutRangeOptions,
+    ) -> Result<(Mutation, Option<Upload>), StorageError> {
+        let meta = record::change_meta();
+        let encode = |kind, payload: &[u8], time| match bytes.is_empty() {
+            true => Vec::new(),
+            false => record::encode(kind, key, &meta, payload, time),
+        };
+        let (time, record, payload_length, pieces, upload);
+        if bytes.len() <= self.inline_max(number) {
+            time = self.now();
+            record = encode(RecordKind::Range, bytes, time);
+            payload_length = bytes.len();
+            (pieces, upload) = (None, None);
+        } else {
+            let of_upload = PutOptions::default();
+            let mut whole = Upload::new(self, key, number, of_upload, Some(range.len()))?;
+            whole.take_all(bytes).await?;
+            let manifest = poll_fn(|context| whole.poll_pieces(context)).await?;
+            let payload = manifest.encode();
+            time = self.now();
+            record = encode(RecordKind::Splice, &payload, time);
+            payload_length = payload.len();
+            (pieces, upload) = (Some(manifest.extents.into()), Some(whole));
+        }
+        let mutation = Mutation::Change {
+            key: key.clone(),
+            precondition: options.precondition,
+            past_end: options.past_end,
+            range,
+            record,
+            time,
+            payload_length: u32::try_from(payload_length).unwrap_or(u32::MAX),
+            pieces,
+        };
+        Ok((mutation, upload))
     }
 
     /// See [`BlobStore::put_stream`](crate::port::BlobStore::put_stream).
@@ -727,14 +815,19 @@ impl Upload {
         Ok(())
     }
 
-    /// Ends the payload, waits for all extents, and makes the manifest that names them.
-    fn poll_manifest(&mut self, context: &mut Context<'_>) -> Poll<Result<Mutation, StorageError>> {
+    /// Ends the payload, and waits for all extents.
+    fn poll_pieces(&mut self, context: &mut Context<'_>) -> Poll<Result<Manifest, StorageError>> {
         self.end()?;
         ready!(self.poll_in_flight(context, 0))?;
-        let manifest = Manifest {
+        Poll::Ready(Ok(Manifest {
             size: self.size,
             extents: std::mem::take(&mut self.extents),
-        };
+        }))
+    }
+
+    /// Ends the payload, waits for all extents, and makes the manifest that names them.
+    fn poll_manifest(&mut self, context: &mut Context<'_>) -> Poll<Result<Mutation, StorageError>> {
+        let manifest = ready!(self.poll_pieces(context))?;
         Poll::Ready(Ok(self.inner.manifest_put(
             &self.key,
             manifest,

@@ -31,13 +31,16 @@ pub enum Failure {
         last: u64,
         durable: u64,
     },
+    /// The record at this address changes a version that is not there, or can't be read.
+    Change(u64),
 }
 
 /// The newest version of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Version {
     pub lsn: u64,
-    /// The record's address and, of a manifest, its pieces; `None` for a tombstone.
+    /// The record's address and, if they are not those of its payload, the pieces; `None` for a
+    /// tombstone.
     pub place: Option<(u64, Option<Vec<ExtentRef>>)>,
 }
 
@@ -262,6 +265,27 @@ impl<'a> Reader<'a> {
         whole.then_some((records, payload_good))
     }
 
+    /// The pieces that a range or a splice puts.
+    fn pieces(&self, place: u64, view: &RecordView<'_>) -> Result<Vec<ExtentRef>, Failure> {
+        let length = view.header.payload_length;
+        if view.kind == RecordKind::Range {
+            return Ok(vec![ExtentRef {
+                lsn: view.header.lsn,
+                offset: 0.into(),
+                length,
+            }]);
+        }
+        let start = place + view.payload_offset() as u64;
+        let mut payload = at(self.sector, start, view.stored_payload()).to_vec();
+        let mask = self.identity.chunk_mask(view.header.lsn.get());
+        let length =
+            gather_chunks(&mut payload, mask, start).map_err(|_| Failure::Change(place))?;
+        let manifest = Manifest::decode(&payload[..length]);
+        manifest
+            .map(|manifest| manifest.extents)
+            .map_err(|_| Failure::Change(place))
+    }
+
     /// Replays frames from the state's end as long as they continue the log [F-22].
     fn replay(&self, state: &mut State, newest_root: u64) -> Result<(), Failure> {
         while state.offset < self.geometry.segment_size {
@@ -282,9 +306,14 @@ impl<'a> Reader<'a> {
                 }
                 state.recovered.damaged.push(address);
             }
-            records
-                .iter()
-                .for_each(|(place, view)| apply(&mut state.recovered, *place, view));
+            for (place, view) in &records {
+                if view.kind.changes() {
+                    let pieces = self.pieces(*place, view)?;
+                    change(&mut state.recovered, self.sector, *place, view, &pieces)?;
+                } else {
+                    apply(&mut state.recovered, *place, view);
+                }
+            }
             state.recovered.last_lsn = frame.lsn.get();
             state.recovered.frames += 1;
             state.offset += u64::from(frame.length.get());
@@ -314,6 +343,64 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// [F-59]: a version made out of the one that is current, byte by byte.
+fn change(
+    recovered: &mut Recovered,
+    sector: &[u8],
+    place: u64,
+    view: &RecordView<'_>,
+    new: &[ExtentRef],
+) -> Result<(), Failure> {
+    let (lsn, wrong) = (view.header.lsn.get(), Failure::Change(place));
+    if view.kind == RecordKind::Range {
+        recovered.payloads.insert(lsn, place);
+    }
+    let Some(change) = view.change else {
+        return Err(wrong);
+    };
+    let Some(Version {
+        lsn: base,
+        place: Some((record, pieces)),
+    }) = recovered.index.get(view.key).cloned()
+    else {
+        return Err(wrong);
+    };
+    if base >= lsn {
+        return Ok(());
+    }
+    let old = pieces.or_else(|| recovered.pieces_of(sector, record));
+    let Some(old) = old.filter(|_| base == change.base) else {
+        return Err(wrong);
+    };
+    // Where each byte lies: LSN and offset.
+    let bytes = |pieces: &[ExtentRef]| -> Vec<(u64, u32)> {
+        let of = |piece: &ExtentRef| {
+            let (lsn, from) = (piece.lsn.get(), piece.offset.get());
+            (0..piece.length.get()).map(move |at| (lsn, if lsn == 0 { 0 } else { from + at }))
+        };
+        pieces.iter().flat_map(of).collect()
+    };
+    let (mut all, new) = (bytes(&old), bytes(new));
+    let start = change.start as usize;
+    all.resize(all.len().max(start + new.len()), (0, 0));
+    all[start..start + new.len()].copy_from_slice(&new);
+    if all.len() as u64 != change.size {
+        return Err(wrong);
+    }
+    let single = |&(lsn, offset): &(u64, u32)| ExtentRef {
+        lsn: lsn.into(),
+        offset: offset.into(),
+        length: 1.into(),
+    };
+    let pieces = all.iter().map(single).collect();
+    let version = Version {
+        lsn,
+        place: Some((record, Some(pieces))),
+    };
+    recovered.index.insert(view.key.to_vec(), version);
+    Ok(())
+}
+
 /// [F-52]: the highest LSN of a key wins; of equal ones the later frame.
 fn apply(recovered: &mut Recovered, place: u64, view: &RecordView<'_>) {
     let lsn = view.header.lsn.get();
@@ -324,6 +411,7 @@ fn apply(recovered: &mut Recovered, place: u64, view: &RecordView<'_>) {
         RecordKind::Extent => return,
         RecordKind::Tombstone => None,
         RecordKind::Blob | RecordKind::Manifest => Some((place, None)),
+        RecordKind::Range | RecordKind::Splice => unreachable!("they change what is there"),
     };
     let newer = recovered
         .index
@@ -422,7 +510,7 @@ impl Recovered {
 
     /// A blob's bytes, every one of them verified; `None` if there is no such blob.
     pub fn read(&self, sector: &[u8], key: &[u8]) -> Result<Option<Vec<u8>>, String> {
-        let Some((address, _)) = self
+        let Some((address, pieces)) = self
             .index
             .get(key)
             .and_then(|version| version.place.as_ref())
@@ -432,15 +520,27 @@ impl Recovered {
         let (header, payload) = self
             .record(sector, *address)
             .map_err(|error| error.to_string())?;
-        if header.lsn != self.index[key].lsn {
+        let is_changed = pieces.is_some() && header.lsn < self.index[key].lsn;
+        if header.lsn != self.index[key].lsn && !is_changed {
             return Err("a record of another version".to_owned());
         }
-        if header.kind == RecordKind::Blob as u8 {
+        if header.kind == RecordKind::Blob as u8 && !is_changed {
             return Ok(Some(payload));
         }
-        let manifest = Manifest::decode(&payload).map_err(|error| error.to_string())?;
+        let pieces = match pieces {
+            Some(pieces) if is_changed => pieces.clone(),
+            _ => {
+                Manifest::decode(&payload)
+                    .map_err(|error| error.to_string())?
+                    .extents
+            }
+        };
         let mut blob = Vec::new();
-        for piece in &manifest.extents {
+        for piece in &pieces {
+            if piece.is_hole() {
+                blob.resize(blob.len() + piece.length.get() as usize, 0);
+                continue;
+            }
             // [F-53]: the piece's record is found through its LSN, wherever it lies now.
             let place = self
                 .payloads
@@ -457,6 +557,19 @@ impl Recovered {
             blob.extend_from_slice(bytes);
         }
         Ok(Some(blob))
+    }
+
+    /// The pieces of the blob whose record this is.
+    fn pieces_of(&self, sector: &[u8], address: u64) -> Option<Vec<ExtentRef>> {
+        let (header, payload) = self.record(sector, address).ok()?;
+        if header.kind != RecordKind::Blob as u8 {
+            return Some(Manifest::decode(&payload).ok()?.extents);
+        }
+        Some(vec![ExtentRef {
+            lsn: header.lsn,
+            offset: 0.into(),
+            length: header.payload_length,
+        }])
     }
 
     /// Every blob there is.

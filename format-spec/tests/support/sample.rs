@@ -8,7 +8,8 @@ use graviton_format::frame::{self, FrameHeader, records_checksum};
 use graviton_format::image::{ExtentEntry, ImageBuilder, ImageEntry, ImageValue, SegmentEntry};
 use graviton_format::meta::{self, MetaItem};
 use graviton_format::record::{
-    ExtentRef, FLAG_MOVED, Manifest, RecordKind, record_length, seal_record, write_record_head,
+    Change, ExtentRef, FLAG_MOVED, Manifest, RecordKind, record_length, seal_record,
+    write_record_head,
 };
 use graviton_format::segment::{self, KIND_CHECKPOINT, KIND_LOG, NONE, SegmentHeader};
 use graviton_format::superblock::Superblock;
@@ -45,6 +46,19 @@ pub fn draft(kind: RecordKind, key: &'static [u8], payload: impl Into<Vec<u8>>) 
         payload: payload.into(),
         moved: None,
     }
+}
+
+/// A record of `kind` that changes version `base` from `start` on; `size` bytes afterwards.
+pub fn change(
+    kind: RecordKind,
+    key: &'static [u8],
+    (base, start, size): (u64, u64, u64),
+    payload: impl Into<Vec<u8>>,
+) -> Draft {
+    let mut draft = draft(kind, key, payload);
+    let change = Change { base, start, size };
+    meta::put(&mut draft.meta, MetaItem::Change(change));
+    draft
 }
 
 /// `length` bytes that differ from one another and from `seed` to seed.
@@ -300,6 +314,8 @@ impl Writer {
                     .insert(draft.key.to_vec(), ImageEntry { lsn, value });
                 return;
             }
+            // No checkpoint follows them.
+            RecordKind::Range | RecordKind::Splice => return,
             RecordKind::Blob | RecordKind::Manifest => {}
         }
         for piece in extents.iter().flatten() {
@@ -317,6 +333,7 @@ impl Writer {
             size: if extents.is_some() { size } else { length },
             time,
             meta_length: draft.meta.len() as u32,
+            changed: None,
             extents,
         };
         self.index
@@ -485,4 +502,20 @@ pub fn sample() -> Sample {
         note: writer.frames.last().unwrap().0,
         writer,
     }
+}
+
+/// A log in which versions are made out of others, and the records that do it.
+pub fn changes() -> (Writer, [Written; 2]) {
+    use RecordKind::{Blob, Extent, Range, Splice};
+    let mut writer = Writer::new();
+    writer.checkpoint(1, &[0, 1]);
+    writer.log_segment(2);
+    writer.frame(&[draft(Blob, b"key", b"0123456789")]);
+    let range = writer.frame(&[
+        change(Range, b"key", (1, 2, 10), b"abc"),
+        draft(Extent, b"key", b"ABCDEF"),
+    ]);
+    let pieces = [piece(3, 1, 2), piece(2, 2, 1), ExtentRef::hole(1)];
+    let splice = writer.frame(&[change(Splice, b"key", (2, 12, 16), manifest(&pieces))]);
+    (writer, [range[0], splice[0]])
 }

@@ -8,7 +8,7 @@ use graviton_format::checkpoint::{CheckpointRoot, stored_image_length};
 use graviton_format::frame::FrameHeader;
 use graviton_format::geometry::ROOT_SLOT_SIZE;
 use graviton_format::image::PAGE_SIZE;
-use graviton_format::record::{RecordKind, RecordView};
+use graviton_format::record::RecordView;
 use graviton_format::segment::{KIND_LOG, SegmentHeader};
 use graviton_format::superblock::Superblock;
 use graviton_format::{Geometry, Identity};
@@ -286,9 +286,9 @@ impl Reader<'_> {
                 if record.header.flags == 0 {
                     frame.records.push(record.header.lsn.get());
                 }
-                let payload = match record.kind {
-                    RecordKind::Manifest => Kind::Extents,
-                    _ => Kind::Payload,
+                let payload = match record.kind.lists_pieces() {
+                    true => Kind::Extents,
+                    false => Kind::Payload,
                 };
                 for (kind, from, to) in [(Kind::RecordHead, 0, head), (payload, head, whole)] {
                     self.add_of_record(kind, here + from, to - from, number, record.key);

@@ -585,6 +585,7 @@ fn show_entry(teller: &Teller<'_>, key: &[u8], entry: &ImageEntry) -> Result<(),
             size,
             time,
             meta_length,
+            changed,
             extents,
         } => {
             let kind = if extents.is_some() {
@@ -593,11 +594,15 @@ fn show_entry(teller: &Teller<'_>, key: &[u8], entry: &ImageEntry) -> Result<(),
                 "blob"
             };
             teller.line(format!(
-                "  LSN {lsn:<12} {kind:<9}  {name}  {size} bytes, record at {address}"
+                "  LSN {lsn:<12} {kind:<9}  {name}  {size} bytes, record {}at {address}",
+                changed.map_or_else(String::new, |record| format!("of LSN {} ", record.lsn))
             ))?;
+            let changed = changed.map(
+                |record| json!({"record_lsn": record.lsn, "payload_length": record.payload_length}),
+            );
             let pieces = extents.as_ref().map(|extents| pieces_json(extents));
             json!({"kind": kind, "address": address, "size": size, "time": time,
-                "meta_length": meta_length, "extents": pieces})
+                "meta_length": meta_length, "changed": changed, "extents": pieces})
         }
     };
     if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {

@@ -269,6 +269,8 @@ pub fn kind_name(kind: RecordKind) -> &'static str {
         RecordKind::Extent => "extent",
         RecordKind::Manifest => "manifest",
         RecordKind::Tombstone => "tombstone",
+        RecordKind::Range => "range",
+        RecordKind::Splice => "splice",
     }
 }
 

@@ -3,7 +3,7 @@
 use graviton_format::Structure;
 use graviton_format::checksum::CHUNK_SIZE;
 use graviton_format::meta::{MetaItem, items};
-use graviton_format::record::{Manifest, RecordHeader, RecordKind};
+use graviton_format::record::{Change, Manifest, RecordHeader};
 use serde_json::{Value, json};
 
 use super::checkpoint::pieces_json;
@@ -242,7 +242,7 @@ fn show(
 /// Verifies the payload; of a manifest, decodes it too.
 fn payload(log: &Log<'_>, record: &Record<Head>) -> (Chunks, Option<Result<Manifest, String>>) {
     let length = record.header.payload_length.get();
-    if record.kind != RecordKind::Manifest {
+    if !record.kind.lists_pieces() {
         return (log.chunks(record, |_| {}), None);
     }
     if length > MANIFEST_MAX_LEN {
@@ -341,6 +341,10 @@ fn metadata(teller: &Teller<'_>, meta: &[u8]) -> Result<(Value, Option<String>),
             Ok(MetaItem::Source(key)) => (
                 format!("source     {}", keys::text(key)),
                 json!({"item": "source", "key": keys::text(key), "key_hex": keys::hex(key)}),
+            ),
+            Ok(MetaItem::Change(Change { base, start, size })) => (
+                format!("change     of version {base} from {start} on, {size} bytes afterwards"),
+                json!({"item": "change", "base": base, "start": start, "size": size}),
             ),
             Ok(_) => continue,
             Err(error) => return Ok((objects.into(), Some(error.to_string()))),
