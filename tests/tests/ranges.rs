@@ -5,8 +5,8 @@ use graviton_engine::io::sim::{Loss, Random, Sim};
 use graviton_engine::memory::MemoryStore;
 use graviton_engine::port::{
     BinaryKey, BlobInfo, BlobStore, CopyOptions, DeleteOptions, Digest, DigestAlgorithm,
-    Durability, ErrorKind, GetOptions, Holes, MutableObjectStore, PastEnd, Precondition,
-    PutOptions, PutRangeOptions, RangeSet, Span, StorageError,
+    Durability, ErrorKind, GetOptions, GetRangesOptions, Holes, MutableObjectStore, PastEnd,
+    Precondition, PutOptions, PutRangeOptions, RangeSet, Span, StorageError,
 };
 use graviton_engine::store::{CreateOptions, GIB, KIB, MIB, OpenOptions, Store};
 use graviton_tests::{check_figures, number_from};
@@ -172,6 +172,36 @@ fn compare(store: &Store, model: &MemoryStore, keys: &[BinaryKey], what: &str) {
     }
 }
 
+/// Some ranges at once are what the model says they are.
+fn compare_ranges(store: &Store, model: &MemoryStore, key: &BinaryKey, random: &mut Random) {
+    let ranges: Vec<Span> = (0..random.below(6))
+        .map(|_| {
+            let length = random.size(0, 3000) as u64;
+            Span::at(random.below(30_000) as u64, length).expect("it ends")
+        })
+        .collect();
+    let options = GetRangesOptions {
+        gap: [0, 100, 32 << 10][random.below(3)],
+        holes: *random.pick(&[Holes::Refuse, Holes::Zeros]),
+        ..GetRangesOptions::default()
+    };
+    let found = store.get_ranges(key, &ranges, &options).wait();
+    let expected = model.get_ranges(key, &ranges, options).wait();
+    match (found, expected) {
+        (Ok(found), Ok(expected)) => {
+            assert_eq!(found.pieces, expected.pieces, "{ranges:?}");
+            assert_eq!(found.size, expected.size);
+        }
+        (
+            Err(StorageError::MissingRanges { missing, .. }),
+            Err(StorageError::MissingRanges {
+                missing: expected, ..
+            }),
+        ) => assert_eq!(missing, expected, "{ranges:?}"),
+        (found, expected) => same(found, expected, "ranges at once"),
+    }
+}
+
 /// Both succeed, or both fail in the same way.
 fn same<A, B>(store: Result<A, StorageError>, model: Result<B, StorageError>, what: &str) {
     let (store, model) = (
@@ -245,6 +275,7 @@ impl Pair {
                 same(deleted.wait(), expected.wait(), what);
             }
             4 => drop(store.checkpoint().expect("a checkpoint")),
+            7 | 8 => compare_ranges(store, model, &key, random),
             5 => drop(store.compact().expect("it is compacted")),
             _ => self.put_range(&key, what),
         }

@@ -291,7 +291,7 @@ fn what_lies_behind_a_rotten_frame() {
         sim.rot(0, last + 100, 0);
         sim.make_unreadable(0, *note..note + block);
     };
-    is_refused(&image, damage, ErrorKind::Corruption, "rotten");
+    is_refused(&image, damage, ErrorKind::Io, "rotten");
     // Either alone.
     let mut machine = boot(&image);
     machine.sim().rot(0, last + 100, 0);

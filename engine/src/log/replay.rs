@@ -529,17 +529,26 @@ impl Replay {
                 }
                 // A frame that is not whole was acknowledged only if something says so, or might.
                 let gap = self.gather_claims().await?.any();
-                if self.claimed < header.lsn.get() && !wrong.is_unreadable() && gap.is_none() {
+                let in_doubt = self.claimed < header.lsn.get() && !wrong.is_unreadable();
+                if in_doubt && gap.is_none() {
                     self.stump = Some(address);
                     return Ok(None);
                 }
-                self.damage.push(Damage {
-                    error: match wrong {
-                        Wrong::Damaged(wrong) => sector.corruption(address, wrong),
-                        Wrong::Unreadable(error) => error,
+                let damage = match (wrong, gap) {
+                    // It may be torn, and be acknowledged: nobody knows.
+                    (_, Some(error)) if in_doubt => Damage {
+                        error,
+                        records_lost: true,
                     },
-                    records_lost: records.is_none(),
-                });
+                    (wrong, _) => Damage {
+                        error: match wrong {
+                            Wrong::Damaged(wrong) => sector.corruption(address, wrong),
+                            Wrong::Unreadable(error) => error,
+                        },
+                        records_lost: records.is_none(),
+                    },
+                };
+                self.damage.push(damage);
             }
             self.tail = tail;
             self.claimed = self.claimed.max(header.durable_lsn.get());
@@ -638,8 +647,8 @@ impl Replay {
         Ok(())
     }
 
-    /// The chain breaks at the tail. If acknowledged writes are or may be missing, notes the damage and goes
-    /// on with the next good frame of the segment; returns whether there is one.
+    /// The chain breaks at the tail. If acknowledged writes are or may be missing, notes the damage and
+    /// goes on with the next good frame of the segment; returns whether there is one.
     async fn resume_behind_break(
         &mut self,
         segment: u32,
@@ -716,25 +725,25 @@ impl Replay {
                 let at = self.tail.segment.map_or(0, |(segment, _)| {
                     geometry.segment_offset(segment) + self.tail.offset
                 });
-                self.note_loss(
-                    at,
-                    format!(
-                        "the log ends at LSN {}, but LSN {} was acknowledged",
-                        self.tail.lsn, self.claimed
-                    ),
+                let what = format!(
+                    "the log ends at LSN {}, but LSN {} was acknowledged",
+                    self.tail.lsn, self.claimed
                 );
+                self.note_loss(self.sector.corruption(at, what));
             }
             return Ok(false);
         };
         if continuation.is_none() {
             let at = geometry.segment_offset(next);
-            self.note_loss(
-                at,
-                format!(
-                    "segment {next} does not continue the log, which breaks after LSN {}",
-                    self.tail.lsn
-                ),
+            let what = format!(
+                "segment {next} does not continue the log, which breaks after LSN {}",
+                self.tail.lsn
             );
+            self.note_loss(match gap {
+                // It may be a leftover, and be acknowledged: nobody knows.
+                Some(error) if self.claimed <= self.reached() => error,
+                _ => self.sector.corruption(at, what),
+            });
         }
         if let Some((segment, generation)) = self.tail.segment {
             segments.set(
@@ -777,10 +786,10 @@ impl Replay {
     }
 
     /// Notes that acknowledged records are missing; once, since one break shows in several ways.
-    fn note_loss(&mut self, at: u64, what: String) {
+    fn note_loss(&mut self, error: StorageError) {
         if !self.damage.iter().any(|damage| damage.records_lost) {
             self.damage.push(Damage {
-                error: self.sector.corruption(at, what),
+                error,
                 records_lost: true,
             });
         }

@@ -29,7 +29,7 @@ pub const READ_MAX: u64 = 4 << 20;
 pub const READS: usize = 3;
 
 /// How many blocks may be unreadable before nobody looks for what lies between them.
-const UNREADABLE_MAX: usize = 4096;
+const UNREADABLE_MAX: usize = 1024;
 
 /// Reads again what is not whole: it may have been read wrongly, and whoever opens the store may
 /// overwrite what seems to be damaged.

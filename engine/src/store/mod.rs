@@ -39,9 +39,9 @@ pub use read::GET_MAX;
 use crate::io::Backend;
 use crate::port::blob::BatchItemOutcome;
 use crate::port::{
-    Batch, BatchItem, BinaryKey, Blob, BlobInfo, BlobReader, BlobStore, BlobWriter, CopyOptions,
-    DeleteOptions, DeleteOutcome, GetOptions, ListPage, ListRequest, Op, PutOptions, PutOutcome,
-    PutRangeOptions, Span, StorageError, StoreOp,
+    Batch, BatchItem, BinaryKey, Blob, BlobInfo, BlobRanges, BlobReader, BlobStore, BlobWriter,
+    CopyOptions, DeleteOptions, DeleteOutcome, GetOptions, GetRangesOptions, ListPage, ListRequest,
+    Op, PutOptions, PutOutcome, PutRangeOptions, Span, StorageError, StoreOp,
 };
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, channel};
@@ -275,6 +275,20 @@ impl Store {
         self.in_order(key, move |inner, key| {
             inner.put_range(key, range, bytes, options)
         })
+    }
+
+    /// Reads many ranges of one version of a blob at once, those close to each other together.
+    /// Each is resolved against the blob's size as in [`GetOptions`].
+    ///
+    /// # Errors
+    /// As [`BlobStore::get`]; `MissingRanges` names all the holes that were met.
+    pub fn get_ranges(
+        &self,
+        key: &BinaryKey,
+        ranges: &[Span],
+        options: &GetRangesOptions,
+    ) -> StoreOp<BlobRanges> {
+        self.inner.get_ranges(key, ranges, options)
     }
 }
 

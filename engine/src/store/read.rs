@@ -6,15 +6,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::index::{Entry, Piece};
+use super::index::{Entry, Index, Piece};
 use super::inner::Inner;
 use super::record::{Details, system_time};
 use crate::log::Sector;
 use crate::log::sector::{Pin, READ_MAX};
 use crate::port::blob::resolve_range;
 use crate::port::{
-    BinaryKey, Blob, BlobInfo, BlobReader, ETag, GetOptions, Holes, ListEntry, ListPage,
-    ListRequest, Op, Precondition, ReadBlob, Span, StorageError, StoreOp,
+    BinaryKey, Blob, BlobInfo, BlobRanges, BlobReader, ETag, GetOptions, GetRangesOptions, Holes,
+    ListEntry, ListPage, ListRequest, Op, Precondition, RangeSet, ReadBlob, Span, StorageError,
+    StoreOp,
 };
 
 /// The most bytes a get brings into memory at once; larger blobs are streamed.
@@ -47,6 +48,95 @@ fn check(key: &BinaryKey, precondition: Precondition, lsn: u64) -> Result<(), St
     })
 }
 
+/// Checks that what is asked for has no holes.
+fn check_written(
+    key: &BinaryKey,
+    entry: &Entry,
+    ranges: &[Range<u64>],
+) -> Result<(), StorageError> {
+    let holes = entry.missing();
+    if holes.is_empty() {
+        return Ok(());
+    }
+    let asked = ranges.iter().map(|range| Span::try_from(range.clone()));
+    let missing = asked.collect::<Result<RangeSet, _>>()?.intersection(&holes);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let key = key.clone();
+    Err(StorageError::MissingRanges { key, missing })
+}
+
+fn check_total(length: u64) -> Result<(), StorageError> {
+    if length > GET_MAX {
+        return Err(StorageError::invalid(format!(
+            "a get of {length} bytes, at most {GET_MAX}; stream it"
+        )));
+    }
+    Ok(())
+}
+
+/// Ranges in order, those with at most `gap` bytes between them as one; empty ones are left out.
+fn merge(ranges: &[Range<u64>], gap: u64) -> Vec<Range<u64>> {
+    let mut sorted: Vec<Range<u64>> = ranges.to_vec();
+    sorted.retain(|range| !range.is_empty());
+    sorted.sort_unstable_by_key(|range| range.start);
+    let mut merged: Vec<Range<u64>> = Vec::new();
+    for range in sorted {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end.saturating_add(gap) => {
+                last.end = last.end.max(range.end);
+            }
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+/// Ranges of one version, kept readable.
+struct Snapshots {
+    /// In order; they do not overlap.
+    parts: Vec<Arc<Snapshot>>,
+    /// What was asked for: each lies in one of the parts, unless it is empty.
+    ranges: Vec<Range<u64>>,
+    size: u64,
+    version: u64,
+}
+
+impl Snapshots {
+    async fn read(self) -> Result<BlobRanges, StorageError> {
+        let mut ahead: VecDeque<StoreOp<Bytes>> = VecDeque::new();
+        let mut parts = self.parts.iter();
+        let mut read: Vec<(u64, Bytes)> = Vec::new();
+        loop {
+            while ahead.len() < READ_AHEAD
+                && let Some(part) = parts.next()
+            {
+                let part = Arc::clone(part);
+                ahead.push_back(Op::start(async move { part.read_all().await }));
+            }
+            let Some(next) = ahead.pop_front() else { break };
+            read.push((self.parts[read.len()].range.start, next.await?));
+        }
+        let bytes = |range: &Range<u64>| {
+            let after = read.partition_point(|(start, _)| *start <= range.start);
+            let at = |position| usize::try_from(position).unwrap_or(usize::MAX);
+            match read[..after].last() {
+                Some((start, bytes)) if !range.is_empty() => {
+                    bytes.slice(at(range.start - start)..at(range.end - start))
+                }
+                _ => Bytes::new(),
+            }
+        };
+        Ok(BlobRanges {
+            pieces: self.ranges.iter().map(bytes).collect(),
+            size: self.size,
+            etag: ETag::of_version(self.version),
+            version: self.version,
+        })
+    }
+}
+
 impl Inner {
     /// Takes hold of the current version of `key`.
     pub fn snapshot(
@@ -61,24 +151,78 @@ impl Inner {
         };
         check(key, options.precondition, entry.lsn)?;
         let range = resolve_range(key, options.range.as_ref(), entry.size)?;
-        let part = &index.sectors[number];
-        let pieces = part.pieces(key, &entry, &range)?;
-        if options.holes == Holes::Refuse && pieces.iter().any(|piece| piece.payload.is_none()) {
-            return Err(StorageError::MissingRanges {
-                key: key.clone(),
-                missing: entry.missing().intersection(&Span::try_from(range)?.into()),
-            });
+        if options.holes == Holes::Refuse {
+            check_written(key, &entry, std::slice::from_ref(&range))?;
         }
+        self.pinned(&index, number, key, &entry, range)
+    }
+
+    /// Takes hold of a range of a version.
+    fn pinned(
+        &self,
+        index: &Index,
+        number: usize,
+        key: &BinaryKey,
+        entry: &Entry,
+        range: Range<u64>,
+    ) -> Result<Snapshot, StorageError> {
+        let pieces = index.sectors[number].pieces(key, entry, &range)?;
         let sector = Arc::clone(&self.sectors[number]);
         let payloads = pieces.iter().filter_map(|piece| piece.payload);
         let pin = sector.pin(payloads.map(|payload| payload.address));
         Ok(Snapshot {
             sector,
             key: key.clone(),
-            entry,
+            entry: entry.clone(),
             range,
             pieces,
             _pin: pin,
+        })
+    }
+
+    /// See [`Store::get_ranges`](super::Store::get_ranges).
+    pub fn get_ranges(
+        self: &Arc<Self>,
+        key: &BinaryKey,
+        ranges: &[Span],
+        options: &GetRangesOptions,
+    ) -> StoreOp<BlobRanges> {
+        match self.snapshots(key, ranges, options) {
+            Ok(snapshots) => Op::start(snapshots.read()),
+            Err(error) => Op::fail(error),
+        }
+    }
+
+    /// Takes hold of ranges of the current version of `key`, those near each other together.
+    fn snapshots(
+        &self,
+        key: &BinaryKey,
+        ranges: &[Span],
+        options: &GetRangesOptions,
+    ) -> Result<Snapshots, StorageError> {
+        self.check_open()?;
+        let index = self.index.read();
+        let Some((number, entry)) = index.lookup(key.as_bytes())? else {
+            return Err(StorageError::NotFound { key: key.clone() });
+        };
+        check(key, options.precondition, entry.lsn)?;
+        let resolve = |&range: &Span| resolve_range(key, Some(&range.into()), entry.size);
+        let ranges: Vec<Range<u64>> = ranges.iter().map(resolve).collect::<Result<_, _>>()?;
+        if options.holes == Holes::Refuse {
+            check_written(key, &entry, &ranges)?;
+        }
+        let together = merge(&ranges, options.gap);
+        let total = together.iter().map(|range| range.end - range.start).sum();
+        check_total(total)?;
+        let pinned = |range| {
+            self.pinned(&index, number, key, &entry, range)
+                .map(Arc::new)
+        };
+        Ok(Snapshots {
+            parts: together.into_iter().map(pinned).collect::<Result<_, _>>()?,
+            ranges,
+            size: entry.size,
+            version: entry.lsn,
         })
     }
 
@@ -89,10 +233,8 @@ impl Inner {
             Err(error) => return Op::fail(error),
         };
         let length = snapshot.range.end - snapshot.range.start;
-        if length > GET_MAX {
-            return Op::fail(StorageError::invalid(format!(
-                "a get of {length} bytes, at most {GET_MAX}; stream it"
-            )));
+        if let Err(error) = check_total(length) {
+            return Op::fail(error);
         }
         Op::start(async move {
             let bytes = snapshot.read_all().await?;
