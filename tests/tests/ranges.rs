@@ -185,7 +185,7 @@ fn compare_ranges(store: &Store, model: &MemoryStore, key: &BinaryKey, random: &
         holes: *random.pick(&[Holes::Refuse, Holes::Zeros]),
         ..GetRangesOptions::default()
     };
-    let found = store.get_ranges(key, &ranges, &options).wait();
+    let found = store.get_ranges(key, &ranges, options.clone()).wait();
     let expected = model.get_ranges(key, &ranges, options).wait();
     match (found, expected) {
         (Ok(found), Ok(expected)) => {

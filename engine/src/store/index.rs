@@ -552,6 +552,9 @@ impl SectorIndex {
         let mut pieces = Vec::new();
         let mut position = 0;
         for piece in extents.iter() {
+            if position >= range.end {
+                break;
+            }
             let end = position + u64::from(piece.length.get());
             let wanted = range.start.max(position)..range.end.min(end);
             if wanted.start < wanted.end {

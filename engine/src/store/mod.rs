@@ -286,9 +286,9 @@ impl Store {
         &self,
         key: &BinaryKey,
         ranges: &[Span],
-        options: &GetRangesOptions,
+        options: GetRangesOptions,
     ) -> StoreOp<BlobRanges> {
-        self.inner.get_ranges(key, ranges, options)
+        self.inner.get_ranges(key, ranges, &options)
     }
 }
 

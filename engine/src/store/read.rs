@@ -54,12 +54,9 @@ fn check_written(
     entry: &Entry,
     ranges: &[Range<u64>],
 ) -> Result<(), StorageError> {
-    let holes = entry.missing();
-    if holes.is_empty() {
-        return Ok(());
-    }
     let asked = ranges.iter().map(|range| Span::try_from(range.clone()));
-    let missing = asked.collect::<Result<RangeSet, _>>()?.intersection(&holes);
+    let asked = asked.collect::<Result<RangeSet, _>>()?;
+    let missing = asked.intersection(&entry.missing());
     if missing.is_empty() {
         return Ok(());
     }
@@ -151,10 +148,11 @@ impl Inner {
         };
         check(key, options.precondition, entry.lsn)?;
         let range = resolve_range(key, options.range.as_ref(), entry.size)?;
-        if options.holes == Holes::Refuse {
-            check_written(key, &entry, std::slice::from_ref(&range))?;
+        let snapshot = self.pinned(&index, number, key, entry, range)?;
+        if options.holes == Holes::Refuse && snapshot.has_holes() {
+            check_written(key, &snapshot.entry, std::slice::from_ref(&snapshot.range))?;
         }
-        self.pinned(&index, number, key, &entry, range)
+        Ok(snapshot)
     }
 
     /// Takes hold of a range of a version.
@@ -163,17 +161,17 @@ impl Inner {
         index: &Index,
         number: usize,
         key: &BinaryKey,
-        entry: &Entry,
+        entry: Entry,
         range: Range<u64>,
     ) -> Result<Snapshot, StorageError> {
-        let pieces = index.sectors[number].pieces(key, entry, &range)?;
+        let pieces = index.sectors[number].pieces(key, &entry, &range)?;
         let sector = Arc::clone(&self.sectors[number]);
         let payloads = pieces.iter().filter_map(|piece| piece.payload);
         let pin = sector.pin(payloads.map(|payload| payload.address));
         Ok(Snapshot {
             sector,
             key: key.clone(),
-            entry: entry.clone(),
+            entry,
             range,
             pieces,
             _pin: pin,
@@ -208,18 +206,20 @@ impl Inner {
         check(key, options.precondition, entry.lsn)?;
         let resolve = |&range: &Span| resolve_range(key, Some(&range.into()), entry.size);
         let ranges: Vec<Range<u64>> = ranges.iter().map(resolve).collect::<Result<_, _>>()?;
-        if options.holes == Holes::Refuse {
-            check_written(key, &entry, &ranges)?;
-        }
         let together = merge(&ranges, options.gap);
         let total = together.iter().map(|range| range.end - range.start).sum();
         check_total(total)?;
-        let pinned = |range| {
-            self.pinned(&index, number, key, &entry, range)
-                .map(Arc::new)
-        };
+        let mut parts = Vec::with_capacity(together.len());
+        for range in together {
+            let part = self.pinned(&index, number, key, entry.clone(), range)?;
+            parts.push(Arc::new(part));
+        }
+        // A hole between two ranges is none that was asked for.
+        if options.holes == Holes::Refuse && parts.iter().any(|part| part.has_holes()) {
+            check_written(key, &entry, &ranges)?;
+        }
         Ok(Snapshots {
-            parts: together.into_iter().map(pinned).collect::<Result<_, _>>()?,
+            parts,
             ranges,
             size: entry.size,
             version: entry.lsn,
@@ -361,6 +361,11 @@ pub async fn read_details(
 }
 
 impl Snapshot {
+    /// Whether some of it was never written.
+    fn has_holes(&self) -> bool {
+        self.pieces.iter().any(|piece| piece.payload.is_none())
+    }
+
     fn named(&self, error: StorageError) -> StorageError {
         match error {
             StorageError::Corruption { place, what, .. } => StorageError::Corruption {
