@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -174,32 +174,15 @@ impl Sector {
             }
             (Ok(good), Err(wrong)) => ((good, Some(back_address)), note(back_address, &wrong)),
             // The back copy is written first: if the front one is newer, so was it.
-            (Err(BadCopy::Newer(found)), Ok(_))
-            | (
-                Err(BadCopy::Newer(found) | BadCopy::Damaged(found @ FormatError::Version { .. })),
-                Err(_),
-            )
-            | (Err(_), Err(BadCopy::Newer(found))) => {
-                return Err(match found {
-                    FormatError::Version { found, supported } => StorageError::UnsupportedVersion {
-                        path,
-                        found,
-                        supported,
-                    },
-                    error => invalid(error.to_string()),
-                });
-            }
+            (Err(newer @ BadCopy::Newer(_)), Ok(_)) => return Err(newer.refusal(path)),
             (Err(wrong), Ok(good)) => ((good, Some(0)), note(0, &wrong)),
-            (Err(BadCopy::Unreadable(error)), _) | (_, Err(BadCopy::Unreadable(error))) => {
-                return Err(error);
-            }
-            (Err(BadCopy::Damaged(FormatError::Magic { .. })), Err(_)) => {
-                return Err(invalid("not a Graviton sector".to_owned()));
-            }
-            (Err(wrong), Err(_)) => {
-                return Err(invalid(format!(
-                    "no superblock is whole: the front one {wrong}"
-                )));
+            (Err(front), Err(back)) => {
+                let worse = if back.rank() > front.rank() {
+                    back
+                } else {
+                    front
+                };
+                return Err(worse.refusal(path));
             }
         };
         Ok((Self::new(disk, number, superblock, to_mend), notes))
@@ -596,6 +579,40 @@ enum BadCopy {
     /// Nobody knows what else it says.
     Newer(FormatError),
     Unreadable(StorageError),
+}
+
+impl BadCopy {
+    /// Of two bad copies the one with the higher rank says why the sector is refused.
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Newer(_) | Self::Damaged(FormatError::Version { .. }) => 2,
+            Self::Unreadable(_) => 1,
+            Self::Damaged(_) => 0,
+        }
+    }
+
+    /// Why the sector at `path` is refused, of which no copy is good.
+    fn refusal(self, path: PathBuf) -> StorageError {
+        match self {
+            Self::Newer(FormatError::Version { found, supported })
+            | Self::Damaged(FormatError::Version { found, supported }) => {
+                StorageError::UnsupportedVersion {
+                    path,
+                    found,
+                    supported,
+                }
+            }
+            Self::Unreadable(error) => error,
+            Self::Damaged(FormatError::Magic { .. }) => StorageError::InvalidStore {
+                path,
+                why: "not a Graviton sector".to_owned(),
+            },
+            wrong => StorageError::InvalidStore {
+                path,
+                why: format!("no superblock is whole: the front one {wrong}"),
+            },
+        }
+    }
 }
 
 impl fmt::Display for BadCopy {
