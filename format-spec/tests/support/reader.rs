@@ -92,6 +92,9 @@ fn superblock(sector: &[u8]) -> Result<Superblock, Failure> {
     Ok(newest)
 }
 
+/// The state of a segment that will not be written before it is reclaimed.
+const SEALED: u8 = 2;
+
 struct Reader<'a> {
     sector: &'a [u8],
     identity: Identity,
@@ -101,6 +104,10 @@ struct Reader<'a> {
 
 struct State {
     recovered: Recovered,
+    /// Where the log ended at the checkpoint: segment and generation.
+    root_tail: (u32, u64),
+    /// Segments that the checkpoint lists as sealed.
+    sealed: Vec<u32>,
     /// Segment, offset, generation and last checksum of the log's end; no segment before the log.
     segment: u32,
     offset: u64,
@@ -211,6 +218,11 @@ impl<'a> Reader<'a> {
                 }
                 Err(_) => block,
             };
+            let is_sealed = state.sealed.contains(&segment);
+            let headless = match &self.headers[segment as usize] {
+                Ok(_) | Err(FormatError::Magic { found: 0, .. }) => false,
+                Err(_) => segment != state.root_tail.0 && !is_sealed,
+            };
             for offset in (from..self.geometry.segment_size).step_by(block as usize) {
                 let address = self.geometry.segment_offset(segment) + offset;
                 let Ok(frame) = self.frame(address) else {
@@ -219,6 +231,9 @@ impl<'a> Reader<'a> {
                 let newer = frame.generation > state.generation;
                 if newer && !own || own && frame.generation == state.generation {
                     durable = durable.max(frame.durable_lsn.get());
+                }
+                if headless && frame.generation > state.root_tail.1 {
+                    durable = durable.max(frame.lsn.get());
                 }
             }
         }
@@ -444,22 +459,28 @@ pub fn recover(sector: &[u8]) -> Result<Recovered, Failure> {
     };
     let roots = reader.roots();
     // [F-37]: the newest root whose image is good.
-    let (recovered, root) = roots
+    let (recovered, sealed, root) = roots
         .iter()
         .find_map(|(root, segments)| {
             let image = reader.image(root, segments)?;
-            Some((reader.seed(root, &image)?, root))
+            let table = (0..).zip(image.segments());
+            let sealed = table.filter(|(_, entry)| entry.state == SEALED);
+            let sealed = sealed.map(|(segment, _)| segment).collect();
+            Some((reader.seed(root, &image)?, sealed, root))
         })
         .ok_or(Failure::NoCheckpoint)?;
     let newest_root = roots.first().map_or(0, |(root, _)| root.lsn.get());
+    let generation = if root.tail_segment == NONE {
+        0
+    } else {
+        root.tail_generation.get()
+    };
     let mut state = State {
+        root_tail: (root.tail_segment.get(), generation),
+        sealed,
         segment: root.tail_segment.get(),
         offset: root.tail_offset.get().into(),
-        generation: if root.tail_segment == NONE {
-            0
-        } else {
-            root.tail_generation.get()
-        },
+        generation,
         checksum: root.tail_checksum.get(),
         recovered,
     };
