@@ -238,6 +238,8 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             }
             self.modified.insert(made.version, info.modified);
             self.versions.insert(made.version, info.version);
+            // Of a store that others made, any may be there.
+            self.given.come_to_light(&key, info.version);
             self.highest.insert(key, info.version);
             self.given.see(info)?;
         }
@@ -256,6 +258,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
     /// The first difference, in words.
     pub fn run(&mut self, step: &Step) -> Result<Effect, Difference> {
         self.effect = Effect::default();
+        self.given.begin();
         match &step.0 {
             Kind::Put(put) => self.put(put),
             Kind::PutStream { put, piece } => self.put_stream(put, *piece),
@@ -395,17 +398,18 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         };
         let changes: Vec<Change> = keys.iter().map(|key| self.change(key)).collect();
         let acknowledged = matches!(outcome, Both::Succeeded(..));
+        let may_have_happened = !changes.is_empty() && tolerance != Tolerance::Refused;
         if !acknowledged {
+            if may_have_happened {
+                keys.iter().for_each(|key| self.given.doubt(key));
+            }
             if tolerance == Tolerance::InDoubt && self.happened(&changes)? {
                 self.learn_versions(keys)?;
             } else {
                 self.model.restore(&before);
             }
         }
-        if !changes.is_empty() && tolerance != Tolerance::Refused {
-            if !acknowledged {
-                keys.iter().for_each(|key| self.given.doubt(key));
-            }
+        if may_have_happened {
             self.unflushed |= durability == Durability::Written;
             self.effect.operations.push(Operation {
                 changes,
@@ -486,7 +490,9 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         for key in keys {
             if let (Some(model), Some(entry)) = (self.current(key), self.listed(key)?) {
                 self.versions.insert(model.version, entry.version);
-                self.given.give(entry.version);
+                if !self.given.come_to_light(key, entry.version) {
+                    differ!("{key}: version {}, which was never given", entry.version);
+                }
                 self.highest.insert((*key).clone(), entry.version);
             }
         }

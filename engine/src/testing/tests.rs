@@ -289,3 +289,18 @@ fn run_all_names_the_clauses_that_are_broken() {
     assert!(steps.lines().count() <= 3, "made short: {history}");
     assert!(mismatch.contains("Reopen: "), "{history}");
 }
+
+#[test]
+fn a_mutation_in_doubt_excuses_one_version_that_is_newer_than_all_before() {
+    let key = BinaryKey::new("key").unwrap();
+    let mut versions = Versions::default();
+    assert!(!versions.come_to_light(&key, 3));
+    assert!(versions.give(7));
+    versions.begin();
+    versions.doubt(&key);
+    assert!(!versions.come_to_light(&key, 6));
+    assert!(!versions.come_to_light(&BinaryKey::new("other").unwrap(), 8));
+    assert!(versions.come_to_light(&key, 9));
+    assert!(versions.come_to_light(&key, 9));
+    assert!(!versions.come_to_light(&key, 10));
+}

@@ -1,7 +1,7 @@
 //! What is known of the versions that a store gave: whatever a crash or a failure leaves must be
 //! one of them, as it was.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use super::pair::Difference;
@@ -38,8 +38,11 @@ impl From<BlobInfo> for Facts {
 pub struct Versions {
     /// Facts are `None` as long as nobody has asked for them.
     given: BTreeMap<u64, Option<Facts>>,
-    /// Keys of mutations that failed, and may have made a version all the same.
-    in_doubt: BTreeSet<BinaryKey>,
+    /// The highest version given before the step that runs.
+    highest_before: u64,
+    /// Mutations that failed, and may have made a version all the same, by key: each of them one
+    /// that is higher than all that were given before.
+    in_doubt: BTreeMap<BinaryKey, Vec<u64>>,
 }
 
 impl Versions {
@@ -56,9 +59,34 @@ impl Versions {
         is_new
     }
 
+    /// A step begins, and with it all mutations that it gives versions to.
+    pub(super) fn begin(&mut self) {
+        self.highest_before = self.given.last_key_value().map_or(0, |(last, _)| *last);
+    }
+
     /// A mutation of `key` failed in a way that leaves open whether it happened.
     pub(super) fn doubt(&mut self, key: &BinaryKey) {
-        self.in_doubt.insert(key.clone());
+        let floors = self.in_doubt.entry(key.clone()).or_default();
+        floors.push(self.highest_before);
+    }
+
+    /// The place, among a key's mutations in doubt, of the last that may have made this version.
+    fn maker(&self, key: &BinaryKey, version: u64) -> Option<usize> {
+        let floors = self.in_doubt.get(key)?;
+        floors.iter().rposition(|floor| *floor < version)
+    }
+
+    /// This version of a key is there; whether it may be. If the store never gave it, one of the
+    /// mutations in doubt made it.
+    pub(super) fn come_to_light(&mut self, key: &BinaryKey, version: u64) -> bool {
+        let maker = self.maker(key, version);
+        if !self.give(version) {
+            return true;
+        }
+        if let (Some(maker), Some(floors)) = (maker, self.in_doubt.get_mut(key)) {
+            floors.remove(maker);
+        }
+        maker.is_some()
     }
 
     /// The store says this of a blob; it said the same of the version whenever it was asked before.
@@ -87,7 +115,7 @@ impl Versions {
         let entries = list_all(store).map_err(|error| format!("can't be listed: {error}"))?;
         for ListEntry { key, version, .. } in entries {
             let Some(known) = self.given.get(&version) else {
-                if self.in_doubt.contains(&key) {
+                if self.maker(&key, version).is_some() {
                     continue;
                 }
                 return Err(format!("{key}: version {version}, which was never given"));
