@@ -9,7 +9,7 @@ use crate::structure::on_disk;
 use crate::{FormatError, Geometry};
 
 /// The least bytes a record takes: its header, and a key of one byte.
-const RECORD_MIN_LEN: u32 = 33;
+const RECORD_MIN_LEN: u32 = 34;
 /// The first bytes of a frame: `GFRM`.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"GFRM");
 

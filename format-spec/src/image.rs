@@ -16,7 +16,8 @@ use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::checksum::stored_length;
 use crate::error::require;
-use crate::record::{ExtentRef, KEY_MAX_LEN, META_MAX_LEN, check_extents};
+use crate::key::{STORED_KEY_MAX_LEN, STORED_KEY_MIN_LEN};
+use crate::record::{ExtentRef, META_MAX_LEN, check_extents};
 use crate::structure::on_disk;
 use crate::varint::{put, take, unzigzag, zigzag};
 use crate::{FormatError, Geometry};
@@ -31,7 +32,7 @@ pub const GROUP_SIZE: u64 = 16;
 /// The highest `state` of a segment.
 const STATE_CHECKPOINT: u8 = 4;
 /// The least bytes before a record's payload: its header, and a key of one byte.
-const HEAD_MIN_LEN: u64 = 33;
+const HEAD_MIN_LEN: u64 = 34;
 const KIND_BLOB: u8 = 1;
 const KIND_MANIFEST: u8 = 2;
 const KIND_TOMBSTONE: u8 = 3;
@@ -175,7 +176,7 @@ impl ImageBuilder {
     /// Appends an entry.
     ///
     /// # Panics
-    /// If `key` is not greater than the one before or not 1 to 1024 bytes long, or an LSN is above
+    /// If `key` is not greater than the one before or not 2 to 1033 bytes long, or an LSN is above
     /// the base.
     pub fn push(&mut self, key: &[u8], entry: &ImageEntry) {
         assert!(
@@ -183,7 +184,7 @@ impl ImageBuilder {
             "keys must ascend"
         );
         assert!(
-            (1..=KEY_MAX_LEN).contains(&key.len()),
+            (STORED_KEY_MIN_LEN..=STORED_KEY_MAX_LEN).contains(&key.len()),
             "a key of {} bytes",
             key.len()
         );
@@ -672,7 +673,7 @@ fn take_key<'a>(bytes: &mut &'a [u8], previous: usize) -> Result<(usize, &'a [u8
         .and_then(|length| usize::try_from(length).ok())
         .ok_or_else(cut)?;
     if shared > previous
-        || !(1..=KEY_MAX_LEN).contains(&shared.saturating_add(length))
+        || !(STORED_KEY_MIN_LEN..=STORED_KEY_MAX_LEN).contains(&shared.saturating_add(length))
         || length == 0
     {
         return Err(bad(
@@ -815,9 +816,9 @@ mod tests {
         let dense = (0..300_u32)
             .map(|n| format!("key/{n:05}").into_bytes())
             .collect();
-        let nested = (1..100).map(|length| vec![b'a'; length]).collect();
+        let nested = (2..100).map(|length| vec![b'a'; length]).collect();
         let binary = (0..=255_u8)
-            .flat_map(|a| [vec![a], vec![a, 0], vec![a, 255, a]])
+            .flat_map(|a| [vec![0, a], vec![a, 0, 0], vec![a, 255, a]])
             .collect();
         vec![
             vec![],
@@ -825,7 +826,7 @@ mod tests {
             dense,
             nested,
             binary,
-            vec![vec![0; 1024], vec![255; 1024]],
+            vec![vec![0; STORED_KEY_MAX_LEN], vec![255; STORED_KEY_MAX_LEN]],
         ]
     }
 

@@ -13,6 +13,7 @@ pub mod error;
 pub mod frame;
 pub mod geometry;
 pub mod image;
+pub mod key;
 pub mod meta;
 pub mod record;
 pub mod segment;

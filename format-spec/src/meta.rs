@@ -2,7 +2,8 @@
 //! Tags below 128 must be understood, others may be skipped \[F-28\].
 
 use crate::FormatError;
-use crate::record::{Change, KEY_MAX_LEN};
+use crate::key::{STORED_KEY_MAX_LEN, STORED_KEY_MIN_LEN};
+use crate::record::Change;
 use crate::varint;
 
 const TAG_CREATED: u8 = 1;
@@ -33,7 +34,7 @@ pub enum MetaItem<'a> {
         value: &'a [u8],
     },
     /// Tag 4, in a manifest that shares the payload of a blob record: the key that record was
-    /// current for when the manifest was written. 1 to 1024 bytes.
+    /// current for when the manifest was written, as it is stored.
     Source(&'a [u8]),
     /// Tag 5, in a record that makes a version out of another: the version before, where the bytes
     /// begin that are others now, and the blob's size afterwards (three u64).
@@ -131,7 +132,9 @@ fn take<'a>(rest: &mut &'a [u8]) -> Result<Option<MetaItem<'a>>, FormatError> {
                 .map_err(|_| bad("is an attribute whose name is not UTF-8"))?;
             Ok(Some(MetaItem::Attribute { name, value }))
         }
-        TAG_SOURCE if (1..=KEY_MAX_LEN).contains(&value.len()) => Ok(Some(MetaItem::Source(value))),
+        TAG_SOURCE if (STORED_KEY_MIN_LEN..=STORED_KEY_MAX_LEN).contains(&value.len()) => {
+            Ok(Some(MetaItem::Source(value)))
+        }
         TAG_CHANGE => {
             let [base, start, size] = value
                 .as_chunks::<8>()

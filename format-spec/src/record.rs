@@ -5,12 +5,11 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::checksum::{Identity, mask_chunks, stored_length};
 use crate::error::require;
+use crate::key::{STORED_KEY_MAX_LEN, STORED_KEY_MIN_LEN, StoredKey};
 use crate::meta::{self, MetaItem};
 use crate::structure::on_disk;
 use crate::{FormatError, Geometry};
 
-/// The longest key in bytes; the shortest has one.
-pub const KEY_MAX_LEN: usize = 1024;
 /// The most metadata a record has, in bytes.
 pub const META_MAX_LEN: usize = 40 * 1024;
 /// The largest blob in bytes.
@@ -73,7 +72,7 @@ on_disk! {
         kind: u8,
         /// Bit 0: copied by compaction, the LSN is older than the frame. Others: zero.
         flags: u8,
-        /// Bytes of the key: 1 to 1024.
+        /// Bytes of the key: 2 to 1033.
         key_length: U16,
         /// The record's LSN: the version of a blob, the name of an extent.
         lsn: U64,
@@ -129,7 +128,7 @@ pub struct RecordView<'a> {
     pub header: RecordHeader,
     /// What it is.
     pub kind: RecordKind,
-    /// The key.
+    /// The stored key; see [`crate::key`].
     pub key: &'a [u8],
     /// The metadata; see [`crate::meta`].
     pub meta: &'a [u8],
@@ -191,7 +190,7 @@ impl<'a> RecordView<'a> {
             header.meta_length.get() as usize,
         );
         require(
-            (1..=KEY_MAX_LEN).contains(&key_length),
+            (STORED_KEY_MIN_LEN..=STORED_KEY_MAX_LEN).contains(&key_length),
             name,
             "key_length",
             "F-25",
@@ -230,6 +229,7 @@ impl<'a> RecordView<'a> {
         )?;
         require(header.lsn != 0, name, "lsn", "F-25", || "is 0".to_owned())?;
         let (key, meta) = bytes[size_of::<RecordHeader>()..].split_at(key_length);
+        StoredKey::decode(key)?;
         let view = Self {
             header,
             kind,
@@ -314,7 +314,8 @@ pub fn write_record_head(
     payload_length: u32,
     time: u64,
 ) {
-    assert!((1..=KEY_MAX_LEN).contains(&key.len()) && meta.len() <= META_MAX_LEN);
+    let lengths = STORED_KEY_MIN_LEN..=STORED_KEY_MAX_LEN;
+    assert!(lengths.contains(&key.len()) && meta.len() <= META_MAX_LEN);
     let header = RecordHeader {
         checksum: 0.into(),
         kind: kind as u8,

@@ -90,7 +90,7 @@ fn whole(sample: &Sample) -> Vec<Vector> {
     let log = geometry.segment_offset(5);
     let checkpoint = geometry.segment_offset(4);
     let (frame, frame_length) = sample.writer.frames[0];
-    let two_chunks = sample.writer.frames[1].0 + 64 + 32 + 15;
+    let two_chunks = sample.writer.frames[1].0 + 64 + 32 + 16;
     let (root, segments) = CheckpointRoot::decode(
         &sector[root_address as usize..],
         &IDENTITY,
@@ -402,6 +402,15 @@ fn broken(whole: &[Vector], sample: &Sample) -> Vec<Vector> {
         damaged(blob, "no-key", "A key of no bytes.", |bytes| bytes[6] = 0),
         damaged(
             blob,
+            "unknown-space",
+            "A key of space 5, checksum right.",
+            |bytes| {
+                bytes[32] = 5;
+                reseal_record(bytes, blob.address);
+            },
+        ),
+        damaged(
+            blob,
             "older-version",
             "Payload of LSN 1 in a header of LSN 2.",
             |bytes| {
@@ -452,7 +461,7 @@ fn broken(whole: &[Vector], sample: &Sample) -> Vec<Vector> {
             "no-change",
             "Its metadata does not say what it changes.",
             |bytes| {
-                bytes[32 + 3] = 200;
+                bytes[32 + 4] = 200;
                 reseal_record(bytes, of("record-range").address);
             },
         ),

@@ -218,7 +218,7 @@ fn the_checksums_are_those_the_specification_names() {
 /// Numbers that SPEC.md states in prose, as they stand in the code.
 #[test]
 fn stated_limits_are_those_of_the_code() {
-    use graviton_format::{checkpoint, checksum, geometry, image, record};
+    use graviton_format::{checkpoint, checksum, geometry, image, key, record};
     let text = spec();
     let stated = [
         ("area", geometry::AREA_SIZE, "65536"),
@@ -226,7 +226,8 @@ fn stated_limits_are_those_of_the_code() {
         ("list", checkpoint::SEGMENTS_MAX as u64, "4064"),
         ("chunk", checksum::CHUNK_SIZE as u64, "4096"),
         ("chunk payload", checksum::CHUNK_PAYLOAD as u64, "4088"),
-        ("key", record::KEY_MAX_LEN as u64, "1024"),
+        ("key", key::KEY_MAX_LEN as u64, "1024"),
+        ("stored key", key::STORED_KEY_MAX_LEN as u64, "1033"),
         ("metadata", record::META_MAX_LEN as u64, "40960"),
         ("blob", record::BLOB_MAX_LEN, "1099511627776"),
         ("page", image::PAGE_SIZE as u64, "65536"),

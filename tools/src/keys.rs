@@ -8,7 +8,9 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 
-use graviton_engine::port::BinaryKey;
+use graviton_engine::port::{BinaryKey, UploadId};
+use graviton_format::key::StoredKey;
+use serde_json::{Map, Value};
 
 use crate::failure::Failure;
 
@@ -75,6 +77,38 @@ fn hex_digit(digit: u8) -> Option<u8> {
         b'A'..=b'F' => Some(digit - b'A' + 10),
         _ => None,
     }
+}
+
+/// What a stored key names, in words; for a blob, its key's text form.
+pub fn stored_text(stored: &[u8]) -> String {
+    match StoredKey::decode(stored) {
+        Ok(StoredKey::Blob(key)) => text(key),
+        Ok(StoredKey::Upload { upload, key }) => {
+            format!("upload {} of {}", UploadId::of_lsn(upload), text(key))
+        }
+        Ok(StoredKey::Part { upload, number }) => {
+            format!("part {number} of upload {}", UploadId::of_lsn(upload))
+        }
+        Ok(StoredKey::Ranges(key)) => format!("ranges of {}", text(key)),
+        Ok(StoredKey::Completed { upload, key }) => {
+            format!(
+                "completed upload {} of {}",
+                UploadId::of_lsn(upload),
+                text(key)
+            )
+        }
+        Err(_) => text(stored),
+    }
+}
+
+/// A stored key for machines: its space, and the hex digits of what follows.
+pub fn stored_json(stored: &[u8]) -> Map<String, Value> {
+    let (space, rest) = stored.split_at(stored.len().min(1));
+    let mut object = Map::new();
+    object.insert("key".to_owned(), stored_text(stored).into());
+    object.insert("key_hex".to_owned(), hex(rest).into());
+    object.insert("space".to_owned(), space.first().copied().into());
+    object
 }
 
 /// The text form of any bytes; for a key, the same as its `Display`.

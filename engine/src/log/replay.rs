@@ -139,7 +139,7 @@ pub fn decode_frame(
         if let (Some(change), Some(manifest)) = (&record.change, &manifest) {
             change.check(manifest.size)?;
         }
-        let key = BinaryKey::new(record.key).map_err(|error| bad(error.to_string()))?;
+        let key = BinaryKey::of_stored(record.key)?;
         records.push(LoggedRecord {
             kind: record.kind,
             moved: record.header.flags & FLAG_MOVED != 0,

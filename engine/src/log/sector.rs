@@ -487,11 +487,11 @@ impl Sector {
         lsn: u64,
         meta_length: u32,
     ) -> Result<(Vec<u8>, u64), StorageError> {
-        let head = (32 + key.as_bytes().len()) as u64 + u64::from(meta_length);
+        let head = (32 + key.stored().len()) as u64 + u64::from(meta_length);
         let (buffer, skip) = self.read(address..address.saturating_add(head)).await?;
         let record = RecordView::decode(&buffer[skip..], &self.identity, &self.geometry, address)
             .map_err(|error| self.corruption(address, error))?;
-        if record.key != key.as_bytes() || record.header.lsn != lsn {
+        if record.key != key.stored() || record.header.lsn != lsn {
             return Err(self.corruption(address, "holds another record than the index says"));
         }
         Ok((record.meta.to_vec(), record.header.time.get()))

@@ -7,7 +7,6 @@ mod tracker;
 mod uploads;
 
 use std::fmt;
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -293,8 +292,7 @@ impl BlobStore for MemoryStore {
     fn list(&self, request: ListRequest) -> StoreOp<ListPage> {
         let state = self.shared.state.lock();
         Op::ready(build_page(&request, |from, limit| {
-            let from = (Bound::Included(from), Bound::Unbounded);
-            let found = state.blobs.range::<[u8], _>(from).take(limit);
+            let found = state.blobs.range(BinaryKey::bound(from)..).take(limit);
             Ok(found
                 .map(|(key, blob)| {
                     ListEntry::new(key.clone(), blob.size(), blob.number, blob.modified)

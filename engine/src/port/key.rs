@@ -1,9 +1,10 @@
 //! [`BinaryKey`]: the name of a blob.
 
-use std::borrow::Borrow;
 use std::fmt;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
+use graviton_format::FormatError;
+use graviton_format::key::{KEY_MAX_LEN, SPACE_BLOB, StoredKey};
 
 use super::error::StorageError;
 
@@ -19,11 +20,15 @@ use super::error::StorageError;
 /// # Ok::<(), graviton_engine::port::StorageError>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BinaryKey(Bytes);
+pub struct BinaryKey {
+    /// As it is stored: behind a byte that says that it is a blob's. Within the engine there are
+    /// others, of what a store keeps beside its blobs.
+    stored: Bytes,
+}
 
 impl BinaryKey {
     /// The longest key, in bytes.
-    pub const MAX_LEN: usize = 1024;
+    pub const MAX_LEN: usize = KEY_MAX_LEN;
 
     /// Makes a key of a copy of `bytes`.
     ///
@@ -36,25 +41,52 @@ impl BinaryKey {
                 length: bytes.len(),
             });
         }
-        Ok(Self(Bytes::copy_from_slice(bytes)))
+        Ok(Self::bound(bytes))
+    }
+
+    /// The place of `bytes` in the order of the keys of blobs, whether they are a key or not.
+    pub(crate) fn bound(bytes: &[u8]) -> Self {
+        let mut stored = BytesMut::with_capacity(1 + bytes.len());
+        stored.put_u8(SPACE_BLOB);
+        stored.put_slice(bytes);
+        Self {
+            stored: stored.freeze(),
+        }
     }
 
     /// The key's bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        &self.stored[1..]
+    }
+
+    /// The key that is stored so, of a blob or of something else.
+    pub(crate) fn of_stored(stored: &[u8]) -> Result<Self, FormatError> {
+        StoredKey::decode(stored)?;
+        Ok(Self {
+            stored: Bytes::copy_from_slice(stored),
+        })
+    }
+
+    /// As it is stored.
+    pub(crate) fn stored(&self) -> &[u8] {
+        &self.stored
+    }
+
+    /// As it is stored.
+    pub(crate) fn into_stored(self) -> Bytes {
+        self.stored
+    }
+
+    /// Whether it is a blob's.
+    pub(crate) fn is_blob(&self) -> bool {
+        self.stored[0] == SPACE_BLOB
     }
 }
 
 impl AsRef<[u8]> for BinaryKey {
     fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl Borrow<[u8]> for BinaryKey {
-    fn borrow(&self) -> &[u8] {
-        &self.0
+        self.as_bytes()
     }
 }
 
@@ -70,7 +102,7 @@ impl TryFrom<&str> for BinaryKey {
 /// except that valid UTF-8 letters stay readable.
 impl fmt::Display for BinaryKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for chunk in self.0.utf8_chunks() {
+        for chunk in self.as_bytes().utf8_chunks() {
             for c in chunk.valid().chars() {
                 match c {
                     '\\' => f.write_str("\\\\")?,

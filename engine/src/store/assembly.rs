@@ -253,17 +253,17 @@ impl<'a> Assembly<'a> {
                 meta,
                 ..
             } => {
-                let pieces = match self.index.lookup(source.as_bytes()) {
+                let pieces = match self.index.lookup(source.stored()) {
                     Ok(Some((_, entry))) => entry.extents.map_or(1, |extents| extents.len()),
                     _ => 0,
                 };
                 let manifest = Manifest::payload_length(pieces) as u64;
                 let record = record_length(
-                    target.as_bytes().len(),
-                    meta.len() + source.as_bytes().len() + 16,
+                    target.stored().len(),
+                    meta.len() + source.stored().len() + 16,
                     manifest,
                 );
-                record + record_length(source.as_bytes().len(), 0, 0)
+                record + record_length(source.stored().len(), 0, 0)
             }
             _ => 0,
         };
@@ -280,10 +280,7 @@ impl<'a> Assembly<'a> {
         if let Some(version) = self.overlay.get(key) {
             return Ok(version.map(|version| version.lsn));
         }
-        Ok(self
-            .index
-            .lookup(key.as_bytes())?
-            .map(|(_, entry)| entry.lsn))
+        Ok(self.index.lookup(key.stored())?.map(|(_, entry)| entry.lsn))
     }
 
     fn push(&mut self, record: Encoded, flags: u8, applied: Applied) {
@@ -317,7 +314,7 @@ impl<'a> Assembly<'a> {
                     // Decided here, where nothing is under way: what is live now is live when the
                     // copy is in the log.
                     let sector = &self.index.sectors[self.number];
-                    let key = moved.key.as_bytes();
+                    let key = moved.key.stored();
                     let is_live = sector
                         .is_live(moved.kind, key, moved.lsn, moved.from)
                         .inspect_err(|_| {
@@ -393,7 +390,7 @@ impl<'a> Assembly<'a> {
     /// Sees whether a new version of `key`, or its delete, is about a blob of another sector.
     fn note_crossing(&mut self, key: &BinaryKey) -> Result<(), StorageError> {
         if self.index.sectors.len() > 1
-            && let Some((number, _)) = self.index.lookup(key.as_bytes())?
+            && let Some((number, _)) = self.index.lookup(key.stored())?
         {
             self.crosses |= number != self.number;
         }
@@ -487,7 +484,7 @@ impl<'a> Assembly<'a> {
                 // tombstone here.
                 let hidden =
                     self.index
-                        .is_hidden_by(self.number, key.as_bytes(), self.others.failed)?;
+                        .is_hidden_by(self.number, key.stored(), self.others.failed)?;
                 let in_doubt = self.others.in_doubt && !hidden;
                 if existed || in_doubt {
                     self.note_crossing(&key)?;
@@ -505,7 +502,7 @@ impl<'a> Assembly<'a> {
                 time,
                 rename,
             } => {
-                let Some((number, entry)) = self.index.lookup(source.as_bytes())? else {
+                let Some((number, entry)) = self.index.lookup(source.stored())? else {
                     return Err(StorageError::NotFound { key: source });
                 };
                 self.check(&source, source_precondition)?;
@@ -529,7 +526,7 @@ impl<'a> Assembly<'a> {
         if let Some(version) = self.overlay.get(key) {
             return version.ok_or_else(not_found).map(Some);
         }
-        let (number, entry) = self.index.lookup(key.as_bytes())?.ok_or_else(not_found)?;
+        let (number, entry) = self.index.lookup(key.stored())?.ok_or_else(not_found)?;
         Ok((number == self.number).then_some(Decision {
             lsn: entry.lsn,
             size: entry.size,
@@ -620,7 +617,7 @@ impl<'a> Assembly<'a> {
         };
         debug_assert_eq!(
             record.len() as u64,
-            record_length(applied.key.as_bytes().len(), meta.len(), 0)
+            record_length(applied.key.stored().len(), meta.len(), 0)
                 + stored_length(payload.len() as u64)
         );
         self.push(record, 0, applied);

@@ -92,7 +92,7 @@ impl Mutation {
     fn length_max(&self) -> u64 {
         match self {
             Self::Put { record, .. } | Self::Change { record, .. } => record.len() as u64,
-            Self::Delete { key, .. } => record_length(key.as_bytes().len(), 0, 0),
+            Self::Delete { key, .. } => record_length(key.stored().len(), 0, 0),
             // The manifest's size is known when it is decided.
             Self::Copy { .. } => 0,
         }

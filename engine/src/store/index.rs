@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::{Bound, Range};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use graviton_format::FormatError;
 use graviton_format::image::{
     ChangedRecord, Cursor, ExtentEntry, ImageBuilder, ImageEntry, ImageValue, PAGE_SIZE,
@@ -296,14 +297,14 @@ impl Hold {
 impl Applied {
     fn length(&self) -> u64 {
         record_length(
-            self.key.as_bytes().len(),
+            self.key.stored().len(),
             self.meta_length as usize,
             self.payload_length.into(),
         )
     }
 
     fn head_length(&self) -> u64 {
-        record_length(self.key.as_bytes().len(), self.meta_length as usize, 0)
+        record_length(self.key.stored().len(), self.meta_length as usize, 0)
     }
 }
 
@@ -317,7 +318,7 @@ struct Change {
 
 impl Change {
     /// Bytes by which the next image may grow for it.
-    fn growth(&self, key: &BinaryKey) -> u64 {
+    fn growth(&self, key: &[u8]) -> u64 {
         /// Numbers of a changed entry may take some bytes more than before.
         const LONGER: u64 = 24;
         let after = slot_bytes(key, &self.slot);
@@ -325,7 +326,8 @@ impl Change {
     }
 }
 
-type Delta = BTreeMap<BinaryKey, Change>;
+/// By stored key.
+type Delta = BTreeMap<Bytes, Change>;
 
 /// One sector's part of the index.
 #[derive(Debug)]
@@ -359,7 +361,7 @@ pub struct SectorIndex {
 }
 
 /// How many bytes a slot takes in an image, at most.
-fn slot_bytes(key: &BinaryKey, slot: &Slot) -> u64 {
+fn slot_bytes(key: &[u8], slot: &Slot) -> u64 {
     /// Everything of an entry but its key and its pieces.
     const PER_ENTRY: u64 = 40;
     /// Of a blob that was changed, what is said of its record.
@@ -374,7 +376,7 @@ fn slot_bytes(key: &BinaryKey, slot: &Slot) -> u64 {
         Slot::Tombstone { .. } => (0, false),
         Slot::Gone => return 0,
     };
-    let entry = PER_ENTRY + key.as_bytes().len() as u64 + pieces * PER_PIECE;
+    let entry = PER_ENTRY + key.len() as u64 + pieces * PER_PIECE;
     entry + if is_changed { OF_RECORD } else { 0 }
 }
 
@@ -468,19 +470,19 @@ impl SectorIndex {
     }
 
     fn set(&mut self, key: BinaryKey, slot: Slot) -> Result<(), StorageError> {
-        let (before, earlier) = match self.delta.get(&key) {
-            Some(change) => (change.before, change.growth(&key)),
+        let (before, earlier) = match self.delta.get(key.stored()) {
+            Some(change) => (change.before, change.growth(key.stored())),
             None => {
-                let bytes = match self.get(key.as_bytes())? {
-                    Some(live @ Slot::Live(_)) => slot_bytes(&key, &live),
+                let bytes = match self.get(key.stored())? {
+                    Some(live @ Slot::Live(_)) => slot_bytes(key.stored(), &live),
                     _ => 0,
                 };
                 (u32::try_from(bytes).unwrap_or(u32::MAX), 0)
             }
         };
         let change = Change { slot, before };
-        self.growth = self.growth - earlier + change.growth(&key);
-        self.delta.insert(key, change);
+        self.growth = self.growth - earlier + change.growth(key.stored());
+        self.delta.insert(key.into_stored(), change);
         Ok(())
     }
 
@@ -540,7 +542,7 @@ impl SectorIndex {
             let payload = Payload {
                 address: entry
                     .address
-                    .saturating_add(entry.head_length(key.as_bytes())),
+                    .saturating_add(entry.head_length(key.stored())),
                 length: entry.size,
                 lsn: entry.lsn,
             };
@@ -608,7 +610,7 @@ impl SectorIndex {
                 lsns.push(entry.record_lsn());
                 0
             }
-            false => entry.record_length(key.as_bytes()),
+            false => entry.record_length(key.stored()),
         };
         lsns.sort_unstable();
         lsns.dedup();
@@ -656,21 +658,23 @@ impl SectorIndex {
 
     /// The version in `entry` is current no more.
     fn release(&mut self, key: &BinaryKey, entry: &Entry) {
-        self.blobs = self.blobs.saturating_sub(1);
-        self.logical_bytes = self.logical_bytes.saturating_sub(entry.size);
+        if key.is_blob() {
+            self.blobs = self.blobs.saturating_sub(1);
+            self.logical_bytes = self.logical_bytes.saturating_sub(entry.size);
+        }
         let record = entry.record_lsn();
         match &entry.extents {
             // Copies may still share the payload of the record.
             None if self.extents.contains_key(&entry.lsn) => self.release_extent(entry.lsn),
             // In a replay, the record of a copy may follow.
             None if self.replaying && entry.size > 0 => self.name_payload(key, entry, 0),
-            None => self.remove_live(entry.address, entry.record_length(key.as_bytes())),
+            None => self.remove_live(entry.address, entry.record_length(key.stored())),
             Some(extents) => {
                 // The record of a blob that was changed is an extent as well.
                 if self.extents.contains_key(&record) {
                     self.release_extent(record);
                 } else {
-                    self.remove_live(entry.address, entry.record_length(key.as_bytes()));
+                    self.remove_live(entry.address, entry.record_length(key.stored()));
                 }
                 extents
                     .iter()
@@ -749,7 +753,7 @@ impl SectorIndex {
 
     /// Compaction moved a record: whoever names it learns the new place.
     fn relocate(&mut self, applied: &Applied) -> Result<(), StorageError> {
-        let key = applied.key.as_bytes();
+        let key = applied.key.stored();
         let mut old = None;
         if let Some(Slot::Live(entry)) = self.get(key)?
             && entry.record_lsn() == applied.lsn
@@ -800,7 +804,7 @@ impl SectorIndex {
             self.sector.corruption(applied.address, what)
         };
         let change = applied.change.ok_or_else(missing)?;
-        let entry = match self.get(applied.key.as_bytes())? {
+        let entry = match self.get(applied.key.stored())? {
             Some(Slot::Live(entry)) if entry.lsn == change.base => entry,
             _ => return Err(missing()),
         };
@@ -842,7 +846,9 @@ impl SectorIndex {
         for piece in &splice.dropped {
             self.release_extent(piece.lsn.get());
         }
-        self.logical_bytes = self.logical_bytes.saturating_sub(entry.size) + change.size;
+        if applied.key.is_blob() {
+            self.logical_bytes = self.logical_bytes.saturating_sub(entry.size) + change.size;
+        }
         let payload_length = u32::try_from(entry.record_payload()).unwrap_or(u32::MAX);
         let record = ChangedRecord {
             lsn: entry.lsn,
@@ -882,7 +888,7 @@ impl SectorIndex {
         if self.extents.contains_key(&lsn) {
             return Ok(());
         }
-        if let Some(Slot::Live(entry)) = self.get(source.as_bytes())?
+        if let Some(Slot::Live(entry)) = self.get(source.stored())?
             && entry.lsn == lsn
             && entry.extents.is_none()
         {
@@ -893,7 +899,7 @@ impl SectorIndex {
 
     /// Makes the payload of a blob record an extent, so that manifests can name it.
     fn name_payload(&mut self, key: &BinaryKey, entry: &Entry, references: u32) {
-        let head_length = entry.head_length(key.as_bytes());
+        let head_length = entry.head_length(key.stored());
         let extent = Extent {
             address: entry.address.saturating_add(head_length),
             payload_length: u32::try_from(entry.size).unwrap_or(u32::MAX),
@@ -930,16 +936,15 @@ impl SectorIndex {
     }
 }
 
-type DeltaRange<'a> =
-    std::iter::Peekable<std::collections::btree_map::Range<'a, BinaryKey, Change>>;
+type DeltaRange<'a> = std::iter::Peekable<std::collections::btree_map::Range<'a, Bytes, Change>>;
 
 struct BaseRange<'a> {
-    cursor: Cursor<'a, bytes::Bytes>,
+    cursor: Cursor<'a, Bytes>,
     current: Option<ImageEntry>,
 }
 
 impl<'a> BaseRange<'a> {
-    fn new(cursor: Cursor<'a, bytes::Bytes>) -> Self {
+    fn new(cursor: Cursor<'a, Bytes>) -> Self {
         Self {
             cursor,
             current: None,
@@ -966,12 +971,12 @@ struct MergedRange<'a> {
 impl MergedRange<'_> {
     /// The next key, into `key`, and what the newest layer says of it.
     fn next(&mut self, key: &mut Vec<u8>) -> Result<Option<Slot>, StorageError> {
-        let delta = self.delta.peek().map(|(key, _)| key.as_bytes());
+        let delta = self.delta.peek().map(|(key, _)| key.as_ref());
         let frozen = self
             .frozen
             .as_mut()
             .and_then(|frozen| frozen.peek())
-            .map(|(key, _)| key.as_bytes());
+            .map(|(key, _)| key.as_ref());
         let base = self
             .base
             .as_ref()
@@ -1176,8 +1181,10 @@ impl Index {
             extents,
         };
         sector.add_live(entry.address, applied.length());
-        sector.blobs = sector.blobs.saturating_add(1);
-        sector.logical_bytes = sector.logical_bytes.saturating_add(size);
+        if applied.key.is_blob() {
+            sector.blobs = sector.blobs.saturating_add(1);
+            sector.logical_bytes = sector.logical_bytes.saturating_add(size);
+        }
         if current {
             sector.set(applied.key.clone(), Slot::Live(entry))?;
         } else {
@@ -1189,7 +1196,7 @@ impl Index {
     /// Whether no sector knows of a version of the key, or of its delete, that is as new.
     fn is_newest(&self, applied: &Applied) -> Result<bool, StorageError> {
         for sector in &self.sectors {
-            match sector.get(applied.key.as_bytes())? {
+            match sector.get(applied.key.stored())? {
                 Some(Slot::Live(entry)) if entry.lsn >= applied.lsn => return Ok(false),
                 Some(Slot::Tombstone { lsn }) if lsn >= applied.lsn => return Ok(false),
                 _ => {}
@@ -1201,7 +1208,7 @@ impl Index {
     /// Takes whatever is older than `applied` out of the index, in all sectors. Returns whether
     /// `applied` is the newest.
     fn retire(&mut self, applied: &Applied) -> Result<bool, StorageError> {
-        let key = applied.key.as_bytes();
+        let key = applied.key.stored();
         let mut newest = true;
         for sector in &mut self.sectors {
             match sector.get(key)? {
@@ -1248,7 +1255,7 @@ impl Index {
                 {
                     lost |= newer(other)?;
                 }
-                if lost && let Ok(key) = BinaryKey::new(&key) {
+                if lost && let Ok(key) = BinaryKey::of_stored(&key) {
                     losers.push((number, key, entry));
                 }
             }
@@ -1261,8 +1268,8 @@ impl Index {
         Ok(())
     }
 
-    /// Calls `each` with the live entries whose keys are `from` or greater, in order, until it
-    /// returns `false`.
+    /// Calls `each` with the live entries whose stored keys are `from` or greater, in order, until
+    /// it returns `false`.
     ///
     /// # Errors
     /// `Corruption` of the index.

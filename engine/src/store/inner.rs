@@ -668,7 +668,7 @@ impl Inner {
                 room
             }
         };
-        if let Some((number, _)) = index.lookup(key.as_bytes())?
+        if let Some((number, _)) = index.lookup(key.stored())?
             && room(number) >= needed
         {
             return Ok(number);

@@ -521,7 +521,7 @@ impl Inner {
         let mut moves = Vec::new();
         let mut damage = None;
         for record in records {
-            let key = record.key.as_bytes();
+            let key = record.key.stored();
             let part = &self.index.read().sectors[number];
             if !part.is_live(record.kind, key, record.lsn, record.address)? {
                 continue;
@@ -891,7 +891,7 @@ impl Inner {
 
 /// A live record as compaction hands it to the log: its chunks' checksums unmasked.
 fn to_move(sector: &Sector, frame: &[u8], frame_address: u64, record: LoggedRecord) -> Move {
-    let (key_length, meta_length) = (record.key.as_bytes().len(), record.meta.len());
+    let (key_length, meta_length) = (record.key.stored().len(), record.meta.len());
     let head = record_length(key_length, meta_length, 0);
     let length = record_length(key_length, meta_length, record.payload_length.into());
     let position = |offset: u64| usize::try_from(offset).expect("it is in memory");

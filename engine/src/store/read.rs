@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use graviton_format::key::SPACE_BLOB;
 
 use super::index::{Entry, Index, Piece};
 use super::inner::Inner;
@@ -143,7 +144,7 @@ impl Inner {
     ) -> Result<Snapshot, StorageError> {
         self.check_open()?;
         let index = self.index.read();
-        let Some((number, entry)) = index.lookup(key.as_bytes())? else {
+        let Some((number, entry)) = index.lookup(key.stored())? else {
             return Err(StorageError::NotFound { key: key.clone() });
         };
         check(key, options.precondition, entry.lsn)?;
@@ -200,7 +201,7 @@ impl Inner {
     ) -> Result<Snapshots, StorageError> {
         self.check_open()?;
         let index = self.index.read();
-        let Some((number, entry)) = index.lookup(key.as_bytes())? else {
+        let Some((number, entry)) = index.lookup(key.stored())? else {
             return Err(StorageError::NotFound { key: key.clone() });
         };
         check(key, options.precondition, entry.lsn)?;
@@ -267,14 +268,14 @@ impl Inner {
     /// See [`BlobStore::exists`](crate::port::BlobStore::exists).
     pub fn exists(&self, key: &BinaryKey) -> Result<bool, StorageError> {
         self.check_open()?;
-        Ok(self.index.read().lookup(key.as_bytes())?.is_some())
+        Ok(self.index.read().lookup(key.stored())?.is_some())
     }
 
     /// See [`BlobStore::stat`](crate::port::BlobStore::stat).
     pub fn stat(self: &Arc<Self>, key: &BinaryKey) -> StoreOp<BlobInfo> {
         let found = self.check_open().and_then(|()| {
             let index = self.index.read();
-            let Some((number, entry)) = index.lookup(key.as_bytes())? else {
+            let Some((number, entry)) = index.lookup(key.stored())? else {
                 return Err(StorageError::NotFound { key: key.clone() });
             };
             let sector = Arc::clone(&self.sectors[number]);
@@ -315,9 +316,13 @@ impl Inner {
             if limit == 0 {
                 return Ok(entries);
             }
-            index.scan(from, |_, key, entry| {
+            index.scan(BinaryKey::bound(from).stored(), |number, key, entry| {
+                if key.first() != Some(&SPACE_BLOB) {
+                    return Ok(false);
+                }
+                let wrong = |error| self.sectors[number].corruption(0, error);
                 entries.push(ListEntry::new(
-                    BinaryKey::new(key)?,
+                    BinaryKey::of_stored(key).map_err(wrong)?,
                     entry.size,
                     entry.lsn,
                     system_time(entry.time),

@@ -24,12 +24,12 @@ pub fn encode(
     payload: &[u8],
     time: u64,
 ) -> Encoded {
-    let head = HEADER + key.as_bytes().len() + meta.len();
+    let head = HEADER + key.stored().len() + meta.len();
     let stored = usize::try_from(stored_length(payload.len() as u64)).expect("it is in memory");
     let mut record = vec![0; head + stored];
     let length =
         u32::try_from(payload.len()).expect("a record's payload is smaller than a segment");
-    write_record_head(&mut record, kind, key.as_bytes(), meta, length, time);
+    write_record_head(&mut record, kind, key.stored(), meta, length, time);
     write_chunks(payload, &mut record[head..]);
     record
 }
@@ -96,7 +96,7 @@ impl Details {
                         .attributes
                         .insert(name.to_owned(), Bytes::copy_from_slice(value));
                 }
-                MetaItem::Source(key) => details.source = BinaryKey::new(key).ok(),
+                MetaItem::Source(key) => details.source = BinaryKey::of_stored(key).ok(),
                 _ => {}
             }
         }
@@ -106,7 +106,7 @@ impl Details {
 
 /// Appends the name of the key whose blob record a manifest shares.
 pub fn put_source(meta: &mut Vec<u8>, source: &BinaryKey) {
-    meta::put(meta, MetaItem::Source(source.as_bytes()));
+    meta::put(meta, MetaItem::Source(source.stored()));
 }
 
 /// The metadata of a record that changes something, which is said by [`set_change`].
@@ -125,7 +125,7 @@ pub fn change_meta() -> Vec<u8> {
 pub fn set_change(record: &mut Encoded, key: &BinaryKey, change: Change) {
     let mut meta = Vec::with_capacity(CHANGE_LEN);
     meta::put(&mut meta, MetaItem::Change(change));
-    let start = HEADER + key.as_bytes().len();
+    let start = HEADER + key.stored().len();
     record[start..start + meta.len()].copy_from_slice(&meta);
 }
 

@@ -320,7 +320,7 @@ impl Verifier<'_> {
                 let index = self.inner.index.read();
                 let part = &index.sectors[usize::from(sector.number())];
                 for record in &records {
-                    let key = record.key.as_bytes();
+                    let key = record.key.stored();
                     let found = part.is_live(record.kind, key, record.lsn, record.address);
                     if !matches!(found, Ok(true)) {
                         continue;
@@ -360,7 +360,8 @@ impl Verifier<'_> {
             if holder != number {
                 return Ok(true);
             }
-            self.report.blobs += 1;
+            let key = BinaryKey::of_stored(key).map_err(|error| sector.corruption(0, error))?;
+            self.report.blobs += u64::from(key.is_blob());
             // Where no segment of the log is, no record was met.
             let place = sector.geometry().segment_of(entry.address);
             let is_in_log = place.is_some_and(|(segment, offset)| {
@@ -370,10 +371,9 @@ impl Verifier<'_> {
             self.lacking |= !is_in_log;
             // A blob record that manifests share is counted among the extents.
             if !part.names(entry.record_lsn()) {
-                count(entry.address, entry.record_length(key));
+                count(entry.address, entry.record_length(key.stored()));
             }
             if entry.extents.is_some() && dangling.len() < FINDINGS_MAX {
-                let key = BinaryKey::new(key)?;
                 dangling.extend(part.pieces(&key, &entry, &(0..entry.size)).err());
             }
             Ok(true)
@@ -419,8 +419,9 @@ impl Verifier<'_> {
             {
                 let index = self.inner.index.read();
                 let scanned = index.scan(&from, |number, key, entry| {
-                    let key = BinaryKey::new(key)?;
                     let sector = &self.inner.sectors[number];
+                    let key =
+                        BinaryKey::of_stored(key).map_err(|error| sector.corruption(0, error))?;
                     let pin = sector.pin(std::iter::once(entry.address));
                     let kind = index.sectors[number].kind_of_record(&entry);
                     page.push((number, key, entry, kind, pin));
@@ -437,11 +438,11 @@ impl Verifier<'_> {
             }
             let full = page.len() == PAGE;
             if let Some((_, key, ..)) = page.last() {
-                from = [key.as_bytes(), &[0]].concat();
+                from = [key.stored(), &[0]].concat();
             }
             for (number, key, entry, expected, _pin) in page {
                 let sector = Arc::clone(&self.inner.sectors[number]);
-                let head = record_length(key.as_bytes().len(), entry.meta_length as usize, 0);
+                let head = record_length(key.stored().len(), entry.meta_length as usize, 0);
                 let Some((buffer, skip)) = self.found(wait_for(
                     sector.read(entry.address..entry.address.saturating_add(head)),
                 ))?
@@ -456,7 +457,7 @@ impl Verifier<'_> {
                     entry.address,
                 ) {
                     Ok(record)
-                        if record.key == key.as_bytes()
+                        if record.key == key.stored()
                             && record.header.lsn == entry.record_lsn()
                             && record.kind == expected
                             && record.stored_payload() == stored_length(payload) => {}

@@ -131,7 +131,7 @@ impl Inner {
         let block = u64::from(geometry.block_size);
         let blocks = (geometry.segment_size / block - 1) / 16;
         let frame = blocks.clamp(1, (4 << 20) / block) * block;
-        let head = record_length(key.as_bytes().len(), 0, 0);
+        let head = record_length(key.stored().len(), 0, 0);
         let stored = frame - frame_length(head);
         let chunks = stored.div_ceil(CHUNK_SIZE as u64);
         usize::try_from(stored - chunks * CHUNK_CHECKSUM as u64).unwrap_or(usize::MAX)
@@ -283,7 +283,7 @@ impl Inner {
         let (inner, key) = (Arc::clone(self), key.clone());
         self.start_kept(vec![key.clone()], async move {
             loop {
-                let holder = inner.index.read().lookup(key.as_bytes())?;
+                let holder = inner.index.read().lookup(key.stored())?;
                 let number = match holder {
                     Some((number, _)) => number,
                     None => inner.place(&key, range.len())?,
@@ -423,7 +423,7 @@ impl Inner {
             loop {
                 let found = {
                     let index = inner.index.read();
-                    index.lookup(source.as_bytes())?.map(|(number, entry)| {
+                    index.lookup(source.stored())?.map(|(number, entry)| {
                         let pin = inner.sectors[number].pin(std::iter::once(entry.address));
                         (number, entry, pin)
                     })

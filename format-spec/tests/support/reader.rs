@@ -9,6 +9,7 @@ use graviton_format::checksum::gather_chunks;
 use graviton_format::frame::{FrameHeader, records_checksum};
 use graviton_format::geometry::{AREA_SIZE, ROOT_SLOT_SIZE};
 use graviton_format::image::{Image, ImageValue};
+use graviton_format::key::StoredKey;
 use graviton_format::record::{
     ExtentRef, FLAG_MOVED, Manifest, RecordHeader, RecordKind, RecordView,
 };
@@ -49,6 +50,7 @@ pub struct Recovered {
     pub superblock: Superblock,
     /// Sequence of the checkpoint that recovery began with.
     pub checkpoint: u64,
+    /// By stored key.
     pub index: BTreeMap<Vec<u8>, Version>,
     /// Addresses of records whose payload pieces may name, by LSN.
     pub payloads: BTreeMap<u64, u64>,
@@ -529,7 +531,7 @@ impl Recovered {
         Ok((view.header, payload))
     }
 
-    /// A blob's bytes, every one of them verified; `None` if there is no such blob.
+    /// The bytes of what has this stored key, every one of them verified; `None` if there is none.
     pub fn read(&self, sector: &[u8], key: &[u8]) -> Result<Option<Vec<u8>>, String> {
         let Some((address, pieces)) = self
             .index
@@ -593,11 +595,14 @@ impl Recovered {
         }])
     }
 
-    /// Every blob there is.
+    /// Every blob there is, by its key.
     pub fn blobs(&self, sector: &[u8]) -> BTreeMap<Vec<u8>, Result<Vec<u8>, String>> {
-        self.index
-            .keys()
-            .filter_map(|key| Some((key.clone(), self.read(sector, key).transpose()?)))
-            .collect()
+        let blob = |stored: &Vec<u8>| match StoredKey::decode(stored) {
+            Ok(StoredKey::Blob(key)) => {
+                Some((key.to_vec(), self.read(sector, stored).transpose()?))
+            }
+            _ => None,
+        };
+        self.index.keys().filter_map(blob).collect()
     }
 }

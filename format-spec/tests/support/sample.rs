@@ -6,6 +6,7 @@ use graviton_format::checkpoint::{self, CheckpointRoot, seal_image};
 use graviton_format::checksum::{Identity, write_chunks};
 use graviton_format::frame::{self, FrameHeader, records_checksum};
 use graviton_format::image::{ExtentEntry, ImageBuilder, ImageEntry, ImageValue, SegmentEntry};
+use graviton_format::key::StoredKey;
 use graviton_format::meta::{self, MetaItem};
 use graviton_format::record::{
     Change, ExtentRef, FLAG_MOVED, Manifest, RecordKind, record_length, seal_record,
@@ -27,6 +28,11 @@ pub const GEOMETRY: Geometry = Geometry {
 };
 /// 2026-01-01 00:00:00 UTC, in milliseconds since 1970.
 pub const CREATED: u64 = 1_767_225_600_000;
+
+/// A blob's key as it is stored.
+pub fn stored(key: &[u8]) -> Vec<u8> {
+    StoredKey::Blob(key).encode()
+}
 
 /// A record to be written. With `lsn`, it is a moved one.
 #[derive(Clone)]
@@ -219,7 +225,7 @@ impl Writer {
                 self.lsn
             });
             let length = record_length(
-                draft.key.len(),
+                stored(draft.key).len(),
                 draft.meta.len(),
                 draft.payload.len() as u64,
             );
@@ -233,12 +239,12 @@ impl Writer {
             write_record_head(
                 &mut record,
                 draft.kind,
-                draft.key,
+                &stored(draft.key),
                 &draft.meta,
                 payload_length,
                 time,
             );
-            let head = 32 + draft.key.len() + draft.meta.len();
+            let head = 32 + stored(draft.key).len() + draft.meta.len();
             write_chunks(&draft.payload, &mut record[head..]);
             let at = address + bytes.len() as u64;
             let flags = if draft.moved.is_some() { FLAG_MOVED } else { 0 };
@@ -311,7 +317,7 @@ impl Writer {
             RecordKind::Tombstone => {
                 let value = ImageValue::Tombstone;
                 self.index
-                    .insert(draft.key.to_vec(), ImageEntry { lsn, value });
+                    .insert(stored(draft.key), ImageEntry { lsn, value });
                 return;
             }
             // No checkpoint follows them.
@@ -337,7 +343,7 @@ impl Writer {
             extents,
         };
         self.index
-            .insert(draft.key.to_vec(), ImageEntry { lsn, value });
+            .insert(stored(draft.key), ImageEntry { lsn, value });
     }
 
     /// Writes a checkpoint, its image into `segments`.

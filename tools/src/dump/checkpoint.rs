@@ -573,8 +573,9 @@ fn list(teller: &Teller<'_>, image: &Image<Vec<u8>>, entries: Entries) -> Result
 
 fn show_entry(teller: &Teller<'_>, key: &[u8], entry: &ImageEntry) -> Result<(), Failure> {
     let lsn = entry.lsn;
-    let name = keys::text(key);
-    let mut object = json!({"key": name, "key_hex": keys::hex(key), "lsn": lsn});
+    let name = keys::stored_text(key);
+    let mut object = keys::stored_json(key);
+    object.insert("lsn".to_owned(), lsn.into());
     let more = match &entry.value {
         ImageValue::Tombstone => {
             teller.line(format!("  LSN {lsn:<12} tombstone  {name}"))?;
@@ -605,10 +606,10 @@ fn show_entry(teller: &Teller<'_>, key: &[u8], entry: &ImageEntry) -> Result<(),
                 "meta_length": meta_length, "changed": changed, "extents": pieces})
         }
     };
-    if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
+    if let Value::Object(more) = more {
         object.extend(more);
     }
-    teller.object("image_entry", object)
+    teller.object("image_entry", object.into())
 }
 
 /// Pieces of extents, for machines.

@@ -189,7 +189,7 @@ impl<'a> Walk<'a> {
 
     fn record(&self, record: &Record<Vec<u8>>) -> Result<(), Failure> {
         let header = &record.header;
-        let key = keys::text(&record.picked);
+        let key = keys::stored_text(&record.picked);
         let moved = if record.moved() { ", moved" } else { "" };
         self.teller.line(format!(
             "    record at {}: {} with LSN {}{moved}, {} of payload, {} of metadata, key {key}",
@@ -201,8 +201,7 @@ impl<'a> Walk<'a> {
         ))?;
         let mut object = record_json(record);
         if let Some(object) = object.as_object_mut() {
-            object.insert("key".to_owned(), key.into());
-            object.insert("key_hex".to_owned(), keys::hex(&record.picked).into());
+            object.extend(keys::stored_json(&record.picked));
         }
         self.teller.object("record", object)
     }

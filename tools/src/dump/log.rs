@@ -4,9 +4,8 @@
 use graviton_format::checkpoint::CheckpointRoot;
 use graviton_format::checksum::{CHUNK_SIZE, verify_chunk};
 use graviton_format::frame::{FrameHeader, records_checksum};
-use graviton_format::record::{
-    FLAG_MOVED, KEY_MAX_LEN, META_MAX_LEN, RecordHeader, RecordKind, RecordView,
-};
+use graviton_format::key::STORED_KEY_MAX_LEN;
+use graviton_format::record::{FLAG_MOVED, META_MAX_LEN, RecordHeader, RecordKind, RecordView};
 use graviton_format::segment::{KIND_LOG, NONE};
 use graviton_format::{FormatError, Structure};
 
@@ -92,7 +91,7 @@ impl Log<'_> {
             let header = RecordHeader::view(bytes)?;
             let meta = usize::try_from(header.meta_length.get()).unwrap_or(META_MAX_LEN);
             Ok(RecordHeader::SIZE
-                + usize::from(header.key_length).min(KEY_MAX_LEN)
+                + usize::from(header.key_length).min(STORED_KEY_MAX_LEN)
                 + meta.min(META_MAX_LEN))
         });
         let head = head.map_err(|error: FormatError| error.to_string())?;

@@ -2,6 +2,7 @@
 
 use graviton_format::Structure;
 use graviton_format::checksum::CHUNK_SIZE;
+use graviton_format::key::StoredKey;
 use graviton_format::meta::{MetaItem, items};
 use graviton_format::record::{Change, Manifest, RecordHeader};
 use serde_json::{Value, json};
@@ -31,8 +32,9 @@ struct Hit {
     on_log: bool,
 }
 
-/// `dump record`. Returns how many were found.
+/// `dump record`, of a blob's key. Returns how many were found.
 pub fn dump(teller: &Teller<'_>, log: &Log<'_>, key: &[u8]) -> Result<u64, Failure> {
+    let key = &StoredKey::Blob(key).encode()[..];
     let facts = Facts::gather(teller, log)?;
     let mut hits = Vec::new();
     for (segment, generation) in facts.log_segments(log) {
@@ -192,7 +194,7 @@ fn show(
         if record.moved() { ", moved" } else { "" },
     ))?;
     teller.rows(&RecordHeader::rows(record.header.bytes(), hit.address))?;
-    teller.line(format!("  key        {}", keys::text(key)))?;
+    teller.line(format!("  key        {}", keys::stored_text(key)))?;
     let (metadata, meta_error) = metadata(teller, &record.picked.meta)?;
     let (chunks, manifest) = payload(log, &record);
     payload_lines(teller, &record, &chunks)?;
@@ -208,8 +210,8 @@ fn show(
             |manifest| json!({"size": manifest.size, "extents": pieces_json(&manifest.extents)}),
         );
         let bad = named(&chunks);
-        let more = json!({"key": keys::text(key), "key_hex": keys::hex(key),
-            "segment": hit.segment, "generation": hit.generation, "state": state,
+        object.extend(keys::stored_json(key));
+        let more = json!({"segment": hit.segment, "generation": hit.generation, "state": state,
             "leftover": !hit.on_log, "frame": {"address": hit.frame, "lsn": hit.frame_lsn},
             "metadata": metadata, "manifest": manifest,
             "chunks": chunks.count, "bad_chunks": chunks.bad, "bad_chunks_named": bad});
@@ -338,10 +340,11 @@ fn metadata(teller: &Teller<'_>, meta: &[u8]) -> Result<(Value, Option<String>),
                 json!({"item": "attribute", "name": name, "value": keys::text(value),
                     "value_hex": keys::hex(value)}),
             ),
-            Ok(MetaItem::Source(key)) => (
-                format!("source     {}", keys::text(key)),
-                json!({"item": "source", "key": keys::text(key), "key_hex": keys::hex(key)}),
-            ),
+            Ok(MetaItem::Source(key)) => (format!("source     {}", keys::stored_text(key)), {
+                let mut object = keys::stored_json(key);
+                object.insert("item".to_owned(), "source".into());
+                object.into()
+            }),
             Ok(MetaItem::Change(Change { base, start, size })) => (
                 format!("change     of version {base} from {start} on, {size} bytes afterwards"),
                 json!({"item": "change", "base": base, "start": start, "size": size}),
