@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub use graviton_engine::io::sim;
 use graviton_engine::io::{BackendChoice, DirectIo, IoOptions};
 use graviton_engine::port::{
-    BinaryKey, BlobStore, Durability, ListRequest, PutOptions, StorageError,
+    BinaryKey, BlobStore, Durability, GetOptions, Holes, ListRequest, PutOptions, StorageError,
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_engine::testing::Subject;
@@ -191,6 +191,15 @@ pub fn put_options(durability: Durability) -> PutOptions {
     PutOptions {
         durability,
         ..PutOptions::default()
+    }
+}
+
+/// A get of all of a blob, holes and all.
+#[must_use]
+pub fn with_holes() -> GetOptions {
+    GetOptions {
+        holes: Holes::Zeros,
+        ..GetOptions::default()
     }
 }
 

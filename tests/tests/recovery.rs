@@ -178,9 +178,11 @@ fn is_of_disks(error: &StorageError) -> bool {
     matches!(error.kind(), ErrorKind::Io | ErrorKind::Unavailable)
 }
 
-fn recover(plan: Plan, length: usize, seeds: u64, kinds: &[FaultKind]) {
+/// How often each kind of fault was hit.
+type Hits<'a> = [(FaultKind, &'a AtomicUsize)];
+
+fn recover(plan: Plan, length: usize, seeds: u64, hits: &Hits<'_>) {
     let trials = Trials::undisturbed(plan, length, seeds);
-    let hits: Vec<AtomicUsize> = kinds.iter().map(|_| AtomicUsize::new(0)).collect();
     let attempt = |ground: &Ground, seed: u64, actions: &[Action]| {
         let played = Played::from(ground, seed, actions)?;
         let mut random = Random::new(seed);
@@ -197,8 +199,8 @@ fn recover(plan: Plan, length: usize, seeds: u64, kinds: &[FaultKind]) {
                 image: &crasher.image(loss),
             };
             let disks = 0..usize::from(ground.plan.sectors);
-            for (disk, (&kind, hits)) in
-                disks.flat_map(|disk| kinds.iter().zip(&hits).map(move |kind| (disk, kind)))
+            for (disk, &(kind, hits)) in
+                disks.flat_map(|disk| hits.iter().map(move |kind| (disk, kind)))
             {
                 let tried = trial
                     .hit_each(kind, disk, &mut random)
@@ -214,7 +216,16 @@ fn recover(plan: Plan, length: usize, seeds: u64, kinds: &[FaultKind]) {
         })
     };
     trials.run(&attempt);
-    for (kind, hits) in kinds.iter().zip(&hits) {
+}
+
+/// Recovers stores of all kinds with all these kinds of faults.
+fn recover_all(kinds: &[FaultKind], times: u64) {
+    let counts: Vec<AtomicUsize> = kinds.iter().map(|_| AtomicUsize::new(0)).collect();
+    let hits: Vec<(FaultKind, &AtomicUsize)> = kinds.iter().copied().zip(&counts).collect();
+    for (plan, seeds) in STORES {
+        recover(plan, 12, times * seeds, &hits);
+    }
+    for (kind, hits) in hits {
         assert!(hits.load(Ordering::Relaxed) > 0, "no {kind:?} was hit");
     }
 }
@@ -239,14 +250,10 @@ const STORES: [(Plan, u64); 4] = [
 
 #[test]
 fn a_call_fails_in_the_recovery_from_a_crash() {
-    for (plan, seeds) in STORES {
-        recover(plan, 12, seeds, &FAILURES);
-    }
+    recover_all(&FAILURES, 1);
 }
 
 #[test]
 fn a_read_lies_in_the_recovery_from_a_crash() {
-    for (plan, seeds) in STORES {
-        recover(plan, 12, 2 * seeds, &LIES);
-    }
+    recover_all(&LIES, 2);
 }

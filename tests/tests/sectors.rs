@@ -9,11 +9,11 @@ use bytes::Bytes;
 use graviton_engine::io::sim::{Fault, FaultKind, Loss, Sim};
 use graviton_engine::port::{
     Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, Durability, GetOptions, PutOptions,
-    StorageError,
+    PutRangeOptions, Span, StorageError,
 };
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::payload;
-use graviton_tests::{buffered, create_options, memory_directory};
+use graviton_tests::{buffered, check_figures, create_options, memory_directory};
 
 fn key(name: &str) -> BinaryKey {
     BinaryKey::new(name).expect("a short key")
@@ -36,9 +36,17 @@ fn put_beside(store: &Store, beside: &str, name: &str, blob: &'static [u8]) {
     store.batch(batch).wait().expect("it is put");
 }
 
+fn put_range(store: &Store, name: &str, start: u64, bytes: &'static [u8]) {
+    let range = Span::at(start, bytes.len() as u64).expect("it ends");
+    let bytes = Bytes::from_static(bytes);
+    let put = store.put_range(&key(name), range, bytes, PutRangeOptions::default());
+    put.wait().expect("it is put");
+}
+
 /// The log of one sector has a blob and its copy; the other sector's checkpoint knows that the
-/// blob was replaced. A replay sees the replacement first.
-fn replayed_copy(rename: bool, size: usize) {
+/// blob was replaced. A replay sees the replacement first. If the blob is changed before it is
+/// copied, its own sector's checkpoint has it as it was.
+fn replayed_copy(rename: bool, size: usize, changed: bool) {
     let sim = Sim::new(512, 1);
     sim.record(false);
     let options = CreateOptions {
@@ -58,6 +66,12 @@ fn replayed_copy(rename: bool, size: usize) {
     put(&store, "source", size);
     let places = ["first", "second", "source"].map(|name| sector_of(&store, name));
     assert_eq!(places, [0, 1, 1], "blobs go where there is most room");
+    let mut expected = payload(1, size).to_vec();
+    if changed {
+        store.checkpoint().expect("a checkpoint");
+        put_range(&store, "source", 10, b"changed");
+        expected[10..17].copy_from_slice(b"changed");
+    }
     let (source, target) = (key("source"), key("target"));
     let outcome = if rename {
         store.rename(&source, &target, CopyOptions::default())
@@ -80,16 +94,63 @@ fn replayed_copy(rename: bool, size: usize) {
     drop(store);
     let store = Store::open_on(sim.backend(), "/store", options.open).expect("it opens");
     let found = store.get(&target, GetOptions::default()).wait();
-    assert_eq!(found.expect("it is there").bytes, payload(1, size));
+    assert_eq!(found.expect("it is there").bytes, expected);
     let report = store.verify(&mut |_| {}).expect("it is verified");
     assert!(report.findings.is_empty(), "{:#?}", report.findings);
 }
 
 #[test]
 fn a_replayed_copy_keeps_its_payload() {
-    for rename in [false, true] {
-        replayed_copy(rename, 1000);
-        replayed_copy(rename, 100_000);
+    for (rename, changed) in [(false, false), (true, false), (false, true), (true, true)] {
+        replayed_copy(rename, 1000, changed);
+        replayed_copy(rename, 100_000, changed);
+    }
+}
+
+/// A copy onto a blob fails in the sector of its source, but its frame comes about. Then the blob is
+/// changed, in its own sector: that is what holds.
+#[test]
+fn a_change_outlives_a_copy_that_failed_before_it() {
+    for size in [1000, 100_000] {
+        let sim = Sim::new(512, 1);
+        let (store, options) = simulated_sectors(&sim);
+        let mut batch = Batch::new();
+        batch.put(key("first"), payload(2, 100));
+        batch.put(key("key"), payload(1, size));
+        store.batch(batch).wait().expect("it is put");
+        put_beside(&store, "second", "source", b"of the copy");
+        let places = ["key", "source"].map(|name| sector_of(&store, name));
+        assert_eq!(places, [0, 1]);
+        // So that the copy is made durable by a sync.
+        let written = PutOptions {
+            durability: Durability::Written,
+            ..PutOptions::default()
+        };
+        let put = store.put(&key("second"), payload(1, 100), written);
+        put.wait().expect("it is put");
+        sim.set_faults(&[Fault {
+            kind: FaultKind::Sync,
+            after: 0,
+            times: 1,
+            disk: Some(1),
+        }]);
+        let copied = store.copy(&key("source"), &key("key"), CopyOptions::default());
+        let error = copied.wait().expect_err("the sync fails");
+        assert!(matches!(error, StorageError::Io { .. }), "{error}");
+        sim.set_faults(&[]);
+        put_range(&store, "key", 10, b"changed");
+        let image = sim.image();
+        drop(store);
+        let sim = Sim::boot(&image, 512, 1);
+        let store = Store::open_on(sim.backend(), "/store", options.open).expect("it opens");
+        let mut expected = payload(1, size).to_vec();
+        expected[10..17].copy_from_slice(b"changed");
+        let found = store.get(&key("key"), GetOptions::default()).wait();
+        assert_eq!(found.expect("it is there").bytes, expected);
+        let report = store.verify(&mut |_| {}).expect("it is verified");
+        assert!(report.findings.is_empty(), "{:#?}", report.findings);
+        check_figures(&store);
+        assert_eq!(store.info().blobs, 4);
     }
 }
 

@@ -12,15 +12,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use graviton_engine::io::sim::{Fault, FaultKind, Loss};
-use graviton_engine::port::{
-    BinaryKey, BlobStore, Durability, ErrorKind, GetOptions, StorageError,
-};
+use graviton_engine::port::{BinaryKey, BlobStore, Durability, ErrorKind, StorageError};
 use graviton_engine::store::{Access, SegmentState, Store};
 use graviton_engine::testing::{Contents, Difference, Pair, Step, Subject, contents_of};
 use graviton_tests::history::{
     Action, Ground, Machine, Plan, Record, Tally, Trials, check_store, do_all, open, perform,
 };
-use graviton_tests::put_options;
+use graviton_tests::{put_options, with_holes};
 
 /// Faults of a kind are tried at this many calls of a history at most, evenly spread.
 const PLACES: usize = 24;
@@ -177,7 +175,7 @@ fn check_damaged(store: &Store, record: &Record, damaged: &StorageError) -> Resu
     }
     let past = Past::of(record);
     past.states.iter().try_for_each(|(key, states)| {
-        let found = match store.get(key, GetOptions::default()).wait() {
+        let found = match store.get(key, with_holes()).wait() {
             Ok(blob) => Some(blob.bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) if is_damage(&error) => return Ok(()),
@@ -225,9 +223,16 @@ fn forget_end(record: &mut Record, frames: usize) {
 /// before a flush.
 fn check_but_one(record: &Record, found: &Contents) -> Result<(), Difference> {
     let mut outcome = record.check_keys(found, usize::MAX);
+    let mut later: BTreeSet<usize> = BTreeSet::new();
     for number in (0..record.done.len()).rev() {
         if outcome.is_ok() {
             break;
+        }
+        let sectors = &record.done[number].sectors;
+        let is_last = sectors.iter().any(|sector| !later.contains(sector));
+        later.extend(sectors);
+        if !is_last {
+            continue;
         }
         let mut record = record.clone();
         for done in &mut record.done[number..] {

@@ -322,3 +322,39 @@ fn payload_behind_many_small_frames() {
     let got = store.get(&key(200), GetOptions::default()).wait();
     assert_eq!(got.err().map(|error| error.kind()), Some(ErrorKind::Io));
 }
+
+/// Behind the log's end lies what was written in an earlier life of the segment, and a block of it
+/// can't be read: nothing was there since, and nothing is lost.
+#[test]
+fn what_was_there_in_an_earlier_life() {
+    let machine = fresh();
+    let store = machine.store();
+    for number in 0..239 {
+        put(&store, number % 10, 10 * LENGTH, Durability::Durable);
+        while number % 20 == 0 && store.step().expect("it is tidied up") {}
+    }
+    put(&store, 100, 10, Durability::Durable);
+    let open = open_segment(&store).map(|(segment, _)| segment);
+    let geometry = geometry(&store);
+    let segments = store.segments(0).into_iter();
+    let mut open = segments.filter(|segment| Some(segment.index) == open);
+    let open = open.next().expect("the log ends in a segment");
+    assert!(
+        open.generation > u64::from(geometry.segment_count),
+        "{open:?}"
+    );
+    let image = machine.sim().image();
+    let expected = contents_of(&*store).expect("it is read");
+    let block = u64::from(geometry.block_size);
+    let behind = open.written + block..geometry.segment_size;
+    assert!(behind.end - behind.start > 10 * block, "{open:?}");
+    for offset in behind.step_by(geometry.block_size as usize) {
+        let at = geometry.segment_offset(open.index) + offset;
+        let at = usize::try_from(at).expect("it is in memory");
+        let mut machine = boot(&image);
+        let unreadable = at..at + geometry.block_size as usize;
+        machine.sim().make_unreadable(0, unreadable);
+        let store = machine.open().expect("it opens");
+        assert_eq!(contents_of(&*store).expect("it is read"), expected);
+    }
+}

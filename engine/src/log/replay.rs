@@ -252,13 +252,12 @@ impl Wrong {
         matches!(self, Self::Unreadable(_))
     }
 
-    /// Whether nothing was written there since the log came by: it is zeros, or an older frame.
+    /// Whether nothing was written there since the log came by: it begins no frame, or an older
+    /// one. What lies there otherwise is of an earlier life of the segment.
     fn is_nothing(&self) -> bool {
         matches!(
             self,
-            Self::Damaged(
-                FormatError::Magic { found: 0, .. } | FormatError::Field { rule: "F-22", .. }
-            )
+            Self::Damaged(FormatError::Magic { .. } | FormatError::Field { rule: "F-22", .. })
         )
     }
 }

@@ -358,6 +358,9 @@ pub struct SectorIndex {
     base_extents: usize,
     /// The log is being replayed: what nothing names may yet be named by a later record, and stays.
     replaying: bool,
+    /// In a replay, versions of this sector that gave way to records of others, by stored key. A
+    /// change of one shows that the record was of a frame that failed.
+    displaced: HashMap<Bytes, Entry>,
 }
 
 /// How many bytes a slot takes in an image, at most.
@@ -422,6 +425,7 @@ impl SectorIndex {
             stretch: 0,
             opened_at: 0,
             replaying: false,
+            displaced: HashMap::new(),
         }
     }
 
@@ -438,6 +442,7 @@ impl SectorIndex {
         self.tail = tail;
         self.opened_at = tail.lsn;
         self.replaying = false;
+        self.displaced = HashMap::new();
         let unnamed: Vec<u64> = self
             .extents
             .iter()
@@ -683,6 +688,22 @@ impl SectorIndex {
         }
     }
 
+    /// Undoes, in a replay, the release of a version.
+    fn restore(&mut self, key: &BinaryKey, entry: &Entry) -> Result<(), StorageError> {
+        if key.is_blob() {
+            self.blobs = self.blobs.saturating_add(1);
+            self.logical_bytes = self.logical_bytes.saturating_add(entry.size);
+        }
+        match self.extents.get_mut(&entry.record_lsn()) {
+            Some(record) => record.references += 1,
+            None => self.add_live(entry.address, entry.record_length(key.stored())),
+        }
+        match &entry.extents {
+            Some(extents) => self.refer(entry.address, extents),
+            None => Ok(()),
+        }
+    }
+
     /// Addresses and lengths of the records that hold extents.
     pub fn extent_records(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.extents
@@ -768,6 +789,12 @@ impl SectorIndex {
                 }),
             )?;
         }
+        if let Some(entry) = self.displaced.get_mut(key)
+            && entry.record_lsn() == applied.lsn
+            && matches!(applied.kind, RecordKind::Blob | RecordKind::Manifest)
+        {
+            entry.address = applied.address;
+        }
         if let Some(extent) = self.extents.get_mut(&applied.lsn) {
             old = Some(extent.record_address());
             extent.address = applied.address + applied.head_length();
@@ -806,7 +833,13 @@ impl SectorIndex {
         let change = applied.change.ok_or_else(missing)?;
         let entry = match self.get(applied.key.stored())? {
             Some(Slot::Live(entry)) if entry.lsn == change.base => entry,
-            _ => return Err(missing()),
+            _ => match self.displaced.remove(applied.key.stored()) {
+                Some(entry) if entry.lsn == change.base => {
+                    self.restore(&applied.key, &entry)?;
+                    entry
+                }
+                _ => return Err(missing()),
+            },
         };
         let length = match &applied.manifest {
             Some((length, _)) => *length,
@@ -1133,7 +1166,7 @@ impl Index {
                 Ok(())
             }
             RecordKind::Tombstone => {
-                if self.retire(applied)? {
+                if self.retire(number, applied)? {
                     self.sectors[number]
                         .set(applied.key.clone(), Slot::Tombstone { lsn: applied.lsn })?;
                 }
@@ -1146,10 +1179,13 @@ impl Index {
                 if applied.kind == RecordKind::Range && !sector.names(applied.lsn) {
                     sector.add_extent(applied);
                 }
-                match self.is_newest(applied)? {
-                    true => self.sectors[number].apply_change(applied),
-                    false => Ok(()),
+                if !self.is_newest(applied)? {
+                    // Manifests that follow may name the payload of what it changed.
+                    let base = applied.change.map_or(0, |change| change.base);
+                    return self.sectors[number].share(&applied.key, base);
                 }
+                self.sectors[number].apply_change(applied)?;
+                self.retire_elsewhere(number, applied)
             }
         }
     }
@@ -1169,7 +1205,7 @@ impl Index {
         if let Some(extents) = &extents {
             sector.refer(applied.address, extents)?;
         }
-        let current = self.retire(applied)?;
+        let current = self.retire(number, applied)?;
         let sector = &mut self.sectors[number];
         let entry = Entry {
             lsn: applied.lsn,
@@ -1193,6 +1229,20 @@ impl Index {
         Ok(())
     }
 
+    /// Takes what other sectors than `number` have of the key, which is older than `applied`, out of
+    /// the index: it is there only if it was of a frame that failed.
+    fn retire_elsewhere(&mut self, number: usize, applied: &Applied) -> Result<(), StorageError> {
+        for (other, sector) in self.sectors.iter_mut().enumerate() {
+            if other != number
+                && let Some(Slot::Live(entry)) = sector.get(applied.key.stored())?
+            {
+                sector.release(&applied.key, &entry);
+                sector.set(applied.key.clone(), Slot::Gone)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether no sector knows of a version of the key, or of its delete, that is as new.
     fn is_newest(&self, applied: &Applied) -> Result<bool, StorageError> {
         for sector in &self.sectors {
@@ -1205,16 +1255,19 @@ impl Index {
         Ok(true)
     }
 
-    /// Takes whatever is older than `applied` out of the index, in all sectors. Returns whether
-    /// `applied` is the newest.
-    fn retire(&mut self, applied: &Applied) -> Result<bool, StorageError> {
+    /// Takes whatever is older than `applied`, a record of sector `number`, out of the index, in all
+    /// sectors. Returns whether `applied` is the newest.
+    fn retire(&mut self, number: usize, applied: &Applied) -> Result<bool, StorageError> {
         let key = applied.key.stored();
         let mut newest = true;
-        for sector in &mut self.sectors {
+        for (holder, sector) in self.sectors.iter_mut().enumerate() {
             match sector.get(key)? {
                 Some(Slot::Live(entry)) if entry.lsn <= applied.lsn => {
                     sector.release(&applied.key, &entry);
                     sector.set(applied.key.clone(), Slot::Gone)?;
+                    if sector.replaying && holder != number {
+                        sector.displaced.insert(Bytes::copy_from_slice(key), entry);
+                    }
                 }
                 Some(Slot::Live(_)) => newest = false,
                 Some(Slot::Tombstone { lsn }) if lsn > applied.lsn => newest = false,

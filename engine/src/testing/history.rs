@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::support::{KIB, MIB, key, payload};
 use crate::io::sim::Random;
-use crate::port::{BinaryKey, Durability, ListRequest};
+use crate::port::{BinaryKey, Durability, ListRequest, PastEnd};
 
 /// A payload, in short: its size and what it was made from.
 #[derive(Clone, Copy)]
@@ -111,6 +111,27 @@ impl Item {
     }
 }
 
+/// A blob that is made as one hole.
+#[derive(Debug, Clone)]
+pub(super) struct Create {
+    pub(super) key: BinaryKey,
+    pub(super) size: u64,
+    pub(super) condition: Condition,
+    pub(super) attributes: usize,
+    pub(super) durability: Durability,
+}
+
+/// A put of a range.
+#[derive(Debug, Clone)]
+pub(super) struct PutRange {
+    pub(super) key: BinaryKey,
+    pub(super) start: Border,
+    pub(super) content: Content,
+    pub(super) past_end: PastEnd,
+    pub(super) condition: Condition,
+    pub(super) durability: Durability,
+}
+
 /// A copy or a rename.
 #[derive(Debug, Clone)]
 pub(super) struct Copy {
@@ -169,6 +190,8 @@ pub(super) enum Kind {
     List(ListRequest),
     Batch(Vec<Item>, Durability),
     Copy(Copy),
+    Create(Create),
+    PutRange(PutRange),
     OpenWriter(Put),
     Write(Content),
     Finish,
@@ -190,6 +213,9 @@ pub struct Mix {
     pub largest: usize,
     /// Whether the store is closed and opened again now and then.
     pub reopen: bool,
+    /// Whether blobs are changed range by range, if the subject says what does it
+    /// ([`Subject::ranges`](super::Subject::ranges)).
+    pub ranges: bool,
 }
 
 impl Default for Mix {
@@ -198,6 +224,7 @@ impl Default for Mix {
             keys: 12,
             largest: MIB + 4,
             reopen: true,
+            ranges: false,
         }
     }
 }
@@ -315,6 +342,12 @@ impl Steps {
     }
 
     fn kind(&mut self) -> Kind {
+        if self.mix.ranges && self.random.one_in(5) {
+            return match self.random.below(8) {
+                0 => Kind::Create(self.create()),
+                _ => Kind::PutRange(self.put_range()),
+            };
+        }
         match self.random.below(100) {
             0..20 => Kind::Put(self.put()),
             20..28 => Kind::PutStream {
@@ -520,6 +553,32 @@ impl Steps {
             items.insert(at, Item::Put(wrong));
         }
         items
+    }
+
+    fn create(&mut self) -> Create {
+        Create {
+            key: self.key(),
+            size: self.content().size as u64,
+            condition: self.condition(),
+            attributes: self.random.below(3),
+            durability: self.durability(),
+        }
+    }
+
+    fn put_range(&mut self) -> PutRange {
+        let mut content = self.content();
+        if self.random.one_in(2) {
+            content.size = content.size.min(1 + self.random.below(300));
+        }
+        let past_ends = [PastEnd::Refuse, PastEnd::Extend, PastEnd::Sparse];
+        PutRange {
+            key: self.key(),
+            start: self.border(),
+            content,
+            past_end: *self.random.pick(&past_ends),
+            condition: self.condition(),
+            durability: self.durability(),
+        }
     }
 
     fn copy(&mut self) -> Copy {

@@ -44,7 +44,7 @@ pub use self::history::{Mix, Step, Steps};
 pub use self::minimise::minimise;
 pub use self::model::{check_against_model, panic_message, replay_against_model};
 pub use self::pair::{
-    Change, Contents, Difference, Effect, Held, Operation, Pair, Tolerance, contents_of,
+    Change, Contents, Difference, Effect, Held, Operation, Pair, PutRanges, Tolerance, contents_of,
 };
 pub use self::versions::Versions;
 use crate::port::{BlobStore, MutableObjectStore, StorageError};
@@ -65,6 +65,11 @@ pub trait Subject<P: ?Sized = dyn BlobStore> {
     /// The largest blob the stores take, if it is small enough to be tried (16 MiB at most, and at
     /// least 6 MiB, since there are clauses with blobs of a little over 5 MiB).
     fn max_blob_size(&self) -> Option<u64> {
+        None
+    }
+
+    /// What changes blobs of the store in use range by range, if it can be done.
+    fn ranges(&self) -> Option<Arc<dyn PutRanges>> {
         None
     }
 

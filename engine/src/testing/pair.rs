@@ -10,15 +10,17 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::Subject;
-use super::history::{Border, Condition, Copy, Declared, Delete, Item, Kind, Put, Step};
+use super::history::{
+    Border, Condition, Copy, Create, Declared, Delete, Item, Kind, Put, PutRange, Step,
+};
 use super::support::Store;
 use super::versions::{Versions, list_all};
 use crate::memory::{MemoryOptions, MemorySnapshot, MemoryStore};
 use crate::port::{
     Attributes, Batch, BatchItem, BatchItemOutcome, BinaryKey, BlobInfo, BlobReader, BlobStore,
     BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest, DigestAlgorithm, Durability,
-    ETag, ErrorKind, GetOptions, ListEntry, ListRequest, Precondition, PutOptions, PutOutcome,
-    StorageError, StoreOp,
+    ETag, ErrorKind, GetOptions, Holes, ListEntry, ListRequest, MutableObjectStore, Precondition,
+    PutOptions, PutOutcome, PutRangeOptions, RangeSet, Span, StorageError, StoreOp,
 };
 
 /// A blob as far as its owner cares.
@@ -28,16 +30,36 @@ pub struct Held {
     pub bytes: Bytes,
     /// Its attributes.
     pub attributes: Attributes,
+    /// Of its bytes, those that were never written: they read as zeros.
+    pub missing: RangeSet,
 }
 
-/// A blob without attributes.
+/// A blob without attributes or holes.
 impl From<Bytes> for Held {
     fn from(bytes: Bytes) -> Self {
         Self {
             bytes,
             attributes: Attributes::new(),
+            missing: RangeSet::new(),
         }
     }
+}
+
+/// Changes blobs range by range: the part of
+/// [`MutableObjectStore`](crate::port::MutableObjectStore) that histories are made of.
+pub trait PutRanges {
+    /// See [`MutableObjectStore::create_sparse`](crate::port::MutableObjectStore::create_sparse).
+    fn create_sparse(&self, key: &BinaryKey, size: u64, options: PutOptions)
+    -> StoreOp<PutOutcome>;
+
+    /// See [`MutableObjectStore::put_range`](crate::port::MutableObjectStore::put_range).
+    fn put_range(
+        &self,
+        key: &BinaryKey,
+        range: Span,
+        bytes: Bytes,
+        options: PutRangeOptions,
+    ) -> StoreOp<PutOutcome>;
 }
 
 /// What a store holds.
@@ -225,14 +247,18 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         for (key, held) in found {
             let info = expect(store.stat(&key).wait())?;
             let options = PutOptions {
-                attributes: held.attributes,
+                attributes: held.attributes.clone(),
                 digest: info.digests.first().copied(),
                 ..PutOptions::default()
             };
-            let mut made = expect(self.model.put(&key, held.bytes, options).wait())?;
+            let mut made = if held.missing.is_empty() {
+                expect(self.model.put(&key, held.bytes, options).wait())?
+            } else {
+                expect(self.make_sparse(&key, &held, options))?
+            };
             let model = expect(self.model.stat(&key).wait())?;
             self.created.insert(model.created, info.created);
-            if info.created != info.modified {
+            if info.created != info.modified && model.created == model.modified {
                 let options = CopyOptions::default();
                 made = expect(self.model.copy(&key, &key, options).wait())?;
             }
@@ -245,6 +271,24 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         }
         self.store = Some(store);
         Ok(())
+    }
+
+    /// Makes a blob with holes in the model.
+    fn make_sparse(
+        &self,
+        key: &BinaryKey,
+        held: &Held,
+        options: PutOptions,
+    ) -> Result<PutOutcome, StorageError> {
+        let size = held.bytes.len() as u64;
+        let mut made = self.model.create_sparse(key, size, options).wait()?;
+        for &span in &held.missing.complement(Span::first(size)) {
+            let at = |place| usize::try_from(place).unwrap_or(usize::MAX);
+            let bytes = held.bytes.slice(at(span.start())..at(span.end()));
+            let options = PutRangeOptions::default();
+            made = self.model.put_range(key, span, bytes, options).wait()?;
+        }
+        Ok(made)
     }
 
     fn store(&self) -> Store {
@@ -269,12 +313,14 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
                 range,
                 condition,
                 stream,
-            } => self.get(key, *range, *condition, *stream),
+            } => self.get(key, *range, *condition, *stream, Holes::Refuse),
             Kind::Stat(key) => self.stat(key),
             Kind::Delete(delete) => self.delete(delete),
             Kind::List(request) => self.list(request.clone()),
             Kind::Batch(items, durability) => self.batch(items, *durability),
             Kind::Copy(copy) => self.copy(copy),
+            Kind::Create(create) => self.create(create),
+            Kind::PutRange(put) => self.put_range(put),
             Kind::OpenWriter(put) => self.open_writer(put),
             Kind::Write(content) => self.write(&content.bytes()),
             Kind::Finish => self.finish(),
@@ -344,9 +390,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         let mut options = PutOptions {
             precondition: self.precise(&put.key, put.condition),
             durability: put.durability,
-            attributes: (0..put.attributes)
-                .map(|n| (format!("name {n}"), Bytes::from(vec![b'v'; n])))
-                .collect(),
+            attributes: attributes(put.attributes),
             ..PutOptions::default()
         };
         match put.declared {
@@ -561,6 +605,65 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         }
     }
 
+    fn create(&mut self, create: &Create) -> Result<(), Difference> {
+        let Some(ranges) = self.subject.ranges() else {
+            return Ok(());
+        };
+        let Create { key, size, .. } = create;
+        let options = PutOptions {
+            precondition: self.precise(key, create.condition),
+            durability: create.durability,
+            attributes: attributes(create.attributes),
+            ..PutOptions::default()
+        };
+        let mut for_store = options.clone();
+        for_store.precondition = self.translate(options.precondition);
+        let made = ranges.create_sparse(key, *size, for_store).wait();
+        let settled = self.settle(&[key], create.durability, made, |model| {
+            model.create_sparse(key, *size, options).wait()
+        })?;
+        match settled {
+            Some((model, store)) => self.record(key, &model, &store),
+            None => Ok(()),
+        }
+    }
+
+    fn put_range(&mut self, put: &PutRange) -> Result<(), Difference> {
+        /// So that nothing that is read whole is large.
+        const PLACE_MAX: u64 = 1 << 17;
+        let Some(ranges) = self.subject.ranges() else {
+            return Ok(());
+        };
+        let key = &put.key;
+        let bytes = put.content.bytes();
+        let start = self.place(key, put.start).min(PLACE_MAX);
+        let range = expect(Span::at(start, bytes.len() as u64))?;
+        let options = PutRangeOptions {
+            precondition: self.precise(key, put.condition),
+            durability: put.durability,
+            past_end: put.past_end,
+        };
+        let mut for_store = options.clone();
+        for_store.precondition = self.translate(options.precondition);
+        let made = ranges
+            .put_range(key, range, bytes.clone(), for_store)
+            .wait();
+        if range.is_empty() {
+            let model = self.model.put_range(key, range, bytes, options).wait();
+            return match self.compare(model, made)? {
+                Some((model, made)) => self.check_version(key, model.version, made.version),
+                None => Ok(()),
+            };
+        }
+        let settled = self.settle(&[key], put.durability, made, |model| {
+            model.put_range(key, range, bytes, options).wait()
+        })?;
+        match settled {
+            Some((model, store)) => self.record(key, &model, &store),
+            None => Ok(()),
+        }
+    }
+
     fn put_stream(&mut self, put: &Put, piece: usize) -> Result<(), Difference> {
         let bytes = put.content.bytes();
         let (options, for_store) = self.put_options(put, &bytes);
@@ -651,24 +754,26 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
 
     /// What a get asks for, said precisely.
     fn range(&self, key: &BinaryKey, range: Option<(Border, Border)>) -> Option<Range<u64>> {
-        let size = self.current(key).map(|info| info.size);
-        let place = |border| {
-            let size = size.unwrap_or(100);
-            match border {
-                Border::At(place) => place,
-                Border::BeforeEnd(bytes) => size.saturating_sub(bytes),
-                Border::AfterEnd(bytes) => size + bytes,
-                Border::Share(share) => {
-                    u64::try_from((u128::from(size) * u128::from(share)) >> 16).unwrap_or(u64::MAX)
-                }
-            }
-        };
+        let place = |border| self.place(key, border);
         let (start, end) = range.map(|(start, end)| (place(start), place(end)))?;
         // Of an absent blob with a range that is none, either may be said.
-        if start > end && size.is_none() {
+        if start > end && self.current(key).is_none() {
             return Some(end..start);
         }
         Some(start..end)
+    }
+
+    /// A place in a blob, said precisely.
+    fn place(&self, key: &BinaryKey, border: Border) -> u64 {
+        let size = self.current(key).map_or(100, |info| info.size);
+        match border {
+            Border::At(place) => place,
+            Border::BeforeEnd(bytes) => size.saturating_sub(bytes),
+            Border::AfterEnd(bytes) => size + bytes,
+            Border::Share(share) => {
+                u64::try_from((u128::from(size) * u128::from(share)) >> 16).unwrap_or(u64::MAX)
+            }
+        }
     }
 
     fn get(
@@ -677,12 +782,13 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         range: Option<(Border, Border)>,
         condition: Condition,
         stream: bool,
+        holes: Holes,
     ) -> Result<(), Difference> {
         let store = self.store();
         let options = GetOptions {
             range: self.range(key, range),
             precondition: self.precise(key, condition),
-            ..GetOptions::default()
+            holes,
         };
         let for_store = GetOptions {
             precondition: self.translate(options.precondition),
@@ -745,6 +851,17 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         if let Some(missing) = model.digests.iter().find(missing) {
             differ!("{key}: digest {missing} is missing in {:?}", info.digests);
         }
+        if info.missing != model.missing {
+            let (found, expected) = (&info.missing, &model.missing);
+            differ!("{key}: {found} was never written, expected {expected}");
+        }
+        if !info.digests.is_empty() && model.digests.is_empty() {
+            let bytes = expect(held(&self.model, key))?.bytes;
+            let is_wrong = |digest: &&Digest| Digest::of(digest.algorithm, &bytes) != **digest;
+            if let Some(wrong) = info.digests.iter().find(is_wrong) {
+                differ!("{key}: digest {wrong} is of other bytes");
+            }
+        }
         let created = self.created.entry(model.created).or_insert(info.created);
         if *created != info.created {
             differ!(
@@ -778,6 +895,11 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         store: Result<DeleteOutcome, StorageError>,
     ) -> Result<(), Difference> {
         let key = &delete.key;
+        if let Err(error) = &store
+            && error.kind() == ErrorKind::NoSpace
+        {
+            differ!("{key}: its delete finds no room: {error}");
+        }
         let (options, _) = self.delete_options(delete);
         let settled = self.settle(&[key], delete.durability, store, |model| {
             model.delete(key, options).wait()
@@ -1042,7 +1164,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         let page = expect(self.model.list(ListRequest::default()).wait())?;
         for blob in page.blobs {
             self.stat(&blob.key)?;
-            self.get(&blob.key, None, Condition::None, false)?;
+            self.get(&blob.key, None, Condition::None, false, Holes::Zeros)?;
         }
         Ok(())
     }
@@ -1079,11 +1201,23 @@ fn expect<T>(outcome: Result<T, StorageError>) -> Result<T, Difference> {
     outcome.map_err(|error| format!("it failed: {error:?}"))
 }
 
+fn attributes(count: usize) -> Attributes {
+    let attribute = |n| (format!("name {n}"), Bytes::from(vec![b'v'; n]));
+    (0..count).map(attribute).collect()
+}
+
 /// The blob of a key.
 fn held(store: &dyn BlobStore, key: &BinaryKey) -> Result<Held, StorageError> {
+    let options = GetOptions {
+        holes: Holes::Zeros,
+        ..GetOptions::default()
+    };
+    let bytes = store.get(key, options).wait()?.bytes;
+    let info = store.stat(key).wait()?;
     Ok(Held {
-        bytes: store.get(key, GetOptions::default()).wait()?.bytes,
-        attributes: store.stat(key).wait()?.attributes,
+        bytes,
+        attributes: info.attributes,
+        missing: info.missing,
     })
 }
 

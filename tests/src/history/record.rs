@@ -13,6 +13,8 @@ pub struct Done {
     pub what: String,
     /// What it changed.
     pub effect: Effect,
+    /// The sectors that it wrote to.
+    pub sectors: Vec<usize>,
     /// Events the disks had seen when it began.
     pub started: usize,
     /// Events they had seen when it was over.
@@ -217,14 +219,20 @@ fn is_partly(
 }
 
 fn describe(blob: Option<&Held>) -> String {
-    let Some(Held { bytes, attributes }) = blob else {
+    let Some(Held {
+        bytes,
+        attributes,
+        missing,
+    }) = blob
+    else {
         return "nothing".to_owned();
     };
     let hash = bytes.iter().fold(0_u32, |hash, byte| {
         hash.wrapping_mul(31).wrapping_add(u32::from(*byte))
     });
     let (size, attributes) = (bytes.len(), attributes.len());
-    format!("{size} bytes ({hash:08x}), {attributes} attributes")
+    let holes = missing.len();
+    format!("{size} bytes ({hash:08x}), {holes} of them holes, {attributes} attributes")
 }
 
 /// The first few keys in which two contents differ.

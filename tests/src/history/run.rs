@@ -108,13 +108,28 @@ pub fn run(ground: &Ground, seed: u64, actions: &[Action]) -> Result<Tally, Diff
     Ok(tally)
 }
 
+/// What changes with every frame and every checkpoint, for each sector.
+fn logs(store: &Store) -> Vec<(Option<u64>, u64)> {
+    let sectors = store.info().sectors.into_iter();
+    let log = sectors.map(|sector| {
+        let checkpoint = sector.checkpoint.map(|checkpoint| checkpoint.lsn);
+        (checkpoint, sector.replay_bytes)
+    });
+    log.collect()
+}
+
 /// Does an action and notes when, by the events of the disks.
 pub fn do_and_note(pair: &mut Pair<'_, Machine>, action: &Action) -> Result<Done, Difference> {
     let started = pair.subject().position();
+    let before = logs(&pair.subject().store());
     let effect = perform(pair, action)?;
+    let after = logs(&pair.subject().store());
+    let numbered = (0..).zip(before.iter().zip(&after));
+    let changed = numbered.filter(|(_, (before, after))| before != after);
     Ok(Done {
         what: format!("{action:?}"),
         effect,
+        sectors: changed.map(|(number, _)| number).collect(),
         started,
         ended: pair.subject().position(),
     })
