@@ -241,6 +241,20 @@ fn each_read_fails() {
     every(Plan::SMALL, 30, 4, &ways);
 }
 
+/// There is no memory: nothing is given up for it.
+#[test]
+fn each_allocation_fails() {
+    let once = Way {
+        error: FaultError::NoMemory,
+        ..fails(FaultKind::Allocate, 1)
+    };
+    let for_ever = Way {
+        times: FOR_EVER,
+        ..once
+    };
+    every(Plan::SMALL, 12, 1, &[once, for_ever]);
+}
+
 #[test]
 fn the_disk_dies_at_each_call() {
     every(Plan::SMALL, 20, 2, &[fails(FaultKind::Death, 1)]);

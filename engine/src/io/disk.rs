@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::buffer::AlignedBuf;
+use super::buffer::{AlignedBuf, BufferPool};
 pub use super::completion::IoOp;
 use crate::port::op::Driver;
 
@@ -50,6 +50,14 @@ pub trait Disk: Send + Sync + fmt::Debug {
 
     /// Its size in bytes, as it was opened.
     fn size(&self) -> u64;
+
+    /// A buffer of `len` bytes for transfers, with unspecified (though initialised) contents.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    fn buffer(&self, len: usize) -> io::Result<AlignedBuf> {
+        BufferPool::global().try_take(len)
+    }
 
     /// Fills the whole of `buffer` from `offset`. Reading past the end is `UnexpectedEof`.
     fn read(&self, buffer: AlignedBuf, offset: u64) -> IoOp;

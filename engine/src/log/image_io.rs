@@ -11,7 +11,7 @@ use graviton_format::segment::{self, SegmentHeader};
 use graviton_format::{FormatError, Geometry};
 
 use super::sector::{Sector, until_whole};
-use crate::io::{AlignedBuf, BufferPool, IoOp, WriteSync};
+use crate::io::{AlignedBuf, IoOp, WriteSync};
 use crate::port::StorageError;
 
 /// Bytes of an image moved by one device call, and how many calls are under way at once.
@@ -134,24 +134,38 @@ pub async fn write_root(
     root: &CheckpointRoot,
     segments: &[u32],
 ) -> Result<(), StorageError> {
-    for address in sector.geometry().roots(root.sequence.get()) {
-        write_root_copy(sector, root, segments, address).await?;
+    let addresses = sector.geometry().roots(root.sequence.get());
+    // If there is no memory for one of them, none is written: the image comes to nothing then.
+    let copies =
+        addresses.map(|address| Ok((address, root_copy(sector, root, segments, address)?)));
+    for copy in copies
+        .into_iter()
+        .collect::<Result<Vec<_>, StorageError>>()?
+    {
+        write_root_copy(sector, copy).await?;
     }
     Ok(())
 }
 
-async fn write_root_copy(
+/// All of a slot, which is read as a whole, with the copy of a root for `address`.
+fn root_copy(
     sector: &Sector,
     root: &CheckpointRoot,
     segments: &[u32],
     address: u64,
-) -> Result<(), StorageError> {
+) -> Result<AlignedBuf, StorageError> {
     let bytes = root.encode(sector.identity(), address, segments);
-    // All of the slot: it is read as a whole.
-    let mut buffer = sector.buffer(ROOT_SLOT_SIZE as u64)?;
-    buffer.fill(0);
-    buffer[..bytes.len()].copy_from_slice(&bytes);
-    sector.write(buffer, address, WriteSync::None).await?;
+    let mut slot = sector.buffer(ROOT_SLOT_SIZE as u64)?;
+    slot.fill(0);
+    slot[..bytes.len()].copy_from_slice(&bytes);
+    Ok(slot)
+}
+
+async fn write_root_copy(
+    sector: &Sector,
+    (address, slot): (u64, AlignedBuf),
+) -> Result<(), StorageError> {
+    sector.write(slot, address, WriteSync::None).await?;
     sector.sync().await
 }
 
@@ -162,7 +176,8 @@ async fn write_root_copy(
 /// `Io`; the sector is poisoned then.
 pub async fn mend_roots(sector: &Sector, behind: &[(u64, Root)]) -> Result<(), StorageError> {
     for (address, root) in behind {
-        write_root_copy(sector, &root.root, &root.segments, *address).await?;
+        let slot = root_copy(sector, &root.root, &root.segments, *address)?;
+        write_root_copy(sector, (*address, slot)).await?;
     }
     Ok(())
 }
@@ -292,11 +307,7 @@ async fn read_image_once(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImag
     let stored =
         stored_image_length(length).ok_or_else(|| sector.corruption(0, "oversized image"))?;
     let per_segment = geometry.image_bytes_per_segment();
-    let whole = usize::try_from(geometry.round_up(stored))
-        .map_err(|_| sector.corruption(0, "oversized image"))?;
-    let mut image = BufferPool::global()
-        .try_take(whole)
-        .map_err(|source| sector.io_error("allocate", 0, source))?;
+    let mut image = sector.buffer(geometry.round_up(stored))?;
     let mut reads: VecDeque<(usize, u64, IoOp)> = VecDeque::new();
     let starts = (0..stored).step_by(usize::try_from(per_segment).unwrap_or(usize::MAX));
     for ((&segment, start), part) in root.segments.iter().zip(starts).zip(0_u32..) {

@@ -18,7 +18,7 @@ use graviton_format::superblock::Superblock;
 use graviton_format::{FormatError, Geometry};
 use rustix::io::Errno;
 
-use crate::io::{AlignedBuf, BufferPool, Disk, WriteSync};
+use crate::io::{AlignedBuf, Disk, WriteSync};
 use crate::port::{BinaryKey, Place, StorageError};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Condvar, Instant, Mutex, OnceLock};
@@ -309,8 +309,8 @@ impl Sector {
     pub fn buffer(&self, length: u64) -> Result<AlignedBuf, StorageError> {
         let length = usize::try_from(length)
             .map_err(|_| self.io_error("allocate", 0, io::ErrorKind::OutOfMemory.into()))?;
-        BufferPool::global()
-            .try_take(length)
+        self.disk
+            .buffer(length)
             .map_err(|source| self.io_error("allocate", 0, source))
     }
 
@@ -633,9 +633,12 @@ async fn read_superblock(
 ) -> Result<Superblock, BadCopy> {
     let read = async || {
         let length = size_of::<Superblock>().max(disk.info().block_size as usize);
-        let (buffer, outcome) = disk.read(BufferPool::global().take(length), address).await;
-        let unreadable = |source| BadCopy::Unreadable(io_error("read", number, address, source));
-        outcome.map_err(unreadable)?;
+        let unreadable = |operation| {
+            move |source| BadCopy::Unreadable(io_error(operation, number, address, source))
+        };
+        let buffer = disk.buffer(length).map_err(unreadable("allocate"))?;
+        let (buffer, outcome) = disk.read(buffer, address).await;
+        outcome.map_err(unreadable("read"))?;
         match Superblock::decode(&buffer, address) {
             Err(error @ FormatError::Version { .. })
                 if !Superblock::is_damaged_version(&buffer, address) =>

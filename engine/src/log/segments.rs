@@ -67,6 +67,15 @@ impl Segment {
         reclaimed_at: 0,
         damaged: false,
     };
+
+    /// Nothing of its present life counts: it is free.
+    fn give_back(&mut self) {
+        *self = Self {
+            generation: self.generation,
+            zeroed: self.zeroed,
+            ..Self::NEVER_USED
+        };
+    }
 }
 
 /// For what a segment is wanted: how deep into the reserve the taking may go.
@@ -362,13 +371,16 @@ impl Segments {
     pub fn free_open_except(&mut self, tail: u32) {
         for (index, segment) in (0..).zip(&mut self.table) {
             if segment.state == State::Open && index != tail {
-                *segment = Segment {
-                    generation: segment.generation,
-                    zeroed: segment.zeroed,
-                    ..Segment::NEVER_USED
-                };
+                segment.give_back();
             }
         }
+        self.recount();
+    }
+
+    /// A segment that was taken into use becomes free again: for a frame that was never written, or a
+    /// checkpoint that failed.
+    pub fn give_back(&mut self, segment: u32) {
+        self.table[segment as usize].give_back();
         self.recount();
     }
 
@@ -445,16 +457,6 @@ impl Segments {
         }
         self.free += released;
         released
-    }
-
-    /// Gives back a segment that was taken for a checkpoint that failed.
-    pub fn give_back(&mut self, segment: u32) {
-        let segment = &mut self.table[segment as usize];
-        segment.state = State::Free;
-        segment.written = 0;
-        segment.busy = false;
-        self.free += 1;
-        self.images -= 1;
     }
 
     /// Marks a segment of an image as being written, so that it is not taken for a leftover.

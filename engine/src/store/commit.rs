@@ -759,7 +759,7 @@ impl Inner {
         drop(records);
         let built = match built {
             Ok(built) => built,
-            Err(error) => return self.landed(flight, Err(error)),
+            Err(error) => return self.came_to_nothing(flight, opened, &error),
         };
         flight.tail = Some(built.tail);
         flight.length = built.buffer.len() as u64;
@@ -810,6 +810,39 @@ impl Inner {
             let outcome = inner.sectors[flight.number].written("sync", 0, outcome);
             inner.landed(flight, outcome);
         });
+    }
+
+    /// There was no memory to build a frame in: its requests fail, and nothing else is the worse for
+    /// it.
+    fn came_to_nothing(
+        self: &Arc<Self>,
+        flight: InFlight,
+        opened: Option<(u32, u64)>,
+        error: &StorageError,
+    ) {
+        let number = flight.number;
+        if let Some((segment, _)) = opened {
+            let index = &mut self.index.write();
+            index.sectors[number].segments.give_back(segment);
+        }
+        let mut wakers = Vec::new();
+        {
+            let mut commits = self.commits.lock();
+            commits.pending[number] -= flight.pending;
+            for claim in &flight.claims {
+                commits.claims.release(claim);
+            }
+            let queue = &mut commits.queues[number];
+            queue.in_flight = false;
+            wakers.append(&mut queue.idle);
+            queue.take_wakers(&mut wakers);
+        }
+        wakers.into_iter().for_each(Waker::wake);
+        for (answer, _) in flight.answers {
+            answer.send(Err(error.clone()));
+        }
+        self.pump(number);
+        self.pump_others(number);
     }
 
     /// A frame is as durable as it was asked to be, or has failed.

@@ -3,8 +3,9 @@
 use std::io;
 use std::sync::Arc;
 
+use super::fault::FaultKind;
 use super::machine::{Action, Shared};
-use crate::io::{AlignedBuf, CompletionSource, Disk, DiskInfo, IoOp, WriteSync};
+use crate::io::{AlignedBuf, BufferPool, CompletionSource, Disk, DiskInfo, IoOp, WriteSync};
 use crate::port::op::Driver;
 
 #[derive(Debug)]
@@ -52,6 +53,12 @@ impl Disk for SimDisk {
 
     fn size(&self) -> u64 {
         self.size
+    }
+
+    fn buffer(&self, len: usize) -> io::Result<AlignedBuf> {
+        let faults = &mut self.shared.state.lock().faults;
+        faults.check(FaultKind::Allocate, Some(self.number))?;
+        BufferPool::global().try_take(len)
     }
 
     fn read(&self, buffer: AlignedBuf, offset: u64) -> IoOp {

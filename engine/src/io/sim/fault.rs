@@ -13,6 +13,8 @@ pub enum FaultKind {
     Write,
     /// A sync fails, or a write that is durable by itself.
     Sync,
+    /// There is no memory for a buffer.
+    Allocate,
     /// A disk can't be created; nothing is left of it.
     Create,
     /// A disk can't be opened.
