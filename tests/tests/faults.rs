@@ -220,11 +220,11 @@ fn each_write_fails() {
 
 #[test]
 fn each_write_finds_no_space() {
-    let way = Way {
+    let ways = [1, FOR_EVER].map(|times| Way {
         error: FaultError::NoSpace,
-        ..fails(FaultKind::Write, 1)
-    };
-    every(Plan::SMALL, 30, 4, &[way]);
+        ..fails(FaultKind::Write, times)
+    });
+    every(Plan::SMALL, 30, 2, &ways);
 }
 
 #[test]
@@ -263,7 +263,19 @@ fn the_disk_dies_at_each_call() {
 #[test]
 fn each_transfer_is_short() {
     let ways = [FaultKind::ShortWrite, FaultKind::ShortRead].map(|kind| fails(kind, 1));
-    every(Plan::SMALL, 20, 2, &ways);
+    every(Plan::SMALL, 20, 1, &ways);
+    let ways = ways.map(|way| Way {
+        times: FOR_EVER,
+        ..way
+    });
+    every(Plan::LARGE_BLOCKS, 20, 1, &ways);
+}
+
+#[test]
+fn calls_fail_on_blocks_of_4096_bytes() {
+    use FaultKind::{Read, Sync, Write};
+    let ways = [Read, Write, Sync].map(|kind| fails(kind, 1));
+    every(Plan::LARGE_BLOCKS, 20, 1, &ways);
 }
 
 /// What opening a store asks of the system besides reading its sectors.

@@ -779,6 +779,7 @@ impl Replay {
                     header.previous_segment == segment
                         && header.previous_generation == generation
                         && u64::from(header.previous_end.get()) == self.tail.offset
+                        && header.previous_lsn == self.tail.lsn
                         && header.previous_checksum == self.tail.checksum
                 }
             })
