@@ -393,6 +393,26 @@ fn ranges_that_are_put_agree_with_the_model() {
     (0..seeds).for_each(history);
 }
 
+/// Two ranges far from each other are read, however large the gap that may be read with them.
+#[test]
+fn what_is_read_does_not_follow_the_gap() {
+    let (_sim, store) = new_store(1);
+    let name = key("hole");
+    let made = store.create_sparse(&name, 10 * GIB, PutOptions::default());
+    made.wait().expect("it is made");
+    let ranges = [0, 10 * GIB - 10].map(|start| Span::at(start, 10).expect("it ends"));
+    for gap in [0, u64::MAX] {
+        let options = GetRangesOptions {
+            holes: Holes::Zeros,
+            gap,
+            ..GetRangesOptions::default()
+        };
+        let found = store.get_ranges(&name, &ranges, options).wait();
+        let zeros = Bytes::from_static(&[0; 10]);
+        assert_eq!(found.expect("it is read").pieces, [zeros.clone(), zeros]);
+    }
+}
+
 /// Many ranges wait for one frame: each is put into what the one before it left.
 #[test]
 fn ranges_that_share_a_frame() {

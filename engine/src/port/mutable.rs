@@ -61,8 +61,8 @@ pub struct GetRangesOptions {
     pub precondition: Precondition,
     /// What becomes of bytes that were never written.
     pub holes: Holes,
-    /// Ranges with at most so many bytes between them are read as one; 32 KiB by default. It changes
-    /// how fast they come, never what they are.
+    /// Ranges with at most so many bytes between them are read as one; 32 KiB by default, and no
+    /// more than 1 MiB. It changes how fast they come, never what they are.
     pub gap: u64,
 }
 

@@ -21,6 +21,8 @@ use crate::port::{
 
 /// The most bytes a get brings into memory at once; larger blobs are streamed.
 pub const GET_MAX: u64 = 4 << 30;
+/// Bytes between two ranges above which they are never read as one.
+const GAP_MAX: u64 = 1 << 20;
 /// Bytes of a piece that a stream hands out.
 const STREAM_PIECE: u64 = 1 << 20;
 /// Device reads a large get or a stream keeps under way.
@@ -207,9 +209,13 @@ impl Inner {
         check(key, options.precondition, entry.lsn)?;
         let resolve = |&range: &Span| resolve_range(key, Some(&range.into()), entry.size);
         let ranges: Vec<Range<u64>> = ranges.iter().map(resolve).collect::<Result<_, _>>()?;
-        let together = merge(&ranges, options.gap);
-        let total = together.iter().map(|range| range.end - range.start).sum();
-        check_total(total)?;
+        let total =
+            |ranges: &[Range<u64>]| ranges.iter().map(|range| range.end - range.start).sum();
+        let mut together = merge(&ranges, options.gap.min(GAP_MAX));
+        if total(&together) > GET_MAX {
+            together = merge(&ranges, 0);
+        }
+        check_total(total(&together))?;
         let mut parts = Vec::with_capacity(together.len());
         for range in together {
             let part = self.pinned(&index, number, key, entry.clone(), range)?;
