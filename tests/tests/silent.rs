@@ -7,18 +7,17 @@
 //!
 //! How to run more of it, or one of it again: `graviton_tests::history` and `tests/README.md`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use graviton_engine::io::sim::{Fault, FaultKind, Loss};
 use graviton_engine::port::{BinaryKey, BlobStore, Durability, ErrorKind, StorageError};
 use graviton_engine::store::{Access, SegmentState, Store};
-use graviton_engine::testing::{Contents, Difference, Pair, Step, Subject, contents_of};
+use graviton_engine::testing::{Contents, Difference, Pair, Step, Subject, contents_of, read_all};
 use graviton_tests::history::{
     Action, Ground, Machine, Plan, Record, Tally, Trials, check_store, do_all, open, perform,
 };
-use graviton_tests::{put_options, with_holes};
+use graviton_tests::put_options;
 
 /// Faults of a kind are tried at this many calls of a history at most, evenly spread.
 const PLACES: usize = 24;
@@ -142,53 +141,43 @@ fn is_damage(error: &StorageError) -> bool {
 /// would tell of it is gone.
 fn check_remains(store: &Store, mut record: Record, kind: FaultKind) -> Result<(), Difference> {
     let damaged = match contents_of(store) {
-        Ok(found) => {
-            return match store.info().sectors.len() {
-                1 => {
-                    // A write that lands on the frame before takes that one too.
-                    let frames = if kind == FaultKind::MisdirectedWrite {
-                        2
-                    } else {
-                        1
-                    };
-                    forget_end(&mut record, frames);
-                    record.check_prefix(&found, usize::MAX)
-                }
-                _ => check_but_one(&record, &found),
-            };
-        }
+        Ok(found) => return check_found(store, &mut record, &found, kind, Record::check_prefix),
         Err(error) if is_damage(&error) => error,
         Err(error) => return Err(error.to_string()),
     };
-    check_damaged(store, &record, &damaged)
-}
-
-/// Verify finds damage that was met, and what is there is what was there once.
-fn check_damaged(store: &Store, record: &Record, damaged: &StorageError) -> Result<(), Difference> {
-    let report = store.verify(&mut |_| {});
-    if report
-        .map_err(|error| error.to_string())?
-        .findings
-        .is_empty()
-    {
-        return Err(format!("verify does not find {damaged}"));
-    }
-    let past = Past::of(record);
-    past.states.iter().try_for_each(|(key, states)| {
-        let found = match store.get(key, with_holes()).wait() {
-            Ok(blob) => Some(blob.bytes),
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) if is_damage(&error) => return Ok(()),
+    check_finds(store, &damaged)?;
+    // What can't be read is as it should be, as far as anybody can tell.
+    let latest = record.latest();
+    let mut found = Contents::new();
+    for (key, held) in read_all(store).map_err(|error| error.to_string())? {
+        let held = match held {
+            Ok(held) => Some(held),
+            Err(error) if is_damage(&error) => latest.get(&key).cloned(),
             Err(error) => return Err(format!("{key}: {error}")),
         };
-        match states.contains(&found.as_ref()) {
-            true => Ok(()),
-            false => Err(format!(
-                "{key}: {:?} bytes that it never held",
-                found.map(|bytes| bytes.len())
-            )),
-        }
-    })
+        found.extend(held.map(|held| (key, held)));
+    }
+    check_found(store, &mut record, &found, kind, Record::check_keys)
+}
+
+/// What is there is right, but for the end of a log.
+fn check_found(
+    store: &Store,
+    record: &mut Record,
+    found: &Contents,
+    kind: FaultKind,
+    check: fn(&Record, &Contents, usize) -> Result<(), Difference>,
+) -> Result<(), Difference> {
+    if store.info().sectors.len() > 1 {
+        return check_but_one(record, found);
+    }
+    // A write that lands on the frame before takes that one too.
+    let frames = match kind {
+        FaultKind::MisdirectedWrite => 2,
+        _ => 1,
+    };
+    forget_end(record, frames);
+    check(record, found, usize::MAX)
 }
 
 /// Verify finds damage that was met.
@@ -265,27 +254,6 @@ fn wrote(record: &Record) -> Vec<bool> {
         all.push(wrote);
     }
     all
-}
-
-/// Every state a key ever had.
-struct Past<'a> {
-    states: BTreeMap<&'a BinaryKey, BTreeSet<Option<&'a Bytes>>>,
-}
-
-impl<'a> Past<'a> {
-    fn of(record: &'a Record) -> Self {
-        let mut states: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
-        for (key, held) in &record.base {
-            states.entry(key).or_default().insert(Some(&held.bytes));
-        }
-        let operations = record.done.iter().flat_map(|done| &done.effect.operations);
-        for change in operations.flat_map(|operation| &operation.changes) {
-            let blob = change.blob.as_ref().map(|held| &held.bytes);
-            let of_key = states.entry(&change.key);
-            of_key.or_insert_with(|| [None].into()).insert(blob);
-        }
-        Self { states }
-    }
 }
 
 fn lies(plan: Plan, seeds: u64, kind: FaultKind) {

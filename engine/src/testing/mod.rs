@@ -45,6 +45,7 @@ pub use self::minimise::minimise;
 pub use self::model::{check_against_model, panic_message, replay_against_model};
 pub use self::pair::{
     Change, Contents, Difference, Effect, Held, Operation, Pair, PutRanges, Tolerance, contents_of,
+    read_all,
 };
 pub use self::versions::Versions;
 use crate::port::{BlobStore, MutableObjectStore, StorageError};

@@ -1234,17 +1234,28 @@ fn held(store: &dyn BlobStore, key: &BinaryKey) -> Result<Held, StorageError> {
     })
 }
 
+/// Every blob that a store lists, read back, or why it can't be.
+///
+/// # Errors
+/// What the store reports of its list.
+pub fn read_all(
+    store: &dyn BlobStore,
+) -> Result<BTreeMap<BinaryKey, Result<Held, StorageError>>, StorageError> {
+    let entries = list_all(store)?.into_iter();
+    let blobs = entries.map(|entry| {
+        let held = held(store, &entry.key);
+        (entry.key, held)
+    });
+    Ok(blobs.collect())
+}
+
 /// Everything a store holds, read back.
 ///
 /// # Errors
 /// What the store reports.
 pub fn contents_of(store: &dyn BlobStore) -> Result<Contents, StorageError> {
-    let mut contents = Contents::new();
-    for entry in list_all(store)? {
-        let held = held(store, &entry.key)?;
-        contents.insert(entry.key, held);
-    }
-    Ok(contents)
+    let blobs = read_all(store)?.into_iter();
+    blobs.map(|(key, held)| Ok((key, held?))).collect()
 }
 
 fn same_bytes(key: &BinaryKey, read: &[u8], expected: &[u8]) -> Result<(), Difference> {

@@ -47,6 +47,16 @@ impl Record {
         }
     }
 
+    /// What there is after all that was done.
+    #[must_use]
+    pub fn latest(&self) -> Contents {
+        let mut state = self.base.clone();
+        for done in &self.done {
+            apply_all(&done.effect.operations, &mut state);
+        }
+        state
+    }
+
     /// Checks what one log has left after a power loss at `position`: the state after something
     /// that was done, not before what was acknowledged as durable; and of what was done next, any
     /// whole operations.

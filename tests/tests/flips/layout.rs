@@ -8,6 +8,7 @@ use graviton_format::checkpoint::{CheckpointRoot, stored_image_length};
 use graviton_format::frame::FrameHeader;
 use graviton_format::geometry::ROOT_SLOT_SIZE;
 use graviton_format::image::PAGE_SIZE;
+use graviton_format::key::StoredKey;
 use graviton_format::record::RecordView;
 use graviton_format::segment::{KIND_LOG, SegmentHeader};
 use graviton_format::superblock::Superblock;
@@ -185,7 +186,10 @@ impl Reader<'_> {
                 kind,
                 range: start..start + length,
                 frame: Some(frame),
-                key: BinaryKey::new(key).ok(),
+                key: match StoredKey::decode(key) {
+                    Ok(StoredKey::Blob(key)) => BinaryKey::new(key).ok(),
+                    _ => None,
+                },
             });
         }
     }

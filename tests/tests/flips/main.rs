@@ -29,12 +29,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use graviton_engine::io::sim::Sim;
-use graviton_engine::port::{BinaryKey, BlobStore, ErrorKind, GetOptions, ListRequest, PutOptions};
+use graviton_engine::port::{BinaryKey, BlobStore, ErrorKind, ListRequest, PutOptions};
 use graviton_engine::port::{BlobInfo, StorageError};
 use graviton_engine::store::{Access, Store};
 use graviton_format::geometry::{AREA_SIZE, ROOT_SLOT_SIZE};
-use graviton_tests::number_from;
 use graviton_tests::random::Random;
+use graviton_tests::{number_from, with_holes};
 use parking_lot::Mutex;
 
 use layout::{Kind, Region};
@@ -427,7 +427,7 @@ impl Trials<'_> {
                 Err(error) if damaged && is_of_damage(&error) => errors += 1,
                 Err(error) => fail(format!("{what} {key}: {error}")),
             };
-            let got = store.get(key, GetOptions::default()).wait();
+            let got = store.get(key, with_holes()).wait();
             see(
                 "get",
                 got.map(|blob| right(blob.version, &|_, content| *content == blob.bytes)),

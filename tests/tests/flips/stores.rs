@@ -7,7 +7,8 @@ use bytes::Bytes;
 use graviton_engine::io::sim::{Image, Sim};
 use graviton_engine::port::blob::BatchItemOutcome;
 use graviton_engine::port::{
-    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, PutOptions, StorageError,
+    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, PastEnd, PutOptions, PutRangeOptions,
+    Span, StorageError,
 };
 use graviton_engine::store::{Access, CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::Random;
@@ -97,6 +98,35 @@ impl Filler {
         self.remember(key(name), version, Some(content), noted);
     }
 
+    /// A blob that is a hole.
+    pub fn create(&mut self, name: &str, size: usize) {
+        let options = PutOptions::default();
+        let created = self.store.create_sparse(&key(name), size as u64, options);
+        let version = created.wait().expect("it is made").version;
+        let content = Bytes::from(vec![0; size]);
+        self.remember(key(name), version, Some(content), false);
+    }
+
+    /// Other bytes from `start` on.
+    pub fn change(&mut self, name: &str, start: usize, length: usize) {
+        let bytes = Bytes::from(self.random.bytes(length));
+        let range = Span::at(start as u64, length as u64).expect("it ends");
+        let options = PutRangeOptions {
+            past_end: PastEnd::Extend,
+            ..PutRangeOptions::default()
+        };
+        let put = self
+            .store
+            .put_range(&key(name), range, bytes.clone(), options);
+        let version = put.wait().expect("a range is put").version;
+        let before = self.history[&key(name)].last().expect("it is there");
+        let (noted, content) = (before.noted, before.content.clone());
+        let mut content = content.unwrap_or_default().to_vec();
+        content.resize(content.len().max(start + length), 0);
+        content[start..start + length].copy_from_slice(&bytes);
+        self.remember(key(name), version, Some(content.into()), noted);
+    }
+
     pub fn delete(&mut self, name: &str) {
         let deleted = self.store.delete(&key(name), DeleteOptions::default());
         if deleted.wait().expect("a delete works").existed {
@@ -176,7 +206,7 @@ impl Filler {
     }
 
     /// A few blobs of every kind: empty, of one byte, of two chunks, in extents; overwritten,
-    /// deleted, copied, renamed, in one frame with others.
+    /// deleted, copied, renamed, changed in part before and after, in one frame with others.
     pub fn generation(&mut self, number: usize) {
         self.put("small", 60 + number);
         self.put("chunks", 4088 + number % 3);
@@ -187,6 +217,13 @@ impl Filler {
             [format!("gone {number}"), format!("moved {number}")],
             number,
         );
+        self.change("chunks", 4000, 30);
+        self.change("chunks", 10, 200);
+        self.change("extents", 100, 4500);
+        self.create("sparse", 9000);
+        self.change("sparse", 5000, 40);
+        self.copy("chunks", "changed");
+        self.change("chunks", 0, 4090);
         self.copy("small", "copy");
         self.copy("extents", &format!("large {number}"));
         self.delete(&format!("gone {number}"));
