@@ -271,17 +271,20 @@ fn bits_that_flip_on_their_way() {
 #[test]
 fn reads_of_what_was_there_before() {
     lies(Plan::SMALL, 20, FaultKind::StaleRead);
+    lies(Plan::THREE_SECTORS, 4, FaultKind::StaleRead);
 }
 
 #[test]
 fn reads_of_another_place() {
     lies(Plan::SMALL, 20, FaultKind::MisdirectedRead);
     lies(Plan::LARGE_BLOCKS, 8, FaultKind::MisdirectedRead);
+    lies(Plan::THREE_SECTORS, 4, FaultKind::MisdirectedRead);
 }
 
 #[test]
 fn bits_that_rot() {
     lies(Plan::SMALL, 20, FaultKind::Rot);
+    lies(Plan::THREE_SECTORS, 4, FaultKind::Rot);
 }
 
 #[test]

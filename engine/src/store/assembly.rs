@@ -74,6 +74,8 @@ pub struct Assembly<'a> {
     /// Bytes of the records so far, and how many the segment can take.
     length: u64,
     room: u64,
+    /// Bytes by which they make an image grow, at most.
+    growth: u64,
     /// It replaces or deletes what lies in another sector.
     crosses: bool,
     /// It takes nothing more.
@@ -138,6 +140,7 @@ impl<'a> Assembly<'a> {
             room: tail
                 .room(geometry.segment_size)
                 .saturating_sub(frame_length(0)),
+            growth: 0,
             crosses: false,
             closed: false,
             decided: Decided::default(),
@@ -159,6 +162,7 @@ impl<'a> Assembly<'a> {
         }
         let reply = match self.find_room(&request.work) {
             Room::There => {
+                self.growth += request.work.growth_max();
                 self.decided.durable |= request.durable;
                 self.decided.notes |= matches!(request.work, Work::Note);
                 self.decide(request.work)
@@ -212,7 +216,10 @@ impl<'a> Assembly<'a> {
         let segments = &mut self.index.sectors[self.number].segments;
         // Room that compaction or deletes took out of the reserve is not for puts.
         let held_back = purpose == Purpose::Put && segments.is_reserve_in_use();
-        let within_target = self.length == 0 || self.length + length <= FRAME_TARGET as u64;
+        let target = FRAME_TARGET as u64;
+        let growth = self.growth + work.growth_max();
+        let within_target = self.length == 0
+            || (self.length + length <= target && growth <= target.min(self.geometry.segment_size));
         let fits = self.length + length <= self.room && within_target;
         if !held_back {
             let note_needs_room = matches!(work, Work::Note) && self.room == 0;

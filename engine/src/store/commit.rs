@@ -185,6 +185,15 @@ impl Work {
             Self::Sync | Self::Note => 0,
         }
     }
+
+    /// Bytes by which it makes an image grow, at most.
+    pub fn growth_max(&self) -> u64 {
+        /// A range of one byte makes three pieces of a blob, and two extents.
+        const CHANGE: u64 = 160;
+        let mutations = self.mutations().iter();
+        let changes = mutations.filter(|mutation| matches!(mutation, Mutation::Change { .. }));
+        self.length_max() + changes.count() as u64 * CHANGE
+    }
 }
 
 /// What became of work that was done.

@@ -520,18 +520,16 @@ impl SectorIndex {
     pub fn update_reserve(&mut self) {
         /// A page of the image is not filled to the end, and another has just begun.
         const PAGES: usize = 2 * PAGE_SIZE;
-        /// What is in a frame takes at most so many times as many bytes in the image: a range of one
-        /// byte, 69 bytes in the log, makes three pieces of a blob and two extents, about 150.
-        const IMAGE_PER_LOG: usize = 3;
         let geometry = self.sector.geometry();
         let estimate = self.image_estimate();
         // Entries of the base grow, too, as their LSNs come to lie farther back.
         let next = estimate + estimate / 16 + PAGES;
+        // What is in a frame takes no more bytes in the image: assembly sees to it.
         let frame = usize::try_from(geometry.segment_size)
             .map_or(FRAME_TARGET, |size| size.min(FRAME_TARGET));
         self.segments.set_checkpoint_reserve(
             image_segments(geometry, next),
-            image_segments(geometry, next + IMAGE_PER_LOG * frame),
+            image_segments(geometry, next + frame),
         );
     }
 
