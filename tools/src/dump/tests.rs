@@ -426,7 +426,7 @@ fn torn_payload_ends_the_log_unless_it_was_acknowledged() {
     let fixture = Fixture::new(&whole);
     let (objects, _) = fixture.json(&RECORD, b"\x00\xff", false);
     let record = all(&objects, "record")[0];
-    let at = record["address"].as_u64().expect("an address") + 32 + 2;
+    let at = record["address"].as_u64().expect("an address") + 32 + 3;
     let mut bytes = whole.clone();
     bytes[usize::try_from(at).expect("fits")] ^= 1;
     fixture.write(&bytes);
@@ -492,7 +492,7 @@ fn a_record_is_shown_whole() {
     assert!(text.contains("content-type = text/plain"), "{text}");
     assert!(text.contains("197192  lsn"), "{text}");
     assert!(
-        text.contains("17 bytes at 197255, 1 chunk: all verify"),
+        text.contains("17 bytes at 197256, 1 chunk: all verify"),
         "{text}"
     );
     let (text, exit) = fixture.text(&RECORD, b"docs/hello");
