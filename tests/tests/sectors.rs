@@ -181,6 +181,8 @@ fn a_blob_that_is_replaced_in_another_sector_is_not_lost() {
     let (store, options) = simulated_sectors(&sim);
     put_beside(&store, "second", "key", b"older");
     assert_eq!(sector_of(&store, "key"), 1);
+    // Nothing is left to do in sector 0, which a sync would come with.
+    while store.step().expect("it is tidied up") {}
     // The log of sector 1 grows until a checkpoint is due there, and there alone.
     while store.info().sectors[1].replay_bytes < MIB + 100_000 {
         put(&store, "second", 100_000);
