@@ -358,3 +358,24 @@ fn what_was_there_in_an_earlier_life() {
         assert_eq!(contents_of(&*store).expect("it is read"), expected);
     }
 }
+
+/// The last frame can't be read, and nothing on the disk tells of it: it is not taken for one that a
+/// crash has torn.
+#[test]
+fn the_last_frame() {
+    let machine = fresh();
+    let store = machine.store();
+    put(&store, 1, LENGTH, Durability::Durable);
+    put(&store, 2, 10, Durability::Durable);
+    let image = machine.sim().image();
+    let open = open_segment(&store).map(|(segment, _)| segment);
+    let segments = store.segments(0).into_iter();
+    let mut open = segments.filter(|segment| Some(segment.index) == open);
+    let open = open.next().expect("the log ends in a segment");
+    let geometry = geometry(&store);
+    let end = geometry.segment_offset(open.index) + open.written;
+    let end = usize::try_from(end).expect("it is in memory");
+    let frame = end - geometry.block_size as usize..end;
+    let unreadable = |sim: &Sim| sim.make_unreadable(0, frame.clone());
+    is_refused(&image, unreadable, ErrorKind::Io, "the last frame");
+}
