@@ -95,6 +95,8 @@ fn replayed_copy(rename: bool, size: usize, changed: bool) {
     let store = Store::open_on(sim.backend(), "/store", options.open).expect("it opens");
     let found = store.get(&target, GetOptions::default()).wait();
     assert_eq!(found.expect("it is there").bytes, expected);
+    let newer = store.get(&source, GetOptions::default()).wait();
+    assert_eq!(newer.expect("it is there").bytes, "newer");
     let report = store.verify(&mut |_| {}).expect("it is verified");
     assert!(report.findings.is_empty(), "{:#?}", report.findings);
 }
