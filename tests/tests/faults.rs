@@ -224,7 +224,7 @@ fn each_write_finds_no_space() {
         error: FaultError::NoSpace,
         ..fails(FaultKind::Write, times)
     });
-    every(Plan::SMALL, 30, 2, &ways);
+    every(Plan::SMALL, 30, 4, &ways);
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn the_disk_dies_at_each_call() {
 #[test]
 fn each_transfer_is_short() {
     let ways = [FaultKind::ShortWrite, FaultKind::ShortRead].map(|kind| fails(kind, 1));
-    every(Plan::SMALL, 20, 1, &ways);
+    every(Plan::SMALL, 20, 2, &ways);
     let ways = ways.map(|way| Way {
         times: FOR_EVER,
         ..way

@@ -9,7 +9,7 @@ use graviton_engine::io::sim::{Image, Loss, Sim};
 use graviton_engine::port::{
     BinaryKey, BlobStore, Durability, ErrorKind, GetOptions, StorageError,
 };
-use graviton_engine::store::{Access, SegmentState, Store};
+use graviton_engine::store::{Access, SegmentInfo, SegmentState, Store};
 use graviton_engine::testing::{Subject, contents_of};
 use graviton_format::frame::FrameHeader;
 use graviton_format::segment::{KIND_CHECKPOINT, SegmentHeader};
@@ -59,12 +59,15 @@ fn identity(store: &Store) -> Identity {
     }
 }
 
+/// The segment where the log ends.
+fn open_info(store: &Store) -> Option<SegmentInfo> {
+    let mut segments = store.segments(0).into_iter();
+    segments.find(|segment| segment.state == SegmentState::Open)
+}
+
 /// The segment where the log ends, and the bytes of its first block.
 fn open_segment(store: &Store) -> Option<(u32, Range<usize>)> {
-    let segments = store.segments(0).into_iter();
-    let mut open = segments.filter(|segment| segment.state == SegmentState::Open);
-    open.next()
-        .map(|segment| (segment.index, header(store, segment.index)))
+    open_info(store).map(|segment| (segment.index, header(store, segment.index)))
 }
 
 fn header(store: &Store, segment: u32) -> Range<usize> {
@@ -334,11 +337,8 @@ fn what_was_there_in_an_earlier_life() {
         while number % 20 == 0 && store.step().expect("it is tidied up") {}
     }
     put(&store, 100, 10, Durability::Durable);
-    let open = open_segment(&store).map(|(segment, _)| segment);
+    let open = open_info(&store).expect("the log ends in a segment");
     let geometry = geometry(&store);
-    let segments = store.segments(0).into_iter();
-    let mut open = segments.filter(|segment| Some(segment.index) == open);
-    let open = open.next().expect("the log ends in a segment");
     assert!(
         open.generation > u64::from(geometry.segment_count),
         "{open:?}"
@@ -368,10 +368,7 @@ fn the_last_frame() {
     put(&store, 1, LENGTH, Durability::Durable);
     put(&store, 2, 10, Durability::Durable);
     let image = machine.sim().image();
-    let open = open_segment(&store).map(|(segment, _)| segment);
-    let segments = store.segments(0).into_iter();
-    let mut open = segments.filter(|segment| Some(segment.index) == open);
-    let open = open.next().expect("the log ends in a segment");
+    let open = open_info(&store).expect("the log ends in a segment");
     let geometry = geometry(&store);
     let end = geometry.segment_offset(open.index) + open.written;
     let end = usize::try_from(end).expect("it is in memory");

@@ -442,6 +442,22 @@ impl Commits {
         self.claims.release(&request.claim);
     }
 
+    /// A sector's frame is not under way any more. Returns what wakes those who waited for that.
+    fn end_flight(&mut self, number: usize, pending: u64, claims: &[Claim]) -> Vec<Waker> {
+        self.pending[number] -= pending;
+        for claim in claims {
+            self.claims.release(claim);
+        }
+        let queue = &mut self.queues[number];
+        queue.in_flight = false;
+        let mut wakers = std::mem::take(&mut queue.idle);
+        if queue.stalled {
+            // Threads that drove this frame, which was not theirs, have room to make now.
+            queue.take_wakers(&mut wakers);
+        }
+        wakers
+    }
+
     /// Bytes left in the segment where a sector's log ends.
     pub fn room(&self, number: usize, segment_size: u64) -> u64 {
         self.queues[number].tail.room(segment_size)
@@ -834,18 +850,10 @@ impl Inner {
             let index = &mut self.index.write();
             index.sectors[number].segments.give_back(segment);
         }
-        let mut wakers = Vec::new();
-        {
+        let wakers = {
             let mut commits = self.commits.lock();
-            commits.pending[number] -= flight.pending;
-            for claim in &flight.claims {
-                commits.claims.release(claim);
-            }
-            let queue = &mut commits.queues[number];
-            queue.in_flight = false;
-            wakers.append(&mut queue.idle);
-            queue.take_wakers(&mut wakers);
-        }
+            commits.end_flight(number, flight.pending, &flight.claims)
+        };
         wakers.into_iter().for_each(Waker::wake);
         for (answer, _) in flight.answers {
             answer.send(Err(error.clone()));
@@ -893,24 +901,15 @@ impl Inner {
         });
         let mut failed = VecDeque::new();
         let mut wants_note = false;
-        let mut wakers = Vec::new();
         if let Err(error) = &outcome {
             self.sectors[number].poison(error);
         }
+        let wakers;
         {
             let mut commits = self.commits.lock();
-            commits.pending[number] -= pending;
-            for claim in &claims {
-                commits.claims.release(claim);
-            }
+            wakers = commits.end_flight(number, pending, &claims);
             let newest = commits.newest;
             let queue = &mut commits.queues[number];
-            queue.in_flight = false;
-            wakers.append(&mut queue.idle);
-            if queue.stalled {
-                // Threads that drove this frame, which was not theirs, have room to make now.
-                queue.take_wakers(&mut wakers);
-            }
             if outcome.is_ok() {
                 if let Some(tail) = tail {
                     queue.tail = tail;

@@ -1184,8 +1184,9 @@ impl Index {
                     let base = applied.change.map_or(0, |change| change.base);
                     return self.sectors[number].share(&applied.key, base);
                 }
-                self.sectors[number].apply_change(applied)?;
-                self.retire_elsewhere(number, applied)
+                // What a frame that failed has left of the key in another sector goes when the replay
+                // is settled.
+                self.sectors[number].apply_change(applied)
             }
         }
     }
@@ -1225,20 +1226,6 @@ impl Index {
             sector.set(applied.key.clone(), Slot::Live(entry))?;
         } else {
             sector.release(&applied.key, &entry);
-        }
-        Ok(())
-    }
-
-    /// Takes what other sectors than `number` have of the key, which is older than `applied`, out of
-    /// the index: it is there only if it was of a frame that failed.
-    fn retire_elsewhere(&mut self, number: usize, applied: &Applied) -> Result<(), StorageError> {
-        for (other, sector) in self.sectors.iter_mut().enumerate() {
-            if other != number
-                && let Some(Slot::Live(entry)) = sector.get(applied.key.stored())?
-            {
-                sector.release(&applied.key, &entry);
-                sector.set(applied.key.clone(), Slot::Gone)?;
-            }
         }
         Ok(())
     }
