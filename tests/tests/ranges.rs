@@ -1,14 +1,18 @@
 //! Blobs that are filled range by range, in a store.
 
 use bytes::Bytes;
-use graviton_engine::io::sim::{Loss, Random, Sim};
+use graviton_engine::io::sim::{Image, Loss, Random, Sim};
 use graviton_engine::memory::MemoryStore;
 use graviton_engine::port::{
     BinaryKey, BlobInfo, BlobStore, CopyOptions, DeleteOptions, Digest, DigestAlgorithm,
     Durability, ErrorKind, GetOptions, GetRangesOptions, Holes, MutableObjectStore, PastEnd,
     Precondition, PutOptions, PutRangeOptions, RangeSet, Span, StorageError,
 };
-use graviton_engine::store::{CreateOptions, GIB, KIB, MIB, OpenOptions, Store};
+use graviton_engine::store::{Access, CreateOptions, GIB, KIB, MIB, OpenOptions, Store};
+use graviton_format::Structure;
+use graviton_format::frame::{FrameHeader, records_checksum};
+use graviton_format::record::{RecordHeader, RecordKind, RecordView};
+use graviton_format::superblock::Superblock;
 use graviton_tests::{check_figures, number_from};
 
 const PATH: &str = "/store";
@@ -436,4 +440,75 @@ fn ranges_that_share_a_frame() {
     let blob = store.get(&name, GetOptions::default()).wait();
     let expected: Vec<u8> = (0..100_u8).flat_map(|number| [number; 10]).collect();
     assert_eq!(blob.expect("it is read").bytes, expected);
+}
+
+/// Makes the last range in the log one of another version than it was put into, checksums and all.
+fn forge_base(image: &mut Image, size: usize, base: u64) {
+    let mut bytes = vec![0; size];
+    image.read(0, 0, &mut bytes);
+    let superblock = Superblock::decode(&bytes, 0).expect("a superblock");
+    let (identity, geometry) = (superblock.identity(), superblock.geometry());
+    let blocks = (0..size).step_by(geometry.block_size as usize);
+    let ranges = blocks.filter_map(|at| {
+        let header = FrameHeader::decode(&bytes[at..], &identity, &geometry, at as u64).ok()?;
+        let start = at + FrameHeader::SIZE;
+        let view = RecordView::decode(&bytes[start..], &identity, &geometry, start as u64).ok()?;
+        let end = start + view.payload_offset();
+        let was = view.change?.base;
+        (view.kind == RecordKind::Range).then_some((header, at, start, end, was))
+    });
+    let (mut header, at, start, end, was) = ranges
+        .max_by_key(|(header, ..)| header.lsn.get())
+        .expect("a range was put");
+    assert_eq!(header.records, 1);
+    let head = &mut bytes[start..end];
+    let fixed = size_of::<RecordHeader>();
+    let mut places = head[fixed..]
+        .windows(8)
+        .map(|bytes| bytes == was.to_le_bytes());
+    let place = fixed + places.position(|is_it| is_it).expect("it names its base");
+    head[place..place + 8].copy_from_slice(&base.to_le_bytes());
+    let checksum = identity.header_checksum(start as u64, &[&head[4..]]);
+    head[..4].copy_from_slice(&checksum.to_le_bytes());
+    image.edit(0, start, head);
+    header.records_checksum = records_checksum([checksum].into_iter()).into();
+    image.edit(0, at, header.sealed(&identity, at as u64).bytes());
+}
+
+/// A range goes into the version that it names, and into no other one.
+#[test]
+fn a_range_of_a_version_that_is_not_there() {
+    let (sim, store) = new_store(1);
+    let name = key("key");
+    let put = |byte| {
+        let bytes = Bytes::from(vec![byte; 1000]);
+        let put = store.put(&name, bytes, PutOptions::default()).wait();
+        put.expect("it is put").version
+    };
+    let (older, newer) = (put(1), put(2));
+    let range = Span::at(10, 20).expect("it ends");
+    let bytes = Bytes::from(vec![3; 20]);
+    let put = store.put_range(&name, range, bytes, PutRangeOptions::default());
+    put.wait().expect("it is put");
+    let size = usize::try_from(4 * MIB).expect("a small sector");
+    let open = |base, access| {
+        let mut image = sim.image();
+        forge_base(&mut image, size, base);
+        let options = OpenOptions {
+            access,
+            ..open_options()
+        };
+        Store::open_on(Sim::boot(&image, 512, 1).backend(), PATH, options)
+    };
+    open(newer, Access::ReadWrite).expect("nothing was changed");
+    match open(older, Access::ReadWrite) {
+        Err(error @ StorageError::Corruption { .. }) => {
+            assert!(error.to_string().contains("[F-59]"), "{error}");
+        }
+        other => panic!("{:?}", other.map(drop)),
+    }
+    let salvaged = open(older, Access::Salvage).expect("it is salvaged");
+    let found = salvaged.get(&name, GetOptions::default()).wait();
+    assert_eq!(found.expect("it is read").bytes, vec![2; 1000]);
+    assert!(!salvaged.info().health.is_empty());
 }

@@ -11,7 +11,9 @@ use graviton_engine::port::{
 };
 use graviton_engine::store::{Access, SegmentInfo, SegmentState, Store};
 use graviton_engine::testing::{Subject, contents_of};
+use graviton_format::checkpoint::CheckpointRoot;
 use graviton_format::frame::FrameHeader;
+use graviton_format::geometry::ROOT_SLOT_SIZE;
 use graviton_format::segment::{KIND_CHECKPOINT, SegmentHeader};
 use graviton_format::{Geometry, Identity};
 use graviton_tests::history::{Machine, Plan};
@@ -57,6 +59,12 @@ fn identity(store: &Store) -> Identity {
         store_id: id.to_be_bytes(),
         sector_id: u64::from_str_radix(&info.sectors[0].sector_id, 16).expect("16 hex digits"),
     }
+}
+
+fn segments_that_are(store: &Store, state: SegmentState) -> Vec<u32> {
+    let segments = store.segments(0).into_iter();
+    let are = segments.filter(|segment| segment.state == state);
+    are.map(|segment| segment.index).collect()
 }
 
 /// The segment where the log ends.
@@ -233,9 +241,7 @@ fn a_checkpoint_that_is_gone() {
         machine.store().checkpoint().expect("a checkpoint");
     }
     let image = machine.sim().image();
-    let segments = machine.store().segments(0).into_iter();
-    let of_images = segments.filter(|segment| segment.state == SegmentState::Checkpoint);
-    let of_images: Vec<u32> = of_images.map(|segment| segment.index).collect();
+    let of_images = segments_that_are(&machine.store(), SegmentState::Checkpoint);
     assert!(of_images.len() > 1);
     for segment in of_images {
         let mut machine = boot(&image);
@@ -263,6 +269,74 @@ fn a_checkpoint_that_is_gone() {
         let report = store.verify(&mut |_| {}).expect("it is verified");
         assert_eq!(report.findings, [], "segment {segment}");
     }
+}
+
+/// The two copies of the newest root: where, and their slots' bytes; and the segments of its image.
+fn newest_root(store: &Store, image: &Image) -> ([(usize, Vec<u8>); 2], Vec<u32>) {
+    let (geometry, identity) = (geometry(store), identity(store));
+    let slots = [0, 1].map(|slot| {
+        let copies = geometry.roots(slot).map(|address| {
+            let at = usize::try_from(address).expect("it is in memory");
+            let mut bytes = vec![0; ROOT_SLOT_SIZE];
+            image.read(0, at, &mut bytes);
+            (at, bytes)
+        });
+        let (at, bytes) = &copies[0];
+        let decoded = CheckpointRoot::decode(bytes, &identity, &geometry, *at as u64);
+        let (root, segments) = decoded.expect("a root");
+        (root.sequence.get(), copies, segments)
+    });
+    let newest = slots.into_iter().max_by_key(|(sequence, ..)| *sequence);
+    let (_, copies, segments) = newest.expect("there are two");
+    (copies, segments)
+}
+
+/// A checkpoint's root never arrived, and what is in its slot is one whose image is gone: live blobs
+/// are in its segments now. They are not given back with it.
+#[test]
+fn an_older_root_in_the_slot() {
+    let mut machine = fresh();
+    let store = machine.store();
+    let mut number = 0;
+    let mut put_next = || {
+        put(&store, number, LENGTH, Durability::Durable);
+        number += 1;
+    };
+    let checkpoint = || drop(store.checkpoint().expect("a checkpoint"));
+    for _ in 0..3 {
+        put_next();
+        checkpoint();
+    }
+    let (older, of_older) = newest_root(&store, &machine.sim().image());
+    for _ in 0..2 {
+        put_next();
+        checkpoint();
+    }
+    let sealed = || segments_that_are(&store, SegmentState::Sealed);
+    while !of_older.iter().any(|segment| sealed().contains(segment)) {
+        put_next();
+    }
+    // It takes the other slot.
+    checkpoint();
+    let mut image = machine.sim().image();
+    for (at, bytes) in older {
+        image.edit(0, at, &bytes);
+    }
+    let in_use = sealed();
+    let expected = contents_of(&*store).expect("it is read");
+    machine.come_up(&image);
+    let store = machine.open().expect("it opens");
+    for segment in in_use {
+        let state = store.segments(0)[segment as usize].state;
+        assert_eq!(state, SegmentState::Sealed, "segment {segment}");
+    }
+    for number in 1000..1040 {
+        store.checkpoint().expect("a checkpoint");
+        put(&store, number, LENGTH, Durability::Durable);
+    }
+    let mut found = contents_of(&*store).expect("it is read");
+    found.retain(|key, _| expected.contains_key(key));
+    assert!(found == expected, "live blobs were written over");
 }
 
 /// The last frame is rotten, and the note behind it, which says that it was acknowledged, can't be

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use graviton_engine::io::Backend;
 use graviton_engine::io::sim::Sim;
 use graviton_engine::port::{
-    BinaryKey, BlobStore, DeleteOptions, ErrorKind, GetOptions, ListRequest, PutOptions,
+    BinaryKey, BlobStore, DeleteOptions, ErrorKind, GetOptions, Holes, ListRequest, PutOptions,
     StorageError,
 };
 use graviton_engine::store::{Access, MIB, OpenOptions, Store};
@@ -162,16 +162,13 @@ impl Trial {
 
     fn read(&self, store: &Store, key: &BinaryKey) {
         let _ = store.stat(key).wait();
-        let whole = store.get(key, GetOptions::default()).wait();
-        let part = store
-            .get(
-                key,
-                GetOptions {
-                    range: Some(10..5000),
-                    ..GetOptions::default()
-                },
-            )
-            .wait();
+        let options = |range| GetOptions {
+            range,
+            holes: Holes::Zeros,
+            ..GetOptions::default()
+        };
+        let whole = store.get(key, options(None)).wait();
+        let part = store.get(key, options(Some(10..5000))).wait();
         if self.forged {
             return;
         }

@@ -9,7 +9,8 @@ use graviton_engine::io::sim::{self, Sim};
 use graviton_engine::io::{Backend, BufferPool, OpenAccess};
 use graviton_engine::port::op::wait_for;
 use graviton_engine::port::{
-    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, PutOptions, StorageError,
+    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, PastEnd, PutOptions, PutRangeOptions,
+    Span, StorageError,
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_format::superblock::Superblock;
@@ -170,6 +171,24 @@ impl Maker {
         Ok(())
     }
 
+    /// Puts a range into the newest version.
+    fn change(&mut self, name: &str, start: usize, bytes: Bytes) -> Result<(), StorageError> {
+        let versions = &self.history[&key(name)];
+        let mut whole = versions.last().expect("it was put").to_vec();
+        let end = start + bytes.len();
+        whole.resize(whole.len().max(end), 0);
+        whole[start..end].copy_from_slice(&bytes);
+        let range = Span::at(start as u64, bytes.len() as u64)?;
+        let options = PutRangeOptions {
+            past_end: PastEnd::Sparse,
+            ..PutRangeOptions::default()
+        };
+        let put = self.store.put_range(&key(name), range, bytes, options);
+        put.wait()?;
+        self.note(name, whole.into());
+        Ok(())
+    }
+
     fn note(&mut self, name: &str, bytes: Bytes) {
         self.history.entry(key(name)).or_default().push(bytes);
     }
@@ -188,6 +207,10 @@ impl Maker {
             .store
             .delete(&key("small/07"), DeleteOptions::default());
         delete.wait()?;
+        self.put("changed", seed + 102, 9000)?;
+        self.change("changed", 100, payload(seed + 103, 50))?;
+        // Longer than a segment, and behind a hole.
+        self.change("changed", 20_000, payload(seed + 104, 70_000))?;
         let copy = self
             .store
             .copy(&key("large"), &key("copy"), CopyOptions::default());
