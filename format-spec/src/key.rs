@@ -15,7 +15,7 @@ pub const STORED_KEY_MAX_LEN: usize = 1 + 8 + KEY_MAX_LEN;
 pub enum StoredKey<'a> {
     /// Space 0: a blob, by its key.
     Blob(&'a [u8]),
-    /// Space 1: an upload that is open.
+    /// Space 1: an upload that is open \[F-62\].
     Upload {
         /// Its id: the LSN at which it began.
         upload: u64,

@@ -15,6 +15,7 @@ pub mod geometry;
 pub mod image;
 pub mod key;
 pub mod meta;
+pub mod ranges;
 pub mod record;
 pub mod segment;
 pub mod structure;

@@ -14,7 +14,8 @@ use std::sync::Arc;
 pub use graviton_engine::io::sim;
 use graviton_engine::io::{BackendChoice, DirectIo, IoOptions};
 use graviton_engine::port::{
-    BinaryKey, BlobStore, Durability, GetOptions, Holes, ListRequest, PutOptions, StorageError,
+    BinaryKey, BlobStore, Durability, GetOptions, Holes, ListRequest, MutableObjectStore,
+    PutOptions, StorageError,
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_engine::testing::Subject;
@@ -124,10 +125,8 @@ impl StoreSubject {
     pub fn path(&self) -> &Path {
         &self.path
     }
-}
 
-impl Subject for StoreSubject {
-    fn fresh(&mut self) -> Arc<dyn BlobStore> {
+    fn make(&mut self) -> Arc<Store> {
         if self.made > 0 {
             std::fs::remove_dir_all(&self.path).expect("the store before can be removed");
         }
@@ -136,11 +135,31 @@ impl Subject for StoreSubject {
         Arc::new(Store::create(&self.path, self.options.clone()).expect("a store can be made"))
     }
 
+    fn open(&self) -> Arc<Store> {
+        let store = Store::open_with(&self.path, self.options.open.clone());
+        Arc::new(store.expect("the store opens again"))
+    }
+}
+
+impl Subject for StoreSubject {
+    fn fresh(&mut self) -> Arc<dyn BlobStore> {
+        self.make()
+    }
+
     fn reopen(&mut self, store: Arc<dyn BlobStore>) -> Arc<dyn BlobStore> {
         drop(store);
-        Arc::new(
-            Store::open_with(&self.path, self.options.open.clone()).expect("the store opens again"),
-        )
+        self.open()
+    }
+}
+
+impl Subject<dyn MutableObjectStore> for StoreSubject {
+    fn fresh(&mut self) -> Arc<dyn MutableObjectStore> {
+        self.make()
+    }
+
+    fn reopen(&mut self, store: Arc<dyn MutableObjectStore>) -> Arc<dyn MutableObjectStore> {
+        drop(store);
+        self.open()
     }
 }
 

@@ -2,16 +2,22 @@
 //! between any two calls is closed, killed, or loses power, and comes up again.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::ops::Range;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use graviton_engine::io::sim::{Image, Loss, Sim};
 use graviton_engine::port::blob::BatchItemOutcome;
 use graviton_engine::port::{
-    Batch, BinaryKey, Blob, BlobInfo, BlobReader, BlobStore, BlobWriter, CopyOptions,
-    DeleteOptions, DeleteOutcome, Durability, GetOptions, ListPage, ListRequest, Op, PutOptions,
-    PutOutcome, ReadBlob, StorageError, StoreOp, WriteBlob,
+    Batch, BinaryKey, Blob, BlobInfo, BlobRanges, BlobReader, BlobStore, BlobWriter,
+    CompleteOptions, Completed, CopyOptions, DeleteOptions, DeleteOutcome, Durability, ETag,
+    Expected, GetOptions, GetRangesOptions, ListPage, ListRequest, Marked, MutableObjectStore,
+    ObserveRanges, Op, PartInfo, PutOptions, PutOutcome, PutRangeOptions, RangeSet, RangeTracker,
+    ReadBlob, Span, StorageError, StoreOp, SweptUploads, TrackOptions, TrackerError, TrackerOp,
+    UploadId, UploadInfo, UploadOptions, WriteBlob,
 };
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_engine::testing::Subject;
@@ -71,21 +77,42 @@ impl SimSubject {
     }
 }
 
-impl Subject for SimSubject {
-    fn fresh(&mut self) -> Arc<dyn BlobStore> {
+impl SimSubject {
+    fn make(&mut self) -> Arc<Store> {
         self.seed += 1;
         self.boot(&Image::default());
         let store = Store::create_on(self.sim.backend(), PATH, self.options.clone());
         Arc::new(store.expect("a store can be made"))
     }
 
-    fn reopen(&mut self, store: Arc<dyn BlobStore>) -> Arc<dyn BlobStore> {
+    /// The power fails; then `store`, which saw it, goes.
+    fn open_again<S: ?Sized>(&mut self, store: Arc<S>) -> Arc<Store> {
         self.seed += 1;
         let image = fail_power(&self.sim, Loss::Random(self.seed));
         self.boot(&image);
         drop(store);
         let store = Store::open_on(self.sim.backend(), PATH, self.options.open.clone());
         Arc::new(store.expect("the store opens again"))
+    }
+}
+
+impl Subject for SimSubject {
+    fn fresh(&mut self) -> Arc<dyn BlobStore> {
+        self.make()
+    }
+
+    fn reopen(&mut self, store: Arc<dyn BlobStore>) -> Arc<dyn BlobStore> {
+        self.open_again(store)
+    }
+}
+
+impl Subject<dyn MutableObjectStore> for SimSubject {
+    fn fresh(&mut self) -> Arc<dyn MutableObjectStore> {
+        self.make()
+    }
+
+    fn reopen(&mut self, store: Arc<dyn MutableObjectStore>) -> Arc<dyn MutableObjectStore> {
+        self.open_again(store)
     }
 }
 
@@ -103,6 +130,7 @@ fn fail_power(sim: &Sim, loss: Loss) -> Image {
 /// What outlives a single call is done in one: a reader has read everything when it is handed out,
 /// a writer keeps its pieces until it finishes (or is dropped: then the machine fails in the middle
 /// of the stream), and an `Op` is over when it is returned.
+#[derive(Clone)]
 pub struct Reopening(Arc<Mutex<Machine>>);
 
 struct Machine {
@@ -116,6 +144,8 @@ struct Machine {
     unflushed: bool,
     /// How often it was opened again.
     reopened: usize,
+    /// Those who wait for a change.
+    waiting: Vec<Waker>,
 }
 
 impl Machine {
@@ -130,6 +160,7 @@ impl Machine {
             changed: true,
             unflushed: false,
             reopened: 0,
+            waiting: Vec::new(),
         }
     }
 
@@ -175,22 +206,50 @@ impl Reopening {
         machine
     }
 
-    fn read<T: Send + 'static>(&self, call: impl FnOnce(&Store) -> StoreOp<T>) -> StoreOp<T> {
+    fn read<T: Send + 'static, E: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Store) -> Op<T, E>,
+    ) -> Op<T, E> {
         let machine = self.store();
         let store = machine.store.as_ref().expect("it is open");
         Op::ready(call(store).wait())
     }
 
-    fn change<T: Send + 'static>(
+    fn change<T: Send + 'static, E: Send + 'static>(
         &self,
         durability: Durability,
-        call: impl FnOnce(&Store) -> StoreOp<T>,
-    ) -> StoreOp<T> {
+        call: impl FnOnce(&Store) -> Op<T, E>,
+    ) -> Op<T, E> {
         let mut machine = self.store();
         machine.changed = true;
         machine.unflushed |= durability == Durability::Written;
         let store = machine.store.as_ref().expect("it is open");
-        Op::ready(call(store).wait())
+        let outcome = call(store).wait();
+        let wakers = std::mem::take(&mut machine.waiting);
+        drop(machine);
+        wakers.into_iter().for_each(Waker::wake);
+        Op::ready(outcome)
+    }
+
+    fn writer(&self, options: PutOptions, target: Target) -> Result<BlobWriter, StorageError> {
+        let machine = self.store();
+        let store = machine.store.as_ref().expect("it is open");
+        // Whether it can be begun is known at once.
+        drop(target.begin(store, options.clone())?);
+        Ok(BlobWriter::new(Writer {
+            store: self.clone(),
+            target,
+            options,
+            pieces: Vec::new(),
+            over: false,
+        }))
+    }
+
+    fn tracker(&self, elsewhere: bool) -> Arc<dyn RangeTracker> {
+        Arc::new(Tracker {
+            store: self.clone(),
+            elsewhere,
+        })
     }
 }
 
@@ -200,17 +259,7 @@ impl BlobStore for Reopening {
     }
 
     fn put_stream(&self, key: &BinaryKey, options: PutOptions) -> Result<BlobWriter, StorageError> {
-        let machine = self.store();
-        let store = machine.store.as_ref().expect("it is open");
-        // Whether it can be begun is known at once.
-        drop(store.put_stream(key, options.clone())?);
-        Ok(BlobWriter::new(Writer {
-            store: Self(Arc::clone(&self.0)),
-            key: key.clone(),
-            options,
-            pieces: Vec::new(),
-            over: false,
-        }))
+        self.writer(options, Target::Blob(key.clone()))
     }
 
     fn get(&self, key: &BinaryKey, options: GetOptions) -> StoreOp<Blob> {
@@ -285,6 +334,219 @@ impl BlobStore for Reopening {
     }
 }
 
+impl MutableObjectStore for Reopening {
+    fn create_sparse(
+        &self,
+        key: &BinaryKey,
+        size: u64,
+        options: PutOptions,
+    ) -> StoreOp<PutOutcome> {
+        self.change(options.durability, |store| {
+            store.create_sparse(key, size, options)
+        })
+    }
+
+    fn put_range(
+        &self,
+        key: &BinaryKey,
+        range: Span,
+        bytes: Bytes,
+        options: PutRangeOptions,
+    ) -> StoreOp<PutOutcome> {
+        self.change(options.durability, |store| {
+            store.put_range(key, range, bytes, options)
+        })
+    }
+
+    fn get_ranges(
+        &self,
+        key: &BinaryKey,
+        ranges: &[Span],
+        options: GetRangesOptions,
+    ) -> StoreOp<BlobRanges> {
+        self.read(|store| store.get_ranges(key, ranges, options))
+    }
+
+    fn start_upload(&self, key: &BinaryKey, options: UploadOptions) -> StoreOp<UploadId> {
+        self.change(options.durability, |store| store.start_upload(key, options))
+    }
+
+    fn upload_part(
+        &self,
+        upload: UploadId,
+        number: u16,
+        bytes: Bytes,
+        options: PutOptions,
+    ) -> StoreOp<PutOutcome> {
+        self.change(options.durability, |store| {
+            store.upload_part(upload, number, bytes, options)
+        })
+    }
+
+    fn upload_part_stream(
+        &self,
+        upload: UploadId,
+        number: u16,
+        options: PutOptions,
+    ) -> Result<BlobWriter, StorageError> {
+        self.writer(options, Target::Part(upload, number))
+    }
+
+    fn complete_upload(
+        &self,
+        upload: UploadId,
+        parts: &[(u16, ETag)],
+        options: CompleteOptions,
+    ) -> StoreOp<PutOutcome> {
+        self.change(options.durability, |store| {
+            store.complete_upload(upload, parts, options)
+        })
+    }
+
+    fn abort_upload(&self, upload: UploadId) -> StoreOp<()> {
+        self.change(Durability::Durable, |store| store.abort_upload(upload))
+    }
+
+    fn list_uploads(
+        &self,
+        after: Option<(BinaryKey, UploadId)>,
+        max: usize,
+    ) -> StoreOp<Vec<UploadInfo>> {
+        self.read(|store| store.list_uploads(after, max))
+    }
+
+    fn list_parts(&self, upload: UploadId, after: u16, max: usize) -> StoreOp<Vec<PartInfo>> {
+        self.read(|store| store.list_parts(upload, after, max))
+    }
+
+    fn sweep_uploads(&self, age: Duration) -> StoreOp<SweptUploads> {
+        self.change(Durability::Durable, |store| store.sweep_uploads(age))
+    }
+
+    fn ranges(&self) -> Arc<dyn RangeTracker> {
+        self.tracker(false)
+    }
+
+    fn ranges_elsewhere(&self) -> Arc<dyn RangeTracker> {
+        self.tracker(true)
+    }
+}
+
+/// A tracker over it. What waits looks again after each change.
+#[derive(Clone)]
+struct Tracker {
+    store: Reopening,
+    elsewhere: bool,
+}
+
+impl Tracker {
+    fn of(&self, store: &Store) -> Arc<dyn RangeTracker> {
+        match self.elsewhere {
+            true => store.ranges_elsewhere(),
+            false => store.ranges(),
+        }
+    }
+
+    /// What is complete now; it will be looked at again.
+    fn look(&self, key: &BinaryKey, context: &Context<'_>) -> Result<Completed, TrackerError> {
+        let mut machine = self.store.store();
+        machine.waiting.push(context.waker().clone());
+        let store = machine.store.as_ref().expect("it is open");
+        self.of(store).get_completed(key).wait()
+    }
+}
+
+impl RangeTracker for Tracker {
+    fn mark_complete(
+        &self,
+        key: &BinaryKey,
+        ranges: &RangeSet,
+        options: TrackOptions,
+    ) -> TrackerOp<Marked> {
+        self.store.change(options.durability, |store| {
+            self.of(store).mark_complete(key, ranges, options)
+        })
+    }
+
+    fn get_completed(&self, key: &BinaryKey) -> TrackerOp<Completed> {
+        self.store.read(|store| self.of(store).get_completed(key))
+    }
+
+    fn get_pending(&self, key: &BinaryKey, total: Option<u64>) -> TrackerOp<RangeSet> {
+        self.store
+            .read(|store| self.of(store).get_pending(key, total))
+    }
+
+    fn is_complete(&self, key: &BinaryKey) -> TrackerOp<bool> {
+        self.store.read(|store| self.of(store).is_complete(key))
+    }
+
+    fn compare_and_set(
+        &self,
+        key: &BinaryKey,
+        expected: Expected,
+        update: &RangeSet,
+        options: TrackOptions,
+    ) -> TrackerOp<Completed> {
+        self.store.change(options.durability, |store| {
+            self.of(store)
+                .compare_and_set(key, expected, update, options)
+        })
+    }
+
+    fn wait_for(&self, key: &BinaryKey, range: Span) -> TrackerOp<()> {
+        let (tracker, key) = (self.clone(), key.clone());
+        Op::start(poll_fn(move |context| match tracker.look(&key, context) {
+            Ok(now) if now.set.covers(range) => Poll::Ready(Ok(())),
+            Ok(_) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error)),
+        }))
+    }
+
+    fn observe(&self, key: &BinaryKey) -> TrackerOp<Box<dyn ObserveRanges>> {
+        let known = self.get_completed(key).wait();
+        Op::ready(known.map(|_| {
+            let observer: Box<dyn ObserveRanges> = Box::new(Observer {
+                tracker: self.clone(),
+                key: key.clone(),
+                last: Arc::default(),
+            });
+            observer
+        }))
+    }
+
+    fn forget(&self, key: &BinaryKey) -> TrackerOp<bool> {
+        self.store
+            .change(Durability::Durable, |store| self.of(store).forget(key))
+    }
+}
+
+struct Observer {
+    tracker: Tracker,
+    key: BinaryKey,
+    last: Arc<Mutex<Option<Completed>>>,
+}
+
+impl ObserveRanges for Observer {
+    fn next(&mut self) -> TrackerOp<Option<Completed>> {
+        let (tracker, key) = (self.tracker.clone(), self.key.clone());
+        let last = Arc::clone(&self.last);
+        Op::start(poll_fn(move |context| {
+            let now = match tracker.look(&key, context) {
+                Ok(now) => Some(now),
+                Err(TrackerError::NotFound { .. }) => None,
+                Err(error) => return Poll::Ready(Err(error)),
+            };
+            let mut last = last.lock();
+            if now.is_some() && *last == now {
+                return Poll::Pending;
+            }
+            last.clone_from(&now);
+            Poll::Ready(Ok(now))
+        }))
+    }
+}
+
 struct Reader(VecDeque<Bytes>);
 
 impl ReadBlob for Reader {
@@ -293,9 +555,24 @@ impl ReadBlob for Reader {
     }
 }
 
+/// What a stream becomes.
+enum Target {
+    Blob(BinaryKey),
+    Part(UploadId, u16),
+}
+
+impl Target {
+    fn begin(&self, store: &Store, options: PutOptions) -> Result<BlobWriter, StorageError> {
+        match self {
+            Self::Blob(key) => store.put_stream(key, options),
+            Self::Part(upload, number) => store.upload_part_stream(*upload, *number, options),
+        }
+    }
+}
+
 struct Writer {
     store: Reopening,
-    key: BinaryKey,
+    target: Target,
     options: PutOptions,
     pieces: Vec<Bytes>,
     over: bool,
@@ -304,7 +581,7 @@ struct Writer {
 impl Writer {
     /// Streams everything it was given into the store, and ends there.
     fn stream(&mut self, store: &Store) -> Result<BlobWriter, StorageError> {
-        let mut writer = store.put_stream(&self.key, self.options.clone())?;
+        let mut writer = self.target.begin(store, self.options.clone())?;
         for piece in self.pieces.drain(..) {
             writer.write(piece).wait()?;
         }
@@ -320,7 +597,7 @@ impl WriteBlob for Writer {
 
     fn finish(mut self: Box<Self>) -> StoreOp<PutOutcome> {
         self.over = true;
-        let store = Reopening(Arc::clone(&self.store.0));
+        let store = self.store.clone();
         store.change(self.options.durability, |store| match self.stream(store) {
             Ok(writer) => writer.finish(),
             Err(error) => Op::fail(error),
@@ -334,7 +611,7 @@ impl Drop for Writer {
             return;
         }
         // The next call finds what a machine leaves that failed in the middle of the stream.
-        let store = Reopening(Arc::clone(&self.store.0));
+        let store = self.store.clone();
         let mut machine = store.store();
         let begun = self.stream(machine.store.as_ref().expect("it is open"));
         let image = machine.sim.image();
@@ -362,10 +639,22 @@ impl ReopeningSubject {
     }
 }
 
-impl Subject for ReopeningSubject {
-    fn fresh(&mut self) -> Arc<dyn BlobStore> {
+impl ReopeningSubject {
+    fn make(&mut self) -> Arc<Reopening> {
         self.made += 1;
         let machine = Machine::create(&self.options, self.made);
         Arc::new(Reopening(Arc::new(Mutex::new(machine))))
+    }
+}
+
+impl Subject for ReopeningSubject {
+    fn fresh(&mut self) -> Arc<dyn BlobStore> {
+        self.make()
+    }
+}
+
+impl Subject<dyn MutableObjectStore> for ReopeningSubject {
+    fn fresh(&mut self) -> Arc<dyn MutableObjectStore> {
+        self.make()
     }
 }

@@ -1,15 +1,22 @@
-//! The contract of `BlobStore`, clause by clause, over real stores: both backends, several
+//! The contracts of `BlobStore` and `MutableObjectStore`, clause by clause, over real stores: both backends, several
 //! sectors, without the background thread; over simulated disks, also reopened between any two
 //! calls; and random histories against the model.
 
 use graviton_engine::io::BackendChoice;
+use graviton_engine::port::MutableObjectStore;
 use graviton_engine::store::{CreateOptions, OpenOptions};
-use graviton_engine::testing::{check_against_model, run_all};
+use graviton_engine::testing::{Subject, check_against_model, run_all, run_all_mutable};
 use graviton_tests::reopening::{ReopeningSubject, SimSubject};
 use graviton_tests::{StoreSubject, buffered, contract_options, create_options, io, number_from};
 
+/// Both contracts.
+fn all<S: Subject + Subject<dyn MutableObjectStore>>(subject: &mut S) {
+    run_all(subject);
+    run_all_mutable(subject);
+}
+
 fn contract(options: CreateOptions) {
-    run_all(&mut StoreSubject::new(options));
+    all(&mut StoreSubject::new(options));
 }
 
 #[test]
@@ -64,17 +71,17 @@ fn without_a_background_thread() {
 
 #[test]
 fn over_the_simulated_disk() {
-    run_all(&mut SimSubject::new(1, 4096, true));
+    all(&mut SimSubject::new(1, 4096, true));
 }
 
 #[test]
 fn over_three_simulated_disks_without_a_background_thread() {
-    run_all(&mut SimSubject::new(3, 512, false));
+    all(&mut SimSubject::new(3, 512, false));
 }
 
 #[test]
 fn reopened_between_any_two_calls() {
-    run_all(&mut ReopeningSubject::new(1));
+    all(&mut ReopeningSubject::new(1));
 }
 
 /// How many random histories are run; `GRAVITON_SEEDS` asks for more.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use graviton_engine::io::sim::{Fault, FaultKind, Loss, Sim};
 use graviton_engine::port::{
-    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, Durability, GetOptions, PutOptions,
-    PutRangeOptions, Span, StorageError,
+    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, Durability, GetOptions,
+    MutableObjectStore, PutOptions, PutRangeOptions, Span, StorageError,
 };
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::payload;

@@ -87,7 +87,7 @@ pub struct MemorySnapshot(State);
 struct Shared {
     options: MemoryOptions,
     state: Mutex<State>,
-    watches: Watches,
+    watches: Arc<Watches>,
 }
 
 impl MemoryStore {
@@ -101,7 +101,7 @@ impl MemoryStore {
     #[must_use]
     pub fn with_options(options: MemoryOptions) -> Self {
         let state = Mutex::new(State::new(options.capacity));
-        let watches = Watches::default();
+        let watches = Arc::default();
         Self {
             shared: Arc::new(Shared {
                 options,

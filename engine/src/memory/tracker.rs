@@ -1,17 +1,14 @@
 //! [`RangeTracker`] in memory: of what is written of a store's blobs, and of bytes held elsewhere.
 
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use super::Shared;
 use super::state::State;
-use crate::port::tracker::resolve_total;
+use crate::port::tracker::{self, Listener, Look, resolve_total};
 use crate::port::{
     BinaryKey, Completed, Expected, Marked, ObserveRanges, Op, Precondition, RangeSet,
     RangeTracker, Span, StorageError, TrackOptions, TrackerError, TrackerOp,
 };
-use crate::sync::Mutex;
 
 /// Whose bytes are tracked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,17 +141,15 @@ impl MemoryTracker {
         state.touched.push(key.clone());
         Ok(completed)
     }
+}
 
-    /// What is complete of a key, if it is still in this life. Whoever asks is woken when it changes.
-    fn watched(
-        &self,
-        key: &BinaryKey,
-        generation: u64,
-        context: &Context<'_>,
-    ) -> Option<Completed> {
-        self.shared.watches.watch(key, context.waker());
-        let now = self.completed(key).ok();
-        now.filter(|now| now.generation == generation)
+impl Look for MemoryTracker {
+    fn look(&self, key: &BinaryKey) -> TrackerOp<Completed> {
+        Op::ready(self.completed(key))
+    }
+
+    fn listen(&self, key: &BinaryKey) -> Listener {
+        self.shared.watches.listen(key)
     }
 }
 
@@ -170,20 +165,15 @@ impl RangeTracker for MemoryTracker {
     }
 
     fn get_completed(&self, key: &BinaryKey) -> TrackerOp<Completed> {
-        Op::ready(self.completed(key))
+        self.look(key)
     }
 
     fn get_pending(&self, key: &BinaryKey, total: Option<u64>) -> TrackerOp<RangeSet> {
-        Op::ready(self.completed(key).and_then(|completed| {
-            let total = total.or(completed.total).ok_or_else(|| {
-                StorageError::invalid(format!("no total is known of {key}, and none was given"))
-            })?;
-            Ok(completed.pending(total))
-        }))
+        tracker::get_pending(self, key, total)
     }
 
     fn is_complete(&self, key: &BinaryKey) -> TrackerOp<bool> {
-        Op::ready(self.completed(key).map(|completed| completed.is_complete()))
+        tracker::is_complete(self, key)
     }
 
     fn compare_and_set(
@@ -198,30 +188,11 @@ impl RangeTracker for MemoryTracker {
     }
 
     fn wait_for(&self, key: &BinaryKey, range: Span) -> TrackerOp<()> {
-        let generation = match self.completed(key) {
-            Ok(completed) => completed.generation,
-            Err(error) => return Op::fail(error),
-        };
-        let (tracker, key) = (self.clone(), key.clone());
-        Op::start(poll_fn(move |context| {
-            match tracker.watched(&key, generation, context) {
-                None => Poll::Ready(Err(TrackerError::NotFound { key: key.clone() })),
-                Some(now) if now.set.covers(range) => Poll::Ready(Ok(())),
-                Some(_) => Poll::Pending,
-            }
-        }))
+        tracker::wait_for(self, key, range)
     }
 
     fn observe(&self, key: &BinaryKey) -> TrackerOp<Box<dyn ObserveRanges>> {
-        Op::ready(self.completed(key).map(|completed| {
-            let observer: Box<dyn ObserveRanges> = Box::new(Observer {
-                tracker: self.clone(),
-                key: key.clone(),
-                generation: completed.generation,
-                last: Arc::default(),
-            });
-            observer
-        }))
+        tracker::observe(self, key)
     }
 
     fn forget(&self, key: &BinaryKey) -> TrackerOp<bool> {
@@ -232,30 +203,6 @@ impl RangeTracker for MemoryTracker {
         Op::ready(self.shared.change(|state| {
             state.touched.push(key.clone());
             Ok(state.elsewhere.remove(key).is_some())
-        }))
-    }
-}
-
-struct Observer {
-    tracker: MemoryTracker,
-    key: BinaryKey,
-    generation: u64,
-    /// What was handed out last.
-    last: Arc<Mutex<Option<Completed>>>,
-}
-
-impl ObserveRanges for Observer {
-    fn next(&mut self) -> TrackerOp<Option<Completed>> {
-        let (tracker, key, last) = (self.tracker.clone(), self.key.clone(), self.last.clone());
-        let generation = self.generation;
-        Op::start(poll_fn(move |context| {
-            let now = tracker.watched(&key, generation, context);
-            let mut last = last.lock();
-            if now.is_some() && now == *last {
-                return Poll::Pending;
-            }
-            last.clone_from(&now);
-            Poll::Ready(Ok(now))
         }))
     }
 }

@@ -31,6 +31,12 @@ impl ETag {
     pub fn of_version(version: u64) -> Self {
         Self(version)
     }
+
+    /// The version that it is of.
+    #[must_use]
+    pub fn version(self) -> u64 {
+        self.0
+    }
 }
 
 impl fmt::Display for ETag {

@@ -82,6 +82,29 @@ impl BinaryKey {
     pub(crate) fn is_blob(&self) -> bool {
         self.stored[0] == SPACE_BLOB
     }
+
+    /// The key of something that is stored beside the blobs.
+    pub(crate) fn beside(key: &StoredKey<'_>) -> Self {
+        Self {
+            stored: key.encode().into(),
+        }
+    }
+
+    /// What it is the key of.
+    pub(crate) fn space(&self) -> StoredKey<'_> {
+        // Whoever made it had it checked.
+        StoredKey::decode(&self.stored).unwrap_or(StoredKey::Blob(self.as_bytes()))
+    }
+
+    /// The key of the blob that it is about: of an upload the one it is to become.
+    pub(crate) fn of_blob(&self) -> Self {
+        match self.space() {
+            StoredKey::Blob(_) | StoredKey::Part { .. } => self.clone(),
+            StoredKey::Upload { key, .. }
+            | StoredKey::Ranges(key)
+            | StoredKey::Completed { key, .. } => Self::bound(key),
+        }
+    }
 }
 
 impl AsRef<[u8]> for BinaryKey {
@@ -99,10 +122,29 @@ impl TryFrom<&str> for BinaryKey {
 }
 
 /// The canonical text form: printable ASCII as it is, `\\` for a backslash, `\xNN` for the rest,
-/// except that valid UTF-8 letters stay readable.
+/// except that valid UTF-8 letters stay readable. What a store keeps beside its blobs is named by what
+/// it is.
 impl fmt::Display for BinaryKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for chunk in self.as_bytes().utf8_chunks() {
+        let key = match self.space() {
+            StoredKey::Blob(key) => key,
+            StoredKey::Upload { upload, key } => {
+                write!(f, "upload {upload:016x} of ")?;
+                key
+            }
+            StoredKey::Part { upload, number } => {
+                return write!(f, "part {number} of upload {upload:016x}");
+            }
+            StoredKey::Ranges(key) => {
+                f.write_str("ranges of ")?;
+                key
+            }
+            StoredKey::Completed { upload, key } => {
+                write!(f, "completed upload {upload:016x} of ")?;
+                key
+            }
+        };
+        for chunk in key.utf8_chunks() {
             for c in chunk.valid().chars() {
                 match c {
                     '\\' => f.write_str("\\\\")?,

@@ -4,6 +4,7 @@ pub mod blob;
 pub mod digest;
 pub mod error;
 pub mod key;
+pub(crate) mod latch;
 pub mod list;
 pub mod mutable;
 pub mod op;

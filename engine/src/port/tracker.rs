@@ -1,14 +1,16 @@
 //! [`RangeTracker`]: which bytes of a blob are there, and who may add the next.
 
 use std::collections::HashMap;
-use std::task::Waker;
+use std::sync::Arc;
 
 use super::blob::Durability;
 use super::error::{ErrorKind, StorageError};
 use super::key::BinaryKey;
+use super::latch::Latch;
 use super::op::Op;
 use super::span::{RangeSet, Span};
 use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 
 /// An operation of a [`RangeTracker`].
 pub type TrackerOp<T> = Op<T, TrackerError>;
@@ -269,22 +271,175 @@ pub fn resolve_total(
 /// Those who wait for changes, by key.
 #[derive(Debug, Default)]
 pub(crate) struct Watches {
-    by_key: Mutex<HashMap<BinaryKey, Vec<Waker>>>,
+    /// How many keys there are: the common case is none, and costs one load.
+    count: AtomicUsize,
+    by_key: Mutex<HashMap<BinaryKey, Arc<Latch>>>,
 }
 
 impl Watches {
-    /// Wakes `waker` at the next change of `key`. Whoever calls it looks at the key once more after.
-    pub(crate) fn watch(&self, key: &BinaryKey, waker: &Waker) {
+    /// Hears of the next change of `key`. Whoever calls it looks at the key once more after.
+    pub(crate) fn listen(self: &Arc<Self>, key: &BinaryKey) -> Listener {
         let mut by_key = self.by_key.lock();
-        let wakers = by_key.entry(key.clone()).or_default();
-        if !wakers.iter().any(|known| known.will_wake(waker)) {
-            wakers.push(waker.clone());
+        let latch = Arc::clone(by_key.entry(key.clone()).or_default());
+        self.count.store(by_key.len(), Ordering::Release);
+        Listener {
+            watches: Arc::clone(self),
+            key: key.clone(),
+            latch,
         }
+    }
+
+    /// Whether nobody waits for any change.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Acquire) == 0
     }
 
     /// Something changed about `key`. Must be called with no lock held that those who wait take.
     pub(crate) fn changed(&self, key: &BinaryKey) {
-        let wakers = self.by_key.lock().remove(key);
-        wakers.into_iter().flatten().for_each(Waker::wake);
+        if self.is_empty() {
+            return;
+        }
+        let latch = self.edit(|by_key| by_key.remove(key));
+        if let Some(latch) = latch {
+            latch.raise();
+        }
+    }
+
+    /// Something changed about every key. As [`Watches::changed`].
+    pub(crate) fn all_changed(&self) {
+        let latches = self.edit(std::mem::take);
+        latches.into_values().for_each(|latch| latch.raise());
+    }
+
+    fn edit<T>(&self, edit: impl FnOnce(&mut HashMap<BinaryKey, Arc<Latch>>) -> T) -> T {
+        let mut by_key = self.by_key.lock();
+        let edited = edit(&mut by_key);
+        self.count.store(by_key.len(), Ordering::Release);
+        edited
+    }
+}
+
+/// Hears of one change of a key.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    watches: Arc<Watches>,
+    key: BinaryKey,
+    latch: Arc<Latch>,
+}
+
+impl Listener {
+    /// Waits for it.
+    pub(crate) async fn changed(self) {
+        self.latch.raised().await;
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.watches.edit(|by_key| {
+            // The map's and this one: nobody else listens.
+            let is_last = |latch: &Arc<Latch>| {
+                Arc::ptr_eq(latch, &self.latch) && Arc::strong_count(latch) == 2
+            };
+            if by_key.get(&self.key).is_some_and(is_last) {
+                by_key.remove(&self.key);
+            }
+        });
+    }
+}
+
+/// What all of a tracker's waiting is made of.
+pub(crate) trait Look: Clone + Send + Sync + 'static {
+    /// What is complete of a key.
+    fn look(&self, key: &BinaryKey) -> TrackerOp<Completed>;
+
+    /// Hears of the next change of it.
+    fn listen(&self, key: &BinaryKey) -> Listener;
+}
+
+/// See [`RangeTracker::get_pending`].
+pub(crate) fn get_pending(
+    tracker: &impl Look,
+    key: &BinaryKey,
+    total: Option<u64>,
+) -> TrackerOp<RangeSet> {
+    let (look, key) = (tracker.look(key), key.clone());
+    Op::start(async move {
+        let completed = look.await?;
+        let total = total.or(completed.total).ok_or_else(|| {
+            StorageError::invalid(format!("no total is known of {key}, and none was given"))
+        })?;
+        Ok(completed.pending(total))
+    })
+}
+
+/// See [`RangeTracker::is_complete`].
+pub(crate) fn is_complete(tracker: &impl Look, key: &BinaryKey) -> TrackerOp<bool> {
+    let look = tracker.look(key);
+    Op::start(async move { look.await.map(|completed| completed.is_complete()) })
+}
+
+/// See [`RangeTracker::wait_for`].
+pub(crate) fn wait_for(tracker: &impl Look, key: &BinaryKey, range: Span) -> TrackerOp<()> {
+    let (tracker, key) = (tracker.clone(), key.clone());
+    Op::start(async move {
+        let mut life = None;
+        loop {
+            let listener = tracker.listen(&key);
+            let now = tracker.look(&key).await?;
+            if *life.get_or_insert(now.generation) != now.generation {
+                return Err(TrackerError::NotFound { key });
+            }
+            if now.set.covers(range) {
+                return Ok(());
+            }
+            listener.changed().await;
+        }
+    })
+}
+
+/// See [`RangeTracker::observe`].
+pub(crate) fn observe(tracker: &impl Look, key: &BinaryKey) -> TrackerOp<Box<dyn ObserveRanges>> {
+    let (tracker, key) = (tracker.clone(), key.clone());
+    let look = tracker.look(&key);
+    Op::start(async move {
+        let generation = look.await?.generation;
+        let observer: Box<dyn ObserveRanges> = Box::new(Observer {
+            tracker,
+            key,
+            generation,
+            last: Arc::default(),
+        });
+        Ok(observer)
+    })
+}
+
+struct Observer<T> {
+    tracker: T,
+    key: BinaryKey,
+    generation: u64,
+    /// What was handed out last.
+    last: Arc<Mutex<Option<Completed>>>,
+}
+
+impl<T: Look> ObserveRanges for Observer<T> {
+    fn next(&mut self) -> TrackerOp<Option<Completed>> {
+        let (tracker, key, last) = (self.tracker.clone(), self.key.clone(), self.last.clone());
+        let generation = self.generation;
+        Op::start(async move {
+            loop {
+                let listener = tracker.listen(&key);
+                let now = match tracker.look(&key).await {
+                    Ok(now) => Some(now).filter(|now| now.generation == generation),
+                    Err(TrackerError::NotFound { .. }) => None,
+                    Err(error) => return Err(error),
+                };
+                if now.is_none() || now != *last.lock() {
+                    last.lock().clone_from(&now);
+                    return Ok(now);
+                }
+                listener.changed().await;
+            }
+        })
     }
 }

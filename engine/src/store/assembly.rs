@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use graviton_format::Geometry;
 use graviton_format::checksum::stored_length;
+use graviton_format::key::StoredKey;
 use graviton_format::meta::CHANGE_LEN;
 use graviton_format::record::{
     BLOB_MAX_LEN, Change, ExtentRef, FLAG_MOVED, Manifest, RecordKind, record_length,
@@ -17,13 +18,14 @@ use graviton_format::record::{
 use super::commit::{
     Claim, Claims, Done, Encoded, Mutation, MutationOutcome, Reply, Request, Work,
 };
-use super::index::{Applied, Entry, Index};
+use super::index::{Applied, Entry, Index, Joined};
 use super::record;
 use super::ticket::Answer;
+use super::tracker::Known;
 use crate::log::append::frame_length;
 use crate::log::{Purpose, State, Tail};
 use crate::port::mutable::resolve_put_range;
-use crate::port::{BinaryKey, ETag, Precondition, StorageError};
+use crate::port::{BinaryKey, ETag, Precondition, StorageError, UploadId};
 
 /// Frames grow to about this many bytes by grouping; a single request may be longer.
 pub const FRAME_TARGET: usize = 4 << 20;
@@ -92,6 +94,8 @@ pub struct Decided {
     pub records: Vec<(Encoded, u64, u8)>,
     /// What the records do to the index, in their order.
     pub applied: Vec<Applied>,
+    /// What trackers know by them.
+    pub known: Vec<(BinaryKey, Known)>,
     /// What its requests have claimed.
     pub claims: Vec<Claim>,
     /// The segment the frame opens, and its generation.
@@ -160,9 +164,11 @@ impl<'a> Assembly<'a> {
             self.closed |= self.length > 0;
             return Some(request);
         }
-        let reply = match self.find_room(&request.work) {
+        let length = request.work.length_max() + self.length_decided_here(&request.work);
+        let growth = length + request.work.growth_beside();
+        let reply = match self.find_room(&request.work, length, growth) {
             Room::There => {
-                self.growth += request.work.growth_max();
+                self.growth += growth;
                 self.decided.durable |= request.durable;
                 self.decided.notes |= matches!(request.work, Work::Note);
                 self.decide(request.work)
@@ -195,10 +201,10 @@ impl<'a> Assembly<'a> {
     /// what waits or is another sector's to do.
     fn must_wait(&self, request: &Request) -> bool {
         let is_early = request.work.mutations().iter().any(|mutation| {
-            let copies = matches!(mutation, Mutation::Copy { .. });
-            mutation
-                .keys()
-                .any(|key| self.blocked.contains(key) || (copies && self.overlay.contains_key(key)))
+            let reads_index = mutation.reads_index();
+            mutation.keys().any(|key| {
+                self.blocked.contains(key) || (reads_index && self.overlay.contains_key(key))
+            })
         });
         is_early || self.claims.must_wait(self.number, &request.claim)
     }
@@ -210,14 +216,13 @@ impl<'a> Assembly<'a> {
 
     /// Finds room for a request in this frame: behind what it holds already or, if that is
     /// nothing, in a new segment.
-    fn find_room(&mut self, work: &Work) -> Room {
-        let length = work.length_max().max(self.copy_length(work));
+    fn find_room(&mut self, work: &Work, length: u64, growth: u64) -> Room {
         let purpose = work.purpose();
         let segments = &mut self.index.sectors[self.number].segments;
         // Room that compaction or deletes took out of the reserve is not for puts.
         let held_back = purpose == Purpose::Put && segments.is_reserve_in_use();
         let target = FRAME_TARGET as u64;
-        let growth = self.growth + work.growth_max();
+        let growth = self.growth + growth;
         let within_target = self.length == 0
             || (self.length + length <= target && growth <= target.min(self.geometry.segment_size));
         let fits = self.length + length <= self.room && within_target;
@@ -232,7 +237,7 @@ impl<'a> Assembly<'a> {
                 return Room::NextFrame;
             }
         }
-        // Of a copy the length was not known before.
+        // Of some the length was not known before.
         if let Err(error) = check_fits_frame(self.geometry, length) {
             return Room::Never(error);
         }
@@ -251,8 +256,15 @@ impl<'a> Assembly<'a> {
         Room::Nowhere
     }
 
-    /// Bytes that copies in the work will write: a manifest each, and a tombstone if it renames.
-    fn copy_length(&self, work: &Work) -> u64 {
+    /// Bytes, at most, of records that are made when the work is decided: manifests of what is copied
+    /// or completed, and the tombstones that may go with them.
+    fn length_decided_here(&self, work: &Work) -> u64 {
+        let manifest = |key: &BinaryKey, source: &BinaryKey, meta: usize, pieces: usize| {
+            let meta = meta + source.stored().len() + 16;
+            let payload = Manifest::payload_length(pieces) as u64;
+            let tombstone = record_length(source.stored().len(), 0, 0);
+            record_length(key.stored().len(), meta, payload) + tombstone
+        };
         let length = |mutation: &Mutation| match mutation {
             Mutation::Copy {
                 source,
@@ -264,17 +276,35 @@ impl<'a> Assembly<'a> {
                     Ok(Some((_, entry))) => entry.extents.map_or(1, |extents| extents.len()),
                     _ => 0,
                 };
-                let manifest = Manifest::payload_length(pieces) as u64;
-                let record = record_length(
-                    target.stored().len(),
-                    meta.len() + source.stored().len() + 16,
-                    manifest,
-                );
-                record + record_length(source.stored().len(), 0, 0)
+                manifest(target, source, meta.len(), pieces)
+            }
+            Mutation::Complete {
+                upload,
+                blob,
+                parts,
+                meta,
+                digest,
+                ..
+            } => {
+                let pieces = match self.join_parts(upload, parts) {
+                    Ok(joined) => joined.pieces.len(),
+                    // It fails when it is decided.
+                    Err(_) => 0,
+                };
+                let kept = record_length(upload.stored().len(), 0, digest.len() as u64);
+                manifest(blob, upload, meta.len(), pieces) + kept
             }
             _ => 0,
         };
         work.mutations().iter().map(length).sum()
+    }
+
+    fn join_parts(
+        &self,
+        upload: &BinaryKey,
+        parts: &[(u16, ETag)],
+    ) -> Result<Joined, StorageError> {
+        self.index.sectors[self.number].join_parts(upload_id(upload).lsn(), parts)
     }
 
     fn lsn(&mut self) -> u64 {
@@ -352,6 +382,7 @@ impl<'a> Assembly<'a> {
     /// All or nothing: on an error what was decided before is taken back.
     fn decide_mutations(&mut self, mutations: Vec<Mutation>) -> Reply {
         let (records, length, lsn) = (self.decided.records.len(), self.length, *self.next_lsn);
+        let known = self.decided.known.len();
         let mut overlay_before: Vec<(BinaryKey, Option<Option<Decision>>)> = Vec::new();
         let mut outcomes = Vec::with_capacity(mutations.len());
         for mutation in mutations {
@@ -363,6 +394,7 @@ impl<'a> Assembly<'a> {
                 other => {
                     self.decided.records.truncate(records);
                     self.decided.applied.truncate(records);
+                    self.decided.known.truncate(known);
                     self.length = length;
                     *self.next_lsn = lsn;
                     for (key, before) in overlay_before.into_iter().rev() {
@@ -378,9 +410,29 @@ impl<'a> Assembly<'a> {
         Ok(Done::Mutations(outcomes))
     }
 
+    /// A tracker knows something once this version has come about.
+    fn note_known(&mut self, key: &BinaryKey, version: u64, known: Option<Box<Known>>) {
+        if let Some(mut known) = known {
+            known.landed(version);
+            self.decided.known.push((key.clone(), *known));
+        }
+    }
+
+    /// `None`: it is no part of one.
+    fn check_upload(&mut self, upload: Option<&BinaryKey>) -> Result<(), StorageError> {
+        let Some(upload) = upload else { return Ok(()) };
+        let lsn = self.current(upload)?.ok_or_else(|| no_such(upload))?;
+        // What reads the index of it waits for this frame.
+        let as_before = Decision { lsn, size: 0 };
+        self.overlay.insert(upload.clone(), Some(as_before));
+        Ok(())
+    }
+
+    /// `named` is the key that errors are about.
     fn check(
         &self,
         key: &BinaryKey,
+        named: &BinaryKey,
         precondition: Precondition,
     ) -> Result<Option<u64>, StorageError> {
         let current = self.current(key)?;
@@ -388,7 +440,7 @@ impl<'a> Assembly<'a> {
             Ok(current)
         } else {
             Err(StorageError::PreconditionFailed {
-                key: key.clone(),
+                key: named.of_blob(),
                 actual: current.map(ETag::of_version),
             })
         }
@@ -412,6 +464,7 @@ impl<'a> Assembly<'a> {
         match mutation {
             Mutation::Put {
                 key,
+                upload,
                 precondition,
                 record,
                 kind,
@@ -419,8 +472,10 @@ impl<'a> Assembly<'a> {
                 meta_length,
                 payload_length,
                 manifest,
+                known,
             } => {
-                self.check(&key, precondition)?;
+                self.check_upload(upload.as_ref())?;
+                self.check(&key, upload.as_ref().unwrap_or(&key), precondition)?;
                 let size = manifest
                     .as_ref()
                     .map_or(u64::from(payload_length), |(size, _)| *size);
@@ -428,6 +483,7 @@ impl<'a> Assembly<'a> {
                 let lsn = self.lsn();
                 self.overlay
                     .insert(key.clone(), Some(Decision { lsn, size }));
+                self.note_known(&key, lsn, known);
                 let applied = Applied {
                     meta_length,
                     payload_length,
@@ -446,11 +502,12 @@ impl<'a> Assembly<'a> {
                 time,
                 payload_length,
                 pieces,
+                known,
             } => {
                 let Some(current) = self.to_change(&key)? else {
                     return Ok(None);
                 };
-                self.check(&key, precondition)?;
+                self.check(&key, &key, precondition)?;
                 let size = resolve_put_range(&key, range, range.len(), current.size, past_end)?;
                 if size > BLOB_MAX_LEN {
                     let limit = BLOB_MAX_LEN;
@@ -467,6 +524,7 @@ impl<'a> Assembly<'a> {
                     start: range.start(),
                     size,
                 };
+                self.note_known(&key, *self.next_lsn, known);
                 Ok(Some(self.push_change(
                     key,
                     change,
@@ -476,13 +534,78 @@ impl<'a> Assembly<'a> {
                     pieces,
                 )))
             }
+            Mutation::Start {
+                upload,
+                mut record,
+                time,
+                meta_length,
+            } => {
+                let lsn = self.lsn();
+                let upload = record::name_upload(&mut record, &upload, lsn);
+                let begun = Decision { lsn, size: 0 };
+                self.overlay.insert(upload.clone(), Some(begun));
+                let applied = Applied {
+                    meta_length,
+                    ..applied(RecordKind::Blob, upload, lsn, time)
+                };
+                self.push(record, 0, applied);
+                let (version, size) = (lsn, 0);
+                Ok(Some(MutationOutcome::Put { version, size }))
+            }
+            Mutation::Complete {
+                upload,
+                blob,
+                parts,
+                precondition,
+                meta,
+                digest,
+                time,
+            } => {
+                self.current(&upload)?.ok_or_else(|| no_such(&upload))?;
+                let joined = self.join_parts(&upload, &parts)?;
+                let (size, limit) = (joined.size, BLOB_MAX_LEN);
+                if size > limit {
+                    let key = blob;
+                    return Err(StorageError::TooLarge { key, size, limit });
+                }
+                self.check(&blob, &blob, precondition)?;
+                self.note_crossing(&blob)?;
+                let lsn = self.push_manifest(NewManifest {
+                    key: blob,
+                    size,
+                    source: (joined.inline > 0).then(|| upload.clone()),
+                    pieces: joined.pieces.into(),
+                    meta,
+                    time,
+                });
+                self.push_completed(&upload, &digest, time);
+                self.push_tombstone(upload, time);
+                Ok(Some(MutationOutcome::Put { version: lsn, size }))
+            }
+            Mutation::Abort {
+                upload,
+                idle_since,
+                time,
+            } => {
+                self.current(&upload)?.ok_or_else(|| no_such(&upload))?;
+                let parts = self.index.sectors[self.number].parts(upload_id(&upload).lsn())?;
+                let in_use = |since| parts.iter().any(|(_, part)| part.time > since);
+                let bytes = match idle_since.is_some_and(in_use) {
+                    true => None,
+                    false => Some(parts.iter().map(|(_, part)| part.size).sum()),
+                };
+                if bytes.is_some() {
+                    self.push_tombstone(upload, time);
+                }
+                Ok(Some(MutationOutcome::Aborted { bytes }))
+            }
             Mutation::Delete {
                 key,
                 precondition,
                 strict,
                 time,
             } => {
-                let existed = self.check(&key, precondition)?.is_some();
+                let existed = self.check(&key, &key, precondition)?.is_some();
                 if !existed && strict {
                     return Err(StorageError::NotFound { key });
                 }
@@ -512,8 +635,8 @@ impl<'a> Assembly<'a> {
                 let Some((number, entry)) = self.index.lookup(source.stored())? else {
                     return Err(StorageError::NotFound { key: source });
                 };
-                self.check(&source, source_precondition)?;
-                self.check(&target, target_precondition)?;
+                self.check(&source, &source, source_precondition)?;
+                self.check(&target, &target, target_precondition)?;
                 if entry.lsn != expected || number != self.number {
                     return Ok(None);
                 }
@@ -588,39 +711,57 @@ impl<'a> Assembly<'a> {
         source: &BinaryKey,
         entry: &Entry,
         target: BinaryKey,
-        mut meta: Vec<u8>,
+        meta: Vec<u8>,
         time: u64,
     ) -> MutationOutcome {
-        let lsn = self.lsn();
         let shared = match &entry.extents {
             Some(extents) => Arc::clone(extents),
             None if entry.size == 0 => Arc::new([]),
-            None => {
-                record::put_source(&mut meta, source);
-                let whole = ExtentRef {
-                    lsn: entry.lsn.into(),
-                    offset: 0.into(),
-                    length: u32::try_from(entry.size).unwrap_or(u32::MAX).into(),
-                };
-                Arc::new([whole])
-            }
+            None => Arc::new([entry.payload()]),
         };
         let inline = entry.extents.is_none() && entry.size > 0;
-        let payload = Manifest {
+        let manifest = NewManifest {
+            key: target,
             size: entry.size,
-            extents: shared.to_vec(),
+            pieces: shared,
+            source: inline.then(|| source.clone()),
+            meta,
+            time,
+        };
+        MutationOutcome::Put {
+            version: self.push_manifest(manifest),
+            size: entry.size,
+        }
+    }
+
+    /// Returns the manifest's LSN.
+    fn push_manifest(&mut self, manifest: NewManifest) -> u64 {
+        let NewManifest {
+            key,
+            size,
+            pieces,
+            source,
+            mut meta,
+            time,
+        } = manifest;
+        let lsn = self.lsn();
+        if let Some(source) = &source {
+            record::put_source(&mut meta, source);
+        }
+        let payload = Manifest {
+            size,
+            extents: pieces.to_vec(),
         }
         .encode();
-        let record = record::encode(RecordKind::Manifest, &target, &meta, &payload, time);
-        let size = entry.size;
+        let record = record::encode(RecordKind::Manifest, &key, &meta, &payload, time);
         self.overlay
-            .insert(target.clone(), Some(Decision { lsn, size }));
+            .insert(key.clone(), Some(Decision { lsn, size }));
         let applied = Applied {
             meta_length: u32::try_from(meta.len()).unwrap_or(u32::MAX),
             payload_length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
-            manifest: Some((entry.size, shared)),
-            source: inline.then(|| source.clone()),
-            ..applied(RecordKind::Manifest, target, lsn, time)
+            manifest: Some((size, pieces)),
+            source,
+            ..applied(RecordKind::Manifest, key, lsn, time)
         };
         debug_assert_eq!(
             record.len() as u64,
@@ -628,10 +769,49 @@ impl<'a> Assembly<'a> {
                 + stored_length(payload.len() as u64)
         );
         self.push(record, 0, applied);
-        MutationOutcome::Put {
-            version: lsn,
-            size: entry.size,
-        }
+        lsn
+    }
+
+    /// What is kept of an upload that has become the blob of the record before.
+    fn push_completed(&mut self, upload: &BinaryKey, digest: &[u8], time: u64) {
+        let lsn = self.lsn();
+        let blob = upload.of_blob();
+        let completed = BinaryKey::beside(&StoredKey::Completed {
+            upload: upload_id(upload).lsn(),
+            key: blob.as_bytes(),
+        });
+        let record = record::encode(RecordKind::Blob, &completed, &[], digest, time);
+        let applied = Applied {
+            payload_length: u32::try_from(digest.len()).unwrap_or(u32::MAX),
+            ..applied(RecordKind::Blob, completed, lsn, time)
+        };
+        self.push(record, 0, applied);
+    }
+}
+
+/// A manifest that is made when it is decided.
+struct NewManifest {
+    key: BinaryKey,
+    size: u64,
+    pieces: Arc<[ExtentRef]>,
+    /// Whose record holds payload that is shared.
+    source: Option<BinaryKey>,
+    /// Metadata, but for the name of the source.
+    meta: Vec<u8>,
+    time: u64,
+}
+
+/// The id of an upload.
+pub fn upload_id(upload: &BinaryKey) -> UploadId {
+    UploadId::of_lsn(match upload.space() {
+        StoredKey::Upload { upload, .. } => upload,
+        _ => 0,
+    })
+}
+
+fn no_such(upload: &BinaryKey) -> StorageError {
+    StorageError::NoSuchUpload {
+        upload: upload_id(upload),
     }
 }
 

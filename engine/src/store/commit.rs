@@ -12,17 +12,20 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
+use bytes::Bytes;
+use graviton_format::image::ExtentEntry;
 use graviton_format::record::{ExtentRef, RecordKind, record_length};
 
 use super::assembly::{Assembly, Others, check_fits_frame};
 use super::index::{Applied, Hold};
 use super::inner::Inner;
 use super::ticket::{Answer, Ticket, ticket};
+use super::tracker::Known;
 use crate::io::{AlignedBuf, WriteSync};
 use crate::log::append::{BuiltFrame, frame_length};
 use crate::log::{FrameBuilder, Purpose, Sector, Tail};
 use crate::port::op::{offer_driver, wait_for};
-use crate::port::{BinaryKey, PastEnd, Precondition, Span, StorageError};
+use crate::port::{BinaryKey, ETag, PastEnd, Precondition, Span, StorageError};
 
 /// One record, encoded but for what depends on its place: head, then chunks.
 pub type Encoded = Vec<u8>;
@@ -33,6 +36,8 @@ pub enum Mutation {
     /// A version whose record is ready: a blob record, or a manifest over extents of this sector.
     Put {
         key: BinaryKey,
+        /// The upload that it is a part of, which must be open.
+        upload: Option<BinaryKey>,
         precondition: Precondition,
         record: Encoded,
         kind: RecordKind,
@@ -40,6 +45,8 @@ pub enum Mutation {
         meta_length: u32,
         payload_length: u32,
         manifest: Option<(u64, Arc<[ExtentRef]>)>,
+        /// What a tracker knows by it.
+        known: Option<Box<Known>>,
     },
     /// A version that is the current one but for some bytes.
     Change {
@@ -54,6 +61,36 @@ pub enum Mutation {
         payload_length: u32,
         /// The pieces of this sector that hold the bytes, unless they are the record's payload.
         pieces: Option<Arc<[ExtentRef]>>,
+        /// What a tracker knows by it.
+        known: Option<Box<Known>>,
+    },
+    /// An upload, which is named by the LSN of its record.
+    Start {
+        /// Its key, but for the name.
+        upload: BinaryKey,
+        record: Encoded,
+        time: u64,
+        meta_length: u32,
+    },
+    /// An upload becomes a blob.
+    Complete {
+        upload: BinaryKey,
+        blob: BinaryKey,
+        /// The parts that it is made of, in order.
+        parts: Vec<(u16, ETag)>,
+        precondition: Precondition,
+        /// Metadata of the blob, but for the name of its source.
+        meta: Vec<u8>,
+        /// What is kept of the list.
+        digest: Bytes,
+        time: u64,
+    },
+    /// An upload is given up.
+    Abort {
+        upload: BinaryKey,
+        /// Unless something was put into it after this time.
+        idle_since: Option<u64>,
+        time: u64,
     },
     /// A delete.
     Delete {
@@ -80,21 +117,34 @@ impl Mutation {
     /// The keys it is about.
     pub fn keys(&self) -> impl Iterator<Item = &BinaryKey> {
         let (first, second) = match self {
-            Self::Put { key, .. } | Self::Change { key, .. } | Self::Delete { key, .. } => {
-                (key, None)
-            }
+            Self::Put { key, upload, .. } => (key, upload.as_ref()),
+            Self::Change { key, .. } | Self::Delete { key, .. } => (key, None),
             Self::Copy { source, target, .. } => (source, Some(target)),
+            Self::Start { upload, .. } | Self::Abort { upload, .. } => (upload, None),
+            Self::Complete { upload, blob, .. } => (upload, Some(blob)),
         };
         std::iter::once(first).chain(second)
+    }
+
+    /// Whether it is decided by what the index says of its keys, and not what is yet to be applied.
+    pub fn reads_index(&self) -> bool {
+        matches!(
+            self,
+            Self::Copy { .. } | Self::Complete { .. } | Self::Abort { .. }
+        )
     }
 
     /// Bytes it adds to the log, at most.
     fn length_max(&self) -> u64 {
         match self {
-            Self::Put { record, .. } | Self::Change { record, .. } => record.len() as u64,
-            Self::Delete { key, .. } => record_length(key.stored().len(), 0, 0),
+            Self::Put { record, .. } | Self::Change { record, .. } | Self::Start { record, .. } => {
+                record.len() as u64
+            }
+            Self::Delete { key: gone, .. } | Self::Abort { upload: gone, .. } => {
+                record_length(gone.stored().len(), 0, 0)
+            }
             // The manifest's size is known when it is decided.
-            Self::Copy { .. } => 0,
+            Self::Copy { .. } | Self::Complete { .. } => 0,
         }
     }
 }
@@ -106,6 +156,8 @@ pub enum MutationOutcome {
     Put { version: u64, size: u64 },
     /// A delete.
     Deleted { existed: bool },
+    /// An upload was given up, with so many bytes of parts, unless it is still in use.
+    Aborted { bytes: Option<u64> },
 }
 
 /// A record that compaction copies.
@@ -156,9 +208,9 @@ impl Work {
     pub fn purpose(&self) -> Purpose {
         match self {
             Self::Mutations(mutations)
-                if mutations
-                    .iter()
-                    .all(|mutation| matches!(mutation, Mutation::Delete { .. })) =>
+                if mutations.iter().all(|mutation| {
+                    matches!(mutation, Mutation::Delete { .. } | Mutation::Abort { .. })
+                }) =>
             {
                 Purpose::Delete
             }
@@ -186,13 +238,17 @@ impl Work {
         }
     }
 
-    /// Bytes by which it makes an image grow, at most.
-    pub fn growth_max(&self) -> u64 {
+    /// Bytes by which it makes an image grow, at most, beside those of its records.
+    pub fn growth_beside(&self) -> u64 {
         /// A range of one byte makes three pieces of a blob, and two extents.
         const CHANGE: u64 = 160;
-        let mutations = self.mutations().iter();
-        let changes = mutations.filter(|mutation| matches!(mutation, Mutation::Change { .. }));
-        self.length_max() + changes.count() as u64 * CHANGE
+        let growth = |mutation: &Mutation| match mutation {
+            Mutation::Change { .. } => CHANGE,
+            // Payload of a part's record becomes an extent.
+            Mutation::Complete { parts, .. } => (parts.len() * size_of::<ExtentEntry>()) as u64,
+            _ => 0,
+        };
+        self.mutations().iter().map(growth).sum()
     }
 }
 
@@ -327,6 +383,7 @@ struct InFlight {
     number: usize,
     answers: Vec<(Answer<Reply>, Reply)>,
     applied: Vec<Applied>,
+    known: Vec<(BinaryKey, Known)>,
     /// `None` if there is nothing to write, only to sync.
     tail: Option<Tail>,
     durable: bool,
@@ -727,6 +784,7 @@ impl Inner {
                 number,
                 answers: decided.answers,
                 applied: decided.applied,
+                known: decided.known,
                 tail: writes.then_some(queue.tail),
                 durable: decided.durable,
                 pending: decided.pending,
@@ -868,6 +926,7 @@ impl Inner {
             number,
             answers,
             applied,
+            known,
             tail,
             durable,
             pending,
@@ -933,6 +992,11 @@ impl Inner {
             }
         }
         wakers.into_iter().for_each(Waker::wake);
+        if outcome.is_ok() {
+            for (key, known) in known {
+                self.trackers.remember(&key, known);
+            }
+        }
         for (answer, reply) in answers {
             answer.send(match &outcome {
                 Ok(()) => reply,
@@ -943,6 +1007,10 @@ impl Inner {
             fail(failed, &error);
         }
         if outcome.is_ok() {
+            if !self.trackers.watches.is_empty() {
+                let changed = applied.iter().filter(|applied| !applied.moved);
+                changed.for_each(|applied| self.trackers.watches.changed(&applied.key));
+            }
             self.note_progress(number, wants_note);
         }
         self.pump(number);

@@ -1,43 +1,13 @@
 //! Mutations of several steps whose `Op` was dropped: they are seen through on a thread of their
 //! own, and whatever comes later waits for them, so that none lands after a later one on its key.
 
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
 
 use crate::port::BinaryKey;
+use crate::port::latch::Latch;
 use crate::port::op::{Detached, wait_for};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, thread};
-
-/// Raised once, when a mutation is over.
-#[derive(Debug, Default)]
-struct Latch {
-    state: Mutex<(bool, Vec<Waker>)>,
-}
-
-impl Latch {
-    fn raise(&self) {
-        let wakers = {
-            let mut state = self.state.lock();
-            state.0 = true;
-            std::mem::take(&mut state.1)
-        };
-        wakers.into_iter().for_each(Waker::wake);
-    }
-
-    async fn raised(&self) {
-        poll_fn(|context| {
-            let mut state = self.state.lock();
-            if state.0 {
-                return Poll::Ready(());
-            }
-            state.1.push(context.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-}
 
 /// The mutations that go on without their callers.
 #[derive(Debug, Default)]

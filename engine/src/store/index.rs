@@ -17,13 +17,14 @@ use graviton_format::FormatError;
 use graviton_format::image::{
     ChangedRecord, Cursor, ExtentEntry, ImageBuilder, ImageEntry, ImageValue, PAGE_SIZE,
 };
+use graviton_format::key::{SPACE_COMPLETED, SPACE_PART, SPACE_UPLOAD, StoredKey};
 use graviton_format::record::{ExtentRef, Manifest, RecordKind, record_length};
 
 use super::assembly::FRAME_TARGET;
 use crate::log::image_io::{LoadedImage, image_segments};
 use crate::log::sector::Payload;
 use crate::log::{Sector, Segments, Tail};
-use crate::port::{BinaryKey, RangeSet, Span, StorageError};
+use crate::port::{BinaryKey, ETag, RangeSet, Span, StorageError};
 use crate::sync::Mutex;
 
 /// One version of a blob.
@@ -61,6 +62,15 @@ impl Entry {
             piece.is_hole().then(|| Span::new(start, position).ok())?
         });
         spans.collect()
+    }
+
+    /// Names the payload of its record, which is all of it.
+    pub fn payload(&self) -> ExtentRef {
+        ExtentRef {
+            lsn: self.lsn.into(),
+            offset: 0.into(),
+            length: narrow(self.size).into(),
+        }
     }
 
     /// Bytes its record takes on disk.
@@ -128,6 +138,17 @@ pub struct Piece {
     pub range: Range<u64>,
 }
 
+/// Parts of an upload, one behind the other.
+#[derive(Debug, Default)]
+pub struct Joined {
+    /// Their bytes, summed.
+    pub size: u64,
+    /// Their pieces.
+    pub pieces: Vec<ExtentRef>,
+    /// How many of the pieces are the payload of a part's own record.
+    pub inline: usize,
+}
+
 /// A list of pieces with some bytes replaced.
 struct Splice {
     pieces: Vec<ExtentRef>,
@@ -144,14 +165,6 @@ fn splice(old: &[ExtentRef], start: u64, length: u64, new: &[ExtentRef]) -> Spli
     let mut position = 0;
     let (mut before, mut after) = (Vec::new(), Vec::new());
     let (mut first, mut last) = (old.len(), old.len());
-    let cut = |piece: &ExtentRef, from: u64, to: u64| ExtentRef {
-        lsn: piece.lsn,
-        offset: match piece.is_hole() {
-            true => 0.into(),
-            false => (piece.offset.get() + narrow(from)).into(),
-        },
-        length: narrow(to - from).into(),
-    };
     for (number, piece) in old.iter().enumerate() {
         let (from, to) = (position, position + u64::from(piece.length.get()));
         position = to;
@@ -171,12 +184,7 @@ fn splice(old: &[ExtentRef], start: u64, length: u64, new: &[ExtentRef]) -> Spli
         }
     }
     // Where the loop ended before, the rest is beyond `end`.
-    let mut gap = start.saturating_sub(position);
-    while gap > 0 {
-        let hole = gap.min(u32::MAX.into());
-        before.push(ExtentRef::hole(narrow(hole)));
-        gap -= hole;
-    }
+    before.extend(holes(start.saturating_sub(position)));
     let added = [&before[..], new, &after[..]].concat();
     Splice {
         pieces: [&old[..first], &added[..], &old[last..]].concat(),
@@ -186,8 +194,54 @@ fn splice(old: &[ExtentRef], start: u64, length: u64, new: &[ExtentRef]) -> Spli
 }
 
 /// A number of bytes within a piece.
-fn narrow(bytes: u64) -> u32 {
+pub fn narrow(bytes: u64) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+/// Pieces of `length` bytes that were never written.
+pub fn holes(length: u64) -> impl Iterator<Item = ExtentRef> {
+    let starts = (0..length).step_by(u32::MAX as usize);
+    starts.map(move |start| ExtentRef::hole(narrow(length - start)))
+}
+
+/// A part of a piece: its bytes from `from` to `to`.
+fn cut(piece: &ExtentRef, from: u64, to: u64) -> ExtentRef {
+    ExtentRef {
+        lsn: piece.lsn,
+        offset: match piece.is_hole() {
+            true => 0.into(),
+            false => (piece.offset.get() + narrow(from)).into(),
+        },
+        length: narrow(to - from).into(),
+    }
+}
+
+/// The pieces that make up `range` of `pieces`, with holes in it.
+pub fn punch(pieces: &[ExtentRef], range: Span, punched: &[Span]) -> Vec<ExtentRef> {
+    let mut punched = punched.iter().peekable();
+    let mut made = Vec::new();
+    let mut position = 0;
+    for piece in pieces {
+        let (from, to) = (position, position + u64::from(piece.length.get()));
+        position = to;
+        let mut at = from.max(range.start());
+        let end = to.min(range.end());
+        while at < end {
+            while punched.next_if(|hole| hole.end() <= at).is_some() {}
+            let next = punched.peek();
+            let stop = match next {
+                Some(hole) if hole.start() <= at => end.min(hole.end()),
+                Some(hole) => end.min(hole.start()),
+                None => end,
+            };
+            match next {
+                Some(hole) if hole.start() <= at => made.extend(holes(stop - at)),
+                _ => made.push(cut(piece, at - from, stop - from)),
+            }
+            at = stop;
+        }
+    }
+    made
 }
 
 /// What a sector's index says of a key.
@@ -381,6 +435,15 @@ fn slot_bytes(key: &[u8], slot: &Slot) -> u64 {
     };
     let entry = PER_ENTRY + key.len() as u64 + pieces * PER_PIECE;
     entry + if is_changed { OF_RECORD } else { 0 }
+}
+
+/// What the stored keys of one upload begin with.
+fn numbered(space: u8, upload: u64) -> Vec<u8> {
+    [&[space], &upload.to_be_bytes()[..]].concat()
+}
+
+fn part_key(upload: u64, number: u16) -> BinaryKey {
+    BinaryKey::beside(&StoredKey::Part { upload, number })
 }
 
 fn growth(delta: &Delta) -> u64 {
@@ -860,11 +923,7 @@ impl SectorIndex {
         let old: Arc<[ExtentRef]> = match &entry.extents {
             Some(extents) => Arc::clone(extents),
             None if entry.size == 0 => Arc::new([]),
-            None => Arc::new([ExtentRef {
-                lsn: entry.lsn.into(),
-                offset: 0.into(),
-                length: u32::try_from(entry.size).unwrap_or(u32::MAX).into(),
-            }]),
+            None => Arc::new([entry.payload()]),
         };
         if entry.extents.is_none() {
             // The record of a blob stays for what its metadata says: that is one reference, and the
@@ -926,6 +985,75 @@ impl SectorIndex {
             && entry.extents.is_none()
         {
             self.name_payload(source, &entry, 1);
+        }
+        Ok(())
+    }
+
+    /// Names the payloads that lie in the records of an upload's parts, so that a manifest can share
+    /// them.
+    fn share_parts(&mut self, upload: u64) -> Result<(), StorageError> {
+        for (number, entry) in self.parts(upload)? {
+            let is_inline = entry.extents.is_none() && entry.size > 0;
+            if is_inline && !self.extents.contains_key(&entry.lsn) {
+                self.name_payload(&part_key(upload, number), &entry, 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// The parts of an upload, by number.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn parts(&self, upload: u64) -> Result<Vec<(u16, Entry)>, StorageError> {
+        let mut range = self.range(&numbered(SPACE_PART, upload))?;
+        let (mut key, mut parts) = (Vec::new(), Vec::new());
+        while let Some(slot) = range.next(&mut key)? {
+            match (StoredKey::decode(&key), slot) {
+                (Ok(StoredKey::Part { upload: of, .. }), _) if of != upload => break,
+                (Ok(StoredKey::Part { number, .. }), Slot::Live(entry)) => {
+                    parts.push((number, entry));
+                }
+                (Ok(StoredKey::Part { .. }), _) => {}
+                _ => break,
+            }
+        }
+        Ok(parts)
+    }
+
+    /// The parts of an upload that are named, one behind the other.
+    ///
+    /// # Errors
+    /// `InvalidPart` if one is not there as it is named; `Corruption` of the index.
+    pub fn join_parts(&self, upload: u64, named: &[(u16, ETag)]) -> Result<Joined, StorageError> {
+        let parts = self.parts(upload)?;
+        let mut joined = Joined::default();
+        for &(number, etag) in named {
+            let wrong = |why| StorageError::InvalidPart { number, why };
+            let found = parts.binary_search_by_key(&number, |(number, _)| *number);
+            let (_, entry) = &parts[found.map_err(|_| wrong("it was never put"))?];
+            if ETag::of_version(entry.lsn) != etag {
+                return Err(wrong("it has another ETag"));
+            }
+            joined.size = joined.size.saturating_add(entry.size);
+            match &entry.extents {
+                Some(extents) => joined.pieces.extend_from_slice(extents),
+                None if entry.size == 0 => {}
+                None => {
+                    joined.pieces.push(entry.payload());
+                    joined.inline += 1;
+                }
+            }
+        }
+        Ok(joined)
+    }
+
+    /// An upload is over: so are its parts.
+    fn drop_parts(&mut self, upload: u64) -> Result<(), StorageError> {
+        for (number, entry) in self.parts(upload)? {
+            let key = part_key(upload, number);
+            self.release(&key, &entry);
+            self.set(key, Slot::Gone)?;
         }
         Ok(())
     }
@@ -1124,6 +1252,97 @@ impl Index {
         Ok(None)
     }
 
+    /// The upload that is open and has this id.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn find_upload(
+        &self,
+        upload: u64,
+    ) -> Result<Option<(usize, BinaryKey, Entry)>, StorageError> {
+        self.find_numbered(&numbered(SPACE_UPLOAD, upload))
+    }
+
+    /// What is left of the upload with this id, which has become a blob.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn find_completed(
+        &self,
+        upload: u64,
+    ) -> Result<Option<(usize, BinaryKey, Entry)>, StorageError> {
+        self.find_numbered(&numbered(SPACE_COMPLETED, upload))
+    }
+
+    /// The blob that an upload has become, if it still has that version: what is kept of the upload has
+    /// the LSN behind it.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn completed_blob(
+        &self,
+        key: &BinaryKey,
+        kept: &Entry,
+    ) -> Result<Option<Entry>, StorageError> {
+        let blob = self.lookup(key.of_blob().stored())?;
+        Ok(blob
+            .map(|(_, blob)| blob)
+            .filter(|blob| blob.lsn + 1 == kept.lsn))
+    }
+
+    /// Forgets what is kept of uploads of sector `number` whose blobs have other versions by now, of the
+    /// next `most` from `from` on. Returns whether there are more.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn forget_completed(
+        &mut self,
+        number: usize,
+        from: &mut Vec<u8>,
+        most: usize,
+    ) -> Result<bool, StorageError> {
+        let mut stale = Vec::new();
+        let mut range = self.sectors[number].range(from)?;
+        let mut seen = 0;
+        while seen < most
+            && let Some(slot) = range.next(from)?
+            && from.first() == Some(&SPACE_COMPLETED)
+        {
+            seen += 1;
+            if let (Slot::Live(kept), Ok(key)) = (slot, BinaryKey::of_stored(from))
+                && self.completed_blob(&key, &kept)?.is_none()
+            {
+                stale.push((key, kept));
+            }
+        }
+        // Behind the last that was looked at.
+        from.push(0);
+        let sector = &mut self.sectors[number];
+        for (key, kept) in stale {
+            sector.release(&key, &kept);
+            sector.set(key, Slot::Gone)?;
+        }
+        Ok(seen == most)
+    }
+
+    fn find_numbered(
+        &self,
+        prefix: &[u8],
+    ) -> Result<Option<(usize, BinaryKey, Entry)>, StorageError> {
+        for (number, sector) in self.sectors.iter().enumerate() {
+            let mut range = sector.range(prefix)?;
+            let mut key = Vec::new();
+            while let Some(slot) = range.next(&mut key)?
+                && key.starts_with(prefix)
+            {
+                if let (Slot::Live(entry), Ok(key)) = (slot, BinaryKey::of_stored(&key)) {
+                    return Ok(Some((number, key, entry)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Whether the newest that the sectors know of a key is a tombstone of sector `number`, and is
     /// above `failed`, up to which a sector that was given up may hold what its index does not
     /// know: then no crash of another brings a blob back.
@@ -1166,11 +1385,17 @@ impl Index {
                 Ok(())
             }
             RecordKind::Tombstone => {
-                if self.retire(number, applied)? {
-                    self.sectors[number]
-                        .set(applied.key.clone(), Slot::Tombstone { lsn: applied.lsn })?;
+                let is_newest = self.retire(number, applied)?;
+                let sector = &mut self.sectors[number];
+                match applied.key.space() {
+                    // They lie in this sector alone.
+                    StoredKey::Upload { upload, .. } => sector.drop_parts(upload),
+                    _ if is_newest => {
+                        let tombstone = Slot::Tombstone { lsn: applied.lsn };
+                        sector.set(applied.key.clone(), tombstone)
+                    }
+                    _ => Ok(()),
                 }
-                Ok(())
             }
             RecordKind::Blob | RecordKind::Manifest => self.apply_version(number, applied),
             RecordKind::Range | RecordKind::Splice => {
@@ -1199,8 +1424,13 @@ impl Index {
         let sector = &mut self.sectors[number];
         // References first: the version that goes may be the one whose payload is shared.
         if let (Some(source), Some(extents)) = (&applied.source, &extents) {
-            for piece in extents.iter() {
-                sector.share(source, piece.lsn.get())?;
+            match source.space() {
+                StoredKey::Upload { upload, .. } => sector.share_parts(upload)?,
+                _ => {
+                    for piece in extents.iter() {
+                        sector.share(source, piece.lsn.get())?;
+                    }
+                }
             }
         }
         if let Some(extents) = &extents {

@@ -19,6 +19,7 @@ use super::maintain::{Efforts, Kept};
 use super::options::{Access, CreateOptions, MIB, OpenOptions};
 use super::record::{self, Details};
 use super::ticket::CommitSource;
+use super::tracker::Trackers;
 use crate::io::{Backend, Disk, IoOptions, Lock, LockError, OpenAccess, open_backend};
 use crate::log::image_io::{Root, has_image, mend_roots, read_image, read_roots};
 use crate::log::replay::{LoggedFrame, LoggedRecord};
@@ -60,6 +61,7 @@ pub struct Inner {
     pub damage: Vec<StorageError>,
     /// Mutations that go on without their callers.
     pub detached: Arc<DetachedMutations>,
+    pub trackers: Trackers,
     sources: Vec<Arc<SectorSource>>,
     kick: Sender<()>,
     clock: AtomicU64,
@@ -542,6 +544,7 @@ impl Inner {
                 health: Mutex::new(health),
                 damage,
                 detached: Arc::default(),
+                trackers: Trackers::default(),
                 kick,
                 clock: AtomicU64::new(latest),
                 closed: AtomicBool::new(false),
@@ -596,6 +599,7 @@ impl Inner {
         self.sectors
             .iter()
             .for_each(|sector| sector.wake_for_unpin());
+        self.trackers.watches.all_changed();
         was_open
     }
 

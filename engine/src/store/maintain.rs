@@ -657,6 +657,7 @@ impl Inner {
     fn checkpoint(self: &Arc<Self>, number: usize) -> Result<CheckpointInfo, StorageError> {
         let sector = Arc::clone(&self.sectors[number]);
         sector.check_writable()?;
+        self.forget_completed(number)?;
         let (sequence, forget) = {
             let kept = self.kept.lock();
             // With one sector no other can bring anything back.

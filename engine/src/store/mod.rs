@@ -17,15 +17,18 @@ mod index;
 mod info;
 mod inner;
 mod maintain;
+mod multipart;
 mod options;
 mod read;
 mod record;
 mod ticket;
+mod tracker;
 mod verify;
 mod write;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -40,14 +43,18 @@ use crate::io::Backend;
 use crate::port::blob::BatchItemOutcome;
 use crate::port::{
     Batch, BatchItem, BinaryKey, Blob, BlobInfo, BlobRanges, BlobReader, BlobStore, BlobWriter,
-    CopyOptions, DeleteOptions, DeleteOutcome, GetOptions, GetRangesOptions, ListPage, ListRequest,
-    Op, PutOptions, PutOutcome, PutRangeOptions, Span, StorageError, StoreOp,
+    CompleteOptions, CopyOptions, DeleteOptions, DeleteOutcome, ETag, GetOptions, GetRangesOptions,
+    ListPage, ListRequest, MutableObjectStore, Op, PartInfo, PutOptions, PutOutcome,
+    PutRangeOptions, RangeTracker, Span, StorageError, StoreOp, SweptUploads, UploadId, UploadInfo,
+    UploadOptions,
 };
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, channel};
 use inner::{GivenBackend, Inner};
+use tracker::Of;
 
-/// An open store. Share it as `Arc<Store>`, or as `Arc<dyn BlobStore>`.
+/// An open store. Share it as `Arc<Store>`, as `Arc<dyn BlobStore>`, or as
+/// `Arc<dyn MutableObjectStore>`.
 ///
 /// Dropped, it is closed as by [`Store::close`], errors going to the log only.
 ///
@@ -240,56 +247,6 @@ impl Store {
         self.inner.check_writable()?;
         self.inner.step_or_note()
     }
-
-    /// Makes a blob of `size` bytes, none of them written yet: one hole, which costs no space.
-    /// `options.size` and `options.digest` must not be given.
-    ///
-    /// # Errors
-    /// `PreconditionFailed`, `TooLarge`, `NoSpace`, `InvalidArgument`; as [`BlobStore::put`].
-    pub fn create_sparse(
-        &self,
-        key: &BinaryKey,
-        size: u64,
-        options: PutOptions,
-    ) -> StoreOp<PutOutcome> {
-        self.in_order(key, move |inner, key| {
-            inner.create_sparse(key, size, options)
-        })
-    }
-
-    /// Replaces the bytes of `range`, at any alignment. Readers see all of the new bytes or none.
-    /// Puts of ranges that overlap come to some order of whole writes. An empty range succeeds, and
-    /// makes no new version.
-    ///
-    /// # Errors
-    /// `NotFound`, `PreconditionFailed`, `LengthMismatch` if `bytes` are not as many as `range` has,
-    /// `InvalidRange` (see [`PastEnd`](crate::port::PastEnd)), `TooLarge`, `NoSpace`; nothing has
-    /// changed then. `Io`, `SectorPoisoned`: as [`BlobStore::put`].
-    pub fn put_range(
-        &self,
-        key: &BinaryKey,
-        range: Span,
-        bytes: Bytes,
-        options: PutRangeOptions,
-    ) -> StoreOp<PutOutcome> {
-        self.in_order(key, move |inner, key| {
-            inner.put_range(key, range, bytes, options)
-        })
-    }
-
-    /// Reads many ranges of one version of a blob at once, those close to each other together.
-    /// Each is resolved against the blob's size as in [`GetOptions`].
-    ///
-    /// # Errors
-    /// As [`BlobStore::get`]; `MissingRanges` names all the holes that were met.
-    pub fn get_ranges(
-        &self,
-        key: &BinaryKey,
-        ranges: &[Span],
-        options: GetRangesOptions,
-    ) -> StoreOp<BlobRanges> {
-        self.inner.get_ranges(key, ranges, &options)
-    }
 }
 
 impl Store {
@@ -431,5 +388,99 @@ impl BlobStore for Store {
             None => self.inner.flush(),
             Some(earlier) => self.after(earlier, Vec::new(), Inner::flush),
         }
+    }
+}
+
+impl MutableObjectStore for Store {
+    fn create_sparse(
+        &self,
+        key: &BinaryKey,
+        size: u64,
+        options: PutOptions,
+    ) -> StoreOp<PutOutcome> {
+        self.in_order(key, move |inner, key| {
+            inner.create_sparse(key, size, options)
+        })
+    }
+
+    fn put_range(
+        &self,
+        key: &BinaryKey,
+        range: Span,
+        bytes: Bytes,
+        options: PutRangeOptions,
+    ) -> StoreOp<PutOutcome> {
+        self.in_order(key, move |inner, key| {
+            inner.put_range(key, range, bytes, options)
+        })
+    }
+
+    fn get_ranges(
+        &self,
+        key: &BinaryKey,
+        ranges: &[Span],
+        options: GetRangesOptions,
+    ) -> StoreOp<BlobRanges> {
+        self.inner.get_ranges(key, ranges, &options)
+    }
+
+    fn start_upload(&self, key: &BinaryKey, options: UploadOptions) -> StoreOp<UploadId> {
+        self.inner.start_upload(key, &options)
+    }
+
+    fn upload_part(
+        &self,
+        upload: UploadId,
+        number: u16,
+        bytes: Bytes,
+        options: PutOptions,
+    ) -> StoreOp<PutOutcome> {
+        self.inner.upload_part(upload, number, bytes, options)
+    }
+
+    fn upload_part_stream(
+        &self,
+        upload: UploadId,
+        number: u16,
+        options: PutOptions,
+    ) -> Result<BlobWriter, StorageError> {
+        self.inner.upload_part_stream(upload, number, options)
+    }
+
+    fn complete_upload(
+        &self,
+        upload: UploadId,
+        parts: &[(u16, ETag)],
+        options: CompleteOptions,
+    ) -> StoreOp<PutOutcome> {
+        self.inner.complete_upload(upload, parts, options)
+    }
+
+    fn abort_upload(&self, upload: UploadId) -> StoreOp<()> {
+        self.inner.abort_upload(upload)
+    }
+
+    fn list_uploads(
+        &self,
+        after: Option<(BinaryKey, UploadId)>,
+        max: usize,
+    ) -> StoreOp<Vec<UploadInfo>> {
+        Op::ready(self.inner.list_uploads(after, max))
+    }
+
+    fn list_parts(&self, upload: UploadId, after: u16, max: usize) -> StoreOp<Vec<PartInfo>> {
+        Op::ready(self.inner.list_parts(upload, after, max))
+    }
+
+    fn sweep_uploads(&self, age: Duration) -> StoreOp<SweptUploads> {
+        self.inner.sweep_uploads(age)
+    }
+
+    fn ranges(&self) -> Arc<dyn RangeTracker> {
+        self.inner.tracker(Of::Blobs)
+    }
+
+    fn ranges_elsewhere(&self) -> Arc<dyn RangeTracker> {
+        self.inner.tracker(Of::Elsewhere)
     }
 }

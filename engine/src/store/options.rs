@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::io::IoOptions;
+use crate::port::tracker::FRAGMENTS_MAX;
 
 /// One kibibyte and its larger kin, in bytes.
 pub const KIB: u64 = 1 << 10;
@@ -75,6 +76,9 @@ pub struct OpenOptions {
     /// thread that waits. With [`Duration::ZERO`] they don't, and the store looks at no clock but
     /// that of its backend.
     pub reader_patience: Duration,
+    /// The most spans that are tracked of one key whose bytes are held elsewhere; more is
+    /// `TooFragmented`.
+    pub max_fragments: usize,
 }
 
 impl Default for OpenOptions {
@@ -85,6 +89,7 @@ impl Default for OpenOptions {
             background: true,
             checkpoint_interval: None,
             reader_patience: Duration::from_secs(1),
+            max_fragments: FRAGMENTS_MAX,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use graviton_format::FormatError;
 use graviton_format::checksum::{stored_length, write_chunks};
+use graviton_format::key::StoredKey;
 use graviton_format::meta::{self, CHANGE_LEN, MetaItem};
 use graviton_format::record::{Change, RecordKind, write_record_head};
 
@@ -127,6 +128,17 @@ pub fn set_change(record: &mut Encoded, key: &BinaryKey, change: Change) {
     meta::put(&mut meta, MetaItem::Change(change));
     let start = HEADER + key.stored().len();
     record[start..start + meta.len()].copy_from_slice(&meta);
+}
+
+/// Names an upload by its LSN, in its record, which was made with `key`.
+pub fn name_upload(record: &mut Encoded, key: &BinaryKey, lsn: u64) -> BinaryKey {
+    let blob = key.of_blob();
+    let named = BinaryKey::beside(&StoredKey::Upload {
+        upload: lsn,
+        key: blob.as_bytes(),
+    });
+    record[HEADER..HEADER + named.stored().len()].copy_from_slice(named.stored());
+    named
 }
 
 /// A time of the format as a time of the API.

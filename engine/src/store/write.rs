@@ -11,11 +11,12 @@ use graviton_format::checksum::{CHUNK_CHECKSUM, CHUNK_SIZE};
 use graviton_format::record::{BLOB_MAX_LEN, ExtentRef, Manifest, RecordKind, record_length};
 
 use super::commit::{Done, Mutation, MutationOutcome, Work};
-use super::index::Hold;
+use super::index::{Hold, holes};
 use super::inner::Inner;
 use super::read::read_details;
 use super::record::{self, Details};
 use super::ticket::Ticket;
+use super::tracker::Known;
 use crate::log::append::frame_length;
 use crate::port::blob::{BatchItemOutcome, check_attributes};
 use crate::port::mutable::{check_length, check_sparse};
@@ -35,24 +36,24 @@ const BATCH_IN_FLIGHT: usize = 8 << 20;
 /// The longest payload that stays in its own record in a batch that would not fit one frame.
 const CROWDED_INLINE_MAX: usize = 64;
 
-fn durable(durability: Durability) -> bool {
+pub fn durable(durability: Durability) -> bool {
     durability == Durability::Durable
 }
 
-fn put_outcome(outcome: &MutationOutcome) -> Option<PutOutcome> {
+pub fn put_outcome(outcome: &MutationOutcome) -> Option<PutOutcome> {
     match outcome {
         MutationOutcome::Put { version, size } => Some(PutOutcome {
             etag: ETag::of_version(*version),
             version: *version,
             size: *size,
         }),
-        MutationOutcome::Deleted { .. } => None,
+        MutationOutcome::Deleted { .. } | MutationOutcome::Aborted { .. } => None,
     }
 }
 
 /// The log answers a request with what was asked for; anything else is a bug of ours, reported
 /// without taking the program down.
-fn unexpected() -> StorageError {
+pub fn unexpected() -> StorageError {
     StorageError::Corruption {
         place: Place {
             sector: 0,
@@ -63,7 +64,7 @@ fn unexpected() -> StorageError {
     }
 }
 
-async fn committed(
+pub async fn committed(
     ticket: Ticket<Result<Done, StorageError>>,
 ) -> Result<Vec<MutationOutcome>, StorageError> {
     match ticket.await? {
@@ -72,7 +73,7 @@ async fn committed(
     }
 }
 
-async fn committed_put(
+pub async fn committed_put(
     ticket: Ticket<Result<Done, StorageError>>,
 ) -> Result<PutOutcome, StorageError> {
     committed(ticket)
@@ -147,7 +148,7 @@ impl Inner {
         Op::start_kept(mutation, move |rest| detached.keep(keys, rest))
     }
 
-    fn check_put(&self, key: &BinaryKey, options: &PutOptions) -> Result<(), StorageError> {
+    pub fn check_put(&self, key: &BinaryKey, options: &PutOptions) -> Result<(), StorageError> {
         self.check_access()?;
         check_attributes(&options.attributes)?;
         match options.size {
@@ -174,26 +175,39 @@ impl Inner {
             Ok(number) => number,
             Err(error) => return Op::fail(error),
         };
+        self.put_at(number, Target::of_blob(key), payload, options)
+    }
+
+    /// Puts what was checked, and is to lie in sector `number`.
+    pub fn put_at(
+        self: &Arc<Self>,
+        number: usize,
+        target: Target,
+        payload: &Bytes,
+        options: PutOptions,
+    ) -> StoreOp<PutOutcome> {
         if payload.len() > self.inline_max(number) {
-            let mut upload =
-                match Upload::new(self, key, number, options, Some(payload.len() as u64)) {
-                    Ok(upload) => upload,
+            let keys = target.keys();
+            let mut incoming =
+                match Incoming::new(self, target, number, options, Some(payload.len() as u64)) {
+                    Ok(incoming) => incoming,
                     Err(error) => return Op::fail(error),
                 };
             let payload = payload.clone();
-            return self.start_kept(vec![key.clone()], async move {
-                upload.take_all(&payload).await?;
-                let mutation = poll_fn(|context| upload.poll_mutation(context)).await?;
-                committed_put(upload.commit(mutation)).await
+            return self.start_kept(keys, async move {
+                incoming.take_all(&payload).await?;
+                let mutation = poll_fn(|context| incoming.poll_mutation(context)).await?;
+                committed_put(incoming.commit(mutation)).await
             });
         }
         let digest = options
             .digest
             .map(|declared| Digest::of(declared.algorithm, payload));
-        if let Err(error) = check_declared(key, &options, payload.len() as u64, digest) {
+        let size = payload.len() as u64;
+        if let Err(error) = check_declared(&target.named(), &options, size, digest) {
             return Op::fail(error);
         }
-        let mutation = self.inline_put(key, payload, &options);
+        let mutation = self.inline_put(target, payload, &options, None);
         let ticket = self.submit(
             number,
             Work::Mutations(vec![mutation]),
@@ -202,34 +216,45 @@ impl Inner {
         Op::start(committed_put(ticket))
     }
 
-    fn inline_put(&self, key: &BinaryKey, payload: &[u8], options: &PutOptions) -> Mutation {
+    /// `known`: what a tracker knows by it.
+    pub fn inline_put(
+        &self,
+        target: Target,
+        payload: &[u8],
+        options: &PutOptions,
+        known: Option<Box<Known>>,
+    ) -> Mutation {
         let time = self.now();
         let meta = metadata(options);
         Mutation::Put {
-            key: key.clone(),
+            record: record::encode(RecordKind::Blob, &target.key, &meta, payload, time),
+            key: target.key,
+            upload: target.upload,
             precondition: options.precondition,
-            record: record::encode(RecordKind::Blob, key, &meta, payload, time),
             kind: RecordKind::Blob,
             time,
             meta_length: u32::try_from(meta.len()).unwrap_or(u32::MAX),
             payload_length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
             manifest: None,
+            known,
         }
     }
 
-    fn manifest_put(&self, key: &BinaryKey, manifest: Manifest, options: &PutOptions) -> Mutation {
+    fn manifest_put(&self, target: Target, manifest: Manifest, options: &PutOptions) -> Mutation {
         let time = self.now();
         let meta = metadata(options);
         let payload = manifest.encode();
         Mutation::Put {
-            key: key.clone(),
+            record: record::encode(RecordKind::Manifest, &target.key, &meta, &payload, time),
+            key: target.key,
+            upload: target.upload,
             precondition: options.precondition,
-            record: record::encode(RecordKind::Manifest, key, &meta, &payload, time),
             kind: RecordKind::Manifest,
             time,
             meta_length: u32::try_from(meta.len()).unwrap_or(u32::MAX),
             payload_length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
             manifest: Some((manifest.size, manifest.extents.into())),
+            known: None,
         }
     }
 
@@ -251,13 +276,11 @@ impl Inner {
             Ok(number) => number,
             Err(error) => return Op::fail(error),
         };
-        let starts = (0..size).step_by(u32::MAX as usize);
-        let hole = |start| u32::try_from(size - start).unwrap_or(u32::MAX);
         let manifest = Manifest {
             size,
-            extents: starts.map(|start| ExtentRef::hole(hole(start))).collect(),
+            extents: holes(size).collect(),
         };
-        let mutation = self.manifest_put(key, manifest, &options);
+        let mutation = self.manifest_put(Target::of_blob(key), manifest, &options);
         let ticket = self.submit(
             number,
             Work::Mutations(vec![mutation]),
@@ -289,7 +312,7 @@ impl Inner {
                     None => inner.place(&key, range.len())?,
                 };
                 // It holds its extents until the change is committed.
-                let (mutation, _upload) =
+                let (mutation, _incoming) =
                     inner.change(&key, number, range, &bytes, &options).await?;
                 let ticket = inner.submit(
                     number,
@@ -318,28 +341,28 @@ impl Inner {
         range: Span,
         bytes: &Bytes,
         options: &PutRangeOptions,
-    ) -> Result<(Mutation, Option<Upload>), StorageError> {
+    ) -> Result<(Mutation, Option<Incoming>), StorageError> {
         let meta = record::change_meta();
         let encode = |kind, payload: &[u8], time| match bytes.is_empty() {
             true => Vec::new(),
             false => record::encode(kind, key, &meta, payload, time),
         };
-        let (time, record, payload_length, pieces, upload);
+        let (time, record, payload_length, pieces, incoming);
         if bytes.len() <= self.inline_max(number) {
             time = self.now();
             record = encode(RecordKind::Range, bytes, time);
             payload_length = bytes.len();
-            (pieces, upload) = (None, None);
+            (pieces, incoming) = (None, None);
         } else {
-            let of_upload = PutOptions::default();
-            let mut whole = Upload::new(self, key, number, of_upload, Some(range.len()))?;
+            let (target, options) = (Target::of_blob(key), PutOptions::default());
+            let mut whole = Incoming::new(self, target, number, options, Some(range.len()))?;
             whole.take_all(bytes).await?;
             let manifest = poll_fn(|context| whole.poll_pieces(context)).await?;
             let payload = manifest.encode();
             time = self.now();
             record = encode(RecordKind::Splice, &payload, time);
             payload_length = payload.len();
-            (pieces, upload) = (Some(manifest.extents.into()), Some(whole));
+            (pieces, incoming) = (Some(manifest.extents.into()), Some(whole));
         }
         let mutation = Mutation::Change {
             key: key.clone(),
@@ -350,8 +373,9 @@ impl Inner {
             time,
             payload_length: u32::try_from(payload_length).unwrap_or(u32::MAX),
             pieces,
+            known: None,
         };
-        Ok((mutation, upload))
+        Ok((mutation, incoming))
     }
 
     /// See [`BlobStore::put_stream`](crate::port::BlobStore::put_stream).
@@ -365,10 +389,20 @@ impl Inner {
         // Of what is not known it is only hoped that it fits where there is room for much.
         let unknown = self.sectors[0].geometry().sector_size() / 16;
         let number = self.place(key, options.size.unwrap_or(unknown))?;
+        self.stream_to(number, Target::of_blob(key), options)
+    }
+
+    /// A stream of what was checked, and is to lie in sector `number`.
+    pub fn stream_to(
+        self: &Arc<Self>,
+        number: usize,
+        target: Target,
+        options: PutOptions,
+    ) -> Result<BlobWriter, StorageError> {
         let size = options.size;
-        let upload = Upload::new(self, key, number, options, size)?;
+        let incoming = Incoming::new(self, target, number, options, size)?;
         Ok(BlobWriter::new(Writer {
-            upload: Arc::new(Mutex::new(upload)),
+            incoming: Arc::new(Mutex::new(incoming)),
         }))
     }
 
@@ -504,7 +538,7 @@ impl Inner {
             let frame = usize::try_from(inner.sectors[number].geometry().segment_size / 2)
                 .unwrap_or(usize::MAX);
             let crowded = usize::try_from(total).is_ok_and(|total| total > frame);
-            let mut parts = Vec::with_capacity(batch.items.len());
+            let mut items = Vec::with_capacity(batch.items.len());
             let (mut on_the_way, mut settled) = (0, 0);
             for item in batch.items {
                 match item {
@@ -516,16 +550,22 @@ impl Inner {
                         || (crowded && payload.len() > CROWDED_INLINE_MAX) =>
                     {
                         on_the_way += payload.len();
-                        let upload = Upload::whole(&inner, &key, number, options, &payload).await?;
-                        parts.push(Part::Upload(Box::new(upload)));
+                        let target = Target::of_blob(&key);
+                        let incoming = Incoming::whole(&inner, target, number, options, &payload);
+                        items.push(Item::Incoming(Box::new(incoming.await?)));
                     }
                     BatchItem::Put {
                         key,
                         payload,
                         options,
-                    } => parts.push(Part::Ready(inner.inline_put(&key, &payload, &options))),
+                    } => {
+                        let target = Target::of_blob(&key);
+                        items.push(Item::Ready(
+                            inner.inline_put(target, &payload, &options, None),
+                        ));
+                    }
                     BatchItem::Delete { key, options } => {
-                        parts.push(Part::Ready(Mutation::Delete {
+                        items.push(Item::Ready(Mutation::Delete {
                             key,
                             precondition: options.precondition,
                             strict: options.strict,
@@ -534,21 +574,21 @@ impl Inner {
                     }
                 }
                 if on_the_way > BATCH_IN_FLIGHT {
-                    for part in &mut parts[settled..] {
-                        part.settle().await?;
+                    for item in &mut items[settled..] {
+                        item.settle().await?;
                     }
-                    (on_the_way, settled) = (0, parts.len());
+                    (on_the_way, settled) = (0, items.len());
                 }
             }
-            let mut mutations = Vec::with_capacity(parts.len());
+            let mut mutations = Vec::with_capacity(items.len());
             // They hold the extents until the batch is committed.
-            let mut uploads = Vec::new();
-            for part in parts {
-                mutations.push(match part {
-                    Part::Ready(mutation) => mutation,
-                    Part::Upload(mut upload) => {
-                        let mutation = upload.take_manifest().await?;
-                        uploads.push(upload);
+            let mut held = Vec::new();
+            for item in items {
+                mutations.push(match item {
+                    Item::Ready(mutation) => mutation,
+                    Item::Incoming(mut incoming) => {
+                        let mutation = incoming.take_manifest().await?;
+                        held.push(incoming);
                         mutation
                     }
                 });
@@ -566,6 +606,7 @@ impl Inner {
                     }))
                 }
                 put @ MutationOutcome::Put { .. } => put_outcome(put).map(BatchItemOutcome::Put),
+                MutationOutcome::Aborted { .. } => None,
             };
             outcomes
                 .iter()
@@ -612,27 +653,59 @@ impl Inner {
 }
 
 /// One item of a batch on its way to the commit.
-enum Part {
+enum Item {
     Ready(Mutation),
-    Upload(Box<Upload>),
+    Incoming(Box<Incoming>),
 }
 
-impl Part {
+impl Item {
     /// Waits until none of its extents is on its way.
     async fn settle(&mut self) -> Result<(), StorageError> {
         match self {
             Self::Ready(_) => Ok(()),
-            Self::Upload(upload) => poll_fn(|context| upload.poll_in_flight(context, 0)).await,
+            Self::Incoming(incoming) => {
+                poll_fn(|context| incoming.poll_in_flight(context, 0)).await
+            }
         }
     }
 }
 
-/// A blob on its way in: payload becomes extents as it comes, and a manifest at the end. Dropped
-/// before that, it gives its extents up.
-struct Upload {
+/// What a payload is put as.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// What it is stored under.
+    pub key: BinaryKey,
+    /// The upload that it is a part of.
+    pub upload: Option<BinaryKey>,
+}
+
+impl Target {
+    /// A blob.
+    pub fn of_blob(key: &BinaryKey) -> Self {
+        Self {
+            key: key.clone(),
+            upload: None,
+        }
+    }
+
+    /// The key that errors are about.
+    fn named(&self) -> BinaryKey {
+        self.upload.as_ref().unwrap_or(&self.key).of_blob()
+    }
+
+    /// The keys whose mutations it has an order with.
+    fn keys(&self) -> Vec<BinaryKey> {
+        let keys = std::iter::once(&self.key).chain(&self.upload);
+        keys.cloned().collect()
+    }
+}
+
+/// A payload on its way in: it becomes extents as it comes, and a manifest at the end. Dropped before
+/// that, it gives its extents up.
+struct Incoming {
     inner: Arc<Inner>,
     number: usize,
-    key: BinaryKey,
+    target: Target,
     options: PutOptions,
     hold: Arc<Hold>,
     extent_max: usize,
@@ -648,7 +721,7 @@ struct Upload {
     failed: Option<StorageError>,
 }
 
-impl Drop for Upload {
+impl Drop for Incoming {
     fn drop(&mut self) {
         let mut index = self.inner.index.write();
         let lsns = self.hold.end();
@@ -656,11 +729,11 @@ impl Drop for Upload {
     }
 }
 
-impl Upload {
-    /// Begins a blob of `size` bytes, if that is known.
+impl Incoming {
+    /// Begins one of `size` bytes, if that is known.
     fn new(
         inner: &Arc<Inner>,
-        key: &BinaryKey,
+        target: Target,
         number: usize,
         options: PutOptions,
         size: Option<u64>,
@@ -676,9 +749,9 @@ impl Upload {
         Ok(Self {
             inner: Arc::clone(inner),
             number,
-            key: key.clone(),
             hold: Hold::new(),
-            extent_max: inner.extent_max(number, key),
+            extent_max: inner.extent_max(number, &target.key),
+            target,
             buffer: Vec::new(),
             extents: Vec::new(),
             in_flight: VecDeque::new(),
@@ -692,18 +765,18 @@ impl Upload {
         })
     }
 
-    /// A blob whose payload is sent to the log, all of it, and only its manifest is lacking.
+    /// One whose payload is sent to the log, all of it, and only the manifest is lacking.
     async fn whole(
         inner: &Arc<Inner>,
-        key: &BinaryKey,
+        target: Target,
         number: usize,
         options: PutOptions,
         payload: &[u8],
     ) -> Result<Self, StorageError> {
-        let mut upload = Self::new(inner, key, number, options, Some(payload.len() as u64))?;
-        upload.take_all(payload).await?;
-        upload.end()?;
-        Ok(upload)
+        let mut whole = Self::new(inner, target, number, options, Some(payload.len() as u64))?;
+        whole.take_all(payload).await?;
+        whole.end()?;
+        Ok(whole)
     }
 
     /// Takes in payload as fast as the log takes its extents.
@@ -723,7 +796,7 @@ impl Upload {
         self.size += piece.len() as u64;
         if self.size > BLOB_MAX_LEN {
             return Err(self.fail(StorageError::TooLarge {
-                key: self.key.clone(),
+                key: self.target.named(),
                 size: self.size,
                 limit: BLOB_MAX_LEN,
             }));
@@ -751,10 +824,16 @@ impl Upload {
         let time = self.inner.now();
         let length = u32::try_from(self.buffer.len()).unwrap_or(u32::MAX);
         let work = Work::Extent {
-            key: self.key.clone(),
+            key: self.target.key.clone(),
             time,
             payload_length: length,
-            record: record::encode(RecordKind::Extent, &self.key, &[], &self.buffer, time),
+            record: record::encode(
+                RecordKind::Extent,
+                &self.target.key,
+                &[],
+                &self.buffer,
+                time,
+            ),
             hold: Arc::clone(&self.hold),
         };
         self.buffer.clear();
@@ -799,7 +878,7 @@ impl Upload {
             return Err(error.clone());
         }
         let digest = self.hasher.take().map(DigestHasher::finish);
-        check_declared(&self.key, &self.options, self.size, digest)
+        check_declared(&self.target.named(), &self.options, self.size, digest)
     }
 
     /// No more payload comes: checks what did, and sends what is left as an extent.
@@ -829,7 +908,7 @@ impl Upload {
     fn poll_manifest(&mut self, context: &mut Context<'_>) -> Poll<Result<Mutation, StorageError>> {
         let manifest = ready!(self.poll_pieces(context))?;
         Poll::Ready(Ok(self.inner.manifest_put(
-            &self.key,
+            self.target.clone(),
             manifest,
             &self.options,
         )))
@@ -848,15 +927,16 @@ impl Upload {
         if whole {
             self.check_complete()?;
             return Poll::Ready(Ok(self.inner.inline_put(
-                &self.key,
+                self.target.clone(),
                 &self.buffer,
                 &self.options,
+                None,
             )));
         }
         self.poll_manifest(context)
     }
 
-    /// Commits the blob. The upload must live until the ticket is answered: it holds the extents.
+    /// Commits it. It must live until the ticket is answered: it holds the extents.
     fn commit(&self, mutation: Mutation) -> Ticket<Result<Done, StorageError>> {
         self.inner.submit(
             self.number,
@@ -866,37 +946,37 @@ impl Upload {
     }
 }
 
-/// The port's face of an upload. Pieces are taken in when they come, in order; an `Op` only waits
+/// The port's face of a payload on its way in. Pieces are taken in when they come, in order; an `Op` only waits
 /// until few enough of them are on their way.
 struct Writer {
-    upload: Arc<Mutex<Upload>>,
+    incoming: Arc<Mutex<Incoming>>,
 }
 
 impl WriteBlob for Writer {
     fn write(&mut self, piece: Bytes) -> StoreOp<()> {
-        let upload = Arc::clone(&self.upload);
-        if let Err(error) = upload.lock().take(&piece) {
+        let incoming = Arc::clone(&self.incoming);
+        if let Err(error) = incoming.lock().take(&piece) {
             return Op::fail(error);
         }
         Op::start(poll_fn(move |context| {
-            upload.lock().poll_in_flight(context, EXTENTS_IN_FLIGHT)
+            incoming.lock().poll_in_flight(context, EXTENTS_IN_FLIGHT)
         }))
     }
 
     fn finish(self: Box<Self>) -> StoreOp<PutOutcome> {
-        let Self { upload } = *self;
-        let (inner, key) = {
-            let upload = upload.lock();
-            (Arc::clone(&upload.inner), upload.key.clone())
+        let Self { incoming } = *self;
+        let (inner, keys) = {
+            let incoming = incoming.lock();
+            (Arc::clone(&incoming.inner), incoming.target.keys())
         };
         // What was given up before goes on by itself, and comes first.
-        let earlier = inner.detached.before(&[&key]);
-        inner.start_kept(vec![key], async move {
+        let earlier = inner.detached.before(&keys.iter().collect::<Vec<_>>());
+        inner.start_kept(keys, async move {
             if let Some(earlier) = earlier {
                 earlier.await;
             }
-            let mutation = poll_fn(|context| upload.lock().poll_mutation(context)).await?;
-            let ticket = upload.lock().commit(mutation);
+            let mutation = poll_fn(|context| incoming.lock().poll_mutation(context)).await?;
+            let ticket = incoming.lock().commit(mutation);
             committed_put(ticket).await
         })
     }

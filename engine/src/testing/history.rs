@@ -214,7 +214,7 @@ pub struct Mix {
     /// Whether the store is closed and opened again now and then.
     pub reopen: bool,
     /// Whether blobs are changed range by range, if the subject says what does it
-    /// ([`Subject::ranges`](super::Subject::ranges)).
+    /// ([`Subject::mutable`](super::Subject::mutable)).
     pub ranges: bool,
 }
 

@@ -44,8 +44,7 @@ pub use self::history::{Mix, Step, Steps};
 pub use self::minimise::minimise;
 pub use self::model::{check_against_model, panic_message, replay_against_model};
 pub use self::pair::{
-    Change, Contents, Difference, Effect, Held, Operation, Pair, PutRanges, Tolerance, contents_of,
-    read_all,
+    Change, Contents, Difference, Effect, Held, Operation, Pair, Tolerance, contents_of, read_all,
 };
 pub use self::versions::Versions;
 use crate::port::{BlobStore, MutableObjectStore, StorageError};
@@ -69,8 +68,9 @@ pub trait Subject<P: ?Sized = dyn BlobStore> {
         None
     }
 
-    /// What changes blobs of the store in use range by range, if it can be done.
-    fn ranges(&self) -> Option<Arc<dyn PutRanges>> {
+    /// The store in use, if it is a `MutableObjectStore` as well: then histories change blobs in
+    /// place, too.
+    fn mutable(&self) -> Option<Arc<dyn MutableObjectStore>> {
         None
     }
 

@@ -45,23 +45,6 @@ impl From<Bytes> for Held {
     }
 }
 
-/// Changes blobs range by range: the part of
-/// [`MutableObjectStore`](crate::port::MutableObjectStore) that histories are made of.
-pub trait PutRanges {
-    /// See [`MutableObjectStore::create_sparse`](crate::port::MutableObjectStore::create_sparse).
-    fn create_sparse(&self, key: &BinaryKey, size: u64, options: PutOptions)
-    -> StoreOp<PutOutcome>;
-
-    /// See [`MutableObjectStore::put_range`](crate::port::MutableObjectStore::put_range).
-    fn put_range(
-        &self,
-        key: &BinaryKey,
-        range: Span,
-        bytes: Bytes,
-        options: PutRangeOptions,
-    ) -> StoreOp<PutOutcome>;
-}
-
 /// What a store holds.
 pub type Contents = BTreeMap<BinaryKey, Held>;
 
@@ -606,7 +589,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
     }
 
     fn create(&mut self, create: &Create) -> Result<(), Difference> {
-        let Some(ranges) = self.subject.ranges() else {
+        let Some(mutable) = self.subject.mutable() else {
             return Ok(());
         };
         let Create { key, size, .. } = create;
@@ -618,7 +601,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         };
         let mut for_store = options.clone();
         for_store.precondition = self.translate(options.precondition);
-        let made = ranges.create_sparse(key, *size, for_store).wait();
+        let made = mutable.create_sparse(key, *size, for_store).wait();
         let settled = self.settle(&[key], create.durability, made, |model| {
             model.create_sparse(key, *size, options).wait()
         })?;
@@ -631,7 +614,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
     fn put_range(&mut self, put: &PutRange) -> Result<(), Difference> {
         /// So that nothing that is read whole is large.
         const PLACE_MAX: u64 = 1 << 17;
-        let Some(ranges) = self.subject.ranges() else {
+        let Some(mutable) = self.subject.mutable() else {
             return Ok(());
         };
         let key = &put.key;
@@ -645,7 +628,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         };
         let mut for_store = options.clone();
         for_store.precondition = self.translate(options.precondition);
-        let made = ranges
+        let made = mutable
             .put_range(key, range, bytes.clone(), for_store)
             .wait();
         if range.is_empty() {

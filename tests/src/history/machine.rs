@@ -3,14 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use bytes::Bytes;
 use graviton_engine::io::sim::{Crasher, Image, Random, Sim};
-use graviton_engine::port::{
-    BinaryKey, BlobStore, ErrorKind, PutOptions, PutOutcome, PutRangeOptions, Span, StorageError,
-    StoreOp,
-};
+use graviton_engine::port::{BlobStore, ErrorKind, MutableObjectStore, StorageError};
 use graviton_engine::store::{Access, OpenOptions, Store, StoreInfo};
-use graviton_engine::testing::{PutRanges, Subject, Tolerance};
+use graviton_engine::testing::{Subject, Tolerance};
 
 use super::ground::Plan;
 
@@ -169,30 +165,6 @@ fn is_full(info: &StoreInfo) -> bool {
     spaces.any(|space| space.live >= space.total / 8 * 3)
 }
 
-/// Puts ranges into the blobs of a store.
-struct Ranges(Arc<Store>);
-
-impl PutRanges for Ranges {
-    fn create_sparse(
-        &self,
-        key: &BinaryKey,
-        size: u64,
-        options: PutOptions,
-    ) -> StoreOp<PutOutcome> {
-        self.0.create_sparse(key, size, options)
-    }
-
-    fn put_range(
-        &self,
-        key: &BinaryKey,
-        range: Span,
-        bytes: Bytes,
-        options: PutRangeOptions,
-    ) -> StoreOp<PutOutcome> {
-        self.0.put_range(key, range, bytes, options)
-    }
-}
-
 impl Subject for Machine {
     fn fresh(&mut self) -> Arc<dyn BlobStore> {
         self.come_up(&Image::default());
@@ -209,8 +181,8 @@ impl Subject for Machine {
         self.open().expect("the store opens again")
     }
 
-    fn ranges(&self) -> Option<Arc<dyn PutRanges>> {
-        Some(Arc::new(Ranges(self.store())))
+    fn mutable(&self) -> Option<Arc<dyn MutableObjectStore>> {
+        Some(self.store())
     }
 
     fn tolerates(&self, error: &StorageError) -> Tolerance {

@@ -9,8 +9,8 @@ use graviton_engine::io::sim::{self, Sim};
 use graviton_engine::io::{Backend, BufferPool, OpenAccess};
 use graviton_engine::port::op::wait_for;
 use graviton_engine::port::{
-    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, PastEnd, PutOptions, PutRangeOptions,
-    Span, StorageError,
+    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, MutableObjectStore, PastEnd,
+    PutOptions, PutRangeOptions, Span, StorageError,
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_format::superblock::Superblock;

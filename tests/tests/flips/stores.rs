@@ -7,8 +7,8 @@ use bytes::Bytes;
 use graviton_engine::io::sim::{Image, Sim};
 use graviton_engine::port::blob::BatchItemOutcome;
 use graviton_engine::port::{
-    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, PastEnd, PutOptions, PutRangeOptions,
-    Span, StorageError,
+    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, MutableObjectStore, PastEnd,
+    PutOptions, PutRangeOptions, Span, StorageError,
 };
 use graviton_engine::store::{Access, CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::Random;

@@ -1,0 +1,647 @@
+//! [`RangeTracker`] over a store: of its own blobs, whose holes say what is not complete, and of bytes
+//! held elsewhere, each key with a blob of its own in a space apart, which is a set and the changes
+//! to it since \[F-61\].
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use graviton_format::FormatError;
+use graviton_format::key::StoredKey;
+use graviton_format::ranges::{Entry as Logged, Header, pack, unpack};
+use graviton_format::record::{ExtentRef, Manifest, RecordKind};
+
+use super::commit::{Done, Mutation, Work};
+use super::index::{Entry, narrow, punch};
+use super::inner::Inner;
+use super::record;
+use super::write::{Target, durable, put_outcome, unexpected};
+use crate::port::tracker::{self, Listener, Look, Watches, resolve_total};
+use crate::port::{
+    BinaryKey, Completed, DeleteOptions, Expected, GetOptions, Marked, ObserveRanges, Op, PastEnd,
+    Precondition, PutOptions, PutRangeOptions, RangeSet, RangeTracker, Span, StorageError,
+    TrackOptions, TrackerError, TrackerOp,
+};
+use crate::sync::Mutex;
+
+/// Changes of a set that are written behind it before it is written anew.
+const CHANGES_MAX: u32 = 64;
+/// Their bytes, if that is more than twice those of the set.
+const CHANGES_BYTES_MAX: u64 = 4096;
+/// Bytes of sets that are kept in memory.
+const KNOWN_BYTES_MAX: usize = 16 << 20;
+
+/// Whose bytes are tracked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Of {
+    Blobs,
+    Elsewhere,
+}
+
+/// A tracker over a store.
+#[derive(Debug, Clone)]
+struct StoreTracker {
+    inner: Arc<Inner>,
+    of: Of,
+}
+
+impl Inner {
+    /// A tracker of this store.
+    pub fn tracker(self: &Arc<Self>, of: Of) -> Arc<dyn RangeTracker> {
+        let inner = Arc::clone(self);
+        Arc::new(StoreTracker { inner, of })
+    }
+}
+
+/// What is complete of bytes held elsewhere, by one version of the blob that says so.
+#[derive(Debug, Clone)]
+pub struct Known {
+    version: u64,
+    /// 0 until the version has come about that begins it.
+    generation: u64,
+    total: Option<u64>,
+    /// The set, as it is stored.
+    packed: Bytes,
+    /// Bytes of the blob, and changes in it.
+    size: u64,
+    changes: u32,
+}
+
+impl Known {
+    fn completed(&self) -> Result<Completed, FormatError> {
+        Ok(Completed {
+            set: set_of(unpack(&self.packed, usize::MAX)?),
+            total: self.total,
+            generation: self.generation,
+        })
+    }
+
+    /// It has come about as this version.
+    pub fn landed(&mut self, version: u64) {
+        self.version = version;
+        if self.generation == 0 {
+            self.generation = version;
+        }
+    }
+}
+
+/// What the trackers of a store share.
+#[derive(Debug, Default)]
+pub struct Trackers {
+    /// Those who wait for changes: of blobs under their keys, of the others under stored keys.
+    pub watches: Arc<Watches>,
+    known: Mutex<HashMap<BinaryKey, Known>>,
+}
+
+impl Trackers {
+    /// Remembers what is complete by a version that has come about.
+    pub fn remember(&self, key: &BinaryKey, known: Known) {
+        let mut all = self.known.lock();
+        let is_older = |held: &Known| held.version < known.version;
+        if all.get(key).is_none_or(is_older) {
+            all.insert(key.clone(), known);
+        }
+        let mut bytes: usize = all.values().map(|known| known.packed.len()).sum();
+        all.retain(|other, held| {
+            let stays = bytes <= KNOWN_BYTES_MAX || other == key;
+            if !stays {
+                bytes -= held.packed.len();
+            }
+            stays
+        });
+    }
+
+    fn get(&self, key: &BinaryKey, version: u64) -> Option<Known> {
+        let known = self.known.lock().get(key).cloned();
+        known.filter(|known| known.version == version)
+    }
+
+    fn forget(&self, key: &BinaryKey) {
+        self.known.lock().remove(key);
+    }
+}
+
+fn set_of(spans: Vec<Range<u64>>) -> RangeSet {
+    let spans = spans.into_iter();
+    spans.filter_map(|span| Span::try_from(span).ok()).collect()
+}
+
+fn spans_of(set: &RangeSet) -> Vec<Range<u64>> {
+    set.spans().iter().map(|&span| span.into()).collect()
+}
+
+fn stored_key(key: &BinaryKey) -> BinaryKey {
+    BinaryKey::beside(&StoredKey::Ranges(key.as_bytes()))
+}
+
+/// What a blob says of itself.
+fn of_blob(entry: &Entry) -> Completed {
+    Completed {
+        set: entry.missing().complement(Span::first(entry.size)),
+        total: Some(entry.size),
+        generation: entry.record_lsn(),
+    }
+}
+
+/// The set that bytes and the changes behind them come to.
+fn decode(bytes: &[u8], version: u64, record: u64) -> Result<(Known, Completed), FormatError> {
+    let (header, mut rest) = Header::decode(bytes)?;
+    let mut completed = Completed {
+        set: RangeSet::new(),
+        total: header.total,
+        generation: match header.generation {
+            0 => record,
+            generation => generation,
+        },
+    };
+    let mut changes = 0;
+    while !rest.is_empty() {
+        let (entry, behind) = Logged::decode(rest, usize::MAX)?;
+        rest = behind;
+        changes += 1;
+        match entry {
+            Logged::Added(spans) => completed.set = completed.set.union(&set_of(spans)),
+            Logged::Removed(spans) => completed.set = completed.set.difference(&set_of(spans)),
+            Logged::Total(total) => completed.total = Some(total),
+        }
+    }
+    let known = Known {
+        version,
+        generation: completed.generation,
+        total: completed.total,
+        packed: pack(&spans_of(&completed.set)).into(),
+        size: bytes.len() as u64,
+        changes,
+    };
+    Ok((known, completed))
+}
+
+/// A change that was decided.
+struct Decided {
+    update: RangeSet,
+    /// What was not complete before.
+    new: RangeSet,
+}
+
+impl StoreTracker {
+    fn told_as(&self, key: &BinaryKey) -> BinaryKey {
+        match self.of {
+            Of::Blobs => key.clone(),
+            Of::Elsewhere => stored_key(key),
+        }
+    }
+
+    /// Where it is kept what is complete, and what is known of that.
+    fn find(&self, key: &BinaryKey) -> Result<Option<(usize, Entry)>, StorageError> {
+        self.inner.check_open()?;
+        self.inner.index.read().lookup(self.told_as(key).stored())
+    }
+
+    /// What is complete, by a version that was current.
+    async fn current(
+        &self,
+        key: &BinaryKey,
+    ) -> Result<Option<(usize, Entry, Completed, Option<Known>)>, TrackerError> {
+        let Some((number, entry)) = self.find(key)? else {
+            return Ok(None);
+        };
+        if self.of == Of::Blobs {
+            let completed = of_blob(&entry);
+            return Ok(Some((number, entry, completed, None)));
+        }
+        let stored = stored_key(key);
+        let wrong = |error| StorageError::Corruption {
+            place: self.inner.sectors[number].place(entry.address),
+            key: Some(stored.clone()),
+            what: format!("{error}"),
+        };
+        if let Some(known) = self.inner.trackers.get(&stored, entry.lsn) {
+            let completed = known.completed().map_err(wrong)?;
+            return Ok(Some((number, entry, completed, Some(known))));
+        }
+        let options = GetOptions {
+            precondition: Precondition::IfVersion(entry.lsn),
+            ..GetOptions::default()
+        };
+        let blob = match self.inner.get(&stored, &options).await {
+            Ok(blob) => blob,
+            // Another version is there by now.
+            Err(StorageError::PreconditionFailed { .. } | StorageError::NotFound { .. }) => {
+                return Box::pin(self.current(key)).await;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let decoded = decode(&blob.bytes, entry.lsn, entry.record_lsn());
+        let (known, completed) = decoded.map_err(wrong)?;
+        self.inner.trackers.remember(&stored, known.clone());
+        Ok(Some((number, entry, completed, Some(known))))
+    }
+
+    /// Changes what is complete as `decide` says of what it is; again, if another change came first.
+    fn change<T: Send + Unpin + 'static>(
+        &self,
+        key: &BinaryKey,
+        options: TrackOptions,
+        decide: impl Fn(&Completed) -> Result<Decided, TrackerError> + Send + Sync + 'static,
+        answer: impl FnOnce(Completed, RangeSet) -> T + Send + 'static,
+    ) -> TrackerOp<T> {
+        if let Err(error) = self.inner.check_writable() {
+            return Op::fail(error);
+        }
+        let (tracker, key, told) = (self.clone(), key.clone(), self.told_as(key));
+        let earlier = self.inner.detached.before(&[&told]);
+        let detached = Arc::clone(&self.inner.detached);
+        let changed = async move {
+            if let Some(earlier) = earlier {
+                earlier.await;
+            }
+            loop {
+                let found = tracker.current(&key).await?;
+                let before = match &found {
+                    Some((_, _, completed, _)) => completed.clone(),
+                    None if tracker.of == Of::Elsewhere => Completed::default(),
+                    None => return Err(TrackerError::NotFound { key }),
+                };
+                let Decided { update, new } = decide(&before)?;
+                let after = Completed {
+                    total: resolve_total(&key, before.total, options.total, &update)?,
+                    set: update,
+                    generation: before.generation,
+                };
+                if let Some((number, ..)) = found
+                    && after == before
+                {
+                    if durable(options.durability) {
+                        // What was written before may not be as durable yet.
+                        tracker.inner.submit(number, Work::Sync, true).await?;
+                    }
+                    return Ok(answer(after, new));
+                }
+                let landed = match (tracker.of, found) {
+                    (Of::Blobs, Some((number, entry, ..))) => {
+                        tracker
+                            .erase(&key, number, &entry, &before, &after, options)
+                            .await
+                    }
+                    (_, found) => tracker.keep(&key, found, &before, &after, options).await,
+                };
+                match landed {
+                    Ok(Some(version)) => {
+                        let generation = match before.generation {
+                            0 => version,
+                            generation => generation,
+                        };
+                        return Ok(answer(
+                            Completed {
+                                generation,
+                                ..after
+                            },
+                            new,
+                        ));
+                    }
+                    // Another change came first.
+                    Ok(None) => {}
+                    Err(TrackerError::Storage(
+                        StorageError::PreconditionFailed { .. } | StorageError::NotFound { .. },
+                    )) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        Op::start_kept(changed, move |rest| detached.keep(vec![told], rest))
+    }
+
+    /// Makes holes of what is not to be complete any more of a blob. Returns the new version; `None`
+    /// if the blob has changed.
+    async fn erase(
+        &self,
+        key: &BinaryKey,
+        number: usize,
+        entry: &Entry,
+        before: &Completed,
+        after: &Completed,
+        options: TrackOptions,
+    ) -> Result<Option<u64>, TrackerError> {
+        let missing = after.set.difference(&before.set);
+        if !missing.is_empty() {
+            let key = key.clone();
+            return Err(TrackerError::NotWritten { key, missing });
+        }
+        let holes = before.set.difference(&after.set);
+        let (Some(first), Some(last)) = (holes.spans().first(), holes.spans().last()) else {
+            return Ok(None);
+        };
+        let range = Span::new(first.start(), last.end())?;
+        let whole: Arc<[ExtentRef]> = match &entry.extents {
+            Some(extents) => Arc::clone(extents),
+            None => Arc::new([entry.payload()]),
+        };
+        let pieces = punch(&whole, range, holes.spans());
+        let payload = Manifest {
+            size: range.len(),
+            extents: pieces.clone(),
+        }
+        .encode();
+        let time = self.inner.now();
+        let mutation = Mutation::Change {
+            key: key.clone(),
+            precondition: Precondition::IfVersion(entry.lsn),
+            past_end: PastEnd::Refuse,
+            range,
+            record: record::encode(
+                RecordKind::Splice,
+                key,
+                &record::change_meta(),
+                &payload,
+                time,
+            ),
+            time,
+            payload_length: narrow(payload.len() as u64),
+            pieces: Some(pieces.into()),
+            known: None,
+        };
+        self.commit(number, mutation, options).await
+    }
+
+    /// Writes down what is complete of bytes held elsewhere: what has changed, or all of it.
+    async fn keep(
+        &self,
+        key: &BinaryKey,
+        found: Option<(usize, Entry, Completed, Option<Known>)>,
+        before: &Completed,
+        after: &Completed,
+        options: TrackOptions,
+    ) -> Result<Option<u64>, TrackerError> {
+        let limit = self.inner.options.max_fragments;
+        let fragments = after.set.spans().len();
+        if fragments > limit {
+            return Err(TrackerError::TooFragmented {
+                key: key.clone(),
+                fragments,
+                limit,
+            });
+        }
+        let packed = Bytes::from(pack(&spans_of(&after.set)));
+        let known = Known {
+            version: 0,
+            generation: after.generation,
+            total: after.total,
+            packed,
+            size: 0,
+            changes: 0,
+        };
+        match found {
+            Some((number, entry, _, Some(was))) => {
+                let delta = delta(before, after);
+                let size = was.size + delta.len() as u64;
+                let is_small = size <= CHANGES_BYTES_MAX + 3 * known.packed.len() as u64;
+                if was.changes < CHANGES_MAX && is_small {
+                    let known = Known {
+                        size,
+                        changes: was.changes + 1,
+                        ..known
+                    };
+                    return self
+                        .append(key, number, &entry, delta, known, options)
+                        .await;
+                }
+                let precondition = Precondition::IfVersion(entry.lsn);
+                self.rewrite(key, precondition, known, options).await
+            }
+            _ => {
+                let precondition = Precondition::IfAbsent;
+                self.rewrite(key, precondition, known, options).await
+            }
+        }
+    }
+
+    /// Writes a set anew.
+    async fn rewrite(
+        &self,
+        key: &BinaryKey,
+        precondition: Precondition,
+        known: Known,
+        options: TrackOptions,
+    ) -> Result<Option<u64>, TrackerError> {
+        let stored = stored_key(key);
+        let header = Header {
+            generation: known.generation,
+            total: known.total,
+        };
+        let mut bytes = header.encode();
+        Logged::encode_added(&known.packed, &mut bytes);
+        let number = self.inner.place(&stored, bytes.len() as u64 + 4096)?;
+        let known = Known {
+            size: bytes.len() as u64,
+            ..known
+        };
+        let put_options = PutOptions {
+            precondition,
+            durability: options.durability,
+            ..PutOptions::default()
+        };
+        let target = Target::of_blob(&stored);
+        if bytes.len() > self.inner.inline_max(number) {
+            let put = self
+                .inner
+                .put_at(number, target, &bytes.into(), put_options);
+            return Ok(Some(put.await?.version));
+        }
+        let mutation = self
+            .inner
+            .inline_put(target, &bytes, &put_options, Some(Box::new(known)));
+        self.commit(number, mutation, options).await
+    }
+
+    /// Writes a change behind a set.
+    async fn append(
+        &self,
+        key: &BinaryKey,
+        number: usize,
+        entry: &Entry,
+        delta: Vec<u8>,
+        known: Known,
+        options: TrackOptions,
+    ) -> Result<Option<u64>, TrackerError> {
+        let stored = stored_key(key);
+        let range = Span::at(entry.size, delta.len() as u64)?;
+        let precondition = Precondition::IfVersion(entry.lsn);
+        if delta.len() > self.inner.inline_max(number) {
+            let put_options = PutRangeOptions {
+                precondition,
+                durability: options.durability,
+                past_end: PastEnd::Extend,
+            };
+            let put = self
+                .inner
+                .put_range(&stored, range, delta.into(), put_options);
+            return Ok(Some(put.await?.version));
+        }
+        let time = self.inner.now();
+        let mutation = Mutation::Change {
+            record: record::encode(
+                RecordKind::Range,
+                &stored,
+                &record::change_meta(),
+                &delta,
+                time,
+            ),
+            key: stored,
+            precondition,
+            past_end: PastEnd::Extend,
+            range,
+            time,
+            payload_length: narrow(delta.len() as u64),
+            pieces: None,
+            known: Some(Box::new(known)),
+        };
+        self.commit(number, mutation, options).await
+    }
+
+    /// Returns the new version; `None` if what is to be changed lies in another sector by now.
+    async fn commit(
+        &self,
+        number: usize,
+        mutation: Mutation,
+        options: TrackOptions,
+    ) -> Result<Option<u64>, TrackerError> {
+        let work = Work::Mutations(vec![mutation]);
+        let ticket = self.inner.submit(number, work, durable(options.durability));
+        match ticket.await? {
+            Done::Mutations(outcomes) => {
+                let outcome = outcomes.first().and_then(put_outcome);
+                Ok(Some(outcome.ok_or_else(unexpected)?.version))
+            }
+            Done::Changed => Ok(None),
+            _ => Err(unexpected().into()),
+        }
+    }
+}
+
+/// What has changed, as entries.
+fn delta(before: &Completed, after: &Completed) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(total) = after.total
+        && before.total != after.total
+    {
+        Logged::Total(total).encode_to(&mut bytes);
+    }
+    let added = after.set.difference(&before.set);
+    if !added.is_empty() {
+        Logged::Added(spans_of(&added)).encode_to(&mut bytes);
+    }
+    let removed = before.set.difference(&after.set);
+    if !removed.is_empty() {
+        Logged::Removed(spans_of(&removed)).encode_to(&mut bytes);
+    }
+    bytes
+}
+
+impl Look for StoreTracker {
+    fn look(&self, key: &BinaryKey) -> TrackerOp<Completed> {
+        let (tracker, key) = (self.clone(), key.clone());
+        Op::start(async move {
+            match tracker.current(&key).await? {
+                Some((_, _, completed, _)) => Ok(completed),
+                None => Err(TrackerError::NotFound { key }),
+            }
+        })
+    }
+
+    fn listen(&self, key: &BinaryKey) -> Listener {
+        self.inner.trackers.watches.listen(&self.told_as(key))
+    }
+}
+
+impl RangeTracker for StoreTracker {
+    fn mark_complete(
+        &self,
+        key: &BinaryKey,
+        ranges: &RangeSet,
+        options: TrackOptions,
+    ) -> TrackerOp<Marked> {
+        let (ranges, of, named) = (ranges.clone(), self.of, key.clone());
+        let decide = move |before: &Completed| {
+            // What lies past the total is no question of having been written.
+            resolve_total(&named, before.total, options.total, &ranges)?;
+            let new = ranges.difference(&before.set);
+            if of == Of::Blobs && !new.is_empty() {
+                let (key, missing) = (named.clone(), new);
+                return Err(TrackerError::NotWritten { key, missing });
+            }
+            let update = before.set.union(&ranges);
+            Ok(Decided { update, new })
+        };
+        self.change(key, options, decide, |completed, new| Marked {
+            new,
+            completed,
+        })
+    }
+
+    fn get_completed(&self, key: &BinaryKey) -> TrackerOp<Completed> {
+        self.look(key)
+    }
+
+    fn get_pending(&self, key: &BinaryKey, total: Option<u64>) -> TrackerOp<RangeSet> {
+        tracker::get_pending(self, key, total)
+    }
+
+    fn is_complete(&self, key: &BinaryKey) -> TrackerOp<bool> {
+        tracker::is_complete(self, key)
+    }
+
+    fn compare_and_set(
+        &self,
+        key: &BinaryKey,
+        expected: Expected,
+        update: &RangeSet,
+        options: TrackOptions,
+    ) -> TrackerOp<Completed> {
+        let (update, named) = (update.clone(), key.clone());
+        let decide = move |before: &Completed| {
+            let other_life = |generation| generation != before.generation;
+            if expected.set != before.set || expected.generation.is_some_and(other_life) {
+                let (key, actual) = (named.clone(), Box::new(before.clone()));
+                return Err(TrackerError::Mismatch { key, actual });
+            }
+            Ok(Decided {
+                update: update.clone(),
+                new: RangeSet::new(),
+            })
+        };
+        self.change(key, options, decide, |completed, _| completed)
+    }
+
+    fn wait_for(&self, key: &BinaryKey, range: Span) -> TrackerOp<()> {
+        tracker::wait_for(self, key, range)
+    }
+
+    fn observe(&self, key: &BinaryKey) -> TrackerOp<Box<dyn ObserveRanges>> {
+        tracker::observe(self, key)
+    }
+
+    fn forget(&self, key: &BinaryKey) -> TrackerOp<bool> {
+        if self.of == Of::Blobs {
+            let what = format!("{key} is a blob: it is forgotten when it is deleted");
+            return Op::fail(StorageError::invalid(what));
+        }
+        if let Err(error) = self.inner.check_writable() {
+            return Op::fail(error);
+        }
+        let stored = stored_key(key);
+        let earlier = self.inner.detached.before(&[&stored]);
+        let inner = Arc::clone(&self.inner);
+        let detached = Arc::clone(&self.inner.detached);
+        let keys = vec![stored.clone()];
+        let forgotten = async move {
+            if let Some(earlier) = earlier {
+                earlier.await;
+            }
+            let deleted = inner.delete(&stored, &DeleteOptions::default()).await?;
+            inner.trackers.forget(&stored);
+            Ok(deleted.existed)
+        };
+        Op::start_kept(forgotten, move |rest| detached.keep(keys, rest))
+    }
+}
