@@ -132,6 +132,57 @@ pub(super) struct PutRange {
     pub(super) durability: Durability,
 }
 
+/// A part of the upload that is open for a key. Its bytes are made of its number and its size: so
+/// whoever finds it knows them.
+#[derive(Debug, Clone)]
+pub(super) struct Part {
+    pub(super) key: BinaryKey,
+    pub(super) number: u16,
+    pub(super) size: usize,
+    pub(super) stream: bool,
+    pub(super) durability: Durability,
+}
+
+/// Which parts an upload is completed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parts {
+    All,
+    /// Those whose bits are set.
+    Some(u64),
+    /// The last one first.
+    Disordered,
+    /// One is named by an ETag that it does not have.
+    WrongETag,
+    /// And one that there is not.
+    OneMore,
+}
+
+/// The end of the upload that is open for a key.
+#[derive(Debug, Clone)]
+pub(super) struct Complete {
+    pub(super) key: BinaryKey,
+    pub(super) parts: Parts,
+    pub(super) condition: Condition,
+    /// Twice.
+    pub(super) again: bool,
+}
+
+/// How many keys have bytes elsewhere that are tracked.
+pub(super) const TRACKED: usize = 4;
+
+/// A change of what is complete elsewhere.
+#[derive(Debug, Clone)]
+pub(super) struct Mark {
+    /// Which of the keys.
+    pub(super) key: usize,
+    pub(super) start: u64,
+    pub(super) length: u64,
+    /// With a compare-and-set, bytes are taken away.
+    pub(super) take: bool,
+    pub(super) total: Option<u64>,
+    pub(super) durability: Durability,
+}
+
 /// A copy or a rename.
 #[derive(Debug, Clone)]
 pub(super) struct Copy {
@@ -192,6 +243,23 @@ pub(super) enum Kind {
     Copy(Copy),
     Create(Create),
     PutRange(PutRange),
+    /// By the tracker of a blob: what lies between two places is a hole from here on.
+    Erase {
+        key: BinaryKey,
+        range: (Border, Border),
+        durability: Durability,
+    },
+    /// Unless an upload is open for the key.
+    Start(BinaryKey, Durability),
+    PutPart(Part),
+    Complete(Complete),
+    Abort(BinaryKey),
+    /// Of bytes held elsewhere.
+    Mark(Mark),
+    /// The same; whether what is expected is wrong.
+    CompareAndSet(Mark, bool),
+    /// A tracker forgets a key.
+    Forgo(usize),
     OpenWriter(Put),
     Write(Content),
     Finish,
@@ -213,9 +281,9 @@ pub struct Mix {
     pub largest: usize,
     /// Whether the store is closed and opened again now and then.
     pub reopen: bool,
-    /// Whether blobs are changed range by range, if the subject says what does it
-    /// ([`Subject::mutable`](super::Subject::mutable)).
-    pub ranges: bool,
+    /// Whether blobs are changed in place, and uploads and trackers used, if the subject says what
+    /// does it ([`Subject::mutable`](super::Subject::mutable)).
+    pub mutable: bool,
 }
 
 impl Default for Mix {
@@ -224,7 +292,7 @@ impl Default for Mix {
             keys: 12,
             largest: MIB + 4,
             reopen: true,
-            ranges: false,
+            mutable: false,
         }
     }
 }
@@ -342,11 +410,8 @@ impl Steps {
     }
 
     fn kind(&mut self) -> Kind {
-        if self.mix.ranges && self.random.one_in(5) {
-            return match self.random.below(8) {
-                0 => Kind::Create(self.create()),
-                _ => Kind::PutRange(self.put_range()),
-            };
+        if self.mix.mutable && self.random.one_in(4) {
+            return self.mutable_kind();
         }
         match self.random.below(100) {
             0..20 => Kind::Put(self.put()),
@@ -376,6 +441,86 @@ impl Steps {
             94..96 => Kind::Flush,
             96..98 if self.mix.reopen => Kind::Reopen,
             _ => Kind::CompareAll,
+        }
+    }
+
+    fn mutable_kind(&mut self) -> Kind {
+        match self.random.below(24) {
+            0 => Kind::Create(self.create()),
+            1..9 => Kind::PutRange(self.put_range()),
+            9 => Kind::Erase {
+                key: self.key(),
+                range: (self.border(), self.border()),
+                durability: self.durability(),
+            },
+            10 | 11 => Kind::Start(self.upload_key(), self.durability()),
+            12..16 => Kind::PutPart(self.part()),
+            16 | 17 => Kind::Complete(self.complete()),
+            18 if self.random.one_in(2) => Kind::Abort(self.upload_key()),
+            19 => Kind::Forgo(self.tracked()),
+            20 | 21 => Kind::CompareAndSet(self.mark(), self.random.one_in(4)),
+            _ => Kind::Mark(self.mark()),
+        }
+    }
+
+    /// One of few, so that an upload gets parts, and is completed.
+    fn upload_key(&mut self) -> BinaryKey {
+        let few = self.keys.len().min(3);
+        self.keys[self.random.below(few)].clone()
+    }
+
+    fn part(&mut self) -> Part {
+        let number = match self.random.below(20) {
+            0 => 0,
+            1 => 10_001,
+            2 => 10_000,
+            _ => 1 + u16::try_from(self.random.below(4)).unwrap_or(0),
+        };
+        Part {
+            key: self.upload_key(),
+            number,
+            size: self.content().size,
+            stream: self.random.one_in(4),
+            durability: self.durability(),
+        }
+    }
+
+    fn complete(&mut self) -> Complete {
+        Complete {
+            key: self.upload_key(),
+            parts: match self.random.below(10) {
+                0 => Parts::Disordered,
+                1 => Parts::WrongETag,
+                2 => Parts::OneMore,
+                3 | 4 => Parts::Some(self.random.number()),
+                _ => Parts::All,
+            },
+            condition: self.condition(),
+            again: self.random.one_in(3),
+        }
+    }
+
+    /// Which of the keys that are tracked.
+    fn tracked(&mut self) -> usize {
+        self.random.below(TRACKED)
+    }
+
+    fn mark(&mut self) -> Mark {
+        const LENGTH: usize = 1 << 20;
+        let unit = *self.random.pick(&[1, 1, 100, 4096]);
+        let start = self.random.below(LENGTH) / unit * unit;
+        let length = match self.random.below(8) {
+            0 => 0,
+            1 => self.random.below(LENGTH - start),
+            _ => unit * self.random.below(40),
+        };
+        Mark {
+            key: self.tracked(),
+            start: start as u64,
+            length: length as u64,
+            take: self.random.one_in(3),
+            total: self.random.one_in(10).then_some(2 * LENGTH as u64),
+            durability: self.durability(),
         }
     }
 

@@ -26,6 +26,7 @@
 //! check_against_model(&mut InMemory, 1, 100);
 //! ```
 
+mod beside;
 mod contract;
 mod history;
 mod minimise;

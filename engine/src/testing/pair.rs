@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::Subject;
+use super::beside::{all_beside, held_beside};
 use super::history::{
     Border, Condition, Copy, Create, Declared, Delete, Item, Kind, Put, PutRange, Step,
 };
@@ -94,6 +95,7 @@ pub type Difference = String;
 macro_rules! differ {
     ($($what:tt)*) => { return Err(format!($($what)*)) };
 }
+pub(super) use differ;
 
 /// A store of the subject and its model, and how the versions of one are called in the other.
 pub struct Pair<'a, S: Subject + ?Sized> {
@@ -219,15 +221,16 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
     ///
     /// # Errors
     /// What can't be read.
-    pub fn adopt(&mut self, store: Arc<dyn BlobStore>) -> Result<(), Difference> {
+    pub fn adopt(&mut self, store: Arc<dyn MutableObjectStore>) -> Result<(), Difference> {
         self.model.restore(&self.empty);
         self.versions.clear();
         self.highest.clear();
         self.created.clear();
         self.modified.clear();
         self.unflushed = false;
-        let found = expect(contents_of(&*store))?;
+        let found = expect(blobs_of(&*store))?;
         for (key, held) in found {
+            let held = expect(held)?;
             let info = expect(store.stat(&key).wait())?;
             let options = PutOptions {
                 attributes: held.attributes.clone(),
@@ -252,6 +255,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             self.highest.insert(key, info.version);
             self.given.see(info)?;
         }
+        self.adopt_beside(&*store)?;
         self.store = Some(store);
         Ok(())
     }
@@ -272,6 +276,23 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             made = self.model.put_range(key, span, bytes, options).wait()?;
         }
         Ok(made)
+    }
+
+    /// The store as what it is besides a `BlobStore`, if it is.
+    pub(super) fn mutable(&self) -> Option<Arc<dyn MutableObjectStore>> {
+        self.subject.mutable()
+    }
+
+    pub(super) fn model(&self) -> &MemoryStore {
+        &self.model
+    }
+
+    /// The store gave a version that no blob has, and never gave it before.
+    pub(super) fn check_new(&mut self, key: &BinaryKey, version: u64) -> Result<(), Difference> {
+        match self.given.give(version) {
+            true => Ok(()),
+            false => differ!("{key}: version {version} for the second time"),
+        }
     }
 
     fn store(&self) -> Store {
@@ -304,6 +325,18 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             Kind::Copy(copy) => self.copy(copy),
             Kind::Create(create) => self.create(create),
             Kind::PutRange(put) => self.put_range(put),
+            Kind::Erase {
+                key,
+                range: (start, end),
+                durability,
+            } => self.erase(key, *start, *end, *durability),
+            Kind::Start(key, durability) => self.start_upload(key, *durability),
+            Kind::PutPart(part) => self.put_part(part),
+            Kind::Complete(complete) => self.complete_upload(complete),
+            Kind::Abort(key) => self.abort_upload(key),
+            Kind::Mark(mark) => self.mark(mark),
+            Kind::CompareAndSet(mark, wrong) => self.compare_and_set(mark, *wrong),
+            Kind::Forgo(key) => self.forgo(*key),
             Kind::OpenWriter(put) => self.open_writer(put),
             Kind::Write(content) => self.write(&content.bytes()),
             Kind::Finish => self.finish(),
@@ -324,12 +357,12 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         Ok(std::mem::take(&mut self.effect))
     }
 
-    fn current(&self, key: &BinaryKey) -> Option<BlobInfo> {
+    pub(super) fn current(&self, key: &BinaryKey) -> Option<BlobInfo> {
         self.model.stat(key).wait().ok()
     }
 
     /// A condition, said to the model.
-    fn precise(&self, key: &BinaryKey, condition: Condition) -> Precondition {
+    pub(super) fn precise(&self, key: &BinaryKey, condition: Condition) -> Precondition {
         let current = || self.current(key).map_or(u64::MAX, |info| info.version);
         let highest = self.versions.last_key_value().map_or(0, |(last, _)| *last);
         match condition {
@@ -345,7 +378,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
     }
 
     /// A precondition on a version of the model, said to the store.
-    fn translate(&self, precondition: Precondition) -> Precondition {
+    pub(super) fn translate(&self, precondition: Precondition) -> Precondition {
         // Versions that never were stay such.
         let of = |model| {
             self.versions
@@ -410,7 +443,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
     }
 
     /// Does to the model what the store was asked to do to `keys` and has answered.
-    fn settle<M, T>(
+    pub(super) fn settle<M, T>(
         &mut self,
         keys: &[&BinaryKey],
         durability: Durability,
@@ -458,7 +491,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
     }
 
     /// What only reads: both succeeded, or there is nothing to compare.
-    fn compare<M, T>(
+    pub(super) fn compare<M, T>(
         &self,
         model: Result<M, StorageError>,
         store: Result<T, StorageError>,
@@ -480,7 +513,10 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
 
     /// The key's state in the model.
     fn change(&self, key: &BinaryKey) -> Change {
-        let blob = held(&self.model, key).ok();
+        let blob = match key.is_blob() {
+            true => held(&self.model, key).ok(),
+            false => held_beside(&self.model, key).ok().flatten(),
+        };
         Change {
             key: key.clone(),
             blob,
@@ -488,7 +524,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
     }
 
     /// What is listed under a key: that needs no disk, which may go on failing.
-    fn listed(&self, key: &BinaryKey) -> Result<Option<ListEntry>, Difference> {
+    pub(super) fn listed(&self, key: &BinaryKey) -> Result<Option<ListEntry>, Difference> {
         let request = ListRequest {
             max: 1,
             ..ListRequest::prefix(key)
@@ -501,6 +537,12 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
     /// Whether changes that were left in doubt have happened.
     fn happened(&self, changes: &[Change]) -> Result<bool, Difference> {
         for change in changes {
+            if !change.key.is_blob() {
+                if !self.is_beside(change) {
+                    return Ok(false);
+                }
+                continue;
+            }
             let is_there = match (self.listed(&change.key)?, &change.blob) {
                 (Some(entry), Some(_)) => !self.given.contains(entry.version),
                 (None, None) => true,
@@ -514,7 +556,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
     }
 
     fn learn_versions(&mut self, keys: &[&BinaryKey]) -> Result<(), Difference> {
-        for key in keys {
+        for key in keys.iter().filter(|key| key.is_blob()) {
             if let (Some(model), Some(entry)) = (self.current(key), self.listed(key)?) {
                 self.versions.insert(model.version, entry.version);
                 if !self.given.come_to_light(key, entry.version) {
@@ -527,7 +569,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
     }
 
     /// Takes down that the model's version is called so in the store.
-    fn record(
+    pub(super) fn record(
         &mut self,
         key: &BinaryKey,
         model: &PutOutcome,
@@ -559,7 +601,12 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         }
     }
 
-    fn check_version(&self, key: &BinaryKey, model: u64, store: u64) -> Result<(), Difference> {
+    pub(super) fn check_version(
+        &self,
+        key: &BinaryKey,
+        model: u64,
+        store: u64,
+    ) -> Result<(), Difference> {
         match self.versions.get(&model) {
             Some(expected) if *expected == store => Ok(()),
             expected => differ!("{key}: version {store}, expected {expected:?}"),
@@ -748,7 +795,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
     }
 
     /// A place in a blob, said precisely.
-    fn place(&self, key: &BinaryKey, border: Border) -> u64 {
+    pub(super) fn place(&self, key: &BinaryKey, border: Border) -> u64 {
         let size = self.current(key).map_or(100, |info| info.size);
         match border {
             Border::At(place) => place,
@@ -1181,7 +1228,7 @@ fn both<M, T>(
 }
 
 /// What can't fail here.
-fn expect<T>(outcome: Result<T, StorageError>) -> Result<T, Difference> {
+pub(super) fn expect<T>(outcome: Result<T, StorageError>) -> Result<T, Difference> {
     outcome.map_err(|error| format!("it failed: {error:?}"))
 }
 
@@ -1197,7 +1244,7 @@ fn unheard_of() -> StorageError {
     }
 }
 
-fn attributes(count: usize) -> Attributes {
+pub(super) fn attributes(count: usize) -> Attributes {
     let attribute = |n| (format!("name {n}"), Bytes::from(vec![b'v'; n]));
     (0..count).map(attribute).collect()
 }
@@ -1217,11 +1264,21 @@ fn held(store: &dyn BlobStore, key: &BinaryKey) -> Result<Held, StorageError> {
     })
 }
 
-/// Every blob that a store lists, read back, or why it can't be.
+/// Everything a store holds, read back, or why it can't be: blobs, and under keys that no blob can
+/// have, uploads and what is tracked of bytes elsewhere.
 ///
 /// # Errors
-/// What the store reports of its list.
+/// What the store reports of its lists.
 pub fn read_all(
+    store: &dyn MutableObjectStore,
+) -> Result<BTreeMap<BinaryKey, Result<Held, StorageError>>, StorageError> {
+    let mut all = blobs_of(store)?;
+    all.extend(all_beside(store)?);
+    Ok(all)
+}
+
+/// Every blob that a store lists, read back, or why it can't be.
+fn blobs_of(
     store: &dyn BlobStore,
 ) -> Result<BTreeMap<BinaryKey, Result<Held, StorageError>>, StorageError> {
     let entries = list_all(store)?.into_iter();
@@ -1232,13 +1289,13 @@ pub fn read_all(
     Ok(blobs.collect())
 }
 
-/// Everything a store holds, read back.
+/// Everything a store holds, read back, as by [`read_all`].
 ///
 /// # Errors
 /// What the store reports.
-pub fn contents_of(store: &dyn BlobStore) -> Result<Contents, StorageError> {
-    let blobs = read_all(store)?.into_iter();
-    blobs.map(|(key, held)| Ok((key, held?))).collect()
+pub fn contents_of(store: &dyn MutableObjectStore) -> Result<Contents, StorageError> {
+    let all = read_all(store)?.into_iter();
+    all.map(|(key, held)| Ok((key, held?))).collect()
 }
 
 fn same_bytes(key: &BinaryKey, read: &[u8], expected: &[u8]) -> Result<(), Difference> {

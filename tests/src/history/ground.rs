@@ -36,7 +36,7 @@ impl Plan {
             keys: 20,
             largest: 36 << 10,
             reopen: true,
-            ranges: true,
+            mutable: true,
         },
     };
 
@@ -66,7 +66,7 @@ impl Plan {
             keys: 30,
             largest: 300_000,
             reopen: true,
-            ranges: true,
+            mutable: true,
         },
         ..Self::SMALL
     };

@@ -4,7 +4,7 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 
 use graviton_engine::io::sim::{Loss, Random};
-use graviton_engine::port::{BlobStore, StorageError};
+use graviton_engine::port::StorageError;
 use graviton_engine::store::Store;
 use graviton_engine::testing::{
     Contents, Difference, Effect, Pair, Step, Subject, Tolerance, Versions, contents_of,
@@ -196,8 +196,7 @@ pub fn check_contents(
     given: &Versions,
     position: usize,
 ) -> Result<Contents, Difference> {
-    let found =
-        contents_of(store as &dyn BlobStore).map_err(|error| format!("can't be read: {error}"))?;
+    let found = contents_of(store).map_err(|error| format!("can't be read: {error}"))?;
     if store.info().sectors.len() == 1 {
         record.check_prefix(&found, position)?;
     } else {
