@@ -131,14 +131,16 @@ pub enum ImageValue {
         time: u64,
         /// Bytes of the record's metadata.
         meta_length: u32,
-        /// The record, if it is of an older version that this one came from by changes of its bytes.
+        /// The record, if it is of an older version that this one came from by changes of its bytes, or
+        /// if its bytes lie elsewhere by now.
         changed: Option<ChangedRecord>,
         /// Its pieces, if its payload is not in the record itself.
         extents: Option<Vec<ExtentRef>>,
     },
 }
 
-/// The record of the version that one came from by changes of its bytes.
+/// The record of a version that does not say all of it: that came from the record's by changes of its
+/// bytes, or some of whose bytes lie elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChangedRecord {
     /// Its LSN.
@@ -240,8 +242,8 @@ impl ImageBuilder {
                 }
                 if let Some(changed) = changed {
                     assert!(
-                        changed.lsn < entry.lsn && extents.is_some(),
-                        "no version that came from another"
+                        changed.lsn <= entry.lsn && extents.is_some(),
+                        "no version that its record does not say all of"
                     );
                     put(bytes, self.lsn_base - changed.lsn);
                     put(bytes, changed.payload_length.into());
@@ -599,8 +601,11 @@ impl<B: AsRef<[u8]>> Image<B> {
                 payload_length: narrow(number()?)?,
             }),
         };
-        if changed.is_some_and(|changed| changed.lsn >= entry_lsn || kind != KIND_MANIFEST) {
-            return Err(bad("entry", "came from no older version, or has no pieces"));
+        if changed.is_some_and(|changed| changed.lsn > entry_lsn || kind != KIND_MANIFEST) {
+            return Err(bad(
+                "entry",
+                "has a record of a newer version, or no pieces",
+            ));
         }
         let extents = if kind == KIND_MANIFEST {
             let count = number()?;

@@ -34,6 +34,9 @@ pub enum RecordKind {
     /// A blob that is another version but for some bytes; the record's payload is the list of pieces
     /// that make them up.
     Splice = 6,
+    /// The same version of a blob, some of whose bytes lie elsewhere from here on; the record's payload
+    /// is the list of pieces that make them up \[F-63\].
+    Merge = 7,
 }
 
 impl RecordKind {
@@ -45,6 +48,7 @@ impl RecordKind {
             Self::Tombstone,
             Self::Range,
             Self::Splice,
+            Self::Merge,
         ]
         .into_iter()
         .find(|known| *known as u8 == kind)
@@ -53,13 +57,13 @@ impl RecordKind {
     /// Whether the payload is a list of pieces.
     #[must_use]
     pub fn lists_pieces(self) -> bool {
-        matches!(self, Self::Manifest | Self::Splice)
+        matches!(self, Self::Manifest | Self::Splice | Self::Merge)
     }
 
-    /// Whether it makes a version out of another.
+    /// Whether it says something of a version that was there before.
     #[must_use]
     pub fn changes(self) -> bool {
-        matches!(self, Self::Range | Self::Splice)
+        matches!(self, Self::Range | Self::Splice | Self::Merge)
     }
 }
 
@@ -68,7 +72,7 @@ on_disk! {
     RecordHeader: 32 {
         /// CRC-32 of identity, address, the rest of the header, key and metadata.
         checksum: U32,
-        /// 1: blob. 2: extent. 3: manifest. 4: tombstone. 5: range. 6: splice.
+        /// 1: blob. 2: extent. 3: manifest. 4: tombstone. 5: range. 6: splice. 7: merge.
         kind: u8,
         /// Bit 0: copied by compaction, the LSN is older than the frame. Others: zero.
         flags: u8,
@@ -132,7 +136,7 @@ pub struct RecordView<'a> {
     pub key: &'a [u8],
     /// The metadata; see [`crate::meta`].
     pub meta: &'a [u8],
-    /// What it changes, if it makes a version out of another.
+    /// What it changes, if it says something of a version that was there before.
     pub change: Option<Change>,
 }
 

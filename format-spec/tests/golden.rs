@@ -193,6 +193,11 @@ fn whole(sample: &Sample) -> Vec<Vector> {
             "record-splice",
             "Of version 2, what lies from 12 on: a piece of a payload, and a hole.",
         ),
+        changed(
+            2,
+            "record-merge",
+            "The first ten bytes of version 4 lie elsewhere from here on.",
+        ),
         vector(
             "chunk",
             "chunk",
@@ -398,7 +403,7 @@ fn broken(whole: &[Vector], sample: &Sample) -> Vec<Vector> {
                 bytes[at] ^= 1;
             },
         ),
-        damaged(blob, "unknown-kind", "Kind 7.", |bytes| bytes[4] = 7),
+        damaged(blob, "unknown-kind", "Kind 8.", |bytes| bytes[4] = 8),
         damaged(blob, "no-key", "A key of no bytes.", |bytes| bytes[6] = 0),
         damaged(
             blob,

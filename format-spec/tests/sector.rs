@@ -178,6 +178,17 @@ fn changes_make_versions_out_of_others() {
     let state = recover(&writer.bytes).unwrap();
     let found = state.blobs(&writer.bytes).remove(&b"key"[..]).unwrap();
     assert_eq!(found.unwrap(), b"01abc56789\0\0BCc\0");
+    // Bytes of another version than is there lie elsewhere: that says nothing of this one.
+    let elsewhere = sample::manifest(&[sample::piece(5, 0, 2)]);
+    writer.frame(&[sample::change(
+        RecordKind::Merge,
+        b"key",
+        (3, 4, 16),
+        elsewhere,
+    )]);
+    let state = recover(&writer.bytes).unwrap();
+    let found = state.blobs(&writer.bytes).remove(&b"key"[..]).unwrap();
+    assert_eq!(found.unwrap(), b"01abc56789\0\0BCc\0");
     // Of another version than is there.
     writer.frame(&[sample::change(RecordKind::Range, b"key", (3, 0, 16), b"a")]);
     assert!(matches!(recover(&writer.bytes), Err(Failure::Change(_))));

@@ -442,6 +442,121 @@ fn ranges_that_share_a_frame() {
     assert_eq!(blob.expect("it is read").bytes, expected);
 }
 
+/// However many small ranges are put, a blob does not fall into more pieces than its size allows; its
+/// versions are those of the puts, and what is read is what was put.
+#[test]
+fn fragments_are_merged() {
+    const SIZE: usize = 1 << 20;
+    // A 256th of a segment, of which some goes for headers, grants one more.
+    let most = 256 + SIZE / 4000 + 2;
+    for seed in 0..2 {
+        let sim = Sim::new(512, seed);
+        sim.record(false);
+        let options = CreateOptions {
+            sectors: 1 + 2 * u16::try_from(seed).expect("small"),
+            sector_size: 32 * MIB,
+            segment_size: Some(MIB),
+            open: open_options(),
+            ..CreateOptions::default()
+        };
+        let mut store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
+        let mut random = Random::new(seed);
+        let mut model = random.bytes(SIZE);
+        let name = key("key");
+        let digest = Digest::of(DigestAlgorithm::Blake3, &model);
+        let options = PutOptions {
+            digest: Some(digest),
+            ..PutOptions::default()
+        };
+        let put = store.put(&name, model.clone().into(), options);
+        let mut last = put.wait().expect("it is put").version;
+        let mut fewest_seen = usize::MAX;
+        for round in 0..3000 {
+            let length = 1 + random.below(40);
+            let start = random.below(SIZE - length);
+            let bytes = random.bytes(length);
+            model[start..start + length].copy_from_slice(&bytes);
+            let range = Span::at(start as u64, length as u64).expect("it ends");
+            let options = PutRangeOptions {
+                durability: Durability::Written,
+                ..PutRangeOptions::default()
+            };
+            let put = store.put_range(&name, range, bytes.into(), options).wait();
+            let version = put.expect("it is put").version;
+            assert!(version > last);
+            last = version;
+            let info = store.stat(&name).wait().expect("it is there");
+            assert!(info.fragments <= most, "{} pieces", info.fragments);
+            assert_eq!(info.version, last);
+            if round > 1000 {
+                fewest_seen = fewest_seen.min(info.fragments);
+            }
+            if round % 500 == 499 {
+                match random.below(3) {
+                    0 => drop(store.checkpoint().expect("a checkpoint")),
+                    1 => drop(store.compact().expect("it is compacted")),
+                    _ => {}
+                }
+                let sim = Sim::boot(&sim.image(), 512, random.number());
+                let again = Store::open_on(sim.backend(), PATH, open_options());
+                let again = again.expect("it opens");
+                let found = again.get(&name, GetOptions::default()).wait();
+                assert!(found.expect("it is read").bytes == model);
+                assert_eq!(again.stat(&name).wait().expect("it is there").version, last);
+                let report = again.verify(&mut |_| {}).expect("it is verified");
+                assert_eq!(report.findings, []);
+            }
+            while round % 50 == 0 && store.step().expect("it is tidied up") {}
+        }
+        assert!(fewest_seen < most - 20, "nothing was merged");
+        store.close().expect("it closes");
+        store = Store::open_on(sim.backend(), PATH, open_options()).expect("it opens");
+        let found = store.get(&name, GetOptions::default()).wait();
+        assert!(found.expect("it is read").bytes == model);
+        let report = store.verify(&mut |_| {}).expect("it is verified");
+        assert_eq!(report.findings, []);
+        check_figures(&store);
+    }
+}
+
+/// What can't be merged, for there are holes between, is refused before it is too much.
+#[test]
+fn a_blob_has_only_so_many_pieces() {
+    let sim = Sim::new(512, 1);
+    let options = CreateOptions {
+        sector_size: 4 * MIB,
+        open: OpenOptions {
+            max_fragments: 100,
+            ..open_options()
+        },
+        ..CreateOptions::default()
+    };
+    let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
+    let name = key("key");
+    let made = store.create_sparse(&name, 10_000, PutOptions::default());
+    made.wait().expect("it is made");
+    let put = |number: u64| {
+        let range = Span::at(number * 20, 10).expect("it ends");
+        let bytes = vec![7; 10].into();
+        store
+            .put_range(&name, range, bytes, PutRangeOptions::default())
+            .wait()
+    };
+    let refused = (0..100).map(put).find_map(Result::err);
+    match refused {
+        Some(error @ StorageError::TooFragmented { limit: 100, .. }) => {
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        }
+        other => panic!("{other:?}"),
+    }
+    put(0).expect("it is no more of them");
+    put(99).expect_err("it is full of pieces");
+    let all_but_one = Span::new(1, 10_000).expect("it ends");
+    let bytes = vec![1; 9_999].into();
+    let filled = store.put_range(&name, all_but_one, bytes, PutRangeOptions::default());
+    filled.wait().expect("it makes fewer");
+}
+
 /// Makes the last range in the log one of another version than it was put into, checksums and all.
 fn forge_base(image: &mut Image, size: usize, base: u64) {
     let mut bytes = vec![0; size];

@@ -187,6 +187,7 @@ pub fn stat(session: &Session, args: &KeyArg) -> Result<(), Failure> {
             "size": info.size,
             "allocated": info.allocated,
             "missing": info.missing.to_string(),
+            "fragments": info.fragments,
             "etag": etag_text(info.etag),
             "version": info.version,
             "created": time_json(info.created),
@@ -209,6 +210,7 @@ pub fn stat(session: &Session, args: &KeyArg) -> Result<(), Failure> {
     if !info.missing.is_empty() {
         field("missing", info.missing.to_string())?;
     }
+    field("fragments", info.fragments.to_string())?;
     field("ETag", etag_text(info.etag))?;
     field("version", info.version.to_string())?;
     field("created", time_text(info.created))?;

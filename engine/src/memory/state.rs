@@ -114,6 +114,7 @@ impl State {
             digests: version.digests.clone(),
             attributes: version.attributes.clone(),
             missing: version.content.missing(Span::first(version.size())),
+            fragments: version.content.written_set().spans().len(),
             sectors: Vec::new(),
         })
     }

@@ -251,6 +251,8 @@ pub struct BlobInfo {
     pub attributes: Attributes,
     /// Its holes: bytes that were never written.
     pub missing: RangeSet,
+    /// In how many pieces its bytes lie.
+    pub fragments: usize,
     /// The sectors that hold it.
     pub sectors: Vec<u16>,
 }

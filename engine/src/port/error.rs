@@ -160,6 +160,16 @@ pub enum StorageError {
         /// The largest size allowed, in bytes.
         limit: u64,
     },
+    /// The blob would be made of too many pieces: holes, and ranges that were put between them.
+    #[error("{key} would be made of {fragments} pieces, at most {limit} are kept")]
+    TooFragmented {
+        /// The blob.
+        key: BinaryKey,
+        /// How many it would be.
+        fragments: usize,
+        /// The most there may be.
+        limit: usize,
+    },
     /// Retention forbids the change.
     #[error("{key} is under retention{}", if *hold { " (legal hold)" } else { "" })]
     RetentionDenied {
@@ -278,6 +288,7 @@ impl StorageError {
             | Self::SizeMismatch { .. }
             | Self::DigestMismatch { .. }
             | Self::TooLarge { .. }
+            | Self::TooFragmented { .. }
             | Self::LengthMismatch { .. }
             | Self::InvalidPart { .. }
             | Self::InvalidPartOrder { .. }

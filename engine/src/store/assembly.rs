@@ -25,10 +25,13 @@ use super::tracker::Known;
 use crate::log::append::frame_length;
 use crate::log::{Purpose, State, Tail};
 use crate::port::mutable::resolve_put_range;
-use crate::port::{BinaryKey, ETag, Precondition, StorageError, UploadId};
+use crate::port::{BinaryKey, ETag, Precondition, Span, StorageError, UploadId};
 
 /// Frames grow to about this many bytes by grouping; a single request may be longer.
 pub const FRAME_TARGET: usize = 4 << 20;
+
+/// The most pieces that ranges may make of a blob: each takes 16 bytes, in memory as on disk.
+pub const PIECES_MAX: usize = 1 << 20;
 
 /// What happens all or not at all is one frame, and a frame lies in one segment.
 ///
@@ -69,6 +72,8 @@ pub struct Assembly<'a> {
     next_lsn: &'a mut u64,
     claims: &'a Claims,
     others: Others,
+    /// The most pieces that ranges may make of a blob.
+    fragments_max: usize,
     /// Keys of requests that wait: what comes later about them waits too.
     blocked: HashSet<BinaryKey>,
     /// Keys that records of this frame change, and what they make of them.
@@ -138,6 +143,7 @@ impl<'a> Assembly<'a> {
             next_lsn,
             claims,
             others,
+            fragments_max: PIECES_MAX,
             blocked: HashSet::new(),
             overlay: HashMap::new(),
             length: 0,
@@ -148,6 +154,14 @@ impl<'a> Assembly<'a> {
             crosses: false,
             closed: false,
             decided: Decided::default(),
+        }
+    }
+
+    /// The same, but with so many pieces at most that ranges may make of a blob.
+    pub fn with_fragments_max(self, most: usize) -> Self {
+        Self {
+            fragments_max: most.min(PIECES_MAX),
+            ..self
         }
     }
 
@@ -513,6 +527,8 @@ impl<'a> Assembly<'a> {
                     let limit = BLOB_MAX_LEN;
                     return Err(StorageError::TooLarge { key, size, limit });
                 }
+                let new = pieces.as_deref().map_or(1, <[_]>::len);
+                self.check_fragments(&key, range, new)?;
                 if range.is_empty() {
                     return Ok(Some(MutationOutcome::Put {
                         version: current.lsn,
@@ -533,6 +549,25 @@ impl<'a> Assembly<'a> {
                     payload_length,
                     pieces,
                 )))
+            }
+            Mutation::Merge {
+                key,
+                range,
+                expected,
+                record,
+                time,
+                pieces,
+            } => {
+                let not_found = || StorageError::NotFound { key: key.clone() };
+                let found = self.index.lookup(key.stored())?;
+                let (number, entry) = found.ok_or_else(not_found)?;
+                let of_range = entry.pieces_of(range);
+                if number != self.number || of_range != expected {
+                    return Ok(None);
+                }
+                self.push_merge(key, &entry, range, record, time, pieces);
+                let (version, size) = (entry.lsn, entry.size);
+                Ok(Some(MutationOutcome::Put { version, size }))
             }
             Mutation::Start {
                 upload,
@@ -650,6 +685,29 @@ impl<'a> Assembly<'a> {
         }
     }
 
+    /// Whether a blob may come to have so many pieces in a range.
+    fn check_fragments(
+        &self,
+        key: &BinaryKey,
+        range: Span,
+        pieces: usize,
+    ) -> Result<(), StorageError> {
+        let Some((_, entry)) = self.index.lookup(key.stored())? else {
+            return Ok(());
+        };
+        let fragments = entry.pieces_beside(range) + pieces;
+        let limit = self.fragments_max;
+        if fragments > limit {
+            let key = key.clone();
+            return Err(StorageError::TooFragmented {
+                key,
+                fragments,
+                limit,
+            });
+        }
+        Ok(())
+    }
+
     /// What is to be changed; `None` if it lies in another sector.
     fn to_change(&self, key: &BinaryKey) -> Result<Option<Decision>, StorageError> {
         let not_found = || StorageError::NotFound { key: key.clone() };
@@ -697,6 +755,39 @@ impl<'a> Assembly<'a> {
             version: lsn,
             size: change.size,
         }
+    }
+
+    fn push_merge(
+        &mut self,
+        key: BinaryKey,
+        entry: &Entry,
+        range: Span,
+        mut record: Encoded,
+        time: u64,
+        pieces: Arc<[ExtentRef]>,
+    ) {
+        let payload = Manifest::payload_length(pieces.len());
+        let lsn = self.lsn();
+        let change = Change {
+            base: entry.lsn,
+            start: range.start(),
+            size: entry.size,
+        };
+        record::set_change(&mut record, &key, change);
+        // What reads the index of it waits for this frame.
+        let as_before = Decision {
+            lsn: entry.lsn,
+            size: entry.size,
+        };
+        self.overlay.insert(key.clone(), Some(as_before));
+        let applied = Applied {
+            meta_length: u32::try_from(CHANGE_LEN).unwrap_or(0),
+            payload_length: u32::try_from(payload).unwrap_or(u32::MAX),
+            manifest: Some((range.len(), pieces)),
+            change: Some(change),
+            ..applied(RecordKind::Merge, key, lsn, time)
+        };
+        self.push(record, 0, applied);
     }
 
     fn push_tombstone(&mut self, key: BinaryKey, time: u64) {

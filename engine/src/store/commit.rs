@@ -64,6 +64,19 @@ pub enum Mutation {
         /// What a tracker knows by it.
         known: Option<Box<Known>>,
     },
+    /// Bytes of the version that is current lie elsewhere from here on.
+    Merge {
+        key: BinaryKey,
+        /// Where they are in the blob.
+        range: Span,
+        /// Their pieces until now, else it is another version.
+        expected: Vec<ExtentRef>,
+        /// The record, ready but for the version.
+        record: Encoded,
+        time: u64,
+        /// Their pieces, of this sector.
+        pieces: Arc<[ExtentRef]>,
+    },
     /// An upload, which is named by the LSN of its record.
     Start {
         /// Its key, but for the name.
@@ -118,7 +131,9 @@ impl Mutation {
     pub fn keys(&self) -> impl Iterator<Item = &BinaryKey> {
         let (first, second) = match self {
             Self::Put { key, upload, .. } => (key, upload.as_ref()),
-            Self::Change { key, .. } | Self::Delete { key, .. } => (key, None),
+            Self::Change { key, .. } | Self::Merge { key, .. } | Self::Delete { key, .. } => {
+                (key, None)
+            }
             Self::Copy { source, target, .. } => (source, Some(target)),
             Self::Start { upload, .. } | Self::Abort { upload, .. } => (upload, None),
             Self::Complete { upload, blob, .. } => (upload, Some(blob)),
@@ -130,16 +145,17 @@ impl Mutation {
     pub fn reads_index(&self) -> bool {
         matches!(
             self,
-            Self::Copy { .. } | Self::Complete { .. } | Self::Abort { .. }
+            Self::Copy { .. } | Self::Merge { .. } | Self::Complete { .. } | Self::Abort { .. }
         )
     }
 
     /// Bytes it adds to the log, at most.
     fn length_max(&self) -> u64 {
         match self {
-            Self::Put { record, .. } | Self::Change { record, .. } | Self::Start { record, .. } => {
-                record.len() as u64
-            }
+            Self::Put { record, .. }
+            | Self::Change { record, .. }
+            | Self::Merge { record, .. }
+            | Self::Start { record, .. } => record.len() as u64,
             Self::Delete { key: gone, .. } | Self::Abort { upload: gone, .. } => {
                 record_length(gone.stored().len(), 0, 0)
             }
@@ -243,7 +259,7 @@ impl Work {
         /// A range of one byte makes three pieces of a blob, and two extents.
         const CHANGE: u64 = 160;
         let growth = |mutation: &Mutation| match mutation {
-            Mutation::Change { .. } => CHANGE,
+            Mutation::Change { .. } | Mutation::Merge { .. } => CHANGE,
             // Payload of a part's record becomes an extent.
             Mutation::Complete { parts, .. } => (parts.len() * size_of::<ExtentEntry>()) as u64,
             _ => 0,
@@ -741,7 +757,8 @@ impl Inner {
             next_lsn,
             claims,
             others,
-        );
+        )
+        .with_fragments_max(self.options.max_fragments);
         let mut left = Vec::new();
         while !assembly.is_closed()
             && let Some(request) = queue.waiting.pop_front()

@@ -73,6 +73,36 @@ impl Entry {
         }
     }
 
+    /// How many pieces are left of it without a range, holes among them.
+    pub fn pieces_beside(&self, range: Span) -> usize {
+        let whole = [self.payload()];
+        let pieces = self.extents.as_deref().unwrap_or(&whole);
+        let (mut position, mut count) = (0, 0);
+        for piece in pieces {
+            let (from, to) = (position, position + u64::from(piece.length.get()));
+            position = to;
+            count += usize::from(from < range.start());
+            count += usize::from(to > range.end());
+        }
+        count + usize::from(position < range.start())
+    }
+
+    /// In how many pieces its bytes lie.
+    pub fn fragments(&self) -> usize {
+        match &self.extents {
+            Some(extents) => extents.iter().filter(|piece| !piece.is_hole()).count(),
+            None => usize::from(self.size > 0),
+        }
+    }
+
+    /// The pieces that make up a range of it.
+    pub fn pieces_of(&self, range: Span) -> Vec<ExtentRef> {
+        match &self.extents {
+            Some(extents) => punch(extents, range, &[]),
+            None => punch(&[self.payload()], range, &[]),
+        }
+    }
+
     /// Bytes its record takes on disk.
     pub fn record_length(&self, key: &[u8]) -> u64 {
         record_length(key.len(), self.meta_length as usize, self.record_payload())
@@ -819,7 +849,7 @@ impl SectorIndex {
                 .is_some_and(|extent| extent.address == address.saturating_add(head))
         };
         Ok(match kind {
-            RecordKind::Tombstone | RecordKind::Splice => false,
+            RecordKind::Tombstone | RecordKind::Splice | RecordKind::Merge => false,
             RecordKind::Extent | RecordKind::Range => self
                 .extents
                 .get(&lsn)
@@ -884,25 +914,36 @@ impl SectorIndex {
         self.add_live(applied.address, applied.length());
     }
 
-    /// Makes the version that a range or a splice says out of the one that is current.
+    /// The version that a record says something of, if it is there.
+    fn base_of(&mut self, applied: &Applied) -> Result<Option<Entry>, StorageError> {
+        let base = applied.change.map_or(0, |change| change.base);
+        match self.get(applied.key.stored())? {
+            Some(Slot::Live(entry)) if entry.lsn == base => Ok(Some(entry)),
+            _ => match self.displaced.remove(applied.key.stored()) {
+                Some(entry) if entry.lsn == base => {
+                    self.restore(&applied.key, &entry)?;
+                    Ok(Some(entry))
+                }
+                _ => Ok(None),
+            },
+        }
+    }
+
+    /// Makes the version that a range or a splice says out of the one that is current, or puts some of
+    /// its bytes elsewhere, as a merge says.
     fn apply_change(&mut self, applied: &Applied) -> Result<(), StorageError> {
-        let missing = || {
+        let Some(entry) = self.base_of(applied)? else {
+            if applied.kind == RecordKind::Merge {
+                return Ok(());
+            }
             let what = format!(
                 "the version that it changes is missing [F-59]: {}",
                 applied.key
             );
-            self.sector.corruption(applied.address, what)
+            return Err(self.sector.corruption(applied.address, what));
         };
-        let change = applied.change.ok_or_else(missing)?;
-        let entry = match self.get(applied.key.stored())? {
-            Some(Slot::Live(entry)) if entry.lsn == change.base => entry,
-            _ => match self.displaced.remove(applied.key.stored()) {
-                Some(entry) if entry.lsn == change.base => {
-                    self.restore(&applied.key, &entry)?;
-                    entry
-                }
-                _ => return Err(missing()),
-            },
+        let Some(change) = applied.change else {
+            return Ok(());
         };
         let length = match &applied.manifest {
             Some((length, _)) => *length,
@@ -916,7 +957,11 @@ impl SectorIndex {
                 length: applied.payload_length.into(),
             }]),
         };
-        if change.size < entry.size || change.check(length).is_err() {
+        let is_wrong = match applied.kind {
+            RecordKind::Merge => change.size != entry.size,
+            _ => change.size < entry.size,
+        };
+        if is_wrong || change.check(length).is_err() {
             let what = format!("{change:?} of a blob of {} bytes [F-59]", entry.size);
             return Err(self.sector.corruption(applied.address, what));
         }
@@ -946,10 +991,14 @@ impl SectorIndex {
             lsn: entry.lsn,
             payload_length,
         };
+        let (lsn, time) = match applied.kind {
+            RecordKind::Merge => (entry.lsn, entry.time),
+            _ => (applied.lsn, applied.time),
+        };
         let entry = Entry {
-            lsn: applied.lsn,
+            lsn,
             size: change.size,
-            time: applied.time,
+            time,
             changed: Some(entry.changed.unwrap_or(record)),
             extents: Some(splice.pieces.into()),
             ..entry
@@ -1398,6 +1447,8 @@ impl Index {
                 }
             }
             RecordKind::Blob | RecordKind::Manifest => self.apply_version(number, applied),
+            // Of another version it says nothing.
+            RecordKind::Merge => self.sectors[number].apply_change(applied),
             RecordKind::Range | RecordKind::Splice => {
                 let sector = &mut self.sectors[number];
                 // Copies of the version may be newer than what is current.

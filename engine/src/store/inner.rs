@@ -62,6 +62,8 @@ pub struct Inner {
     /// Mutations that go on without their callers.
     pub detached: Arc<DetachedMutations>,
     pub trackers: Trackers,
+    /// Blobs whose fragments are being merged.
+    pub merging: Mutex<HashSet<BinaryKey>>,
     sources: Vec<Arc<SectorSource>>,
     kick: Sender<()>,
     clock: AtomicU64,
@@ -545,6 +547,7 @@ impl Inner {
                 damage,
                 detached: Arc::default(),
                 trackers: Trackers::default(),
+                merging: Mutex::default(),
                 kick,
                 clock: AtomicU64::new(latest),
                 closed: AtomicBool::new(false),

@@ -17,6 +17,7 @@ mod index;
 mod info;
 mod inner;
 mod maintain;
+mod merge;
 mod multipart;
 mod options;
 mod read;

@@ -76,9 +76,13 @@ pub struct OpenOptions {
     /// thread that waits. With [`Duration::ZERO`] they don't, and the store looks at no clock but
     /// that of its backend.
     pub reader_patience: Duration,
-    /// The most spans that are tracked of one key whose bytes are held elsewhere; more is
-    /// `TooFragmented`.
+    /// The most spans that are tracked of one key whose bytes are held elsewhere, and the most pieces
+    /// that puts of ranges make of a blob, if that is less than 1,048,576; more is `TooFragmented`.
     pub max_fragments: usize,
+    /// How many pieces ranges may make of a blob of any size, before those that lie close together are
+    /// written anew as one: 256. One more is granted for each 64 KiB of the blob, or for each 256th of a
+    /// segment if that is less.
+    pub merge_above: usize,
 }
 
 impl Default for OpenOptions {
@@ -90,6 +94,7 @@ impl Default for OpenOptions {
             checkpoint_interval: None,
             reader_patience: Duration::from_secs(1),
             max_fragments: FRAGMENTS_MAX,
+            merge_above: 256,
         }
     }
 }

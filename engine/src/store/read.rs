@@ -159,7 +159,7 @@ impl Inner {
     }
 
     /// Takes hold of a range of a version.
-    fn pinned(
+    pub fn pinned(
         &self,
         index: &Index,
         number: usize,
@@ -307,6 +307,7 @@ impl Inner {
                 digests: details.digests,
                 attributes: details.attributes,
                 missing: entry.missing(),
+                fragments: entry.fragments(),
                 sectors: vec![sector.number()],
                 key,
             })
@@ -361,13 +362,13 @@ pub async fn read_details(
         what: error.to_string(),
     })?;
     Ok(match entry.changed {
-        None => details,
         // Digests are of the bytes as they were.
-        Some(_) => Details {
+        Some(record) if record.lsn != entry.lsn => Details {
             created: details.created.or(Some(time)),
             digests: Vec::new(),
             ..details
         },
+        _ => details,
     })
 }
 
@@ -393,7 +394,8 @@ impl Snapshot {
         self.pieces.iter().flat_map(cut)
     }
 
-    async fn read_all(&self) -> Result<Bytes, StorageError> {
+    /// All its bytes.
+    pub async fn read_all(&self) -> Result<Bytes, StorageError> {
         if let [
             Piece {
                 payload: Some(payload),

@@ -127,7 +127,7 @@ impl Inner {
 
     /// The longest extent. A frame that holds one alone takes whole blocks, and sixteen such
     /// frames fill a segment: nothing is lost to padding or at its end.
-    fn extent_max(&self, number: usize, key: &BinaryKey) -> usize {
+    pub fn extent_max(&self, number: usize, key: &BinaryKey) -> usize {
         let geometry = self.sectors[number].geometry();
         let block = u64::from(geometry.block_size);
         let blocks = (geometry.segment_size / block - 1) / 16;
@@ -322,6 +322,7 @@ impl Inner {
                 match ticket.await? {
                     Done::Mutations(outcomes) => {
                         let outcome = outcomes.first().and_then(put_outcome);
+                        inner.merge_fragments(&key).await;
                         return outcome.ok_or_else(unexpected);
                     }
                     // The blob lies in another sector by now.
@@ -702,7 +703,7 @@ impl Target {
 
 /// A payload on its way in: it becomes extents as it comes, and a manifest at the end. Dropped before
 /// that, it gives its extents up.
-struct Incoming {
+pub struct Incoming {
     inner: Arc<Inner>,
     number: usize,
     target: Target,
@@ -731,7 +732,7 @@ impl Drop for Incoming {
 
 impl Incoming {
     /// Begins one of `size` bytes, if that is known.
-    fn new(
+    pub fn new(
         inner: &Arc<Inner>,
         target: Target,
         number: usize,
@@ -780,7 +781,7 @@ impl Incoming {
     }
 
     /// Takes in payload as fast as the log takes its extents.
-    async fn take_all(&mut self, payload: &[u8]) -> Result<(), StorageError> {
+    pub async fn take_all(&mut self, payload: &[u8]) -> Result<(), StorageError> {
         for piece in payload.chunks(self.extent_max) {
             self.take(piece)?;
             self.wait_for_room().await?;
@@ -895,7 +896,10 @@ impl Incoming {
     }
 
     /// Ends the payload, and waits for all extents.
-    fn poll_pieces(&mut self, context: &mut Context<'_>) -> Poll<Result<Manifest, StorageError>> {
+    pub fn poll_pieces(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Manifest, StorageError>> {
         self.end()?;
         ready!(self.poll_in_flight(context, 0))?;
         Poll::Ready(Ok(Manifest {

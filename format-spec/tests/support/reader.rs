@@ -360,7 +360,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// [F-59]: a version made out of the one that is current, byte by byte.
+/// [F-59]: a version made out of the one that is current, byte by byte. [F-63]: or its bytes elsewhere.
 fn change(
     recovered: &mut Recovered,
     sector: &[u8],
@@ -382,7 +382,8 @@ fn change(
     else {
         return Err(wrong);
     };
-    if base >= lsn {
+    let is_merge = view.kind == RecordKind::Merge;
+    if base >= lsn || (is_merge && base != change.base) {
         return Ok(());
     }
     let old = pieces.or_else(|| recovered.pieces_of(sector, record));
@@ -411,7 +412,7 @@ fn change(
     };
     let pieces = all.iter().map(single).collect();
     let version = Version {
-        lsn,
+        lsn: if is_merge { base } else { lsn },
         place: Some((record, Some(pieces))),
     };
     recovered.index.insert(view.key.to_vec(), version);
@@ -428,7 +429,9 @@ fn apply(recovered: &mut Recovered, place: u64, view: &RecordView<'_>) {
         RecordKind::Extent => return,
         RecordKind::Tombstone => None,
         RecordKind::Blob | RecordKind::Manifest => Some((place, None)),
-        RecordKind::Range | RecordKind::Splice => unreachable!("they change what is there"),
+        RecordKind::Range | RecordKind::Splice | RecordKind::Merge => {
+            unreachable!("they change what is there")
+        }
     };
     let newer = recovered
         .index
@@ -543,7 +546,7 @@ impl Recovered {
         let (header, payload) = self
             .record(sector, *address)
             .map_err(|error| error.to_string())?;
-        let is_changed = pieces.is_some() && header.lsn < self.index[key].lsn;
+        let is_changed = pieces.is_some() && header.lsn <= self.index[key].lsn;
         if header.lsn != self.index[key].lsn && !is_changed {
             return Err("a record of another version".to_owned());
         }

@@ -321,7 +321,7 @@ impl Writer {
                 return;
             }
             // No checkpoint follows them.
-            RecordKind::Range | RecordKind::Splice => return,
+            RecordKind::Range | RecordKind::Splice | RecordKind::Merge => return,
             RecordKind::Blob | RecordKind::Manifest => {}
         }
         for piece in extents.iter().flatten() {
@@ -511,8 +511,8 @@ pub fn sample() -> Sample {
 }
 
 /// A log in which versions are made out of others, and the records that do it.
-pub fn changes() -> (Writer, [Written; 2]) {
-    use RecordKind::{Blob, Extent, Range, Splice};
+pub fn changes() -> (Writer, [Written; 3]) {
+    use RecordKind::{Blob, Extent, Merge, Range, Splice};
     let mut writer = Writer::new();
     writer.checkpoint(1, &[0, 1]);
     writer.log_segment(2);
@@ -523,5 +523,9 @@ pub fn changes() -> (Writer, [Written; 2]) {
     ]);
     let pieces = [piece(3, 1, 2), piece(2, 2, 1), ExtentRef::hole(1)];
     let splice = writer.frame(&[change(Splice, b"key", (2, 12, 16), manifest(&pieces))]);
-    (writer, [range[0], splice[0]])
+    let merge = writer.frame(&[
+        draft(Extent, b"key", b"01abc56789"),
+        change(Merge, b"key", (4, 0, 16), manifest(&[piece(5, 0, 10)])),
+    ]);
+    (writer, [range[0], splice[0], merge[1]])
 }

@@ -87,6 +87,8 @@ impl Plan {
             checkpoint_interval: Some(128 * KIB),
             // Readers are on the thread that would wait for them.
             reader_patience: Duration::ZERO,
+            // Histories are short.
+            merge_above: 3,
             ..OpenOptions::default()
         }
     }

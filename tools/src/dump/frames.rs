@@ -270,6 +270,7 @@ pub fn kind_name(kind: RecordKind) -> &'static str {
         RecordKind::Tombstone => "tombstone",
         RecordKind::Range => "range",
         RecordKind::Splice => "splice",
+        RecordKind::Merge => "merge",
     }
 }
 
