@@ -3,27 +3,31 @@
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use bytes::Bytes;
 use graviton_engine::port::{
-    BinaryKey, BlobReader, BlobStore, CopyOptions, DeleteOptions, GetOptions, ListEntry,
-    Precondition, PutOptions, PutOutcome, StorageError, StoreOp,
+    BinaryKey, BlobReader, BlobStore, BlobWriter, CopyOptions, DeleteOptions, GetOptions, Holes,
+    ListEntry, MutableObjectStore, PastEnd, Precondition, PutOptions, PutOutcome, PutRangeOptions,
+    Span, StorageError, StoreOp,
 };
 use graviton_engine::store::Store;
 use serde_json::{Map, Value, json};
 
-use crate::cli::{CopyArgs, GetArgs, KeyArg, LsArgs, PutArgs, RmArgs};
+use crate::cli::{CopyArgs, GetArgs, KeyArg, LsArgs, PastTheEnd, PutArgs, RmArgs};
 use crate::failure::{Exit, Failure};
 use crate::files::{read_exactly, replace_file};
 use crate::keys;
 use crate::listing::{Listed, each};
 use crate::output::{Output, etag_text, time_json, time_text, with_key};
 use crate::session::Session;
-use crate::size::Human;
-use crate::transfer::{PIECE, pour_in, pour_out};
+use crate::size::{ByteRange, Human};
+use crate::transfer::{PIECE, length, pour_in, pour_out};
 
+/// The most bytes that are put in one range: they are held in memory.
+const RANGE_MAX: u64 = 256 << 20;
 /// Deletes that are on their way at once.
 const DELETES_IN_FLIGHT: usize = 32;
 
@@ -39,22 +43,118 @@ pub fn put(session: &Session, args: &PutArgs) -> Result<(), Failure> {
         precondition,
         ..PutOptions::default()
     };
+    if let Some(size) = args.hole {
+        let made = session.write(|store| Ok(store.create_sparse(&key, size, options).wait()?))?;
+        return say_put(&session.output, &key, &made);
+    }
     // Opened before the store: a file that is not there needs no store.
-    let source = if args.file.as_os_str() == "-" {
-        None
-    } else {
-        Some(open_source(&args.file)?)
-    };
-    let outcome = session.write(|store| match source {
-        Some(file) => put_file(store, &key, &args.file, file, options),
-        None => {
-            let mut writer = store.put_stream(&key, options)?;
-            pour_in(&mut io::stdin().lock(), &mut writer, &mut |_| {})
-                .map_err(|error| error.reading_from("standard input"))?;
-            Ok(writer.finish().wait()?)
-        }
+    let source = Source::open(&args.file)?;
+    let outcome = session.write(|store| match &args.range {
+        Some(range) => put_range(store, &key, range, args.past_end, source, precondition),
+        None => source.put(
+            options,
+            |options| store.put_stream(&key, options),
+            |payload, options| store.put(&key, payload, options),
+        ),
     })?;
     say_put(&session.output, &key, &outcome)
+}
+
+/// Replaces bytes of a blob.
+fn put_range(
+    store: &Store,
+    key: &BinaryKey,
+    range: &ByteRange,
+    past_end: PastTheEnd,
+    source: Source<'_>,
+    precondition: Precondition,
+) -> Result<PutOutcome, Failure> {
+    let bytes = source.read_all()?;
+    let length = length(&bytes);
+    let end = match range.end {
+        Some(end) if end - range.start != length => {
+            return Err(Failure::failed(format!(
+                "range {} has {} bytes, {} has {length}",
+                range.typed,
+                end - range.start,
+                source.name()
+            )));
+        }
+        _ => range.start.saturating_add(length),
+    };
+    let options = PutRangeOptions {
+        precondition,
+        past_end: match past_end {
+            PastTheEnd::Refuse => PastEnd::Refuse,
+            PastTheEnd::Extend => PastEnd::Extend,
+            PastTheEnd::Sparse => PastEnd::Sparse,
+        },
+        ..PutRangeOptions::default()
+    };
+    let range = Span::new(range.start, end)?;
+    Ok(store.put_range(key, range, bytes, options).wait()?)
+}
+
+/// Where the payload of a put comes from.
+pub struct Source<'a> {
+    path: &'a Path,
+    /// `None`: standard input.
+    file: Option<File>,
+}
+
+impl<'a> Source<'a> {
+    /// What is named by `path`; - is standard input.
+    pub fn open(path: &'a Path) -> Result<Self, Failure> {
+        let file = match path.as_os_str() == "-" {
+            true => None,
+            false => Some(open_source(path)?),
+        };
+        Ok(Self { path, file })
+    }
+
+    fn name(&self) -> String {
+        match &self.file {
+            Some(_) => self.path.display().to_string(),
+            None => "standard input".to_owned(),
+        }
+    }
+
+    /// All of it, if it is not too much to be put at once.
+    fn read_all(&self) -> Result<Bytes, Failure> {
+        let mut bytes = Vec::new();
+        let read = match &self.file {
+            Some(file) => file.take(RANGE_MAX + 1).read_to_end(&mut bytes),
+            None => io::stdin()
+                .lock()
+                .take(RANGE_MAX + 1)
+                .read_to_end(&mut bytes),
+        };
+        read.map_err(|error| Failure::failed(format!("cannot read {}: {error}", self.name())))?;
+        if length(&bytes) > RANGE_MAX {
+            return Err(Failure::failed(format!(
+                "{} has more than {} for one range; put it in several",
+                self.name(),
+                Human(RANGE_MAX)
+            )));
+        }
+        Ok(bytes.into())
+    }
+
+    /// Puts it: at once if it is small, else as a stream.
+    pub fn put(
+        self,
+        options: PutOptions,
+        stream: impl FnOnce(PutOptions) -> Result<BlobWriter, StorageError>,
+        whole: impl FnOnce(Bytes, PutOptions) -> StoreOp<PutOutcome>,
+    ) -> Result<PutOutcome, Failure> {
+        let Some(file) = self.file else {
+            let mut writer = stream(options)?;
+            pour_in(&mut io::stdin().lock(), &mut writer, &mut |_| {})
+                .map_err(|error| error.reading_from("standard input"))?;
+            return Ok(writer.finish().wait()?);
+        };
+        put_file(self.path, file, options, stream, whole)
+    }
 }
 
 fn open_source(path: &Path) -> Result<File, Failure> {
@@ -68,11 +168,11 @@ fn open_source(path: &Path) -> Result<File, Failure> {
 }
 
 fn put_file(
-    store: &Store,
-    key: &BinaryKey,
     path: &Path,
     mut file: File,
     mut options: PutOptions,
+    stream: impl FnOnce(PutOptions) -> Result<BlobWriter, StorageError>,
+    whole: impl FnOnce(Bytes, PutOptions) -> StoreOp<PutOutcome>,
 ) -> Result<PutOutcome, Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::file("read", path, error);
     let metadata = file.metadata().map_err(|error| failed(&error))?;
@@ -82,17 +182,17 @@ fn put_file(
         if metadata.len() <= PIECE {
             let payload =
                 read_exactly(&mut file, metadata.len()).map_err(|error| failed(&error))?;
-            return Ok(store.put(key, payload, options).wait()?);
+            return Ok(whole(payload, options).wait()?);
         }
     }
-    let mut writer = store.put_stream(key, options)?;
+    let mut writer = stream(options)?;
     pour_in(&mut file, &mut writer, &mut |_| {})
         .map_err(|error| error.reading_from(&path.display().to_string()))?;
     Ok(writer.finish().wait()?)
 }
 
 /// Says what a put, copy or rename made.
-fn say_put(output: &Output, key: &BinaryKey, outcome: &PutOutcome) -> Result<(), Failure> {
+pub fn say_put(output: &Output, key: &BinaryKey, outcome: &PutOutcome) -> Result<(), Failure> {
     output.object(&with_key(
         key,
         json!({"size": outcome.size, "version": outcome.version,
@@ -142,8 +242,16 @@ pub fn get(session: &Session, args: &GetArgs) -> Result<(), Failure> {
 }
 
 fn open_reader(store: &Store, key: &BinaryKey, args: &GetArgs) -> Result<BlobReader, Failure> {
+    let holes = match args.zeros {
+        true => Holes::Zeros,
+        false => Holes::Refuse,
+    };
     let Some(range) = &args.range else {
-        return Ok(store.get_stream(key, GetOptions::default()).wait()?);
+        let options = GetOptions {
+            holes,
+            ..GetOptions::default()
+        };
+        return Ok(store.get_stream(key, options).wait()?);
     };
     // The size is needed where the range has no end. Nothing can change in between: the store is
     // locked against writers.
@@ -154,6 +262,7 @@ fn open_reader(store: &Store, key: &BinaryKey, args: &GetArgs) -> Result<BlobRea
     let open = |range| {
         let options = GetOptions {
             range: Some(range),
+            holes,
             ..GetOptions::default()
         };
         store.get_stream(key, options).wait()

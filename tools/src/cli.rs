@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use graviton_engine::port::ETag;
+use graviton_engine::port::{ETag, RangeSet, UploadId};
 
 use crate::size::{ByteRange, parse, parse_positive, parse_range};
 
@@ -24,6 +24,8 @@ Blobs:
   rm           Delete blobs
   cp           Copy a blob without moving its bytes
   mv           Rename a blob
+  multipart    Make a blob of parts that are put one by one
+  ranges       Show what is written of a blob, and what is not
 
 Store:
   init         Create a store
@@ -173,15 +175,18 @@ pub enum Command {
     Export(ExportArgs),
 
     /// Put a blob from a file or standard input
+    ///
+    /// With --hole, a blob is made none of which is written yet: that costs no space. With --range,
+    /// bytes of a blob that there is are replaced, all of them or none.
     #[command(
-        after_help = "Examples:\n  graviton put notes/today today.txt\n  tar c src | graviton put backup/src.tar\n  graviton put config config.toml --if-etag 00000000000000ab"
+        after_help = "Examples:\n  graviton put notes/today today.txt\n  tar c src | graviton put backup/src.tar\n  graviton put config config.toml --if-etag 00000000000000ab\n  graviton put disk.img --hole 10GiB\n  graviton put disk.img part --range 1MiB.."
     )]
     Put(PutArgs),
 
     /// Read a blob, or a range of it
     ///
     /// Bytes are verified before they are written. With -o, the file appears (or is replaced) only
-    /// once it is complete.
+    /// once it is complete. Bytes that were never written are an error, unless --zeros is given.
     #[command(
         after_help = "Examples:\n  graviton get notes/today\n  graviton get backup/src.tar -o src.tar\n  graviton get disk.img --range 1MiB..2MiB -o part"
     )]
@@ -218,6 +223,29 @@ pub enum Command {
     /// Rename a blob
     #[command(after_help = "Example:\n  graviton mv inbox/a.jpg photos/a.jpg --if-absent")]
     Mv(CopyArgs),
+
+    /// Make a blob of parts that are put one by one
+    ///
+    /// Nothing is seen of an upload under its key before it is completed; then the parts are the
+    /// blob, and none of their bytes is moved.
+    #[command(
+        arg_required_else_help = true,
+        after_help = "Examples:\n  graviton multipart start films/a.mkv\n  graviton multipart part 00000000000000ab 1 first.bin\n  graviton multipart complete 00000000000000ab\n  graviton multipart ls"
+    )]
+    Multipart {
+        /// What to do.
+        #[command(subcommand)]
+        what: Multipart,
+    },
+
+    /// Show what is written of a blob, and what is not
+    ///
+    /// With --elsewhere, KEY names bytes that are held somewhere else: the store keeps what is
+    /// complete of them, as it is told by --mark.
+    #[command(
+        after_help = "Examples:\n  graviton ranges disk.img\n  graviton ranges --elsewhere mirror/a.iso --mark 0..4096,8192..12288"
+    )]
+    Ranges(RangesArgs),
 
     /// Show figures and health
     ///
@@ -368,6 +396,123 @@ pub struct PutArgs {
     /// Only if the blob exists with this ETag
     #[arg(long, value_name = "ETAG", value_parser = parse_etag)]
     pub if_etag: Option<ETag>,
+
+    /// Make a blob of this size, none of it written yet
+    #[arg(long, value_name = "SIZE", value_parser = parse, conflicts_with_all = ["file", "range"])]
+    pub hole: Option<u64>,
+
+    /// Put the bytes there, in a blob that there is: from A on, and up to B if it is given
+    #[arg(long, value_name = "A..[B]", value_parser = parse_range, conflicts_with = "if_absent")]
+    pub range: Option<ByteRange>,
+
+    /// What is done with a range that ends past the end of the blob
+    #[arg(
+        long,
+        value_name = "WHAT",
+        value_enum,
+        default_value_t,
+        requires = "range"
+    )]
+    pub past_end: PastTheEnd,
+}
+
+/// What is done with a range that ends past the end of the blob.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum PastTheEnd {
+    /// It is an error.
+    #[default]
+    Refuse,
+    /// The blob grows, if the range begins at its end or before.
+    Extend,
+    /// The blob grows; what lies between is a hole.
+    Sparse,
+}
+
+/// What `multipart` does.
+#[derive(Debug, Subcommand)]
+pub enum Multipart {
+    /// Begin an upload, and print its id
+    Start {
+        /// The key that the blob will have
+        key: OsString,
+    },
+    /// Put a part, from a file or standard input; one with the same number is replaced
+    Part {
+        /// The upload's id
+        #[arg(value_parser = parse_upload)]
+        upload: UploadId,
+
+        /// The part's number, 1 to 10000
+        number: u16,
+
+        /// The file to read; - is standard input
+        #[arg(default_value = "-")]
+        file: PathBuf,
+    },
+    /// Make the blob: of all parts, or of those that are named
+    Complete {
+        /// The upload's id
+        #[arg(value_parser = parse_upload)]
+        upload: UploadId,
+
+        /// Numbers of parts, in ascending order [default: all there are]
+        #[arg(value_name = "NUMBER")]
+        parts: Vec<u16>,
+
+        /// Only if the key does not exist
+        #[arg(long)]
+        if_absent: bool,
+    },
+    /// Give an upload up, and all of its parts
+    Abort {
+        /// The upload's id
+        #[arg(value_parser = parse_upload)]
+        upload: UploadId,
+    },
+    /// List the uploads that are open, or the parts of one
+    Ls {
+        /// The upload's id
+        #[arg(value_parser = parse_upload)]
+        upload: Option<UploadId>,
+    },
+    /// Abort the uploads that nothing was put into for so many hours
+    Sweep {
+        /// Hours
+        hours: u64,
+    },
+}
+
+fn parse_upload(text: &str) -> Result<UploadId, String> {
+    text.parse()
+        .map_err(|_| "expected 16 hex digits, as start and ls show them".to_owned())
+}
+
+/// Arguments of `ranges`.
+#[derive(Debug, Args)]
+pub struct RangesArgs {
+    /// The blob's key, or that of bytes held elsewhere
+    pub key: OsString,
+
+    /// Bytes that are held somewhere else
+    #[arg(long)]
+    pub elsewhere: bool,
+
+    /// These are complete from now on
+    #[arg(long, value_name = "A..B,C..D", requires = "elsewhere", value_parser = parse_set)]
+    pub mark: Option<RangeSet>,
+
+    /// How many bytes there will be; once it is said it stays
+    #[arg(long, value_name = "SIZE", requires = "mark", value_parser = parse)]
+    pub total: Option<u64>,
+
+    /// Forget the key
+    #[arg(long, requires = "elsewhere", conflicts_with = "mark")]
+    pub forget: bool,
+}
+
+fn parse_set(text: &str) -> Result<RangeSet, String> {
+    text.parse()
+        .map_err(|_| "expected ranges such as 0..4096,8192..12288".to_owned())
 }
 
 /// Arguments of `get`.
@@ -383,6 +528,10 @@ pub struct GetArgs {
     /// Only these bytes: from A up to, not including, B; either may be left out
     #[arg(long, value_name = "A..B", value_parser = parse_range)]
     pub range: Option<ByteRange>,
+
+    /// Bytes that were never written are zeros
+    #[arg(long)]
+    pub zeros: bool,
 }
 
 /// One key.

@@ -19,8 +19,10 @@ mod keys;
 mod leftovers;
 mod listing;
 mod map;
+mod multipart;
 mod output;
 mod progress;
+mod ranges;
 mod session;
 mod size;
 mod stores;
@@ -109,6 +111,8 @@ fn dispatch(session: &Session, command: &Command) -> Result<(), Failure> {
         Command::Rm(args) => blobs::rm(session, args),
         Command::Cp(args) => blobs::cp(session, args),
         Command::Mv(args) => blobs::mv(session, args),
+        Command::Multipart { what } => multipart::run(session, what),
+        Command::Ranges(args) => ranges::run(session, args),
         Command::Info => stores::info(session),
         Command::Verify => stores::verify(session),
         Command::Compact => stores::compact(session),
