@@ -1,0 +1,412 @@
+//! What many do to one blob at once: trackers under compare-and-set, by recorded histories, also
+//! across power losses; and what the completion of a large upload costs.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use bytes::Bytes;
+use graviton_engine::io::BackendChoice;
+use graviton_engine::io::sim::{Loss, Random, Sim};
+use graviton_engine::port::{
+    BinaryKey, BlobStore, CompleteOptions, Completed, Durability, ETag, Expected, GetOptions,
+    MutableObjectStore, PutOptions, RangeSet, RangeTracker, Span, TrackOptions, TrackerError,
+    UploadOptions,
+};
+use graviton_engine::store::{CreateOptions, GIB, MIB, OpenOptions, Store};
+use graviton_tests::{contract_options, io, number_from, put_options, test_directory};
+
+const PATH: &str = "/store";
+
+fn key() -> BinaryKey {
+    BinaryKey::new("key").expect("a short key")
+}
+
+/// The piece with this number: none touches another.
+fn piece(number: usize) -> Span {
+    Span::at(number as u64 * 20, 10).expect("it ends")
+}
+
+/// Adds a piece by compare-and-set, however often that takes. Returns how often.
+fn raise(tracker: &dyn RangeTracker, number: usize) -> usize {
+    let mut known = tracker.get_completed(&key()).wait().unwrap_or_default();
+    for tries in 1.. {
+        let mut update = known.set.clone();
+        update.insert(piece(number));
+        let expected = Expected::from(known.set);
+        let options = TrackOptions::default();
+        match tracker
+            .compare_and_set(&key(), expected, &update, options)
+            .wait()
+        {
+            Ok(_) => return tries,
+            Err(TrackerError::Mismatch { actual, .. }) => known = *actual,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    unreachable!("it succeeds in the end")
+}
+
+/// 64 threads raise the set of one key: no update is lost, and all of them are there when the store is
+/// opened again.
+#[test]
+fn threads_lose_no_update() {
+    const THREADS: usize = 64;
+    const EACH: usize = 4;
+    let Some(io) = io(BackendChoice::Auto) else {
+        return;
+    };
+    let directory = test_directory();
+    let path = directory.path().join("store");
+    let options = contract_options(&io);
+    let store = Store::create(&path, options.clone()).expect("it is made");
+    let tracker = store.ranges_elsewhere();
+    let tries = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for number in 0..THREADS {
+            let (tracker, tries) = (&tracker, &tries);
+            scope.spawn(move || {
+                for own in 0..EACH {
+                    let took = raise(&**tracker, own * THREADS + number);
+                    tries.fetch_add(took, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let all: RangeSet = (0..THREADS * EACH).map(piece).collect();
+    let found = |store: &Store| store.ranges_elsewhere().get_completed(&key()).wait();
+    assert_eq!(found(&store).expect("it is known").set, all);
+    println!("{} updates in {tries:?} tries", THREADS * EACH);
+    drop(tracker);
+    store.close().expect("it closes");
+    let store = Store::open_with(&path, options.open).expect("it opens");
+    assert_eq!(found(&store).expect("it is known").set, all);
+    assert!(
+        store
+            .verify(&mut |_| {})
+            .expect("it is verified")
+            .findings
+            .is_empty()
+    );
+}
+
+/// One operation, by the events that the disks had seen when it began and when it was over.
+struct Seen {
+    began: usize,
+    ended: usize,
+    what: What,
+}
+
+enum What {
+    /// A set was replaced.
+    Set {
+        expected: RangeSet,
+        update: RangeSet,
+    },
+    /// This is what there was.
+    Read(RangeSet),
+}
+
+/// The states that a set went through, in order, by what succeeded: each adds a piece of its own, so
+/// there is one order at most.
+fn chain(history: &[Seen]) -> Vec<(RangeSet, usize, usize)> {
+    let mut left: Vec<&Seen> = history.iter().collect();
+    let mut states = vec![(RangeSet::new(), 0, 0)];
+    loop {
+        let (now, ..) = &states[states.len() - 1];
+        let next = left
+            .iter()
+            .position(|seen| matches!(&seen.what, What::Set { expected, .. } if expected == now));
+        let Some(next) = next else { break };
+        let seen = left.swap_remove(next);
+        if let What::Set { update, .. } = &seen.what {
+            states.push((update.clone(), seen.began, seen.ended));
+        }
+    }
+    let stray = |seen: &&Seen| matches!(seen.what, What::Set { .. });
+    assert_eq!(
+        left.into_iter().filter(stray).count(),
+        0,
+        "an update was lost"
+    );
+    states
+}
+
+/// Histories of threads that read and compare-and-set are linearizable, and so is what a power loss at
+/// any moment leaves: a state that was, not before what was acknowledged, nor after what had begun.
+#[test]
+fn histories_are_linearizable_across_power_losses() {
+    for seed in 0..number_from("GRAVITON_SEEDS").unwrap_or(6) {
+        linearizable(seed);
+    }
+}
+
+fn linearizable(seed: u64) {
+    const THREADS: usize = 6;
+    const EACH: usize = 12;
+    let sim = Sim::new(512, seed);
+    sim.carry_out_in_background();
+    let options = CreateOptions {
+        sectors: 1 + 2 * u16::try_from(seed % 2).expect("small"),
+        sector_size: 16 * MIB,
+        open: OpenOptions {
+            background: false,
+            ..OpenOptions::default()
+        },
+        ..CreateOptions::default()
+    };
+    let open_options = options.open.clone();
+    let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
+    let tracker = store.ranges_elsewhere();
+    let history = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for number in 0..THREADS {
+            let (tracker, history, sim) = (&tracker, &history, &sim);
+            scope.spawn(move || {
+                let mut random = Random::new(seed << 8 | number as u64);
+                let mut known = RangeSet::new();
+                for own in 0..EACH {
+                    let began = sim.position();
+                    let set = random.one_in(2).then(|| {
+                        let mut update = known.clone();
+                        update.insert(piece(own * THREADS + number));
+                        update
+                    });
+                    let expected = known.clone();
+                    let outcome = match &set {
+                        Some(update) => {
+                            let expected = Expected::from(known.clone());
+                            let options = TrackOptions::default();
+                            tracker
+                                .compare_and_set(&key(), expected, update, options)
+                                .wait()
+                        }
+                        None => tracker.get_completed(&key()).wait(),
+                    };
+                    let ended = sim.position();
+                    let what = match (outcome, set) {
+                        (Ok(now), Some(update)) => {
+                            assert_eq!(now.set, update);
+                            What::Set { expected, update }
+                        }
+                        (Ok(now), None) => What::Read(now.set),
+                        (Err(TrackerError::Mismatch { actual, .. }), _) => What::Read(actual.set),
+                        (Err(TrackerError::NotFound { .. }), _) => What::Read(RangeSet::new()),
+                        (Err(error), _) => panic!("{error}"),
+                    };
+                    known = match &what {
+                        What::Set { update, .. } => update.clone(),
+                        What::Read(now) => now.clone(),
+                    };
+                    let seen = Seen { began, ended, what };
+                    history.lock().expect("no panic under it").push(seen);
+                }
+            });
+        }
+    });
+    let history = history.into_inner().expect("no panic under it");
+    let states = chain(&history);
+    // Whatever ended before something began comes before it.
+    for (place, (_, _, ended)) in states.iter().enumerate() {
+        let earlier = states[..place].iter().find(|(_, began, _)| began > ended);
+        assert!(earlier.is_none(), "seed {seed}: an update overtook another");
+    }
+    let between = |began: usize, ended: usize| {
+        let first = states.iter().rposition(|(_, _, over)| *over <= began);
+        let last = states.iter().rposition(|(_, begun, _)| *begun <= ended);
+        first.unwrap_or(0)..=last.unwrap_or(0)
+    };
+    for seen in &history {
+        if let What::Read(found) = &seen.what {
+            let place = states.iter().position(|(state, ..)| state == found);
+            let place = place.expect("it is a state that was");
+            let may = between(seen.began, seen.ended);
+            assert!(
+                may.contains(&place),
+                "seed {seed}: read {place}, may be {may:?}"
+            );
+        }
+    }
+    let mut random = Random::new(seed);
+    let mut crasher = sim.crasher();
+    let first = history.iter().map(|seen| seen.began).min().unwrap_or(0);
+    let mut moments: Vec<usize> = (0..30)
+        .map(|_| first + random.below(crasher.events() + 1 - first))
+        .collect();
+    moments.sort_unstable();
+    for moment in moments {
+        crasher.advance(moment);
+        let image = crasher.image(Loss::Random(random.number()));
+        let sim = Sim::boot(&image, 512, seed);
+        let store = Store::open_on(sim.backend(), PATH, open_options.clone()).expect("it opens");
+        let found = match store.ranges_elsewhere().get_completed(&key()).wait() {
+            Err(TrackerError::NotFound { .. }) => Completed::default(),
+            outcome => outcome.expect("it is read"),
+        };
+        let place = states.iter().position(|(state, ..)| *state == found.set);
+        let place = place.expect("it is a state that was");
+        let may = between(moment, moment);
+        assert!(
+            may.contains(&place),
+            "seed {seed}, moment {moment}: {place}, may be {may:?}"
+        );
+    }
+}
+
+/// Who waits for a range is woken by whoever completes it, and by the end of the store.
+#[test]
+fn those_who_wait_are_woken() {
+    let sim = Sim::new(512, 1);
+    sim.carry_out_in_background();
+    let options = CreateOptions {
+        sector_size: 16 * MIB,
+        ..CreateOptions::default()
+    };
+    let store = Arc::new(Store::create_on(sim.backend(), PATH, options).expect("it is made"));
+    let tracker = store.ranges();
+    let made = store.create_sparse(&key(), 100, PutOptions::default());
+    made.wait().expect("it is made");
+    let waiting = tracker.wait_for(&key(), Span::first(100));
+    let waiter = thread::spawn(move || waiting.wait());
+    for number in 0..10 {
+        let range = Span::at(number * 10, 10).expect("it ends");
+        let bytes = Bytes::from(vec![1; 10]);
+        let put = store.put_range(
+            &key(),
+            range,
+            bytes,
+            graviton_engine::port::PutRangeOptions::default(),
+        );
+        put.wait().expect("it is put");
+    }
+    waiter.join().expect("no panic").expect("it is complete");
+    let never = tracker.wait_for(&key(), Span::first(101));
+    let waiter = thread::spawn(move || never.wait());
+    store.close().expect("it closes");
+    waiter
+        .join()
+        .expect("no panic")
+        .expect_err("the store is closed");
+}
+
+/// An upload of 10,000 parts is completed by writing little: as much as for parts of any size, for none
+/// of their payload is moved.
+#[test]
+fn completing_an_upload_writes_little() {
+    const PARTS: u16 = 10_000;
+    const SIZE: usize = 1000;
+    let Some(io) = io(BackendChoice::Auto) else {
+        return;
+    };
+    let directory = test_directory();
+    let path = directory.path().join("store");
+    let options = CreateOptions {
+        sector_size: GIB / 4,
+        ..contract_options(&io)
+    };
+    let store = Store::create(&path, options.clone()).expect("it is made");
+    let started = store.start_upload(&key(), UploadOptions::default()).wait();
+    let upload = started.expect("it is begun");
+    let content = |number: u16| -> Bytes {
+        let bytes = number.to_le_bytes().into_iter().cycle().take(SIZE);
+        bytes.collect::<Vec<u8>>().into()
+    };
+    let puts: Vec<_> = (1..=PARTS)
+        .map(|number| {
+            let options = put_options(Durability::Written);
+            store.upload_part(upload, number, content(number), options)
+        })
+        .collect();
+    let parts: Vec<(u16, ETag)> = (1..=PARTS)
+        .zip(puts)
+        .map(|(number, put)| (number, put.wait().expect("it is put").etag))
+        .collect();
+    store.checkpoint().expect("a checkpoint");
+    let before = store.info().sectors[0].replay_bytes;
+    let completed = store.complete_upload(upload, &parts, CompleteOptions::default());
+    let made = completed.wait().expect("it is completed");
+    let written = store.info().sectors[0].replay_bytes - before;
+    println!("{written} bytes written for {} of payload", made.size);
+    assert!(written < 2 * MIB, "{written}");
+    assert_eq!(made.size, u64::from(PARTS) * SIZE as u64);
+    store.close().expect("it closes");
+    let store = Store::open_with(&path, options.open).expect("it opens");
+    let blob = store.get(&key(), GetOptions::default()).wait();
+    let bytes = blob.expect("it is read").bytes;
+    for (number, part) in (1..=PARTS).zip(bytes.chunks(SIZE)) {
+        assert!(part == content(number), "part {number}");
+    }
+    assert!(
+        store
+            .list_uploads(None, 1)
+            .wait()
+            .expect("they are listed")
+            .is_empty()
+    );
+    let again = store.complete_upload(upload, &parts, CompleteOptions::default());
+    assert_eq!(again.wait().expect("the same answer"), made);
+    assert!(
+        store
+            .verify(&mut |_| {})
+            .expect("it is verified")
+            .findings
+            .is_empty()
+    );
+}
+
+/// What is kept of uploads that were completed goes when their blobs have changed or are gone.
+#[test]
+fn completed_uploads_are_forgotten_with_their_blobs() {
+    let sim = Sim::new(512, 1);
+    let options = CreateOptions {
+        sector_size: 16 * MIB,
+        open: OpenOptions {
+            background: false,
+            ..OpenOptions::default()
+        },
+        ..CreateOptions::default()
+    };
+    let open_options = options.open.clone();
+    let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
+    let name = |number: usize| BinaryKey::new(format!("key/{number:04}")).expect("a short key");
+    let live = |store: &Store| store.info().sectors[0].space.live;
+    let complete = |number| {
+        let begun = store
+            .start_upload(&name(number), UploadOptions::default())
+            .wait();
+        let upload = begun.expect("it is begun");
+        let part = store.upload_part(upload, 1, "part".into(), PutOptions::default());
+        let parts = [(1, part.wait().expect("it is put").etag)];
+        let made = store.complete_upload(upload, &parts, CompleteOptions::default());
+        made.wait().expect("it is completed");
+        (upload, parts)
+    };
+    let uploads: Vec<_> = (0..600).map(complete).collect();
+    store.checkpoint().expect("a checkpoint");
+    let with_all = live(&store);
+    for number in 0..599 {
+        let put = store.put(&name(number), "other".into(), PutOptions::default());
+        put.wait().expect("it is put");
+    }
+    store.checkpoint().expect("a checkpoint");
+    let per_upload = (with_all - live(&store)) / 599;
+    assert!(per_upload > 60, "{per_upload} bytes each are given back");
+    let again = |store: &Store, number: usize| {
+        let (upload, parts) = &uploads[number];
+        let completed = store.complete_upload(*upload, parts, CompleteOptions::default());
+        completed.wait().is_ok()
+    };
+    let sim = Sim::boot(&sim.image(), 512, 1);
+    let opened = Store::open_on(sim.backend(), PATH, open_options).expect("it opens");
+    for store in [&store, &opened] {
+        assert!(again(store, 599));
+        assert!(!again(store, 0) && !again(store, 598));
+        assert!(
+            store
+                .verify(&mut |_| {})
+                .expect("it is verified")
+                .findings
+                .is_empty()
+        );
+    }
+}
