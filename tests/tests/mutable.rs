@@ -10,8 +10,8 @@ use graviton_engine::io::BackendChoice;
 use graviton_engine::io::sim::{Loss, Random, Sim};
 use graviton_engine::port::{
     BinaryKey, BlobStore, CompleteOptions, Completed, Durability, ETag, Expected, GetOptions,
-    MutableObjectStore, PutOptions, RangeSet, RangeTracker, Span, TrackOptions, TrackerError,
-    UploadOptions,
+    MutableObjectStore, PutOptions, PutRangeOptions, RangeSet, RangeTracker, Span, StorageError,
+    TrackOptions, TrackerError, UploadOptions,
 };
 use graviton_engine::store::{CreateOptions, GIB, MIB, OpenOptions, Store};
 use graviton_tests::{contract_options, io, number_from, put_options, test_directory};
@@ -90,11 +90,20 @@ fn threads_lose_no_update() {
     );
 }
 
-/// One operation, by the events that the disks had seen when it began and when it was over.
+/// One operation.
 struct Seen {
-    began: usize,
-    ended: usize,
+    began: Moment,
+    ended: Moment,
     what: What,
+}
+
+/// When something was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+struct Moment {
+    /// No two are at one time.
+    time: usize,
+    /// Events that the disks had seen.
+    events: usize,
 }
 
 enum What {
@@ -109,9 +118,9 @@ enum What {
 
 /// The states that a set went through, in order, by what succeeded: each adds a piece of its own, so
 /// there is one order at most.
-fn chain(history: &[Seen]) -> Vec<(RangeSet, usize, usize)> {
+fn chain(history: &[Seen]) -> Vec<(RangeSet, Moment, Moment)> {
     let mut left: Vec<&Seen> = history.iter().collect();
-    let mut states = vec![(RangeSet::new(), 0, 0)];
+    let mut states = vec![(RangeSet::new(), Moment::default(), Moment::default())];
     loop {
         let (now, ..) = &states[states.len() - 1];
         let next = left
@@ -159,14 +168,19 @@ fn linearizable(seed: u64) {
     let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
     let tracker = store.ranges_elsewhere();
     let history = Mutex::new(Vec::new());
+    let clock = AtomicUsize::new(1);
+    let now = || Moment {
+        time: clock.fetch_add(1, Ordering::SeqCst),
+        events: sim.position(),
+    };
     thread::scope(|scope| {
         for number in 0..THREADS {
-            let (tracker, history, sim) = (&tracker, &history, &sim);
+            let (tracker, history, now) = (&tracker, &history, &now);
             scope.spawn(move || {
                 let mut random = Random::new(seed << 8 | number as u64);
                 let mut known = RangeSet::new();
                 for own in 0..EACH {
-                    let began = sim.position();
+                    let began = now();
                     let set = random.one_in(2).then(|| {
                         let mut update = known.clone();
                         update.insert(piece(own * THREADS + number));
@@ -183,7 +197,7 @@ fn linearizable(seed: u64) {
                         }
                         None => tracker.get_completed(&key()).wait(),
                     };
-                    let ended = sim.position();
+                    let ended = now();
                     let what = match (outcome, set) {
                         (Ok(now), Some(update)) => {
                             assert_eq!(now.set, update);
@@ -208,19 +222,22 @@ fn linearizable(seed: u64) {
     let states = chain(&history);
     // Whatever ended before something began comes before it.
     for (place, (_, _, ended)) in states.iter().enumerate() {
-        let earlier = states[..place].iter().find(|(_, began, _)| began > ended);
+        let overtaken = |(_, began, _): &&(_, Moment, _)| began.time > ended.time;
+        let earlier = states[..place].iter().find(overtaken);
         assert!(earlier.is_none(), "seed {seed}: an update overtook another");
     }
-    let between = |began: usize, ended: usize| {
-        let first = states.iter().rposition(|(_, _, over)| *over <= began);
-        let last = states.iter().rposition(|(_, begun, _)| *begun <= ended);
+    let between = |is_over: &dyn Fn(Moment) -> bool, has_begun: &dyn Fn(Moment) -> bool| {
+        let first = states.iter().rposition(|(_, _, ended)| is_over(*ended));
+        let last = states.iter().rposition(|(_, began, _)| has_begun(*began));
         first.unwrap_or(0)..=last.unwrap_or(0)
     };
     for seen in &history {
         if let What::Read(found) = &seen.what {
             let place = states.iter().position(|(state, ..)| state == found);
             let place = place.expect("it is a state that was");
-            let may = between(seen.began, seen.ended);
+            let may = between(&|ended| ended.time < seen.began.time, &|began| {
+                began.time < seen.ended.time
+            });
             assert!(
                 may.contains(&place),
                 "seed {seed}: read {place}, may be {may:?}"
@@ -229,7 +246,11 @@ fn linearizable(seed: u64) {
     }
     let mut random = Random::new(seed);
     let mut crasher = sim.crasher();
-    let first = history.iter().map(|seen| seen.began).min().unwrap_or(0);
+    let first = history
+        .iter()
+        .map(|seen| seen.began.events)
+        .min()
+        .unwrap_or(0);
     let mut moments: Vec<usize> = (0..30)
         .map(|_| first + random.below(crasher.events() + 1 - first))
         .collect();
@@ -245,7 +266,10 @@ fn linearizable(seed: u64) {
         };
         let place = states.iter().position(|(state, ..)| *state == found.set);
         let place = place.expect("it is a state that was");
-        let may = between(moment, moment);
+        // Whoever was told of it was told when these events were over.
+        let may = between(&|ended| ended.events <= moment, &|began| {
+            began.events <= moment
+        });
         assert!(
             may.contains(&place),
             "seed {seed}, moment {moment}: {place}, may be {may:?}"
@@ -271,12 +295,7 @@ fn those_who_wait_are_woken() {
     for number in 0..10 {
         let range = Span::at(number * 10, 10).expect("it ends");
         let bytes = Bytes::from(vec![1; 10]);
-        let put = store.put_range(
-            &key(),
-            range,
-            bytes,
-            graviton_engine::port::PutRangeOptions::default(),
-        );
+        let put = store.put_range(&key(), range, bytes, PutRangeOptions::default());
         put.wait().expect("it is put");
     }
     waiter.join().expect("no panic").expect("it is complete");
@@ -408,5 +427,85 @@ fn completed_uploads_are_forgotten_with_their_blobs() {
                 .findings
                 .is_empty()
         );
+    }
+}
+
+/// What is complete already is no record; but if it was only written, a mark that is to be durable
+/// makes it so.
+#[test]
+fn what_is_marked_again_is_durable() {
+    let sim = Sim::new(512, 1);
+    let options = CreateOptions {
+        sector_size: 16 * MIB,
+        open: OpenOptions {
+            background: false,
+            ..OpenOptions::default()
+        },
+        ..CreateOptions::default()
+    };
+    let open_options = options.open.clone();
+    let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
+    let made = store.create_sparse(&key(), 100, PutOptions::default());
+    made.wait().expect("it is made");
+    let range = Span::first(10);
+    let put_options = PutRangeOptions {
+        durability: Durability::Written,
+        ..PutRangeOptions::default()
+    };
+    let put = store.put_range(&key(), range, vec![1; 10].into(), put_options);
+    put.wait().expect("it is put");
+    let survives = |tracker: fn(&Store) -> Arc<dyn RangeTracker>| {
+        let mark = |durability| {
+            let options = TrackOptions {
+                durability,
+                ..TrackOptions::default()
+            };
+            let marked = tracker(&store).mark_complete(&key(), &range.into(), options);
+            marked.wait().expect("it is marked");
+        };
+        let found = |loss| {
+            let mut crasher = sim.crasher();
+            crasher.advance(crasher.events());
+            let sim = Sim::boot(&crasher.image(loss), 512, 1);
+            let store = Store::open_on(sim.backend(), PATH, open_options.clone());
+            let known = tracker(&store.expect("it opens"))
+                .get_completed(&key())
+                .wait();
+            known.is_ok_and(|known| known.set.covers(range))
+        };
+        mark(Durability::Written);
+        assert!(!found(Loss::All), "nothing is shown by it");
+        mark(Durability::Durable);
+        assert!(found(Loss::All));
+    };
+    survives(|store| store.ranges());
+    survives(|store| store.ranges_elsewhere());
+}
+
+/// A part that is put when its upload is being given up comes too late.
+#[test]
+fn a_part_that_is_late_fails() {
+    let sim = Sim::new(512, 1);
+    let options = CreateOptions {
+        sector_size: 16 * MIB,
+        open: OpenOptions {
+            background: false,
+            ..OpenOptions::default()
+        },
+        ..CreateOptions::default()
+    };
+    let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
+    for size in [10, 1_000_000] {
+        let begun = store.start_upload(&key(), UploadOptions::default()).wait();
+        let upload = begun.expect("it is begun");
+        let aborted = store.abort_upload(upload);
+        let part = store.upload_part(upload, 1, vec![1; size].into(), PutOptions::default());
+        aborted.wait().expect("it is given up");
+        match part.wait() {
+            Err(StorageError::NoSuchUpload { upload: named }) => assert_eq!(named, upload),
+            other => panic!("{other:?}"),
+        }
+        let live = store.info().sectors[0].space.live;
+        assert_eq!(live, 0, "bytes are left");
     }
 }

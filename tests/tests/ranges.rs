@@ -13,7 +13,7 @@ use graviton_format::Structure;
 use graviton_format::frame::{FrameHeader, records_checksum};
 use graviton_format::record::{RecordHeader, RecordKind, RecordView};
 use graviton_format::superblock::Superblock;
-use graviton_tests::{check_figures, number_from};
+use graviton_tests::{buffered, check_figures, create_options, memory_directory, number_from};
 
 const PATH: &str = "/store";
 
@@ -517,6 +517,60 @@ fn fragments_are_merged() {
         assert_eq!(report.findings, []);
         check_figures(&store);
     }
+}
+
+/// Ranges are put while fragments around them are being merged: none is lost.
+#[test]
+fn fragments_are_merged_beside_puts() {
+    const THREADS: usize = 4;
+    const STRIPE: usize = 16;
+    let directory = memory_directory();
+    let options = CreateOptions {
+        open: OpenOptions {
+            merge_above: 8,
+            ..create_options(&buffered(), 1, 64 * MIB).open
+        },
+        ..create_options(&buffered(), 1, 64 * MIB)
+    };
+    let store = Store::create(directory.path().join("store"), options).expect("it is made");
+    let name = key("key");
+    let size = THREADS * STRIPE * 8;
+    let put = store.put(&name, vec![0; size].into(), PutOptions::default());
+    put.wait().expect("it is put");
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (store, name) = (&store, &name);
+            // Each has stripes of its own, side by side with those of the others.
+            scope.spawn(move || {
+                let mut own = [0_u8; 8];
+                let mut random = Random::new(thread as u64);
+                for round in 1..=400_u32 {
+                    let stripe = random.below(8);
+                    let start = (stripe * THREADS + thread) * STRIPE;
+                    let byte = round.to_le_bytes()[0];
+                    let range = Span::at(start as u64, STRIPE as u64).expect("it ends");
+                    let options = PutRangeOptions {
+                        durability: Durability::Written,
+                        ..PutRangeOptions::default()
+                    };
+                    let put = store.put_range(name, range, vec![byte; STRIPE].into(), options);
+                    put.wait().expect("it is put");
+                    own[stripe] = byte;
+                    let blob = store.get(name, GetOptions::default()).wait();
+                    let bytes = blob.expect("it is read").bytes;
+                    for (stripe, byte) in own.iter().enumerate() {
+                        let start = (stripe * THREADS + thread) * STRIPE;
+                        let found = &bytes[start..start + STRIPE];
+                        assert_eq!(found, [*byte; STRIPE], "round {round}, stripe {stripe}");
+                    }
+                }
+            });
+        }
+    });
+    let info = store.stat(&name).wait().expect("it is there");
+    assert!(info.fragments < THREADS * 8, "{} pieces", info.fragments);
+    let report = store.verify(&mut |_| {}).expect("it is verified");
+    assert_eq!(report.findings, []);
 }
 
 /// What can't be merged, for there are holes between, is refused before it is too much.
