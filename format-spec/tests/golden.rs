@@ -20,7 +20,7 @@ use graviton_format::record::{
 };
 use graviton_format::segment::SegmentHeader;
 use graviton_format::superblock::Superblock;
-use graviton_format::{Geometry, Structure};
+use graviton_format::{Geometry, Structure, ranges};
 use support::reader::recover;
 use support::sample::{self, CREATED, GEOMETRY, IDENTITY, Sample, Written};
 use support::vectors::{self, Vector};
@@ -229,6 +229,20 @@ fn whole(sample: &Sample) -> Vec<Vector> {
                 sample::piece(2, 0, 100),
                 ExtentRef::hole(1 << 30),
             ]),
+        ),
+        vector(
+            "tracker",
+            "tracker",
+            0,
+            "Of bytes held elsewhere: runs and whole windows added, some taken away, and a total.",
+            &sample::tracker(),
+        ),
+        vector(
+            "tracker-bits",
+            "tracker",
+            0,
+            "Every other block of a window, and some bytes of a block.",
+            &sample::tracker_of_bits(),
         ),
         vector("image", "image", 0, "The image of checkpoint 2.", &image),
         vector(
@@ -476,6 +490,12 @@ fn broken(whole: &[Vector], sample: &Sample) -> Vec<Vector> {
             "A hole that begins in no payload at 1.",
             |bytes| bytes[8 + 8] = 1,
         ),
+        damaged(of("tracker"), "cut", "Half an entry.", |bytes| {
+            bytes.truncate(ranges::HEADER_LEN + 8);
+        }),
+        damaged(of("tracker"), "empty-run", "A run of no bytes.", |bytes| {
+            bytes[ranges::HEADER_LEN + 5 + 4] = 0;
+        }),
         damaged(manifest, "cut", "Half a piece.", |bytes| {
             bytes.truncate(8 + 16 + 8)
         }),
@@ -647,6 +667,16 @@ fn read(vector: &Vector) -> Result<Vec<u8>, String> {
             Ok(again)
         }
         "manifest" => Ok(Manifest::decode(bytes).map_err(text)?.encode()),
+        "tracker" => {
+            let (header, mut rest) = ranges::Header::decode(bytes).map_err(text)?;
+            let mut again = header.encode();
+            while !rest.is_empty() {
+                let (entry, behind) = ranges::Entry::decode(rest, usize::MAX).map_err(text)?;
+                entry.encode_to(&mut again);
+                rest = behind;
+            }
+            Ok(again)
+        }
         "image" => read_image(bytes).map_err(text),
         "image-stored" => {
             let (root, _) = sample_root();

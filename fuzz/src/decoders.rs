@@ -5,6 +5,8 @@
 //! bit 0 puts the checksums (and magics) right first, since a fuzzer does not get past them by
 //! chance; bit 1 takes blocks of 4096 bytes instead of 512. Every target asserts more than the
 //! absence of panics: what decodes is within bounds, and is encoded to the same bytes again.
+use std::ops::Range;
+
 use graviton_format::checkpoint::{
     self, CheckpointRoot, seal_image, stored_image_length, verify_image_pages,
 };
@@ -16,7 +18,7 @@ use graviton_format::image::{self, Image, ImageBuilder, ImageHeader};
 use graviton_format::record::{Manifest, RecordHeader, RecordView};
 use graviton_format::segment::{self, SegmentHeader};
 use graviton_format::superblock::{self, Superblock};
-use graviton_format::{Geometry, Identity, Structure, meta, varint};
+use graviton_format::{Geometry, Identity, Structure, meta, ranges, varint};
 use zerocopy::IntoBytes;
 
 /// The sector that the golden vectors are of.
@@ -41,6 +43,7 @@ pub const DECODERS: &[(&str, Target)] = &[
     ("record", record),
     ("meta", metadata),
     ("manifest", manifest),
+    ("tracker", tracker),
     ("checkpoint_root", checkpoint_root),
     ("image", image),
     ("parts", parts),
@@ -288,6 +291,38 @@ fn check_manifest(payload: &[u8]) {
     };
     assert_eq!(manifest.encode(), payload);
     assert!(manifest.extents.iter().all(|piece| piece.length != 0));
+}
+
+/// What is complete of bytes held elsewhere.
+pub fn tracker(data: &[u8]) {
+    /// So that no input takes much memory.
+    const LIMIT: usize = 1 << 16;
+    let Some(input) = input(data) else { return };
+    // The set of an entry, and a tracker of several.
+    if let Ok(spans) = ranges::unpack(input.bytes, LIMIT) {
+        check_spans(&spans);
+    }
+    let Ok((header, mut rest)) = ranges::Header::decode(input.bytes) else {
+        return;
+    };
+    assert_eq!(header.encode(), &input.bytes[..ranges::HEADER_LEN]);
+    while let Ok((entry, behind)) = ranges::Entry::decode(rest, LIMIT) {
+        assert!(behind.len() < rest.len());
+        rest = behind;
+        if let ranges::Entry::Added(spans) | ranges::Entry::Removed(spans) = &entry {
+            check_spans(spans);
+        }
+        let mut again = Vec::new();
+        entry.encode_to(&mut again);
+        assert_eq!(ranges::Entry::decode(&again, LIMIT), Ok((entry, &[][..])));
+    }
+}
+
+fn check_spans(spans: &[Range<u64>]) {
+    assert!(spans.iter().all(|span| span.start < span.end));
+    assert!(spans.windows(2).all(|pair| pair[0].end < pair[1].start));
+    let packed = ranges::pack(spans);
+    assert_eq!(ranges::unpack(&packed, spans.len()).as_deref(), Ok(spans));
 }
 
 /// Checkpoint roots.

@@ -79,7 +79,7 @@ macro_rules! replays {
 }
 
 replays! {
-    superblock segment_header frame_header record meta manifest checkpoint_root image parts
+    superblock segment_header frame_header record meta manifest tracker checkpoint_root image parts
     text table catalog store operations command dump
 }
 

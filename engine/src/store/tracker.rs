@@ -17,7 +17,7 @@ use super::index::{Entry, narrow, punch};
 use super::inner::Inner;
 use super::record;
 use super::write::{Target, durable, put_outcome, unexpected};
-use crate::port::tracker::{self, Listener, Look, Watches, resolve_total};
+use crate::port::tracker::{self, FRAGMENTS_MAX, Listener, Look, Watches, resolve_total};
 use crate::port::{
     BinaryKey, Completed, DeleteOptions, Expected, GetOptions, Marked, ObserveRanges, Op, PastEnd,
     Precondition, PutOptions, PutRangeOptions, RangeSet, RangeTracker, Span, StorageError,
@@ -144,8 +144,13 @@ fn of_blob(entry: &Entry) -> Completed {
     }
 }
 
-/// The set that bytes and the changes behind them come to.
-fn decode(bytes: &[u8], version: u64, record: u64) -> Result<(Known, Completed), FormatError> {
+/// The set that bytes and the changes behind them come to: of so many spans at most.
+fn decode(
+    bytes: &[u8],
+    version: u64,
+    record: u64,
+    limit: usize,
+) -> Result<(Known, Completed), FormatError> {
     let (header, mut rest) = Header::decode(bytes)?;
     let mut completed = Completed {
         set: RangeSet::new(),
@@ -157,13 +162,23 @@ fn decode(bytes: &[u8], version: u64, record: u64) -> Result<(Known, Completed),
     };
     let mut changes = 0;
     while !rest.is_empty() {
-        let (entry, behind) = Logged::decode(rest, usize::MAX)?;
+        let (entry, behind) = Logged::decode(rest, limit)?;
         rest = behind;
         changes += 1;
         match entry {
             Logged::Added(spans) => completed.set = completed.set.union(&set_of(spans)),
             Logged::Removed(spans) => completed.set = completed.set.difference(&set_of(spans)),
             Logged::Total(total) => completed.total = Some(total),
+        }
+        let spans = completed.set.spans().len();
+        if spans > limit {
+            let what = format!("come to {spans} spans, more than {limit}");
+            return Err(FormatError::Field {
+                structure: "Tracker",
+                field: "entries",
+                what,
+                rule: "F-61",
+            });
         }
     }
     let known = Known {
@@ -232,7 +247,9 @@ impl StoreTracker {
             }
             Err(error) => return Err(error.into()),
         };
-        let decoded = decode(&blob.bytes, entry.lsn, entry.record_lsn());
+        // Whatever the limit was when it was written.
+        let limit = self.inner.options.max_fragments.max(FRAGMENTS_MAX);
+        let decoded = decode(&blob.bytes, entry.lsn, entry.record_lsn(), limit);
         let (known, completed) = decoded.map_err(wrong)?;
         self.inner.trackers.remember(&stored, known.clone());
         Ok(Some((number, entry, completed, Some(known))))

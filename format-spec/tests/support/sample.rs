@@ -14,7 +14,7 @@ use graviton_format::record::{
 };
 use graviton_format::segment::{self, KIND_CHECKPOINT, KIND_LOG, NONE, SegmentHeader};
 use graviton_format::superblock::Superblock;
-use graviton_format::{Geometry, Structure};
+use graviton_format::{Geometry, Structure, ranges};
 use zerocopy::IntoBytes;
 
 pub const IDENTITY: Identity = Identity {
@@ -528,4 +528,38 @@ pub fn changes() -> (Writer, [Written; 3]) {
         change(Merge, b"key", (4, 0, 16), manifest(&[piece(5, 0, 10)])),
     ]);
     (writer, [range[0], splice[0], merge[1]])
+}
+
+/// What is complete of bytes held elsewhere.
+pub fn tracker() -> Vec<u8> {
+    const WINDOW: u64 = ranges::WINDOW;
+    let header = ranges::Header {
+        generation: 0,
+        total: None,
+    };
+    let mut bytes = header.encode();
+    for entry in [
+        ranges::Entry::Added(vec![10..20, 5000..9000, WINDOW..4 * WINDOW + 1]),
+        ranges::Entry::Removed(vec![15..16, 2 * WINDOW..2 * WINDOW + 4096]),
+        ranges::Entry::Total(5 * WINDOW),
+    ] {
+        entry.encode_to(&mut bytes);
+    }
+    bytes
+}
+
+/// The same, of so many spans that a bitmap is shorter.
+pub fn tracker_of_bits() -> Vec<u8> {
+    let header = ranges::Header {
+        generation: 7,
+        total: Some(ranges::WINDOW),
+    };
+    let mut bytes = header.encode();
+    let blocks = (0..ranges::WINDOW / ranges::BLOCK).step_by(2);
+    let mut spans: Vec<_> = blocks
+        .map(|block| block * ranges::BLOCK..(block + 1) * ranges::BLOCK)
+        .collect();
+    spans[1].end += 7;
+    ranges::Entry::Added(spans).encode_to(&mut bytes);
+    bytes
 }
