@@ -17,6 +17,7 @@ use graviton_engine::store::{OpenOptions, Store};
 use graviton_format::checkpoint::{self, CheckpointRoot};
 use graviton_format::frame::{self, FrameHeader};
 use graviton_format::image::Image;
+use graviton_format::key::SPACE_RANGES;
 use graviton_format::record::{RecordKind, RecordView};
 use graviton_format::{Geometry, Structure, segment};
 use graviton_tests::image::{Age, DIRECTORY, EDIT_LEN, KINDS, SectorFile, original};
@@ -233,6 +234,11 @@ const LINES: &[&str] = &[
     "export dir --prefix docs/ --overwrite",
     "put key file --if-etag 00000000000000ab",
     "put --if-absent -- -key",
+    "put key --hole 10GiB",
+    "put key file --range 1KiB.. --past-end sparse",
+    "multipart part 00000000000000ab 1 file",
+    "multipart complete 00000000000000ab 1 2",
+    "ranges --elsewhere key --mark 0..4,8..12 --total 100",
     "--json get key --range 1KiB..2KiB -o out",
     "--escaped stat a\\x00b",
     "ls -l -d / --start-after a --max 10 a/",
@@ -266,7 +272,7 @@ fn structures(seeds: &mut Seeds, name: &str, mode: u8, sector: &SectorFile) {
         ));
     };
     put("superblock", 0, &sector.bytes[..512]);
-    let mut kinds = [0_usize; 5];
+    let mut kinds = [0_usize; 6];
     let mut take = |kind: usize| {
         kinds[kind] += 1;
         kinds[kind] <= 3
@@ -291,6 +297,10 @@ fn structures(seeds: &mut Seeds, name: &str, mode: u8, sector: &SectorFile) {
                 let payload = record
                     .get(view.payload_offset()..length)
                     .unwrap_or_default();
+                let is_tracker = view.key[0] == SPACE_RANGES && view.kind == RecordKind::Blob;
+                if is_tracker && take(5) {
+                    put("tracker", at, &payload[..payload.len() - 8]);
+                }
                 if view.kind == RecordKind::Manifest && take(4) {
                     // One chunk: the payload, and its checksum.
                     put("manifest", at, &payload[..payload.len() - 8]);

@@ -19,8 +19,8 @@ use bytes::Bytes;
 use graviton_engine::io::Backend;
 use graviton_engine::io::sim::Sim;
 use graviton_engine::port::{
-    BinaryKey, BlobStore, DeleteOptions, ErrorKind, GetOptions, Holes, ListRequest, PutOptions,
-    StorageError,
+    BinaryKey, BlobStore, CompleteOptions, DeleteOptions, ErrorKind, GetOptions, Holes,
+    ListRequest, MutableObjectStore, PutOptions, Span, StorageError, TrackOptions, UploadOptions,
 };
 use graviton_engine::store::{Access, MIB, OpenOptions, Store};
 
@@ -135,8 +135,15 @@ impl Trial {
         let _ = store.verify(&mut |_| {});
     }
 
-    /// Lists the store and reads every blob, whole and in part.
+    /// Lists the store and reads every blob, whole and in part, and what is kept beside them.
     fn read_all(&self, store: &Store) {
+        for upload in store.list_uploads(None, 100).wait().unwrap_or_default() {
+            let _ = store.list_parts(upload.upload, 0, 100).wait();
+        }
+        let _ = store
+            .ranges_elsewhere()
+            .get_completed(&key("elsewhere"))
+            .wait();
         let mut request = ListRequest {
             max: 7,
             ..ListRequest::default()
@@ -195,6 +202,34 @@ impl Trial {
         }
     }
 
+    /// Completes the upload that is open, and begins another; marks ranges; fills a hole.
+    fn use_beside(&self, store: &Store) {
+        for open in store.list_uploads(None, 100).wait().unwrap_or_default() {
+            let part = store.upload_part(open.upload, 9, payload(9, 3000), PutOptions::default());
+            let _ = part.wait();
+            let parts = store.list_parts(open.upload, 0, 100).wait();
+            let parts = parts.unwrap_or_default().into_iter();
+            let parts: Vec<_> = parts.map(|part| (part.number, part.etag)).collect();
+            let options = CompleteOptions::default();
+            let completed = store.complete_upload(open.upload, &parts, options).wait();
+            assert!(self.forged || completed.is_err() || !parts.is_empty());
+        }
+        // Its bytes are none that were put under its key before.
+        let _ = store
+            .delete(&key("uploaded"), DeleteOptions::default())
+            .wait();
+        let upload = store.start_upload(&key("uploaded"), UploadOptions::default());
+        if let Ok(upload) = upload.wait() {
+            let _ = store.abort_upload(upload).wait();
+        }
+        let ranges = Span::first(10_000).into();
+        let tracker = store.ranges_elsewhere();
+        let _ = tracker
+            .mark_complete(&key("elsewhere"), &ranges, TrackOptions::default())
+            .wait();
+        let _ = tracker.forget(&key("elsewhere")).wait();
+    }
+
     /// Writes to the store, tidies it up, and returns what it acknowledged.
     fn write(&self, store: &Store) -> Vec<(BinaryKey, Bytes)> {
         let mut kept = Vec::new();
@@ -214,6 +249,7 @@ impl Trial {
         let _ = store
             .delete(&key("middling"), DeleteOptions::default())
             .wait();
+        self.use_beside(store);
         let _ = store.checkpoint();
         let _ = store.compact();
         // Bounded: a step that always finds something to do would be found here, not waited for.

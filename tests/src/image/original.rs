@@ -9,8 +9,9 @@ use graviton_engine::io::sim::{self, Sim};
 use graviton_engine::io::{Backend, BufferPool, OpenAccess};
 use graviton_engine::port::op::wait_for;
 use graviton_engine::port::{
-    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, MutableObjectStore, PastEnd,
-    PutOptions, PutRangeOptions, Span, StorageError,
+    Batch, BinaryKey, BlobStore, CompleteOptions, CopyOptions, DeleteOptions, MutableObjectStore,
+    PastEnd, PutOptions, PutRangeOptions, RangeSet, Span, StorageError, TrackOptions,
+    UploadOptions,
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_format::superblock::Superblock;
@@ -171,6 +172,38 @@ impl Maker {
         Ok(())
     }
 
+    /// One upload becomes a blob, another stays open.
+    fn upload(&mut self, seed: u64) -> Result<(), StorageError> {
+        let sizes = [30_000, 100];
+        let payloads: Vec<Bytes> = (0..)
+            .zip(sizes)
+            .map(|(n, size)| payload(seed + 300 + n, size))
+            .collect();
+        for is_completed in [false, true] {
+            let options = UploadOptions::default();
+            let upload = self.store.start_upload(&key("uploaded"), options).wait()?;
+            let mut parts = Vec::new();
+            for (number, payload) in (1..).zip(&payloads) {
+                let options = PutOptions::default();
+                let part = self
+                    .store
+                    .upload_part(upload, number, payload.clone(), options);
+                parts.push((number, part.wait()?.etag));
+            }
+            if is_completed {
+                let options = CompleteOptions::default();
+                self.store.complete_upload(upload, &parts, options).wait()?;
+            }
+        }
+        self.note("uploaded", payloads.concat().into());
+        // Of those before only the last is left.
+        let open = self.store.list_uploads(None, usize::MAX).wait()?;
+        for older in open.iter().rev().skip(1) {
+            self.store.abort_upload(older.upload).wait()?;
+        }
+        Ok(())
+    }
+
     /// Puts a range into the newest version.
     fn change(&mut self, name: &str, start: usize, bytes: Bytes) -> Result<(), StorageError> {
         let versions = &self.history[&key(name)];
@@ -216,6 +249,11 @@ impl Maker {
             .copy(&key("large"), &key("copy"), CopyOptions::default());
         copy.wait()?;
         self.note("copy", payload(seed + 101, 150_000));
+        self.upload(seed)?;
+        let ranges: RangeSet = format!("{round}..{},5000..6000", round + 7).parse()?;
+        let tracker = self.store.ranges_elsewhere();
+        let marked = tracker.mark_complete(&key("elsewhere"), &ranges, TrackOptions::default());
+        marked.wait().expect("ranges can be marked");
         let mut batch = Batch::new();
         for number in 0..5 {
             let (name, bytes) = (format!("batch/{number}"), payload(seed + 200 + number, 100));
