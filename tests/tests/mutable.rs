@@ -7,11 +7,11 @@ use std::thread;
 
 use bytes::Bytes;
 use graviton_engine::io::BackendChoice;
-use graviton_engine::io::sim::{Loss, Random, Sim};
+use graviton_engine::io::sim::{Fault, FaultKind, Loss, Random, Sim};
 use graviton_engine::port::{
-    BinaryKey, BlobStore, CompleteOptions, Completed, Durability, ETag, Expected, GetOptions,
-    MutableObjectStore, PutOptions, PutRangeOptions, RangeSet, RangeTracker, Span, StorageError,
-    TrackOptions, TrackerError, UploadOptions,
+    Attributes, BinaryKey, BlobStore, CompleteOptions, Completed, CopyOptions, Durability, ETag,
+    ErrorKind, Expected, GetOptions, MutableObjectStore, PutOptions, PutRangeOptions, RangeSet,
+    RangeTracker, Span, StorageError, TrackOptions, TrackerError, UploadOptions,
 };
 use graviton_engine::store::{CreateOptions, GIB, MIB, OpenOptions, Store};
 use graviton_tests::{contract_options, io, number_from, put_options, test_directory};
@@ -377,14 +377,7 @@ fn completing_an_upload_writes_little() {
 #[test]
 fn completed_uploads_are_forgotten_with_their_blobs() {
     let sim = Sim::new(512, 1);
-    let options = CreateOptions {
-        sector_size: 16 * MIB,
-        open: OpenOptions {
-            background: false,
-            ..OpenOptions::default()
-        },
-        ..CreateOptions::default()
-    };
+    let options = without_background();
     let open_options = options.open.clone();
     let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
     let name = |number: usize| BinaryKey::new(format!("key/{number:04}")).expect("a short key");
@@ -435,14 +428,7 @@ fn completed_uploads_are_forgotten_with_their_blobs() {
 #[test]
 fn what_is_marked_again_is_durable() {
     let sim = Sim::new(512, 1);
-    let options = CreateOptions {
-        sector_size: 16 * MIB,
-        open: OpenOptions {
-            background: false,
-            ..OpenOptions::default()
-        },
-        ..CreateOptions::default()
-    };
+    let options = without_background();
     let open_options = options.open.clone();
     let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
     let made = store.create_sparse(&key(), 100, PutOptions::default());
@@ -486,14 +472,7 @@ fn what_is_marked_again_is_durable() {
 #[test]
 fn a_part_that_is_late_fails() {
     let sim = Sim::new(512, 1);
-    let options = CreateOptions {
-        sector_size: 16 * MIB,
-        open: OpenOptions {
-            background: false,
-            ..OpenOptions::default()
-        },
-        ..CreateOptions::default()
-    };
+    let options = without_background();
     let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
     for size in [10, 1_000_000] {
         let begun = store.start_upload(&key(), UploadOptions::default()).wait();
@@ -507,5 +486,150 @@ fn a_part_that_is_late_fails() {
         }
         let live = store.info().sectors[0].space.live;
         assert_eq!(live, 0, "bytes are left");
+    }
+}
+
+/// Completing again answers as durably as it is asked to, though the first time less was asked for.
+#[test]
+fn what_is_completed_again_is_durable() {
+    let sim = Sim::new(512, 1);
+    let options = without_background();
+    let open_options = options.open.clone();
+    let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
+    let begun = store.start_upload(&key(), UploadOptions::default()).wait();
+    let upload = begun.expect("it is begun");
+    let part = store.upload_part(upload, 1, "part".into(), PutOptions::default());
+    let parts = [(1, part.wait().expect("it is put").etag)];
+    let complete = |durability| {
+        let options = CompleteOptions {
+            durability,
+            ..CompleteOptions::default()
+        };
+        let completed = store.complete_upload(upload, &parts, options).wait();
+        completed.expect("it is completed")
+    };
+    let survives = || {
+        let mut crasher = sim.crasher();
+        crasher.advance(crasher.events());
+        let sim = Sim::boot(&crasher.image(Loss::All), 512, 1);
+        let store = Store::open_on(sim.backend(), PATH, open_options.clone());
+        let exists = store.expect("it opens").exists(&key()).wait();
+        exists.expect("it answers")
+    };
+    let made = complete(Durability::Written);
+    assert!(!survives(), "nothing is shown by it");
+    assert_eq!(complete(Durability::Durable), made);
+    assert!(survives());
+}
+
+/// As many attributes as may be, on an upload of small parts for the longest key: there is room for
+/// what its completion adds. More are refused when it is begun.
+#[test]
+fn attributes_leave_room_for_what_is_kept_with_them() {
+    let sim = Sim::new(512, 1);
+    let store = Store::create_on(sim.backend(), PATH, without_background()).expect("it is made");
+    let longest = BinaryKey::new([7; BinaryKey::MAX_LEN]).expect("a key");
+    let many = |count: usize, length: usize| -> Attributes {
+        let attribute = |number| (format!("{number:04}"), Bytes::from(vec![1; length]));
+        (0..count).map(attribute).collect()
+    };
+    for (count, length) in [(3686, 0), (682, 44), (1000, 26), (1, 32 * 1024 - 4)] {
+        let options = UploadOptions {
+            attributes: many(count, length),
+            ..UploadOptions::default()
+        };
+        let begun = store.start_upload(&longest, options.clone()).wait();
+        let upload = begun.expect("they are as many as may be");
+        let part = store.upload_part(upload, 1, "part".into(), PutOptions::default());
+        let parts = [(1, part.wait().expect("it is put").etag)];
+        let completed = store.complete_upload(upload, &parts, CompleteOptions::default());
+        completed.wait().expect("it is completed");
+        let copy = BinaryKey::new([8; BinaryKey::MAX_LEN]).expect("a key");
+        let copied = store.copy(&longest, &copy, CopyOptions::default()).wait();
+        copied.expect("it is copied");
+        let info = store.stat(&copy).wait().expect("it is there");
+        assert_eq!(info.attributes, options.attributes);
+    }
+    for (count, length) in [(3687, 0), (8193, 0), (700, 44), (1, 32 * 1024 - 3)] {
+        let attributes = many(count, length);
+        let put = PutOptions {
+            attributes: attributes.clone(),
+            ..PutOptions::default()
+        };
+        let put = store.put(&key(), Bytes::new(), put).wait();
+        assert!(
+            matches!(put, Err(StorageError::InvalidArgument { .. })),
+            "{put:?}"
+        );
+        let options = UploadOptions {
+            attributes,
+            ..UploadOptions::default()
+        };
+        let begun = store.start_upload(&longest, options).wait();
+        assert!(
+            matches!(begun, Err(StorageError::InvalidArgument { .. })),
+            "{begun:?}"
+        );
+    }
+}
+
+/// Nobody waits for ever for what can't come: the sector was given up.
+#[test]
+fn those_who_wait_hear_of_a_sector_that_is_given_up() {
+    let sim = Sim::new(512, 1);
+    let store = Store::create_on(sim.backend(), PATH, without_background()).expect("it is made");
+    let made = store.create_sparse(&key(), 100, PutOptions::default());
+    made.wait().expect("it is made");
+    let tracker = store.ranges();
+    let waiting = tracker.wait_for(&key(), Span::first(100));
+    sim.set_faults(&[Fault {
+        kind: FaultKind::Write,
+        after: 0,
+        times: 1,
+        disk: None,
+    }]);
+    let put = store
+        .put(&key(), Bytes::new(), PutOptions::default())
+        .wait();
+    put.expect_err("its write fails");
+    waiting.wait().expect_err("nothing is written any more");
+    let waiting = tracker.wait_for(&key(), Span::first(100));
+    waiting.wait().expect_err("nor from here on");
+}
+
+/// What is more than a blob can have is no total, and no range.
+#[test]
+fn totals_are_limited() {
+    let sim = Sim::new(512, 1);
+    let store = Store::create_on(sim.backend(), PATH, without_background()).expect("it is made");
+    let tracker = store.ranges_elsewhere();
+    let mark = |end: u64, total| {
+        let options = TrackOptions {
+            total,
+            ..TrackOptions::default()
+        };
+        let range = Span::new(0, end).expect("it ends");
+        tracker.mark_complete(&key(), &range.into(), options).wait()
+    };
+    for wrong in [
+        mark(1, Some(u64::MAX)),
+        mark(u64::MAX, None),
+        mark(1 << 41, None),
+    ] {
+        let error = wrong.expect_err("it is too much");
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    }
+    mark(1 << 40, Some(1 << 40)).expect("it is the most there may be");
+    assert!(tracker.is_complete(&key()).wait().expect("it is known"));
+}
+
+fn without_background() -> CreateOptions {
+    CreateOptions {
+        sector_size: 16 * MIB,
+        open: OpenOptions {
+            background: false,
+            ..OpenOptions::default()
+        },
+        ..CreateOptions::default()
     }
 }

@@ -6,7 +6,8 @@ use graviton_engine::memory::MemoryStore;
 use graviton_engine::port::{
     BinaryKey, BlobInfo, BlobStore, CopyOptions, DeleteOptions, Digest, DigestAlgorithm,
     Durability, ErrorKind, GetOptions, GetRangesOptions, Holes, MutableObjectStore, PastEnd,
-    Precondition, PutOptions, PutRangeOptions, RangeSet, Span, StorageError,
+    Precondition, PutOptions, PutRangeOptions, RangeSet, Span, StorageError, TrackOptions,
+    TrackerError,
 };
 use graviton_engine::store::{Access, CreateOptions, GIB, KIB, MIB, OpenOptions, Store};
 use graviton_format::Structure;
@@ -573,6 +574,134 @@ fn fragments_are_merged_beside_puts() {
     assert_eq!(report.findings, []);
 }
 
+/// Where few pieces are allowed, they are merged before there are too many; and holes that lie side by
+/// side are one.
+#[test]
+fn few_pieces_are_enough() {
+    let sim = Sim::new(512, 1);
+    let options = CreateOptions {
+        sector_size: 16 * MIB,
+        open: OpenOptions {
+            max_fragments: 30,
+            ..open_options()
+        },
+        ..CreateOptions::default()
+    };
+    let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
+    let name = key("key");
+    // Larger than what merges take away, and of more pieces to begin with than are allowed.
+    let mut model = vec![1; 4_000_000];
+    let put = store.put(&name, model.clone().into(), PutOptions::default());
+    put.wait().expect("it is put");
+    let mut random = Random::new(1);
+    for byte in 0..200_u8 {
+        let start = random.below(5000);
+        let range = Span::at(start as u64, 10).expect("it ends");
+        let put = store.put_range(
+            &name,
+            range,
+            vec![byte; 10].into(),
+            PutRangeOptions::default(),
+        );
+        put.wait().expect("it is put");
+        model[start..start + 10].fill(byte);
+    }
+    let blob = store.get(&name, GetOptions::default()).wait();
+    assert!(blob.expect("it is read").bytes == model);
+    // Block by block.
+    let tracker = store.ranges();
+    for number in 0..1000 {
+        let now = tracker.get_completed(&name).wait().expect("it is there");
+        let mut update = now.set.clone();
+        update.remove(Span::at(1_000_000 + number * 100, 100).expect("it ends"));
+        let set = tracker.compare_and_set(&name, now.into(), &update, TrackOptions::default());
+        set.wait().expect("it is taken away");
+    }
+    let info = store.stat(&name).wait().expect("it is there");
+    assert_eq!(info.missing.to_string(), "1000000..1100000");
+    let range = Span::at(1_000_000, 100_000).expect("it ends");
+    let put = store.put_range(
+        &name,
+        range,
+        vec![7; 100_000].into(),
+        PutRangeOptions::default(),
+    );
+    put.wait().expect("it is put");
+    let report = store.verify(&mut |_| {}).expect("it is verified");
+    assert_eq!(report.findings, []);
+}
+
+/// Ranges are taken away from a blob while its fragments are being merged.
+#[test]
+fn ranges_are_erased_beside_merges() {
+    const STRIPE: u64 = 16;
+    let directory = memory_directory();
+    let mut options = create_options(&buffered(), 1, 64 * MIB);
+    options.open.merge_above = 8;
+    let open = options.open.clone();
+    let path = directory.path().join("store");
+    let store = Store::create(&path, options).expect("it is made");
+    let name = key("key");
+    let put = store.put(&name, vec![0; 2048].into(), PutOptions::default());
+    put.wait().expect("it is put");
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (store, name) = (&store, &name);
+            scope.spawn(move || {
+                let mut random = Random::new(thread);
+                for _ in 0..300 {
+                    let start = random.below(100) as u64 * STRIPE;
+                    let range = Span::at(start, STRIPE).expect("it ends");
+                    let bytes = vec![1; 16].into();
+                    let options = PutRangeOptions {
+                        durability: Durability::Written,
+                        ..PutRangeOptions::default()
+                    };
+                    let put = store.put_range(name, range, bytes, options);
+                    put.wait().expect("it is put");
+                }
+            });
+        }
+        let (store, name) = (&store, &name);
+        scope.spawn(move || {
+            let tracker = store.ranges();
+            let mut random = Random::new(9);
+            for _ in 0..300 {
+                let now = tracker.get_completed(name).wait().expect("it is there");
+                let mut update = now.set.clone();
+                for _ in 0..2 {
+                    let start = random.below(2000) as u64;
+                    update.remove(Span::at(start, 20).expect("it ends"));
+                }
+                let options = TrackOptions {
+                    durability: Durability::Written,
+                    ..TrackOptions::default()
+                };
+                match tracker
+                    .compare_and_set(name, now.into(), &update, options)
+                    .wait()
+                {
+                    Ok(_) | Err(TrackerError::Mismatch { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        });
+    });
+    let expected = get(&store, "key", Span::first(2048), Holes::Zeros).expect("it is read");
+    let missing = store.stat(&name).wait().expect("it is there").missing;
+    let report = store.verify(&mut |_| {}).expect("it is verified");
+    assert_eq!(report.findings, []);
+    check_figures(&store);
+    drop(store);
+    let store = Store::open_with(&path, open).expect("it opens");
+    let found = get(&store, "key", Span::first(2048), Holes::Zeros).expect("it is read");
+    assert!(found == expected);
+    assert_eq!(
+        store.stat(&name).wait().expect("it is there").missing,
+        missing
+    );
+}
+
 /// What can't be merged, for there are holes between, is refused before it is too much.
 #[test]
 fn a_blob_has_only_so_many_pieces() {
@@ -598,13 +727,17 @@ fn a_blob_has_only_so_many_pieces() {
     };
     let refused = (0..100).map(put).find_map(Result::err);
     match refused {
-        Some(error @ StorageError::TooFragmented { limit: 100, .. }) => {
+        Some(error @ StorageError::TooFragmented { limit, .. }) => {
+            assert!((100..110).contains(&limit), "{limit}");
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
         }
         other => panic!("{other:?}"),
     }
     put(0).expect("it is no more of them");
     put(99).expect_err("it is full of pieces");
+    let nothing = Span::at(5005, 0).expect("it ends");
+    let empty = store.put_range(&name, nothing, Bytes::new(), PutRangeOptions::default());
+    empty.wait().expect("an empty range is no piece");
     let all_but_one = Span::new(1, 10_000).expect("it ends");
     let bytes = vec![1; 9_999].into();
     let filled = store.put_range(&name, all_but_one, bytes, PutRangeOptions::default());

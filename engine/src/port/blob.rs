@@ -116,13 +116,19 @@ pub type Attributes = BTreeMap<String, Bytes>;
 /// The most bytes the attributes of one blob may have, names and values together.
 pub const ATTRIBUTES_MAX_LEN: usize = 32 * 1024;
 
+/// Bytes that each attribute counts beside its name and its value, and how many of them there may be
+/// beside [`ATTRIBUTES_MAX_LEN`].
+pub const ATTRIBUTE_OVERHEAD: usize = 6;
+/// See [`ATTRIBUTE_OVERHEAD`].
+pub const ATTRIBUTES_OVERHEAD_MAX: usize = 4 * 1024;
+
 /// The longest name of an attribute, in bytes; the shortest has one.
 pub const ATTRIBUTE_NAME_MAX_LEN: usize = 255;
 
 /// Checks attributes against their limits.
 ///
 /// # Errors
-/// [`StorageError::InvalidArgument`], naming the attribute.
+/// [`StorageError::InvalidArgument`], saying what is wrong.
 pub fn check_attributes(attributes: &Attributes) -> Result<(), StorageError> {
     let mut total = 0_usize;
     for (name, value) in attributes {
@@ -137,6 +143,12 @@ pub fn check_attributes(attributes: &Attributes) -> Result<(), StorageError> {
     if total > ATTRIBUTES_MAX_LEN {
         return Err(StorageError::invalid(format!(
             "attributes of {total} bytes, at most {ATTRIBUTES_MAX_LEN}"
+        )));
+    }
+    let count = attributes.len();
+    if total + count * ATTRIBUTE_OVERHEAD > ATTRIBUTES_MAX_LEN + ATTRIBUTES_OVERHEAD_MAX {
+        return Err(StorageError::invalid(format!(
+            "{count} attributes of {total} bytes together, which are too many"
         )));
     }
     Ok(())

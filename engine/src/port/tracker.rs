@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use graviton_format::record::BLOB_MAX_LEN;
+
 use super::blob::Durability;
 use super::error::{ErrorKind, StorageError};
 use super::key::BinaryKey;
@@ -242,7 +244,8 @@ pub trait RangeTracker: Send + Sync {
 /// Checks ranges against the total.
 ///
 /// # Errors
-/// `InvalidArgument` if it is known to be another, or a range lies past it.
+/// `InvalidArgument` if it is known to be another, a range lies past it, or it is more than a blob can
+/// have.
 pub fn resolve_total(
     key: &BinaryKey,
     known: Option<u64>,
@@ -258,6 +261,13 @@ pub fn resolve_total(
         .into());
     }
     let total = known.or(given);
+    let largest = total.unwrap_or(0).max(ranges.end());
+    if largest > BLOB_MAX_LEN {
+        return Err(StorageError::invalid(format!(
+            "{key} would have {largest} bytes, at most {BLOB_MAX_LEN} are tracked"
+        ))
+        .into());
+    }
     match total {
         Some(total) if ranges.end() > total => Err(StorageError::invalid(format!(
             "a range of {key} ends at {}, its total is {total}",
@@ -285,7 +295,7 @@ impl Watches {
         Listener {
             watches: Arc::clone(self),
             key: key.clone(),
-            latch,
+            latch: Some(latch),
         }
     }
 
@@ -324,24 +334,29 @@ impl Watches {
 pub(crate) struct Listener {
     watches: Arc<Watches>,
     key: BinaryKey,
-    latch: Arc<Latch>,
+    /// `None` once it is dropped.
+    latch: Option<Arc<Latch>>,
 }
 
 impl Listener {
     /// Waits for it.
     pub(crate) async fn changed(self) {
-        self.latch.raised().await;
+        if let Some(latch) = &self.latch {
+            latch.raised().await;
+        }
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.watches.edit(|by_key| {
-            // The map's and this one: nobody else listens.
-            let is_last = |latch: &Arc<Latch>| {
-                Arc::ptr_eq(latch, &self.latch) && Arc::strong_count(latch) == 2
-            };
-            if by_key.get(&self.key).is_some_and(is_last) {
+        let (watches, latch) = (Arc::clone(&self.watches), &mut self.latch);
+        watches.edit(|by_key| {
+            // Under the lock, so that of two one is the last. Then only the map has it.
+            drop(latch.take());
+            if by_key
+                .get(&self.key)
+                .is_some_and(|latch| Arc::strong_count(latch) == 1)
+            {
                 by_key.remove(&self.key);
             }
         });
@@ -355,6 +370,15 @@ pub(crate) trait Look: Clone + Send + Sync + 'static {
 
     /// Hears of the next change of it.
     fn listen(&self, key: &BinaryKey) -> Listener;
+
+    /// Before it is waited for a change: sees that what is under way goes on without whoever waits.
+    ///
+    /// # Errors
+    /// Why there will be none.
+    fn expect_change(&self, key: &BinaryKey) -> Result<(), TrackerError> {
+        let _ = key;
+        Ok(())
+    }
 }
 
 /// See [`RangeTracker::get_pending`].
@@ -393,6 +417,7 @@ pub(crate) fn wait_for(tracker: &impl Look, key: &BinaryKey, range: Span) -> Tra
             if now.set.covers(range) {
                 return Ok(());
             }
+            tracker.expect_change(&key)?;
             listener.changed().await;
         }
     })
@@ -438,6 +463,7 @@ impl<T: Look> ObserveRanges for Observer<T> {
                     last.lock().clone_from(&now);
                     return Ok(now);
                 }
+                tracker.expect_change(&key)?;
                 listener.changed().await;
             }
         })

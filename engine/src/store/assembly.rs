@@ -33,6 +33,13 @@ pub const FRAME_TARGET: usize = 4 << 20;
 /// The most pieces that ranges may make of a blob: each takes 16 bytes, in memory as on disk.
 pub const PIECES_MAX: usize = 1 << 20;
 
+/// Pieces that a blob of this size may have however it was put: an extent takes a sixteenth of a segment,
+/// or 4 MiB if that is less.
+pub fn whole_pieces(geometry: &Geometry, size: u64) -> usize {
+    let piece = (geometry.segment_size / 32).min(2 << 20);
+    usize::try_from(size / piece).unwrap_or(usize::MAX / 2)
+}
+
 /// What happens all or not at all is one frame, and a frame lies in one segment.
 ///
 /// # Errors
@@ -74,6 +81,8 @@ pub struct Assembly<'a> {
     others: Others,
     /// The most pieces that ranges may make of a blob.
     fragments_max: usize,
+    /// Pieces that changes of this frame may have added, by blob.
+    fragments: HashMap<BinaryKey, usize>,
     /// Keys of requests that wait: what comes later about them waits too.
     blocked: HashSet<BinaryKey>,
     /// Keys that records of this frame change, and what they make of them.
@@ -144,6 +153,7 @@ impl<'a> Assembly<'a> {
             claims,
             others,
             fragments_max: PIECES_MAX,
+            fragments: HashMap::new(),
             blocked: HashSet::new(),
             overlay: HashMap::new(),
             length: 0,
@@ -516,8 +526,12 @@ impl<'a> Assembly<'a> {
                 time,
                 payload_length,
                 pieces,
+                expected,
                 known,
             } => {
+                if expected.is_some_and(|pieces| !self.has_pieces(&key, range, &pieces)) {
+                    return Ok(None);
+                }
                 let Some(current) = self.to_change(&key)? else {
                     return Ok(None);
                 };
@@ -527,14 +541,14 @@ impl<'a> Assembly<'a> {
                     let limit = BLOB_MAX_LEN;
                     return Err(StorageError::TooLarge { key, size, limit });
                 }
-                let new = pieces.as_deref().map_or(1, <[_]>::len);
-                self.check_fragments(&key, range, new)?;
                 if range.is_empty() {
                     return Ok(Some(MutationOutcome::Put {
                         version: current.lsn,
                         size: current.size,
                     }));
                 }
+                let new = pieces.as_deref().map_or(1, <[_]>::len);
+                self.check_fragments(&key, range, new)?;
                 let change = Change {
                     base: current.lsn,
                     start: range.start(),
@@ -561,8 +575,7 @@ impl<'a> Assembly<'a> {
                 let not_found = || StorageError::NotFound { key: key.clone() };
                 let found = self.index.lookup(key.stored())?;
                 let (number, entry) = found.ok_or_else(not_found)?;
-                let of_range = entry.pieces_of(range);
-                if number != self.number || of_range != expected {
+                if number != self.number || entry.pieces_of(range) != expected {
                     return Ok(None);
                 }
                 self.push_merge(key, &entry, range, record, time, pieces);
@@ -685,9 +698,15 @@ impl<'a> Assembly<'a> {
         }
     }
 
+    /// Whether a range of a blob is made of these pieces.
+    fn has_pieces(&self, key: &BinaryKey, range: Span, pieces: &[ExtentRef]) -> bool {
+        let found = self.index.lookup(key.stored());
+        matches!(found, Ok(Some((_, entry))) if entry.pieces_of(range) == pieces)
+    }
+
     /// Whether a blob may come to have so many pieces in a range.
     fn check_fragments(
-        &self,
+        &mut self,
         key: &BinaryKey,
         range: Span,
         pieces: usize,
@@ -695,8 +714,11 @@ impl<'a> Assembly<'a> {
         let Some((_, entry)) = self.index.lookup(key.stored())? else {
             return Ok(());
         };
-        let fragments = entry.pieces_beside(range) + pieces;
-        let limit = self.fragments_max;
+        // Those of this frame are not in the index yet.
+        let of_frame = self.fragments.entry(key.clone()).or_default();
+        let fragments = entry.pieces_beside(range) + *of_frame + pieces;
+        *of_frame += pieces + 1;
+        let limit = self.fragments_max + whole_pieces(self.geometry, entry.size);
         if fragments > limit {
             let key = key.clone();
             return Err(StorageError::TooFragmented {

@@ -61,6 +61,8 @@ pub enum Mutation {
         payload_length: u32,
         /// The pieces of this sector that hold the bytes, unless they are the record's payload.
         pieces: Option<Arc<[ExtentRef]>>,
+        /// The pieces that were there until now, if some of these are made of them.
+        expected: Option<Vec<ExtentRef>>,
         /// What a tracker knows by it.
         known: Option<Box<Known>>,
     },
@@ -146,7 +148,7 @@ impl Mutation {
         matches!(
             self,
             Self::Copy { .. } | Self::Merge { .. } | Self::Complete { .. } | Self::Abort { .. }
-        )
+        ) || matches!(self, Self::Change { expected, .. } if expected.is_some())
     }
 
     /// Bytes it adds to the log, at most.
@@ -1022,6 +1024,8 @@ impl Inner {
         }
         if let Err(error) = self.sectors[number].check_writable() {
             fail(failed, &error);
+            // Nothing changes there any more.
+            self.trackers.watches.all_changed();
         }
         if outcome.is_ok() {
             if !self.trackers.watches.is_empty() {

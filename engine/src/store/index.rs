@@ -215,7 +215,24 @@ fn splice(old: &[ExtentRef], start: u64, length: u64, new: &[ExtentRef]) -> Spli
     }
     // Where the loop ended before, the rest is beyond `end`.
     before.extend(holes(start.saturating_sub(position)));
-    let added = [&before[..], new, &after[..]].concat();
+    let mut added = [&before[..], new, &after[..]].concat();
+    if first > 0
+        && added
+            .first()
+            .is_some_and(|next| joined(&old[first - 1], next).is_some())
+    {
+        first -= 1;
+        added.insert(0, old[first]);
+    }
+    if last < old.len()
+        && added
+            .last()
+            .is_some_and(|end| joined(end, &old[last]).is_some())
+    {
+        added.push(old[last]);
+        last += 1;
+    }
+    let added = join(added);
     Splice {
         pieces: [&old[..first], &added[..], &old[last..]].concat(),
         added,
@@ -232,6 +249,29 @@ pub fn narrow(bytes: u64) -> u32 {
 pub fn holes(length: u64) -> impl Iterator<Item = ExtentRef> {
     let starts = (0..length).step_by(u32::MAX as usize);
     starts.map(move |start| ExtentRef::hole(narrow(length - start)))
+}
+
+/// Two pieces as one, if they are next to each other wherever they lie.
+fn joined(one: &ExtentRef, next: &ExtentRef) -> Option<ExtentRef> {
+    let length = one.length.get().checked_add(next.length.get())?;
+    let continues = one.lsn == next.lsn
+        && (one.is_hole() || one.offset.get().checked_add(one.length.get())? == next.offset.get());
+    continues.then_some(ExtentRef {
+        length: length.into(),
+        ..*one
+    })
+}
+
+/// The same bytes in as few pieces as can be.
+fn join(pieces: Vec<ExtentRef>) -> Vec<ExtentRef> {
+    let mut fewest: Vec<ExtentRef> = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        match fewest.last_mut() {
+            Some(last) if let Some(both) = joined(last, &piece) => *last = both,
+            _ => fewest.push(piece),
+        }
+    }
+    fewest
 }
 
 /// A part of a piece: its bytes from `from` to `to`.
@@ -271,7 +311,7 @@ pub fn punch(pieces: &[ExtentRef], range: Span, punched: &[Span]) -> Vec<ExtentR
             at = stop;
         }
     }
-    made
+    join(made)
 }
 
 /// What a sector's index says of a key.

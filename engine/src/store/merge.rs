@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use graviton_format::record::{ExtentRef, RecordKind};
 
+use super::assembly::{PIECES_MAX, whole_pieces};
 use super::commit::{Done, Mutation, Work};
 use super::inner::Inner;
 use super::read::Snapshot;
@@ -19,6 +20,8 @@ const SHARE: u64 = 16;
 /// Bytes that become one piece, at most, and how many pieces they must have been at least.
 const MERGED_MAX: usize = 1 << 20;
 const MERGED_PIECES_MIN: usize = 4;
+/// Merges that one put of a range does after it, also if other puts spoil some.
+const MERGES_MAX: usize = 4;
 
 /// Pieces that are merged.
 struct Plan {
@@ -49,8 +52,9 @@ impl Inner {
             return;
         }
         let _merging = Merging { inner: self, key };
-        loop {
-            let merged = match self.plan_merge(key) {
+        // A put adds two pieces at most, and each merge takes three away at least.
+        for _ in 0..MERGES_MAX {
+            let merged = match self.check_open().and_then(|()| self.plan_merge(key)) {
                 Ok(Some(plan)) => self.merge(key, plan).await,
                 Ok(None) => return,
                 Err(error) => Err(error),
@@ -74,7 +78,9 @@ impl Inner {
         let at_once = self.extent_max(number, key).min(MERGED_MAX) as u64;
         let granted = entry.size / at_once.div_ceil(SHARE);
         let most = granted.saturating_add(self.options.merge_above as u64);
-        let most = most.min(self.options.max_fragments as u64 / 2);
+        let limit = self.options.max_fragments.min(PIECES_MAX);
+        let whole = whole_pieces(self.sectors[number].geometry(), entry.size);
+        let most = most.min((limit / 2 + whole) as u64);
         if extents.len() as u64 <= most {
             return Ok(None);
         }

@@ -21,8 +21,8 @@ use super::write::{Target, committed, committed_put, durable, unexpected};
 use crate::port::blob::check_attributes;
 use crate::port::mutable::{check_part_number, check_part_order};
 use crate::port::{
-    BinaryKey, BlobWriter, CompleteOptions, ETag, GetOptions, Op, PartInfo, PutOptions, PutOutcome,
-    StorageError, StoreOp, SweptUploads, UploadId, UploadInfo, UploadOptions,
+    BinaryKey, BlobWriter, CompleteOptions, Durability, ETag, GetOptions, Op, PartInfo, PutOptions,
+    PutOutcome, StorageError, StoreOp, SweptUploads, UploadId, UploadInfo, UploadOptions,
 };
 
 /// What is kept of the list of parts that an upload was completed with: SHA-256 of the numbers (u16)
@@ -201,7 +201,9 @@ impl Inner {
                 earlier.await;
             }
             match inner.complete_open(upload, &parts, &options).await {
-                Err(StorageError::NoSuchUpload { .. }) => inner.completed(upload, &parts).await,
+                Err(StorageError::NoSuchUpload { .. }) => {
+                    inner.completed(upload, &parts, options.durability).await
+                }
                 outcome => outcome,
             }
         })
@@ -245,17 +247,22 @@ impl Inner {
         self: &Arc<Self>,
         upload: UploadId,
         parts: &[(u16, ETag)],
+        durability: Durability,
     ) -> Result<PutOutcome, StorageError> {
         let none = || StorageError::NoSuchUpload { upload };
-        let (key, blob) = {
+        let (number, key, blob) = {
             let index = self.index.read();
-            let (_, key, kept) = index.find_completed(upload.lsn())?.ok_or_else(none)?;
+            let (number, key, kept) = index.find_completed(upload.lsn())?.ok_or_else(none)?;
             let blob = index.completed_blob(&key, &kept)?;
-            (key, blob.ok_or_else(none)?)
+            (number, key, blob.ok_or_else(none)?)
         };
         let kept = self.get(&key, &GetOptions::default()).await?;
         if kept.bytes != digest_of(parts) {
             return Err(none());
+        }
+        if durable(durability) {
+            // Whoever completed it may have asked for less.
+            self.submit(number, Work::Sync, true).await?;
         }
         Ok(PutOutcome {
             etag: ETag::of_version(blob.lsn),

@@ -77,7 +77,8 @@ pub struct OpenOptions {
     /// that of its backend.
     pub reader_patience: Duration,
     /// The most spans that are tracked of one key whose bytes are held elsewhere, and the most pieces
-    /// that puts of ranges make of a blob, if that is less than 1,048,576; more is `TooFragmented`.
+    /// that puts of ranges make of a blob beside those of its size, if that is less than 1,048,576; more is
+    /// `TooFragmented`.
     pub max_fragments: usize,
     /// How many pieces ranges may make of a blob of any size, before those that lie close together are
     /// written anew as one: 256. One more is granted for each 64 KiB of the blob, or for each 256th of a

@@ -2,7 +2,7 @@
 //! held elsewhere, each key with a blob of its own in a space apart, which is a set and the changes
 //! to it since \[F-61\].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -29,6 +29,8 @@ use crate::sync::Mutex;
 const CHANGES_MAX: u32 = 64;
 /// Their bytes, if that is more than twice those of the set.
 const CHANGES_BYTES_MAX: u64 = 4096;
+/// Entries that a tracked set is made of at most, three for each change \[F-61\].
+const ENTRIES_MAX: u32 = 200;
 /// Bytes of sets that are kept in memory.
 const KNOWN_BYTES_MAX: usize = 16 << 20;
 
@@ -91,7 +93,43 @@ impl Known {
 pub struct Trackers {
     /// Those who wait for changes: of blobs under their keys, of the others under stored keys.
     pub watches: Arc<Watches>,
-    known: Mutex<HashMap<BinaryKey, Known>>,
+    known: Mutex<AllKnown>,
+}
+
+/// What is known of some keys, those remembered first going first.
+#[derive(Debug, Default)]
+struct AllKnown {
+    by_key: HashMap<BinaryKey, Known>,
+    in_order: VecDeque<BinaryKey>,
+    /// Bytes that all of it takes, about.
+    bytes: usize,
+}
+
+impl AllKnown {
+    fn insert(&mut self, key: &BinaryKey, known: Known) {
+        self.bytes += bytes_of(key, &known);
+        match self.by_key.insert(key.clone(), known) {
+            Some(older) => self.bytes -= bytes_of(key, &older),
+            None => self.in_order.push_back(key.clone()),
+        }
+        while self.bytes > KNOWN_BYTES_MAX
+            && self.in_order.len() > 1
+            && let Some(oldest) = self.in_order.pop_front()
+        {
+            self.remove(&oldest);
+        }
+    }
+
+    fn remove(&mut self, key: &BinaryKey) {
+        if let Some(known) = self.by_key.remove(key) {
+            self.bytes -= bytes_of(key, &known);
+        }
+    }
+}
+
+fn bytes_of(key: &BinaryKey, known: &Known) -> usize {
+    // Twice, and the tables' share.
+    2 * (key.stored().len() + size_of::<BinaryKey>()) + 2 * size_of::<Known>() + known.packed.len()
 }
 
 impl Trackers {
@@ -99,26 +137,20 @@ impl Trackers {
     pub fn remember(&self, key: &BinaryKey, known: Known) {
         let mut all = self.known.lock();
         let is_older = |held: &Known| held.version < known.version;
-        if all.get(key).is_none_or(is_older) {
-            all.insert(key.clone(), known);
+        if all.by_key.get(key).is_none_or(is_older) {
+            all.insert(key, known);
         }
-        let mut bytes: usize = all.values().map(|known| known.packed.len()).sum();
-        all.retain(|other, held| {
-            let stays = bytes <= KNOWN_BYTES_MAX || other == key;
-            if !stays {
-                bytes -= held.packed.len();
-            }
-            stays
-        });
     }
 
     fn get(&self, key: &BinaryKey, version: u64) -> Option<Known> {
-        let known = self.known.lock().get(key).cloned();
+        let known = self.known.lock().by_key.get(key).cloned();
         known.filter(|known| known.version == version)
     }
 
     fn forget(&self, key: &BinaryKey) {
-        self.known.lock().remove(key);
+        let mut all = self.known.lock();
+        all.remove(key);
+        all.in_order.retain(|other| other != key);
     }
 }
 
@@ -151,6 +183,12 @@ fn decode(
     record: u64,
     limit: usize,
 ) -> Result<(Known, Completed), FormatError> {
+    let wrong = |what| FormatError::Field {
+        structure: "Tracker",
+        field: "entries",
+        what,
+        rule: "F-61",
+    };
     let (header, mut rest) = Header::decode(bytes)?;
     let mut completed = Completed {
         set: RangeSet::new(),
@@ -162,24 +200,22 @@ fn decode(
     };
     let mut changes = 0;
     while !rest.is_empty() {
-        let (entry, behind) = Logged::decode(rest, limit)?;
+        // What is taken away lies within what was there, and between what stays.
+        let (entry, behind) = Logged::decode(rest, limit.saturating_mul(2).saturating_add(1))?;
         rest = behind;
         changes += 1;
+        if changes > ENTRIES_MAX {
+            return Err(wrong(format!("are more than {ENTRIES_MAX}")));
+        }
         match entry {
             Logged::Added(spans) => completed.set = completed.set.union(&set_of(spans)),
             Logged::Removed(spans) => completed.set = completed.set.difference(&set_of(spans)),
             Logged::Total(total) => completed.total = Some(total),
         }
-        let spans = completed.set.spans().len();
-        if spans > limit {
-            let what = format!("come to {spans} spans, more than {limit}");
-            return Err(FormatError::Field {
-                structure: "Tracker",
-                field: "entries",
-                what,
-                rule: "F-61",
-            });
-        }
+    }
+    let spans = completed.set.spans().len();
+    if spans > limit {
+        return Err(wrong(format!("come to {spans} spans, more than {limit}")));
     }
     let known = Known {
         version,
@@ -355,6 +391,8 @@ impl StoreTracker {
             None => Arc::new([entry.payload()]),
         };
         let pieces = punch(&whole, range, holes.spans());
+        // Merging fragments makes no version.
+        let expected = Some(punch(&whole, range, &[]));
         let payload = Manifest {
             size: range.len(),
             extents: pieces.clone(),
@@ -376,6 +414,7 @@ impl StoreTracker {
             time,
             payload_length: narrow(payload.len() as u64),
             pieces: Some(pieces.into()),
+            expected,
             known: None,
         };
         self.commit(number, mutation, options).await
@@ -511,6 +550,7 @@ impl StoreTracker {
             time,
             payload_length: narrow(delta.len() as u64),
             pieces: None,
+            expected: None,
             known: Some(Box::new(known)),
         };
         self.commit(number, mutation, options).await
@@ -544,13 +584,14 @@ fn delta(before: &Completed, after: &Completed) -> Vec<u8> {
     {
         Logged::Total(total).encode_to(&mut bytes);
     }
-    let added = after.set.difference(&before.set);
-    if !added.is_empty() {
-        Logged::Added(spans_of(&added)).encode_to(&mut bytes);
-    }
+    // In this order the set has no more spans in between than at one of its ends.
     let removed = before.set.difference(&after.set);
     if !removed.is_empty() {
         Logged::Removed(spans_of(&removed)).encode_to(&mut bytes);
+    }
+    let added = after.set.difference(&before.set);
+    if !added.is_empty() {
+        Logged::Added(spans_of(&added)).encode_to(&mut bytes);
     }
     bytes
 }
@@ -568,6 +609,16 @@ impl Look for StoreTracker {
 
     fn listen(&self, key: &BinaryKey) -> Listener {
         self.inner.trackers.watches.listen(&self.told_as(key))
+    }
+
+    fn expect_change(&self, key: &BinaryKey) -> Result<(), TrackerError> {
+        for sector in &self.inner.sectors {
+            sector.disk().reap_in_background();
+        }
+        match self.find(key)? {
+            Some((number, _)) => Ok(self.inner.sectors[number].check_writable()?),
+            None => Ok(()),
+        }
     }
 }
 

@@ -305,6 +305,7 @@ impl Inner {
         }
         let (inner, key) = (Arc::clone(self), key.clone());
         self.start_kept(vec![key.clone()], async move {
+            let mut is_merged = false;
             loop {
                 let holder = inner.index.read().lookup(key.stored())?;
                 let number = match holder {
@@ -319,15 +320,20 @@ impl Inner {
                     Work::Mutations(vec![mutation]),
                     durable(options.durability),
                 );
-                match ticket.await? {
-                    Done::Mutations(outcomes) => {
+                match ticket.await {
+                    Ok(Done::Mutations(outcomes)) => {
                         let outcome = outcomes.first().and_then(put_outcome);
                         inner.merge_fragments(&key).await;
                         return outcome.ok_or_else(unexpected);
                     }
                     // The blob lies in another sector by now.
-                    Done::Changed => {}
-                    _ => return Err(unexpected()),
+                    Ok(Done::Changed) => {}
+                    Ok(_) => return Err(unexpected()),
+                    Err(StorageError::TooFragmented { .. }) if !is_merged => {
+                        inner.merge_fragments(&key).await;
+                        is_merged = true;
+                    }
+                    Err(error) => return Err(error),
                 }
             }
         })
@@ -374,6 +380,7 @@ impl Inner {
             time,
             payload_length: u32::try_from(payload_length).unwrap_or(u32::MAX),
             pieces,
+            expected: None,
             known: None,
         };
         Ok((mutation, incoming))
