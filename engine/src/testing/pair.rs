@@ -716,6 +716,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         match submitted {
             Submitted::Put(put, bytes, options, op) => {
                 drop(op);
+                await_earlier(&*store, &put.key);
                 let flushed = store.flush().wait();
                 let made = flushed.and_then(|()| match store.stat(&put.key).wait() {
                     Ok(info) if self.given.contains(info.version) => Err(unheard_of()),
@@ -737,6 +738,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             }
             Submitted::Delete(delete, op) => {
                 drop(op);
+                await_earlier(&*store, &delete.key);
                 let flushed = store.flush().wait();
                 let gone = flushed.and_then(|()| match store.exists(&delete.key).wait()? {
                     true => Err(unheard_of()),
@@ -1230,6 +1232,17 @@ fn both<M, T>(
 /// What can't fail here.
 pub(super) fn expect<T>(outcome: Result<T, StorageError>) -> Result<T, Difference> {
     outcome.map_err(|error| format!("it failed: {error:?}"))
+}
+
+/// Waits until what was asked for of a key and given up is over: it may wait for room, and whoever
+/// waits for something later makes some.
+fn await_earlier(store: &dyn BlobStore, key: &BinaryKey) {
+    let never = DeleteOptions {
+        precondition: Precondition::IfVersion(u64::MAX),
+        ..DeleteOptions::default()
+    };
+    // It fails, by that or by what is in the way of everything.
+    let _ = store.delete(key, never).wait();
 }
 
 /// What a mutation came to whose `Op` was dropped, and of which nothing is to be seen.
