@@ -3,8 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use graviton_format::record::BLOB_MAX_LEN;
-
 use super::blob::Durability;
 use super::error::{ErrorKind, StorageError};
 use super::key::BinaryKey;
@@ -77,7 +75,8 @@ impl From<Completed> for Expected {
 /// How a set is changed. The default: durable, the total as it is.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TrackOptions {
-    /// How many bytes there will be. Once it is known it stays the same; of a blob it is its size.
+    /// How many bytes there will be, less than 2^64-1. Once it is known it stays the same; of a blob it
+    /// is its size.
     pub total: Option<u64>,
     /// What the acknowledgement promises.
     pub durability: Durability,
@@ -244,8 +243,7 @@ pub trait RangeTracker: Send + Sync {
 /// Checks ranges against the total.
 ///
 /// # Errors
-/// `InvalidArgument` if it is known to be another, a range lies past it, or it is more than a blob can
-/// have.
+/// `InvalidArgument` if it is known to be another, a range lies past it, or it is 2^64-1.
 pub fn resolve_total(
     key: &BinaryKey,
     known: Option<u64>,
@@ -261,14 +259,11 @@ pub fn resolve_total(
         .into());
     }
     let total = known.or(given);
-    let largest = total.unwrap_or(0).max(ranges.end());
-    if largest > BLOB_MAX_LEN {
-        return Err(StorageError::invalid(format!(
-            "{key} would have {largest} bytes, at most {BLOB_MAX_LEN} are tracked"
-        ))
-        .into());
-    }
     match total {
+        // It stands for none where it is written down.
+        Some(u64::MAX) => {
+            Err(StorageError::invalid(format!("{key} with a total of {}", u64::MAX)).into())
+        }
         Some(total) if ranges.end() > total => Err(StorageError::invalid(format!(
             "a range of {key} ends at {}, its total is {total}",
             ranges.end()
