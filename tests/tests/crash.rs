@@ -41,17 +41,17 @@ const SAMPLED: Exploration = Exploration {
 
 #[test]
 fn every_crash_of_short_histories() {
-    crash(Plan::SMALL, 6, 8, EXHAUSTIVE);
+    crash(Plan::SMALL, 6, 5, EXHAUSTIVE);
 }
 
 #[test]
 fn every_crash_of_short_histories_over_three_sectors() {
-    crash(Plan::THREE_SECTORS, 6, 2, EXHAUSTIVE);
+    crash(Plan::THREE_SECTORS, 6, 1, EXHAUSTIVE);
 }
 
 #[test]
 fn every_crash_of_short_histories_on_blocks_of_4096_bytes() {
-    crash(Plan::LARGE_BLOCKS, 6, 4, EXHAUSTIVE);
+    crash(Plan::LARGE_BLOCKS, 6, 3, EXHAUSTIVE);
 }
 
 #[test]
