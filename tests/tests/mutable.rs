@@ -468,7 +468,7 @@ fn what_is_marked_again_is_durable() {
     survives(|store| store.ranges_elsewhere());
 }
 
-/// A part that is put when its upload is being given up comes too late.
+/// A part that is put when its upload is being given up comes too late; those put before are gone.
 #[test]
 fn a_part_that_is_late_fails() {
     let sim = Sim::new(512, 1);
@@ -477,6 +477,8 @@ fn a_part_that_is_late_fails() {
     for size in [10, 1_000_000] {
         let begun = store.start_upload(&key(), UploadOptions::default()).wait();
         let upload = begun.expect("it is begun");
+        let early = store.upload_part(upload, 2, vec![1; size].into(), PutOptions::default());
+        early.wait().expect("it is put");
         let aborted = store.abort_upload(upload);
         let part = store.upload_part(upload, 1, vec![1; size].into(), PutOptions::default());
         aborted.wait().expect("it is given up");
