@@ -11,7 +11,7 @@ use graviton_engine::io::sim::{Fault, FaultKind, Loss, Random, Sim};
 use graviton_engine::port::{
     Attributes, BinaryKey, BlobStore, CompleteOptions, Completed, CopyOptions, Durability, ETag,
     ErrorKind, Expected, GetOptions, MutableObjectStore, PutOptions, PutRangeOptions, RangeSet,
-    RangeTracker, Span, StorageError, TrackOptions, TrackerError, UploadOptions,
+    RangeTracker, Span, StorageError, TrackOptions, TrackerError, UploadId, UploadOptions,
 };
 use graviton_engine::store::{CreateOptions, GIB, MIB, OpenOptions, Store};
 use graviton_tests::{contract_options, io, number_from, put_options, test_directory};
@@ -81,13 +81,7 @@ fn threads_lose_no_update() {
     store.close().expect("it closes");
     let store = Store::open_with(&path, options.open).expect("it opens");
     assert_eq!(found(&store).expect("it is known").set, all);
-    assert!(
-        store
-            .verify(&mut |_| {})
-            .expect("it is verified")
-            .findings
-            .is_empty()
-    );
+    check_whole(&store);
 }
 
 /// One operation.
@@ -364,31 +358,17 @@ fn completing_an_upload_writes_little() {
     );
     let again = store.complete_upload(upload, &parts, CompleteOptions::default());
     assert_eq!(again.wait().expect("the same answer"), made);
-    assert!(
-        store
-            .verify(&mut |_| {})
-            .expect("it is verified")
-            .findings
-            .is_empty()
-    );
+    check_whole(&store);
 }
 
 /// What is kept of uploads that were completed goes when their blobs have changed or are gone.
 #[test]
 fn completed_uploads_are_forgotten_with_their_blobs() {
-    let sim = Sim::new(512, 1);
-    let options = without_background();
-    let open_options = options.open.clone();
-    let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
+    let (sim, store) = new_store();
     let name = |number: usize| BinaryKey::new(format!("key/{number:04}")).expect("a short key");
     let live = |store: &Store| store.info().sectors[0].space.live;
     let complete = |number| {
-        let begun = store
-            .start_upload(&name(number), UploadOptions::default())
-            .wait();
-        let upload = begun.expect("it is begun");
-        let part = store.upload_part(upload, 1, "part".into(), PutOptions::default());
-        let parts = [(1, part.wait().expect("it is put").etag)];
+        let (upload, parts) = begin(&store, &name(number), UploadOptions::default());
         let made = store.complete_upload(upload, &parts, CompleteOptions::default());
         made.wait().expect("it is completed");
         (upload, parts)
@@ -408,18 +388,11 @@ fn completed_uploads_are_forgotten_with_their_blobs() {
         let completed = store.complete_upload(*upload, parts, CompleteOptions::default());
         completed.wait().is_ok()
     };
-    let sim = Sim::boot(&sim.image(), 512, 1);
-    let opened = Store::open_on(sim.backend(), PATH, open_options).expect("it opens");
+    let opened = open(&Sim::boot(&sim.image(), 512, 1));
     for store in [&store, &opened] {
         assert!(again(store, 599));
         assert!(!again(store, 0) && !again(store, 598));
-        assert!(
-            store
-                .verify(&mut |_| {})
-                .expect("it is verified")
-                .findings
-                .is_empty()
-        );
+        check_whole(store);
     }
 }
 
@@ -427,10 +400,7 @@ fn completed_uploads_are_forgotten_with_their_blobs() {
 /// makes it so.
 #[test]
 fn what_is_marked_again_is_durable() {
-    let sim = Sim::new(512, 1);
-    let options = without_background();
-    let open_options = options.open.clone();
-    let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
+    let (sim, store) = new_store();
     let made = store.create_sparse(&key(), 100, PutOptions::default());
     made.wait().expect("it is made");
     let range = Span::first(10);
@@ -449,20 +419,15 @@ fn what_is_marked_again_is_durable() {
             let marked = tracker(&store).mark_complete(&key(), &range.into(), options);
             marked.wait().expect("it is marked");
         };
-        let found = |loss| {
-            let mut crasher = sim.crasher();
-            crasher.advance(crasher.events());
-            let sim = Sim::boot(&crasher.image(loss), 512, 1);
-            let store = Store::open_on(sim.backend(), PATH, open_options.clone());
-            let known = tracker(&store.expect("it opens"))
-                .get_completed(&key())
-                .wait();
+        let is_found = || {
+            let store = after_power_loss(&sim);
+            let known = tracker(&store).get_completed(&key()).wait();
             known.is_ok_and(|known| known.set.covers(range))
         };
         mark(Durability::Written);
-        assert!(!found(Loss::All), "nothing is shown by it");
+        assert!(!is_found(), "nothing is shown by it");
         mark(Durability::Durable);
-        assert!(found(Loss::All));
+        assert!(is_found());
     };
     survives(|store| store.ranges());
     survives(|store| store.ranges_elsewhere());
@@ -471,9 +436,7 @@ fn what_is_marked_again_is_durable() {
 /// A part that is put when its upload is being given up comes too late; those put before are gone.
 #[test]
 fn a_part_that_is_late_fails() {
-    let sim = Sim::new(512, 1);
-    let options = without_background();
-    let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
+    let (_sim, store) = new_store();
     for size in [10, 1_000_000] {
         let begun = store.start_upload(&key(), UploadOptions::default()).wait();
         let upload = begun.expect("it is begun");
@@ -494,14 +457,8 @@ fn a_part_that_is_late_fails() {
 /// Completing again answers as durably as it is asked to, though the first time less was asked for.
 #[test]
 fn what_is_completed_again_is_durable() {
-    let sim = Sim::new(512, 1);
-    let options = without_background();
-    let open_options = options.open.clone();
-    let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
-    let begun = store.start_upload(&key(), UploadOptions::default()).wait();
-    let upload = begun.expect("it is begun");
-    let part = store.upload_part(upload, 1, "part".into(), PutOptions::default());
-    let parts = [(1, part.wait().expect("it is put").etag)];
+    let (sim, store) = new_store();
+    let (upload, parts) = begin(&store, &key(), UploadOptions::default());
     let complete = |durability| {
         let options = CompleteOptions {
             durability,
@@ -511,11 +468,7 @@ fn what_is_completed_again_is_durable() {
         completed.expect("it is completed")
     };
     let survives = || {
-        let mut crasher = sim.crasher();
-        crasher.advance(crasher.events());
-        let sim = Sim::boot(&crasher.image(Loss::All), 512, 1);
-        let store = Store::open_on(sim.backend(), PATH, open_options.clone());
-        let exists = store.expect("it opens").exists(&key()).wait();
+        let exists = after_power_loss(&sim).exists(&key()).wait();
         exists.expect("it answers")
     };
     let made = complete(Durability::Written);
@@ -528,8 +481,7 @@ fn what_is_completed_again_is_durable() {
 /// what its completion adds. More are refused when it is begun.
 #[test]
 fn attributes_leave_room_for_what_is_kept_with_them() {
-    let sim = Sim::new(512, 1);
-    let store = Store::create_on(sim.backend(), PATH, without_background()).expect("it is made");
+    let (_sim, store) = new_store();
     let longest = BinaryKey::new([7; BinaryKey::MAX_LEN]).expect("a key");
     let many = |count: usize, length: usize| -> Attributes {
         let attribute = |number| (format!("{number:04}"), Bytes::from(vec![1; length]));
@@ -540,10 +492,7 @@ fn attributes_leave_room_for_what_is_kept_with_them() {
             attributes: many(count, length),
             ..UploadOptions::default()
         };
-        let begun = store.start_upload(&longest, options.clone()).wait();
-        let upload = begun.expect("they are as many as may be");
-        let part = store.upload_part(upload, 1, "part".into(), PutOptions::default());
-        let parts = [(1, part.wait().expect("it is put").etag)];
+        let (upload, parts) = begin(&store, &longest, options.clone());
         let completed = store.complete_upload(upload, &parts, CompleteOptions::default());
         completed.wait().expect("it is completed");
         let copy = BinaryKey::new([8; BinaryKey::MAX_LEN]).expect("a key");
@@ -578,8 +527,7 @@ fn attributes_leave_room_for_what_is_kept_with_them() {
 /// Nobody waits for ever for what can't come: the sector was given up.
 #[test]
 fn those_who_wait_hear_of_a_sector_that_is_given_up() {
-    let sim = Sim::new(512, 1);
-    let store = Store::create_on(sim.backend(), PATH, without_background()).expect("it is made");
+    let (sim, store) = new_store();
     let made = store.create_sparse(&key(), 100, PutOptions::default());
     made.wait().expect("it is made");
     let tracker = store.ranges();
@@ -602,10 +550,7 @@ fn those_who_wait_hear_of_a_sector_that_is_given_up() {
 /// A total that can't be kept is refused; the largest that can is there again.
 #[test]
 fn totals_are_limited() {
-    let sim = Sim::new(512, 1);
-    let options = without_background();
-    let open_options = options.open.clone();
-    let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
+    let (sim, store) = new_store();
     let mark = |total| {
         let options = TrackOptions {
             total: Some(total),
@@ -618,12 +563,43 @@ fn totals_are_limited() {
     let error = mark(u64::MAX).expect_err("it can't be kept");
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     mark(u64::MAX - 1).expect("it is the most there may be");
-    let sim = Sim::boot(&sim.image(), 512, 1);
-    let store = Store::open_on(sim.backend(), PATH, open_options).expect("it opens");
+    let store = open(&Sim::boot(&sim.image(), 512, 1));
     let known = store.ranges_elsewhere().get_completed(&key()).wait();
     let known = known.expect("it is known");
     assert_eq!(known.total, Some(u64::MAX - 1));
     assert!(known.is_complete());
+}
+
+fn check_whole(store: &Store) {
+    let report = store.verify(&mut |_| {}).expect("it is verified");
+    assert_eq!(report.findings, []);
+}
+
+/// The store as the power leaves it that fails now, and takes all that is in doubt.
+fn after_power_loss(sim: &Sim) -> Store {
+    let mut crasher = sim.crasher();
+    crasher.advance(crasher.events());
+    open(&Sim::boot(&crasher.image(Loss::All), 512, 1))
+}
+
+fn open(sim: &Sim) -> Store {
+    let store = Store::open_on(sim.backend(), PATH, without_background().open);
+    store.expect("it opens")
+}
+
+/// A store on one simulated disk.
+fn new_store() -> (Sim, Store) {
+    let sim = Sim::new(512, 1);
+    let store = Store::create_on(sim.backend(), PATH, without_background());
+    (sim, store.expect("it is made"))
+}
+
+/// An upload of one part.
+fn begin(store: &Store, key: &BinaryKey, options: UploadOptions) -> (UploadId, [(u16, ETag); 1]) {
+    let upload = store.start_upload(key, options).wait();
+    let upload = upload.expect("it is begun");
+    let part = store.upload_part(upload, 1, "part".into(), PutOptions::default());
+    (upload, [(1, part.wait().expect("it is put").etag)])
 }
 
 fn without_background() -> CreateOptions {

@@ -8,8 +8,8 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 
-use graviton_engine::port::{BinaryKey, UploadId};
-use graviton_format::key::StoredKey;
+use graviton_engine::port::BinaryKey;
+pub use graviton_engine::port::key::{stored_text, text};
 use serde_json::{Map, Value};
 
 use crate::failure::Failure;
@@ -79,28 +79,6 @@ fn hex_digit(digit: u8) -> Option<u8> {
     }
 }
 
-/// What a stored key names, in words; for a blob, its key's text form.
-pub fn stored_text(stored: &[u8]) -> String {
-    match StoredKey::decode(stored) {
-        Ok(StoredKey::Blob(key)) => text(key),
-        Ok(StoredKey::Upload { upload, key }) => {
-            format!("upload {} of {}", UploadId::of_lsn(upload), text(key))
-        }
-        Ok(StoredKey::Part { upload, number }) => {
-            format!("part {number} of upload {}", UploadId::of_lsn(upload))
-        }
-        Ok(StoredKey::Ranges(key)) => format!("ranges of {}", text(key)),
-        Ok(StoredKey::Completed { upload, key }) => {
-            format!(
-                "completed upload {} of {}",
-                UploadId::of_lsn(upload),
-                text(key)
-            )
-        }
-        Err(_) => text(stored),
-    }
-}
-
 /// A stored key for machines: its space, and the hex digits of what follows.
 pub fn stored_json(stored: &[u8]) -> Map<String, Value> {
     let (space, rest) = stored.split_at(stored.len().min(1));
@@ -109,28 +87,6 @@ pub fn stored_json(stored: &[u8]) -> Map<String, Value> {
     object.insert("key_hex".to_owned(), hex(rest).into());
     object.insert("space".to_owned(), space.first().copied().into());
     object
-}
-
-/// The text form of any bytes; for a key, the same as its `Display`.
-pub fn text(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    let escape = |text: &mut String, bytes: &[u8]| {
-        for byte in bytes {
-            // Writing to a String can't fail.
-            let _ = write!(text, "\\x{byte:02x}");
-        }
-    };
-    for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                '\\' => text.push_str("\\\\"),
-                c if c.is_control() => escape(&mut text, c.encode_utf8(&mut [0; 4]).as_bytes()),
-                c => text.push(c),
-            }
-        }
-        escape(&mut text, chunk.invalid());
-    }
-    text
 }
 
 /// The bytes in hex digits.

@@ -1,12 +1,13 @@
 //! [`BinaryKey`]: the name of a blob.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use graviton_format::FormatError;
 use graviton_format::key::{KEY_MAX_LEN, SPACE_BLOB, StoredKey};
 
 use super::error::StorageError;
+use super::mutable::UploadId;
 
 /// 1 to [`BinaryKey::MAX_LEN`] arbitrary bytes, ordered bytewise and never normalised:
 /// `a//b`, `../x` and a trailing `/` are ordinary. Cheap to clone.
@@ -126,43 +127,69 @@ impl TryFrom<&str> for BinaryKey {
 /// it is.
 impl fmt::Display for BinaryKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let key = match self.space() {
-            StoredKey::Blob(key) => key,
-            StoredKey::Upload { upload, key } => {
-                write!(f, "upload {upload:016x} of ")?;
-                key
-            }
-            StoredKey::Part { upload, number } => {
-                return write!(f, "part {number} of upload {upload:016x}");
-            }
-            StoredKey::Ranges(key) => {
-                f.write_str("ranges of ")?;
-                key
-            }
-            StoredKey::Completed { upload, key } => {
-                write!(f, "completed upload {upload:016x} of ")?;
-                key
-            }
-        };
-        for chunk in key.utf8_chunks() {
-            for c in chunk.valid().chars() {
-                match c {
-                    '\\' => f.write_str("\\\\")?,
-                    c if c.is_control() => {
-                        let mut encoded = [0; 4];
-                        for byte in c.encode_utf8(&mut encoded).bytes() {
-                            write!(f, "\\x{byte:02x}")?;
-                        }
-                    }
-                    c => write!(f, "{c}")?,
-                }
-            }
-            for byte in chunk.invalid() {
-                write!(f, "\\x{byte:02x}")?;
+        write_space(f, &self.space())
+    }
+}
+
+/// The text form of any bytes; for a key, the same as its `Display`.
+#[must_use]
+pub fn text(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    // A String takes everything.
+    let _ = write_bytes(&mut text, bytes);
+    text
+}
+
+/// What a stored key names ([`graviton_format::key`]), in words; for a blob, its key's text form.
+#[must_use]
+pub fn stored_text(stored: &[u8]) -> String {
+    let mut text = String::with_capacity(stored.len());
+    let _ = match StoredKey::decode(stored) {
+        Ok(key) => write_space(&mut text, &key),
+        Err(_) => write_bytes(&mut text, stored),
+    };
+    text
+}
+
+fn write_space(text: &mut impl Write, key: &StoredKey<'_>) -> fmt::Result {
+    match *key {
+        StoredKey::Blob(key) => write_bytes(text, key),
+        StoredKey::Upload { upload, key } => {
+            write!(text, "upload {} of ", UploadId::of_lsn(upload))?;
+            write_bytes(text, key)
+        }
+        StoredKey::Part { upload, number } => {
+            write!(text, "part {number} of upload {}", UploadId::of_lsn(upload))
+        }
+        StoredKey::Ranges(key) => {
+            text.write_str("ranges of ")?;
+            write_bytes(text, key)
+        }
+        StoredKey::Completed { upload, key } => {
+            write!(text, "completed upload {} of ", UploadId::of_lsn(upload))?;
+            write_bytes(text, key)
+        }
+    }
+}
+
+fn write_bytes(text: &mut impl Write, bytes: &[u8]) -> fmt::Result {
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\\' => text.write_str("\\\\")?,
+                c if c.is_control() => escape(text, c.encode_utf8(&mut [0; 4]).as_bytes())?,
+                c => text.write_char(c)?,
             }
         }
-        Ok(())
+        escape(text, chunk.invalid())?;
     }
+    Ok(())
+}
+
+fn escape(text: &mut impl Write, bytes: &[u8]) -> fmt::Result {
+    bytes
+        .iter()
+        .try_for_each(|byte| write!(text, "\\x{byte:02x}"))
 }
 
 impl fmt::Debug for BinaryKey {

@@ -25,7 +25,8 @@ pub struct Completed {
     pub set: RangeSet,
     /// How many bytes there will be, if that is known.
     pub total: Option<u64>,
-    /// Which life of the key this is: a key that is deleted and comes again has another. Never 0.
+    /// Which life of the key this is: a key that is deleted and comes again has another. 0 if nothing is
+    /// known of the key, which only a `Mismatch` says.
     pub generation: u64,
 }
 
@@ -161,6 +162,9 @@ impl TrackerError {
 pub trait ObserveRanges: Send {
     /// What is complete, once it is something else than what was handed out last; `None` when the
     /// key is gone. Of changes that follow each other quickly the last is enough.
+    ///
+    /// # Errors
+    /// `ReadOnly`, `Closed` or `SectorPoisoned` if there will be no change.
     fn next(&mut self) -> TrackerOp<Option<Completed>>;
 }
 
@@ -224,7 +228,8 @@ pub trait RangeTracker: Send + Sync {
     /// Waits until all of `range` is complete.
     ///
     /// # Errors
-    /// `NotFound`, also if the key goes away meanwhile.
+    /// `NotFound`, also if the key goes away meanwhile; `ReadOnly`, `Closed` or `SectorPoisoned` if it
+    /// can't come any more.
     fn wait_for(&self, key: &BinaryKey, range: Span) -> TrackerOp<()>;
 
     /// Watches what is complete; the first that is handed out is what is now.

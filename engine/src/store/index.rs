@@ -954,14 +954,13 @@ impl SectorIndex {
         self.add_live(applied.address, applied.length());
     }
 
-    /// The version that a record says something of, if it is there.
-    fn base_of(&mut self, applied: &Applied) -> Result<Option<Entry>, StorageError> {
-        let base = applied.change.map_or(0, |change| change.base);
-        match self.get(applied.key.stored())? {
+    /// This version of a blob, if it is current, or was replaced by a frame that failed.
+    fn base_of(&mut self, key: &BinaryKey, base: u64) -> Result<Option<Entry>, StorageError> {
+        match self.get(key.stored())? {
             Some(Slot::Live(entry)) if entry.lsn == base => Ok(Some(entry)),
-            _ => match self.displaced.remove(applied.key.stored()) {
+            _ => match self.displaced.remove(key.stored()) {
                 Some(entry) if entry.lsn == base => {
-                    self.restore(&applied.key, &entry)?;
+                    self.restore(key, &entry)?;
                     Ok(Some(entry))
                 }
                 _ => Ok(None),
@@ -972,7 +971,13 @@ impl SectorIndex {
     /// Makes the version that a range or a splice says out of the one that is current, or puts some of
     /// its bytes elsewhere, as a merge says.
     fn apply_change(&mut self, applied: &Applied) -> Result<(), StorageError> {
-        let Some(entry) = self.base_of(applied)? else {
+        let found = match applied.change {
+            Some(change) => self
+                .base_of(&applied.key, change.base)?
+                .map(|entry| (change, entry)),
+            None => None,
+        };
+        let Some((change, entry)) = found else {
             if applied.kind == RecordKind::Merge {
                 return Ok(());
             }
@@ -981,9 +986,6 @@ impl SectorIndex {
                 applied.key
             );
             return Err(self.sector.corruption(applied.address, what));
-        };
-        let Some(change) = applied.change else {
-            return Ok(());
         };
         let length = match &applied.manifest {
             Some((length, _)) => *length,

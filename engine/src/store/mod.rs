@@ -2,7 +2,8 @@
 //!
 //! A put is encoded by its caller (`record`), queued and written by group commit (`commit`),
 //! and enters the index (`index`) once it is durable. A get looks the index up and reads the
-//! device (`read`). Recovery (`inner`) loads each sector's newest checkpoint and replays the
+//! device (`read`). Uploads of parts (`multipart`) and tracked sets (`tracker`) are entries like
+//! blobs, with keys in spaces of their own; `merge` keeps blobs from falling to pieces. Recovery (`inner`) loads each sector's newest checkpoint and replays the
 //! logs as one; `maintain` keeps checkpoints fresh and space coming back.
 
 mod assembly;

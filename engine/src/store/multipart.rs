@@ -21,8 +21,9 @@ use super::write::{Target, committed, committed_put, durable, unexpected};
 use crate::port::blob::check_attributes;
 use crate::port::mutable::{check_part_number, check_part_order};
 use crate::port::{
-    BinaryKey, BlobWriter, CompleteOptions, Durability, ETag, GetOptions, Op, PartInfo, PutOptions,
-    PutOutcome, StorageError, StoreOp, SweptUploads, UploadId, UploadInfo, UploadOptions,
+    Attributes, BinaryKey, BlobWriter, CompleteOptions, Durability, ETag, GetOptions, Op, PartInfo,
+    PutOptions, PutOutcome, StorageError, StoreOp, SweptUploads, UploadId, UploadInfo,
+    UploadOptions,
 };
 
 /// What is kept of the list of parts that an upload was completed with: SHA-256 of the numbers (u16)
@@ -164,14 +165,11 @@ impl Inner {
             }),
             upload: Some(upload),
         };
-        let attributes = BTreeMap::new();
-        Ok((
-            target,
-            PutOptions {
-                attributes,
-                ..options
-            },
-        ))
+        let options = PutOptions {
+            attributes: Attributes::new(),
+            ..options
+        };
+        Ok((target, options))
     }
 
     /// See [`MutableObjectStore::complete_upload`](crate::port::MutableObjectStore::complete_upload).

@@ -27,7 +27,7 @@ use crate::sync::Mutex;
 
 /// Changes of a set that are written behind it before it is written anew.
 const CHANGES_MAX: u32 = 64;
-/// Their bytes, if that is more than twice those of the set.
+/// Their bytes, beyond twice those of the set.
 const CHANGES_BYTES_MAX: u64 = 4096;
 /// Entries that a tracked set is made of at most, three for each change \[F-61\].
 const ENTRIES_MAX: u32 = 200;
@@ -228,6 +228,15 @@ fn decode(
     Ok((known, completed))
 }
 
+/// What is complete, and where that is kept.
+struct Found {
+    number: usize,
+    entry: Entry,
+    completed: Completed,
+    /// Of bytes held elsewhere.
+    known: Option<Known>,
+}
+
 /// A change that was decided.
 struct Decided {
     update: RangeSet,
@@ -250,45 +259,57 @@ impl StoreTracker {
     }
 
     /// What is complete, by a version that was current.
-    async fn current(
-        &self,
-        key: &BinaryKey,
-    ) -> Result<Option<(usize, Entry, Completed, Option<Known>)>, TrackerError> {
-        let Some((number, entry)) = self.find(key)? else {
-            return Ok(None);
-        };
-        if self.of == Of::Blobs {
-            let completed = of_blob(&entry);
-            return Ok(Some((number, entry, completed, None)));
+    async fn current(&self, key: &BinaryKey) -> Result<Option<Found>, TrackerError> {
+        loop {
+            let Some((number, entry)) = self.find(key)? else {
+                return Ok(None);
+            };
+            let (completed, known) = match self.of {
+                Of::Blobs => (of_blob(&entry), None),
+                Of::Elsewhere => match self.read(&stored_key(key), number, &entry).await {
+                    Ok((completed, known)) => (completed, Some(known)),
+                    // Another version is there by now.
+                    Err(
+                        StorageError::PreconditionFailed { .. } | StorageError::NotFound { .. },
+                    ) => continue,
+                    Err(error) => return Err(error.into()),
+                },
+            };
+            return Ok(Some(Found {
+                number,
+                entry,
+                completed,
+                known,
+            }));
         }
-        let stored = stored_key(key);
+    }
+
+    /// What a version says of bytes held elsewhere: as it is remembered, or read back.
+    async fn read(
+        &self,
+        stored: &BinaryKey,
+        number: usize,
+        entry: &Entry,
+    ) -> Result<(Completed, Known), StorageError> {
         let wrong = |error| StorageError::Corruption {
             place: self.inner.sectors[number].place(entry.address),
             key: Some(stored.clone()),
             what: format!("{error}"),
         };
-        if let Some(known) = self.inner.trackers.get(&stored, entry.lsn) {
-            let completed = known.completed().map_err(wrong)?;
-            return Ok(Some((number, entry, completed, Some(known))));
+        if let Some(known) = self.inner.trackers.get(stored, entry.lsn) {
+            return Ok((known.completed().map_err(wrong)?, known));
         }
         let options = GetOptions {
             precondition: Precondition::IfVersion(entry.lsn),
             ..GetOptions::default()
         };
-        let blob = match self.inner.get(&stored, &options).await {
-            Ok(blob) => blob,
-            // Another version is there by now.
-            Err(StorageError::PreconditionFailed { .. } | StorageError::NotFound { .. }) => {
-                return Box::pin(self.current(key)).await;
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let blob = self.inner.get(stored, &options).await?;
         // Whatever the limit was when it was written.
         let limit = self.inner.options.max_fragments.max(FRAGMENTS_MAX);
         let decoded = decode(&blob.bytes, entry.lsn, entry.record_lsn(), limit);
         let (known, completed) = decoded.map_err(wrong)?;
-        self.inner.trackers.remember(&stored, known.clone());
-        Ok(Some((number, entry, completed, Some(known))))
+        self.inner.trackers.remember(stored, known.clone());
+        Ok((completed, known))
     }
 
     /// Changes what is complete as `decide` says of what it is; again, if another change came first.
@@ -312,7 +333,7 @@ impl StoreTracker {
             loop {
                 let found = tracker.current(&key).await?;
                 let before = match &found {
-                    Some((_, _, completed, _)) => completed.clone(),
+                    Some(found) => found.completed.clone(),
                     None if tracker.of == Of::Elsewhere => Completed::default(),
                     None => return Err(TrackerError::NotFound { key }),
                 };
@@ -322,7 +343,7 @@ impl StoreTracker {
                     set: update,
                     generation: before.generation,
                 };
-                if let Some((number, ..)) = found
+                if let Some(Found { number, .. }) = found
                     && after == before
                 {
                     if durable(options.durability) {
@@ -332,11 +353,7 @@ impl StoreTracker {
                     return Ok(answer(after, new));
                 }
                 let landed = match (tracker.of, found) {
-                    (Of::Blobs, Some((number, entry, ..))) => {
-                        tracker
-                            .erase(&key, number, &entry, &before, &after, options)
-                            .await
-                    }
+                    (Of::Blobs, Some(found)) => tracker.erase(&key, &found, &after, options).await,
                     (_, found) => tracker.keep(&key, found, &before, &after, options).await,
                 };
                 match landed {
@@ -370,12 +387,16 @@ impl StoreTracker {
     async fn erase(
         &self,
         key: &BinaryKey,
-        number: usize,
-        entry: &Entry,
-        before: &Completed,
+        found: &Found,
         after: &Completed,
         options: TrackOptions,
     ) -> Result<Option<u64>, TrackerError> {
+        let Found {
+            number,
+            entry,
+            completed: before,
+            ..
+        } = found;
         let missing = after.set.difference(&before.set);
         if !missing.is_empty() {
             let key = key.clone();
@@ -417,14 +438,14 @@ impl StoreTracker {
             expected,
             known: None,
         };
-        self.commit(number, mutation, options).await
+        self.commit(*number, mutation, options).await
     }
 
     /// Writes down what is complete of bytes held elsewhere: what has changed, or all of it.
     async fn keep(
         &self,
         key: &BinaryKey,
-        found: Option<(usize, Entry, Completed, Option<Known>)>,
+        found: Option<Found>,
         before: &Completed,
         after: &Completed,
         options: TrackOptions,
@@ -448,7 +469,12 @@ impl StoreTracker {
             changes: 0,
         };
         match found {
-            Some((number, entry, _, Some(was))) => {
+            Some(Found {
+                number,
+                entry,
+                known: Some(was),
+                ..
+            }) => {
                 let delta = delta(before, after);
                 let size = was.size + delta.len() as u64;
                 let is_small = size <= CHANGES_BYTES_MAX + 3 * known.packed.len() as u64;
@@ -584,7 +610,7 @@ fn delta(before: &Completed, after: &Completed) -> Vec<u8> {
     {
         Logged::Total(total).encode_to(&mut bytes);
     }
-    // In this order the set has no more spans in between than at one of its ends.
+    // In this order what there is in between is there at both ends, and no more.
     let removed = before.set.difference(&after.set);
     if !removed.is_empty() {
         Logged::Removed(spans_of(&removed)).encode_to(&mut bytes);
@@ -601,7 +627,7 @@ impl Look for StoreTracker {
         let (tracker, key) = (self.clone(), key.clone());
         Op::start(async move {
             match tracker.current(&key).await? {
-                Some((_, _, completed, _)) => Ok(completed),
+                Some(found) => Ok(found.completed),
                 None => Err(TrackerError::NotFound { key }),
             }
         })
@@ -612,6 +638,7 @@ impl Look for StoreTracker {
     }
 
     fn expect_change(&self, key: &BinaryKey) -> Result<(), TrackerError> {
+        self.inner.check_writable()?;
         for sector in &self.inner.sectors {
             sector.disk().reap_in_background();
         }

@@ -957,8 +957,8 @@ impl Incoming {
     }
 }
 
-/// The port's face of a payload on its way in. Pieces are taken in when they come, in order; an `Op` only waits
-/// until few enough of them are on their way.
+/// The port's face of a payload on its way in. Pieces are taken in when they come, in order; an `Op`
+/// only waits until few enough of them are on their way.
 struct Writer {
     incoming: Arc<Mutex<Incoming>>,
 }
