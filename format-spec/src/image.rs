@@ -38,6 +38,7 @@ const KIND_MANIFEST: u8 = 2;
 const KIND_TOMBSTONE: u8 = 3;
 const FLAG_META: u8 = 0x10;
 const FLAG_CHANGED: u8 = 0x20;
+const FLAG_LIFE: u8 = 0x40;
 
 on_disk! {
     /// Starts an image.
@@ -134,6 +135,8 @@ pub enum ImageValue {
         /// The record, if it is of an older version that this one came from by changes of its bytes, or
         /// if its bytes lie elsewhere by now.
         changed: Option<ChangedRecord>,
+        /// LSN of the record that the blob's life began with, if that is an older one than the record.
+        life: Option<u64>,
         /// Its pieces, if its payload is not in the record itself.
         extents: Option<Vec<ExtentRef>>,
     },
@@ -220,6 +223,7 @@ impl ImageBuilder {
                 time,
                 meta_length,
                 changed,
+                life,
                 extents,
             } => {
                 let kind = if extents.is_some() {
@@ -229,7 +233,8 @@ impl ImageBuilder {
                 };
                 let flag = |is_set, flag| if is_set { flag } else { 0 };
                 let meta = flag(*meta_length > 0, FLAG_META);
-                bytes.push(kind | meta | flag(changed.is_some(), FLAG_CHANGED));
+                let changed_or_not = flag(changed.is_some(), FLAG_CHANGED);
+                bytes.push(kind | meta | changed_or_not | flag(life.is_some(), FLAG_LIFE));
                 put(bytes, self.lsn_base - entry.lsn);
                 put(bytes, *size);
                 put(
@@ -247,6 +252,13 @@ impl ImageBuilder {
                     );
                     put(bytes, self.lsn_base - changed.lsn);
                     put(bytes, changed.payload_length.into());
+                }
+                if let Some(life) = life {
+                    assert!(
+                        *life < entry.lsn && extents.is_some(),
+                        "no life that began before its record"
+                    );
+                    put(bytes, self.lsn_base - life);
                 }
                 if let Some(extents) = extents {
                     put(bytes, extents.len() as u64);
@@ -569,7 +581,7 @@ impl<B: AsRef<[u8]>> Image<B> {
                 .ok_or_else(|| bad("entry", "has an LSN below 0"))
         };
         let entry_lsn = lsn(number()?)?;
-        let kind = flags & !(FLAG_META | FLAG_CHANGED);
+        let kind = flags & !(FLAG_META | FLAG_CHANGED | FLAG_LIFE);
         if flags == KIND_TOMBSTONE {
             return Ok(ImageEntry {
                 lsn: entry_lsn,
@@ -607,6 +619,17 @@ impl<B: AsRef<[u8]>> Image<B> {
                 "has a record of a newer version, or no pieces",
             ));
         }
+        let life = match flags & FLAG_LIFE {
+            0 => None,
+            _ => Some(lsn(number()?)?),
+        };
+        let record_lsn = changed.map_or(entry_lsn, |changed| changed.lsn);
+        if life.is_some_and(|life| life == 0 || life >= record_lsn || kind != KIND_MANIFEST) {
+            return Err(bad(
+                "entry",
+                "has a life that began no earlier, or no pieces",
+            ));
+        }
         let extents = if kind == KIND_MANIFEST {
             let count = number()?;
             // A piece takes at least three bytes, which bounds what is allocated.
@@ -635,6 +658,7 @@ impl<B: AsRef<[u8]>> Image<B> {
                 time,
                 meta_length,
                 changed,
+                life,
                 extents,
             },
         })
@@ -779,6 +803,7 @@ mod tests {
                     lsn: lsn - 1,
                     payload_length: 77,
                 }),
+                life: (lsn > 16).then(|| lsn - 2),
                 extents: Some(vec![
                     ExtentRef {
                         lsn: 1.into(),
@@ -799,6 +824,7 @@ mod tests {
                 time: 1_690_000_000_000,
                 meta_length: 0,
                 changed: None,
+                life: None,
                 extents: None,
             },
         };

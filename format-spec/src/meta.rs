@@ -2,6 +2,7 @@
 //! Tags below 128 must be understood, others may be skipped \[F-28\].
 
 use crate::FormatError;
+use crate::error::require;
 use crate::key::{STORED_KEY_MAX_LEN, STORED_KEY_MIN_LEN};
 use crate::record::Change;
 use crate::varint;
@@ -11,6 +12,8 @@ const TAG_DIGEST: u8 = 2;
 const TAG_ATTRIBUTE: u8 = 3;
 const TAG_SOURCE: u8 = 4;
 const TAG_CHANGE: u8 = 5;
+const TAG_ORIGIN: u8 = 6;
+const TAG_LIFE: u8 = 7;
 
 /// One item of metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +42,17 @@ pub enum MetaItem<'a> {
     /// Tag 5, in a record that makes a version out of another: the version before, where the bytes
     /// begin that are others now, and the blob's size afterwards (three u64).
     Change(Change),
+    /// Tag 6: who set the attributes that follow, up to the next such item, and when: milliseconds
+    /// since 1970 (u64), name (UTF-8).
+    Origin {
+        /// When.
+        time: u64,
+        /// Who.
+        name: &'a str,
+    },
+    /// Tag 7, in a manifest: the LSN of the record that the blob's life began with (u64), if that is
+    /// not the manifest itself.
+    Life(u64),
 }
 
 /// Bytes of an item that says what a record changes, tag and length included.
@@ -65,6 +79,10 @@ pub fn put(target: &mut Vec<u8>, item: MetaItem<'_>) {
             TAG_ATTRIBUTE,
             [&[name_length(name)], name.as_bytes(), value],
         ),
+        MetaItem::Origin { time, name } => {
+            (TAG_ORIGIN, [&time.to_le_bytes(), name.as_bytes(), &[]])
+        }
+        MetaItem::Life(lsn) => (TAG_LIFE, [&lsn.to_le_bytes(), &[], &[]]),
     };
     target.push(tag);
     varint::put(target, parts.iter().map(|part| part.len() as u64).sum());
@@ -75,6 +93,16 @@ fn name_length(name: &str) -> u8 {
     let length = u8::try_from(name.len()).unwrap_or(0);
     assert!(length != 0, "a name of {} bytes", name.len());
     length
+}
+
+/// Checks that a life began before the record of LSN `lsn`, which goes on with it \[F-64\].
+///
+/// # Errors
+/// If it did not.
+pub fn check_life(life: u64, lsn: u64) -> Result<(), FormatError> {
+    require(life < lsn, "metadata", "item", "F-64", || {
+        format!("has a life that began at LSN {life}, not before the record at {lsn}")
+    })
 }
 
 /// The items of `meta`, in order; ends with the first that does not decode.
@@ -148,6 +176,23 @@ fn take<'a>(rest: &mut &'a [u8]) -> Result<Option<MetaItem<'a>>, FormatError> {
                 .ok_or_else(|| bad("has a change of another length than 24"))?;
             Ok(Some(MetaItem::Change(Change { base, start, size })))
         }
+        TAG_ORIGIN => {
+            let (time, name) = value
+                .split_first_chunk()
+                .ok_or_else(|| bad("has an origin without a time"))?;
+            let name = std::str::from_utf8(name)
+                .map_err(|_| bad("has an origin whose name is not UTF-8"))?;
+            Ok(Some(MetaItem::Origin {
+                time: u64::from_le_bytes(*time),
+                name,
+            }))
+        }
+        TAG_LIFE => {
+            let lsn = value.try_into().map(u64::from_le_bytes);
+            let lsn = lsn.ok().filter(|lsn| *lsn != 0);
+            lsn.map(|lsn| Some(MetaItem::Life(lsn)))
+                .ok_or_else(|| bad("has a life that began with no record"))
+        }
         TAG_SOURCE => Err(bad("names a source whose key is empty or too long")),
         128.. => Ok(None),
         _ => Err(bad(&format!("has the unknown tag {tag}"))),
@@ -179,6 +224,12 @@ mod tests {
                 start: 2,
                 size: 3,
             }),
+            MetaItem::Origin {
+                time: 4,
+                name: "importer",
+            },
+            MetaItem::Origin { time: 5, name: "" },
+            MetaItem::Life(6),
         ];
         for item in all {
             let mut bytes = Vec::new();
@@ -199,7 +250,13 @@ mod tests {
     #[test]
     fn unknown_tags_are_skipped_or_refused() {
         assert_eq!(items(&[200, 2, 1, 1]).count(), 0);
-        assert!(items(&[6, 0]).next().unwrap().is_err());
+        assert!(
+            items(&[7, 8, 0, 0, 0, 0, 0, 0, 0, 0])
+                .next()
+                .unwrap()
+                .is_err()
+        );
+        assert!(items(&[8, 0]).next().unwrap().is_err());
         assert!(items(&[0, 0]).next().unwrap().is_err());
     }
 }

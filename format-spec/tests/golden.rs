@@ -452,9 +452,18 @@ fn broken(whole: &[Vector], sample: &Sample) -> Vec<Vector> {
         damaged(
             meta,
             "unknown-tag",
-            "Tag 4, which a reader would have to know.",
+            "Tag 8, which a reader would have to know.",
             |bytes| {
-                bytes.extend([4, 0]);
+                bytes.extend([8, 0]);
+            },
+        ),
+        damaged(
+            meta,
+            "no-life",
+            "A life that began with no record.",
+            |bytes| {
+                let end = bytes.len() - 8;
+                bytes[end..].fill(0);
             },
         ),
         damaged(

@@ -12,12 +12,13 @@ use bytes::Bytes;
 use graviton_engine::io::sim::{Image, Loss, Sim};
 use graviton_engine::port::blob::BatchItemOutcome;
 use graviton_engine::port::{
-    Batch, BinaryKey, Blob, BlobInfo, BlobRanges, BlobReader, BlobStore, BlobWriter,
-    CompleteOptions, Completed, CopyOptions, DeleteOptions, DeleteOutcome, Durability, ETag,
-    Expected, GetOptions, GetRangesOptions, ListPage, ListRequest, Marked, MutableObjectStore,
-    ObserveRanges, Op, PartInfo, PutOptions, PutOutcome, PutRangeOptions, RangeSet, RangeTracker,
+    AttributesUpdate, Batch, BinaryKey, Blob, BlobInfo, BlobManifest, BlobRanges, BlobReader,
+    BlobStore, BlobWriter, CompleteOptions, Completed, CopyOptions, DeleteOptions, DeleteOutcome,
+    Durability, ETag, Expected, GetOptions, GetRangesOptions, ListPage, ListRequest, ManifestOp,
+    ManifestPage, ManifestStore, Marked, MutableObjectStore, NewManifest, ObserveRanges, Op,
+    PartInfo, PutManifestOptions, PutOptions, PutOutcome, PutRangeOptions, RangeSet, RangeTracker,
     ReadBlob, Span, StorageError, StoreOp, SweptUploads, TrackOptions, TrackerError, TrackerOp,
-    UploadId, UploadInfo, UploadOptions, WriteBlob,
+    UpdateOptions, UploadId, UploadInfo, UploadOptions, WriteBlob,
 };
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_engine::testing::Subject;
@@ -429,6 +430,45 @@ impl MutableObjectStore for Reopening {
 
     fn ranges_elsewhere(&self) -> Arc<dyn RangeTracker> {
         self.tracker(true)
+    }
+
+    fn manifests(&self) -> Arc<dyn ManifestStore> {
+        Arc::new(Manifests(self.clone()))
+    }
+}
+
+/// Its manifests.
+struct Manifests(Reopening);
+
+impl ManifestStore for Manifests {
+    fn put(
+        &self,
+        key: &BinaryKey,
+        manifest: &NewManifest,
+        options: PutManifestOptions,
+    ) -> ManifestOp<PutOutcome> {
+        self.0.change(options.durability, |store| {
+            store.manifests().put(key, manifest, options)
+        })
+    }
+
+    fn get(&self, key: &BinaryKey) -> ManifestOp<BlobManifest> {
+        self.0.read(|store| store.manifests().get(key))
+    }
+
+    fn list(&self, request: ListRequest) -> ManifestOp<ManifestPage> {
+        self.0.read(|store| store.manifests().list(request))
+    }
+
+    fn update_attributes(
+        &self,
+        key: &BinaryKey,
+        update: AttributesUpdate,
+        options: UpdateOptions,
+    ) -> ManifestOp<PutOutcome> {
+        self.0.change(options.durability, |store| {
+            store.manifests().update_attributes(key, update, options)
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 //! other implementation is checked against.
 
 mod content;
+mod manifest;
 mod state;
 mod tracker;
 mod uploads;
@@ -13,14 +14,13 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use self::state::State;
-use crate::port::blob::{check_attributes, resolve_range};
-use crate::port::list::build_page;
+use crate::port::blob::{ATTRIBUTES_MAX_LEN, check_attributes, resolve_range};
 use crate::port::tracker::{FRAGMENTS_MAX, Watches};
 use crate::port::{
     Batch, BatchItem, BatchItemOutcome, BinaryKey, Blob, BlobInfo, BlobReader, BlobStore,
     BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest, ETag, GetOptions, Holes,
-    ListEntry, ListPage, ListRequest, Op, PutOptions, PutOutcome, ReadBlob, Span, StorageError,
-    StoreOp, WriteBlob,
+    ListPage, ListRequest, Op, PutOptions, PutOutcome, ReadBlob, Span, StorageError, StoreOp,
+    WriteBlob,
 };
 use crate::sync::Mutex;
 
@@ -40,6 +40,9 @@ pub struct MemoryOptions {
     pub max_blob_size: u64,
     /// The most spans that are tracked of one key; more is `TooFragmented`.
     pub max_fragments: usize,
+    /// The most bytes that the attributes of a blob may have, names and values together; no more than
+    /// 32 KiB.
+    pub max_attributes_len: usize,
 }
 
 impl Default for MemoryOptions {
@@ -49,6 +52,7 @@ impl Default for MemoryOptions {
             capacity: None,
             max_blob_size: 100_000_000_000,
             max_fragments: FRAGMENTS_MAX,
+            max_attributes_len: ATTRIBUTES_MAX_LEN,
         }
     }
 }
@@ -193,7 +197,7 @@ impl Shared {
 
     /// Checks what can be said of a put before its payload is seen.
     fn check_options(&self, key: &BinaryKey, options: &PutOptions) -> Result<(), StorageError> {
-        check_attributes(&options.attributes)?;
+        check_attributes(&options.attributes, self.options.max_attributes_len)?;
         self.check_size(key, options.size.unwrap_or(0))
     }
 
@@ -290,15 +294,7 @@ impl BlobStore for MemoryStore {
     }
 
     fn list(&self, request: ListRequest) -> StoreOp<ListPage> {
-        let state = self.shared.state.lock();
-        Op::ready(build_page(&request, |from, limit| {
-            let found = state.blobs.range(BinaryKey::bound(from)..).take(limit);
-            Ok(found
-                .map(|(key, blob)| {
-                    ListEntry::new(key.clone(), blob.size(), blob.number, blob.modified)
-                })
-                .collect())
-        }))
+        Op::ready(self.shared.state.lock().list(&request))
     }
 
     fn batch(&self, batch: Batch) -> StoreOp<Vec<BatchItemOutcome>> {

@@ -5,9 +5,12 @@ use std::time::SystemTime;
 
 use super::content::Content;
 use super::uploads::Upload;
+use crate::port::list::build_page;
+use crate::port::manifest::{of_put, plain};
 use crate::port::{
-    Attributes, BinaryKey, BlobInfo, Completed, CopyOptions, DeleteOptions, DeleteOutcome, Digest,
-    ETag, Precondition, PutOptions, PutOutcome, Span, StorageError, UploadId,
+    AdvertisedAttributes, BinaryKey, BlobInfo, Completed, CopyOptions, DeleteOptions,
+    DeleteOutcome, Digest, ETag, ListEntry, ListPage, ListRequest, Precondition, PutOptions,
+    PutOutcome, Span, StorageError, UploadId,
 };
 
 /// One version of one blob.
@@ -21,7 +24,7 @@ pub(super) struct Version {
     pub(super) created: SystemTime,
     pub(super) modified: SystemTime,
     pub(super) digests: Vec<Digest>,
-    pub(super) attributes: Attributes,
+    pub(super) advertised: AdvertisedAttributes,
     /// The upload that it came from, and the parts it was completed with.
     pub(super) completed: Option<(UploadId, Vec<(u16, ETag)>)>,
 }
@@ -112,10 +115,20 @@ impl State {
             created: version.created,
             modified: version.modified,
             digests: version.digests.clone(),
-            attributes: version.attributes.clone(),
+            attributes: plain(&version.advertised),
             missing: version.content.missing(Span::first(version.size())),
             fragments: version.content.written_set().spans().len(),
             sectors: Vec::new(),
+        })
+    }
+
+    pub(super) fn list(&self, request: &ListRequest) -> Result<ListPage, StorageError> {
+        build_page(request, |from, limit| {
+            let found = self.blobs.range(BinaryKey::bound(from)..).take(limit);
+            let entry = |(key, blob): (&BinaryKey, &Version)| {
+                ListEntry::new(key.clone(), blob.size(), blob.number, blob.modified)
+            };
+            Ok(found.map(entry).collect())
         })
     }
 
@@ -134,7 +147,7 @@ impl State {
             created: now,
             modified: now,
             digests: options.digest.into_iter().collect(),
-            attributes: options.attributes,
+            advertised: of_put(options.attributes, now),
             completed: None,
         };
         self.install(key, version)

@@ -7,16 +7,18 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::content::Content;
+use super::manifest::MemoryManifests;
 use super::state::{State, Version};
 use super::tracker::{MemoryTracker, Of};
 use super::{MemoryStore, Shared, Writer};
 use crate::port::blob::{check_attributes, resolve_range};
+use crate::port::manifest::of_put;
 use crate::port::mutable::{check_part_number, check_part_order, check_sparse, resolve_put_range};
 use crate::port::{
     Attributes, BinaryKey, BlobRanges, BlobWriter, CompleteOptions, ETag, GetRangesOptions, Holes,
-    MutableObjectStore, Op, PartInfo, Precondition, PutOptions, PutOutcome, PutRangeOptions,
-    RangeSet, RangeTracker, Span, StorageError, StoreOp, SweptUploads, UploadId, UploadInfo,
-    UploadOptions,
+    ManifestStore, MutableObjectStore, Op, PartInfo, Precondition, PutOptions, PutOutcome,
+    PutRangeOptions, RangeSet, RangeTracker, Span, StorageError, StoreOp, SweptUploads, UploadId,
+    UploadInfo, UploadOptions,
 };
 
 /// An upload that is neither completed nor aborted.
@@ -176,7 +178,7 @@ impl State {
             created: now,
             modified: now,
             digests: Vec::new(),
-            attributes: open.attributes.clone(),
+            advertised: of_put(open.attributes.clone(), now),
             completed: Some((upload, parts.to_vec())),
         };
         // There is room: the parts are gone with the upload.
@@ -266,7 +268,7 @@ impl MemoryStore {
         options: PutOptions,
     ) -> Result<PutOutcome, StorageError> {
         check_sparse(&options)?;
-        check_attributes(&options.attributes)?;
+        check_attributes(&options.attributes, self.shared.options.max_attributes_len)?;
         self.shared.check_size(key, size)?;
         let now = self.shared.now();
         self.shared
@@ -321,7 +323,8 @@ impl MutableObjectStore for MemoryStore {
 
     fn start_upload(&self, key: &BinaryKey, options: UploadOptions) -> StoreOp<UploadId> {
         let now = self.shared.now();
-        Op::ready(check_attributes(&options.attributes).map(|()| {
+        let limit = self.shared.options.max_attributes_len;
+        Op::ready(check_attributes(&options.attributes, limit).map(|()| {
             let mut state = self.shared.state.lock();
             state.start_upload(key, options, now)
         }))
@@ -421,5 +424,11 @@ impl MutableObjectStore for MemoryStore {
 
     fn ranges_elsewhere(&self) -> Arc<dyn RangeTracker> {
         self.tracker(Of::Elsewhere)
+    }
+
+    fn manifests(&self) -> Arc<dyn ManifestStore> {
+        Arc::new(MemoryManifests {
+            shared: Arc::clone(&self.shared),
+        })
     }
 }

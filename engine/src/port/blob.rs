@@ -125,11 +125,11 @@ pub const ATTRIBUTES_OVERHEAD_MAX: usize = 4 * 1024;
 /// The longest name of an attribute, in bytes; the shortest has one.
 pub const ATTRIBUTE_NAME_MAX_LEN: usize = 255;
 
-/// Checks attributes against their limits.
+/// Checks attributes against their limits: `limit` bytes, or [`ATTRIBUTES_MAX_LEN`] if that is less.
 ///
 /// # Errors
 /// [`StorageError::InvalidArgument`], saying what is wrong.
-pub fn check_attributes(attributes: &Attributes) -> Result<(), StorageError> {
+pub fn check_attributes(attributes: &Attributes, limit: usize) -> Result<(), StorageError> {
     let mut total = 0_usize;
     for (name, value) in attributes {
         if name.is_empty() || name.len() > ATTRIBUTE_NAME_MAX_LEN {
@@ -140,9 +140,10 @@ pub fn check_attributes(attributes: &Attributes) -> Result<(), StorageError> {
         }
         total += name.len() + value.len();
     }
-    if total > ATTRIBUTES_MAX_LEN {
+    let limit = limit.min(ATTRIBUTES_MAX_LEN);
+    if total > limit {
         return Err(StorageError::invalid(format!(
-            "attributes of {total} bytes, at most {ATTRIBUTES_MAX_LEN}"
+            "attributes of {total} bytes, at most {limit}"
         )));
     }
     let count = attributes.len();

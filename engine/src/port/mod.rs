@@ -6,6 +6,7 @@ pub mod error;
 pub mod key;
 pub(crate) mod latch;
 pub mod list;
+pub mod manifest;
 pub mod mutable;
 pub mod op;
 pub mod span;
@@ -20,6 +21,11 @@ pub use digest::{Digest, DigestAlgorithm, DigestHasher};
 pub use error::{ErrorKind, Place, StorageError};
 pub use key::BinaryKey;
 pub use list::{ListEntry, ListPage, ListRequest, ListToken};
+pub use manifest::{
+    Advertised, AdvertisedAttributes, AttributesUpdate, BlobManifest, Confirmed, EntryContent,
+    Fact, Location, ManifestEntry, ManifestError, ManifestItem, ManifestOp, ManifestPage,
+    ManifestStore, NewEntry, NewManifest, PutManifestOptions, UpdateOptions,
+};
 pub use mutable::{
     BlobRanges, CompleteOptions, GetRangesOptions, Holes, MutableObjectStore, PartInfo, PastEnd,
     PutRangeOptions, SweptUploads, UploadId, UploadInfo, UploadOptions,

@@ -13,6 +13,7 @@ use super::blob::{
 };
 use super::error::StorageError;
 use super::key::BinaryKey;
+use super::manifest::ManifestStore;
 use super::span::Span;
 use super::tracker::RangeTracker;
 
@@ -315,6 +316,9 @@ pub trait MutableObjectStore: BlobStore {
     /// A tracker of bytes that are held elsewhere, or of claims on what is still to be written: with
     /// keys of its own, apart from those of the blobs.
     fn ranges_elsewhere(&self) -> Arc<dyn RangeTracker>;
+
+    /// What the blobs are made of, and what is said of them.
+    fn manifests(&self) -> Arc<dyn ManifestStore>;
 }
 
 /// Checks the options that a blob without payload is made with.

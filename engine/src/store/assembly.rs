@@ -16,7 +16,7 @@ use graviton_format::record::{
 };
 
 use super::commit::{
-    Claim, Claims, Done, Encoded, Mutation, MutationOutcome, Reply, Request, Work,
+    Claim, Claims, Done, Encoded, Mutation, MutationOutcome, Reply, Request, Shared, Work,
 };
 use super::index::{Applied, Entry, Index, Joined};
 use super::record;
@@ -302,6 +302,15 @@ impl<'a> Assembly<'a> {
                 };
                 manifest(target, source, meta.len(), pieces)
             }
+            Mutation::Compose {
+                target,
+                manifest: (_, pieces),
+                meta,
+                ..
+            } => {
+                let payload = Manifest::payload_length(pieces.len()) as u64;
+                record_length(target.stored().len(), meta.len(), payload)
+            }
             Mutation::Complete {
                 upload,
                 blob,
@@ -529,11 +538,18 @@ impl<'a> Assembly<'a> {
                 expected,
                 known,
             } => {
-                if expected.is_some_and(|pieces| !self.has_pieces(&key, range, &pieces)) {
-                    return Ok(None);
-                }
                 let Some(current) = self.to_change(&key)? else {
                     return Ok(None);
+                };
+                let key = match expected {
+                    Some(pieces) => {
+                        let expected = Shared { key, range, pieces };
+                        if !self.has_pieces(&expected) {
+                            return Ok(None);
+                        }
+                        expected.key
+                    }
+                    None => key,
                 };
                 self.check(&key, &key, precondition)?;
                 let size = resolve_put_range(&key, range, range.len(), current.size, past_end)?;
@@ -618,17 +634,18 @@ impl<'a> Assembly<'a> {
                 }
                 self.check(&blob, &blob, precondition)?;
                 self.note_crossing(&blob)?;
-                let lsn = self.push_manifest(NewManifest {
+                let (version, size) = self.push_manifest(NewManifest {
                     key: blob,
                     size,
                     source: (joined.inline > 0).then(|| upload.clone()),
+                    life: None,
                     pieces: joined.pieces.into(),
                     meta,
                     time,
                 });
                 self.push_completed(&upload, &digest, time);
                 self.push_tombstone(upload, time);
-                Ok(Some(MutationOutcome::Put { version: lsn, size }))
+                Ok(Some(MutationOutcome::Put { version, size }))
             }
             Mutation::Abort {
                 upload,
@@ -677,6 +694,7 @@ impl<'a> Assembly<'a> {
                 target,
                 target_precondition,
                 meta,
+                life,
                 time,
                 rename,
             } => {
@@ -689,19 +707,60 @@ impl<'a> Assembly<'a> {
                     return Ok(None);
                 }
                 self.note_crossing(&target)?;
-                let outcome = self.push_copy(&source, &entry, target.clone(), meta, time);
+                let (pieces, shares) = payload_of(&source, &entry);
+                let (version, size) = self.push_manifest(NewManifest {
+                    key: target.clone(),
+                    size: entry.size,
+                    pieces,
+                    source: shares,
+                    life,
+                    meta,
+                    time,
+                });
                 if rename && source != target {
                     self.push_tombstone(source, time);
                 }
-                Ok(Some(outcome))
+                Ok(Some(MutationOutcome::Put { version, size }))
+            }
+            Mutation::Compose {
+                target,
+                precondition,
+                sources,
+                shared,
+                manifest: (size, pieces),
+                meta,
+                time,
+            } => {
+                self.check(&target, &target, precondition)?;
+                for (source, version) in &sources {
+                    if self.current(source)? != Some(*version) {
+                        return Ok(None);
+                    }
+                }
+                if !shared.iter().all(|part| self.has_pieces(part)) {
+                    return Ok(None);
+                }
+                self.check_fragments_of(&target, size, pieces.len())?;
+                self.note_crossing(&target)?;
+                let (version, size) = self.push_manifest(NewManifest {
+                    key: target,
+                    size,
+                    pieces,
+                    source: None,
+                    life: None,
+                    meta,
+                    time,
+                });
+                Ok(Some(MutationOutcome::Put { version, size }))
             }
         }
     }
 
-    /// Whether a range of a blob is made of these pieces.
-    fn has_pieces(&self, key: &BinaryKey, range: Span, pieces: &[ExtentRef]) -> bool {
-        let found = self.index.lookup(key.stored());
-        matches!(found, Ok(Some((_, entry))) if entry.pieces_of(range) == pieces)
+    /// Whether a range of a blob of this sector is made of these pieces.
+    fn has_pieces(&self, expected: &Shared) -> bool {
+        let found = self.index.lookup(expected.key.stored());
+        matches!(found, Ok(Some((number, entry)))
+            if number == self.number && entry.pieces_of(expected.range) == expected.pieces)
     }
 
     /// Whether a blob may come to have so many pieces in a range.
@@ -718,7 +777,17 @@ impl<'a> Assembly<'a> {
         let of_frame = self.fragments.entry(key.clone()).or_default();
         let fragments = entry.pieces_beside(range) + *of_frame + pieces;
         *of_frame += pieces + 1;
-        let limit = self.fragments_max + whole_pieces(self.geometry, entry.size);
+        self.check_fragments_of(key, entry.size, fragments)
+    }
+
+    /// Whether a blob of `size` bytes may have so many pieces.
+    fn check_fragments_of(
+        &self,
+        key: &BinaryKey,
+        size: u64,
+        fragments: usize,
+    ) -> Result<(), StorageError> {
+        let limit = self.fragments_max + whole_pieces(self.geometry, size);
         if fragments > limit {
             let key = key.clone();
             return Err(StorageError::TooFragmented {
@@ -819,41 +888,14 @@ impl<'a> Assembly<'a> {
         self.push(record, 0, applied(RecordKind::Tombstone, key, lsn, time));
     }
 
-    fn push_copy(
-        &mut self,
-        source: &BinaryKey,
-        entry: &Entry,
-        target: BinaryKey,
-        meta: Vec<u8>,
-        time: u64,
-    ) -> MutationOutcome {
-        let shared = match &entry.extents {
-            Some(extents) => Arc::clone(extents),
-            None if entry.size == 0 => Arc::new([]),
-            None => Arc::new([entry.payload()]),
-        };
-        let inline = entry.extents.is_none() && entry.size > 0;
-        let manifest = NewManifest {
-            key: target,
-            size: entry.size,
-            pieces: shared,
-            source: inline.then(|| source.clone()),
-            meta,
-            time,
-        };
-        MutationOutcome::Put {
-            version: self.push_manifest(manifest),
-            size: entry.size,
-        }
-    }
-
-    /// Returns the manifest's LSN.
-    fn push_manifest(&mut self, manifest: NewManifest) -> u64 {
+    /// Returns the manifest's LSN, and the blob's size.
+    fn push_manifest(&mut self, manifest: NewManifest) -> (u64, u64) {
         let NewManifest {
             key,
             size,
             pieces,
             source,
+            life,
             mut meta,
             time,
         } = manifest;
@@ -874,6 +916,7 @@ impl<'a> Assembly<'a> {
             payload_length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
             manifest: Some((size, pieces)),
             source,
+            life,
             ..applied(RecordKind::Manifest, key, lsn, time)
         };
         debug_assert_eq!(
@@ -882,7 +925,7 @@ impl<'a> Assembly<'a> {
                 + stored_length(payload.len() as u64)
         );
         self.push(record, 0, applied);
-        lsn
+        (lsn, size)
     }
 
     /// What is kept of an upload that has become the blob of the record before.
@@ -909,9 +952,20 @@ struct NewManifest {
     pieces: Arc<[ExtentRef]>,
     /// Whose record holds payload that is shared.
     source: Option<BinaryKey>,
+    /// LSN of the record that the life began with that it goes on with.
+    life: Option<u64>,
     /// Metadata, but for the name of the source.
     meta: Vec<u8>,
     time: u64,
+}
+
+/// The pieces that a version's payload is, and its key if they are the payload of its own record.
+fn payload_of(key: &BinaryKey, entry: &Entry) -> (Arc<[ExtentRef]>, Option<BinaryKey>) {
+    match &entry.extents {
+        Some(extents) => (Arc::clone(extents), None),
+        None if entry.size == 0 => (Arc::new([]), None),
+        None => (Arc::new([entry.payload()]), Some(key.clone())),
+    }
 }
 
 /// The id of an upload.
@@ -942,6 +996,7 @@ fn applied(kind: RecordKind, key: BinaryKey, lsn: u64, time: u64) -> Applied {
         manifest: None,
         change: None,
         source: None,
+        life: None,
         hold: None,
     }
 }

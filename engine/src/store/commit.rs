@@ -123,14 +123,44 @@ pub enum Mutation {
         target_precondition: Precondition,
         /// Metadata of the new version, but for the name of its source.
         meta: Vec<u8>,
+        /// If the new version goes on with a life: LSN of the record that it began with.
+        life: Option<u64>,
         time: u64,
         rename: bool,
     },
+    /// A manifest for `target` over payload of others, as they were when it was planned, and extents of
+    /// this sector.
+    Compose {
+        target: BinaryKey,
+        precondition: Precondition,
+        /// The blobs that it is made of, and their versions.
+        sources: Vec<(BinaryKey, u64)>,
+        /// What is shared with them.
+        shared: Vec<Shared>,
+        /// All its pieces.
+        manifest: (u64, Arc<[ExtentRef]>),
+        meta: Vec<u8>,
+        time: u64,
+    },
+}
+
+/// Payload that is shared with a version.
+#[derive(Debug)]
+pub struct Shared {
+    pub key: BinaryKey,
+    /// Where it is in the blob.
+    pub range: Span,
+    /// Its pieces, which may lie elsewhere by the time that they are to be named.
+    pub pieces: Vec<ExtentRef>,
 }
 
 impl Mutation {
     /// The keys it is about.
     pub fn keys(&self) -> impl Iterator<Item = &BinaryKey> {
+        let sources = match self {
+            Self::Compose { sources, .. } => sources.as_slice(),
+            _ => &[],
+        };
         let (first, second) = match self {
             Self::Put { key, upload, .. } => (key, upload.as_ref()),
             Self::Change { key, .. } | Self::Merge { key, .. } | Self::Delete { key, .. } => {
@@ -139,15 +169,22 @@ impl Mutation {
             Self::Copy { source, target, .. } => (source, Some(target)),
             Self::Start { upload, .. } | Self::Abort { upload, .. } => (upload, None),
             Self::Complete { upload, blob, .. } => (upload, Some(blob)),
+            Self::Compose { target, .. } => (target, None),
         };
-        std::iter::once(first).chain(second)
+        std::iter::once(first)
+            .chain(second)
+            .chain(sources.iter().map(|(key, _)| key))
     }
 
     /// Whether it is decided by what the index says of its keys, and not what is yet to be applied.
     pub fn reads_index(&self) -> bool {
         matches!(
             self,
-            Self::Copy { .. } | Self::Merge { .. } | Self::Complete { .. } | Self::Abort { .. }
+            Self::Copy { .. }
+                | Self::Compose { .. }
+                | Self::Merge { .. }
+                | Self::Complete { .. }
+                | Self::Abort { .. }
         ) || matches!(self, Self::Change { expected, .. } if expected.is_some())
     }
 
@@ -162,7 +199,7 @@ impl Mutation {
                 record_length(gone.stored().len(), 0, 0)
             }
             // The manifest's size is known when it is decided.
-            Self::Copy { .. } | Self::Complete { .. } => 0,
+            Self::Copy { .. } | Self::Compose { .. } | Self::Complete { .. } => 0,
         }
     }
 }

@@ -42,14 +42,21 @@ pub struct Entry {
     pub meta_length: u32,
     /// The record, if it is of the version that this one came from by changes of its bytes.
     pub changed: Option<ChangedRecord>,
+    /// LSN of the record that the blob's life began with, if that is an older one than its record.
+    pub life: Option<u64>,
     /// Its pieces, unless its payload is in the record itself.
     pub extents: Option<Arc<[ExtentRef]>>,
 }
 
 impl Entry {
-    /// LSN of its record: of the put, copy or creation that it came from.
+    /// LSN of its record: of the put, copy, creation or change of attributes that it came from.
     pub fn record_lsn(&self) -> u64 {
         self.changed.map_or(self.lsn, |record| record.lsn)
+    }
+
+    /// LSN of the put, copy or creation that it came from.
+    pub fn life(&self) -> u64 {
+        self.life.unwrap_or(self.record_lsn())
     }
 
     /// Its holes: bytes that were never written.
@@ -131,6 +138,7 @@ impl Entry {
                 time,
                 meta_length,
                 changed,
+                life,
                 extents,
             } => Slot::Live(Self {
                 lsn: entry.lsn,
@@ -139,6 +147,7 @@ impl Entry {
                 time,
                 meta_length,
                 changed,
+                life,
                 extents: extents.map(Into::into),
             }),
         }
@@ -153,6 +162,7 @@ impl Entry {
                 time: self.time,
                 meta_length: self.meta_length,
                 changed: self.changed,
+                life: self.life,
                 extents: self.extents.as_ref().map(|extents| extents.to_vec()),
             },
         }
@@ -263,7 +273,7 @@ fn joined(one: &ExtentRef, next: &ExtentRef) -> Option<ExtentRef> {
 }
 
 /// The same bytes in as few pieces as can be.
-fn join(pieces: Vec<ExtentRef>) -> Vec<ExtentRef> {
+pub fn join(pieces: Vec<ExtentRef>) -> Vec<ExtentRef> {
     let mut fewest: Vec<ExtentRef> = Vec::with_capacity(pieces.len());
     for piece in pieces {
         match fewest.last_mut() {
@@ -383,6 +393,8 @@ pub struct Applied {
     pub change: Option<graviton_format::record::Change>,
     /// A manifest that shares the payload of this key's blob record: the key.
     pub source: Option<BinaryKey>,
+    /// A manifest that goes on with a life: LSN of the record that it began with.
+    pub life: Option<u64>,
     /// What an extent belongs to until a manifest names it; `None` in replay, where the end of
     /// the log decides.
     pub hold: Option<Arc<Hold>>,
@@ -493,18 +505,20 @@ fn slot_bytes(key: &[u8], slot: &Slot) -> u64 {
     const PER_ENTRY: u64 = 40;
     /// Of a blob that was changed, what is said of its record.
     const OF_RECORD: u64 = 16;
+    /// Of a blob whose life began before its record.
+    const OF_LIFE: u64 = 8;
     /// LSN, offset and length of a piece, as they are encoded.
     const PER_PIECE: u64 = 16;
-    let (pieces, is_changed) = match slot {
+    let more = match slot {
         Slot::Live(entry) => {
             let pieces = entry.extents.as_ref().map_or(0, |extents| extents.len());
-            (pieces as u64, entry.changed.is_some())
+            let of_record = entry.changed.map_or(0, |_| OF_RECORD);
+            pieces as u64 * PER_PIECE + of_record + entry.life.map_or(0, |_| OF_LIFE)
         }
-        Slot::Tombstone { .. } => (0, false),
+        Slot::Tombstone { .. } => 0,
         Slot::Gone => return 0,
     };
-    let entry = PER_ENTRY + key.len() as u64 + pieces * PER_PIECE;
-    entry + if is_changed { OF_RECORD } else { 0 }
+    PER_ENTRY + key.len() as u64 + more
 }
 
 /// What the stored keys of one upload begin with.
@@ -1538,6 +1552,7 @@ impl Index {
             time: applied.time,
             meta_length: applied.meta_length,
             changed: None,
+            life: applied.life,
             extents,
         };
         sector.add_live(entry.address, applied.length());

@@ -8,6 +8,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use graviton_format::checksum::Identity;
+use graviton_format::meta;
+use graviton_format::record::RecordKind;
 use graviton_format::superblock::Superblock;
 use graviton_format::{FORMAT_VERSION, Geometry};
 
@@ -973,10 +975,16 @@ impl Recovery {
 }
 
 fn applied(record: LoggedRecord) -> Result<Applied, graviton_format::FormatError> {
-    let source = match &record.manifest {
-        Some(_) => Details::decode(&record.meta)?.source,
-        None => None,
+    let (source, life) = match record.kind {
+        RecordKind::Manifest => {
+            let details = Details::decode(&record.meta)?;
+            (details.source, details.life)
+        }
+        _ => (None, None),
     };
+    if let Some(life) = life {
+        meta::check_life(life, record.lsn)?;
+    }
     Ok(Applied {
         kind: record.kind,
         moved: record.moved,
@@ -991,6 +999,7 @@ fn applied(record: LoggedRecord) -> Result<Applied, graviton_format::FormatError
             .map(|manifest| (manifest.size, manifest.extents.into())),
         change: record.change,
         source,
+        life,
         hold: None,
     })
 }

@@ -3,7 +3,8 @@
 //! A put is encoded by its caller (`record`), queued and written by group commit (`commit`),
 //! and enters the index (`index`) once it is durable. A get looks the index up and reads the
 //! device (`read`). Uploads of parts (`multipart`) and tracked sets (`tracker`) are entries like
-//! blobs, with keys in spaces of their own; `merge` keeps blobs from falling to pieces. Recovery (`inner`) loads each sector's newest checkpoint and replays the
+//! blobs, with keys in spaces of their own; `merge` keeps blobs from falling to pieces, and `manifest`
+//! makes new ones of their payload. Recovery (`inner`) loads each sector's newest checkpoint and replays the
 //! logs as one; `maintain` keeps checkpoints fresh and space coming back.
 
 mod assembly;
@@ -18,6 +19,7 @@ mod index;
 mod info;
 mod inner;
 mod maintain;
+mod manifest;
 mod merge;
 mod multipart;
 mod options;
@@ -46,7 +48,7 @@ use crate::port::blob::BatchItemOutcome;
 use crate::port::{
     Batch, BatchItem, BinaryKey, Blob, BlobInfo, BlobRanges, BlobReader, BlobStore, BlobWriter,
     CompleteOptions, CopyOptions, DeleteOptions, DeleteOutcome, ETag, GetOptions, GetRangesOptions,
-    ListPage, ListRequest, MutableObjectStore, Op, PartInfo, PutOptions, PutOutcome,
+    ListPage, ListRequest, ManifestStore, MutableObjectStore, Op, PartInfo, PutOptions, PutOutcome,
     PutRangeOptions, RangeTracker, Span, StorageError, StoreOp, SweptUploads, UploadId, UploadInfo,
     UploadOptions,
 };
@@ -484,5 +486,9 @@ impl MutableObjectStore for Store {
 
     fn ranges_elsewhere(&self) -> Arc<dyn RangeTracker> {
         self.inner.tracker(Of::Elsewhere)
+    }
+
+    fn manifests(&self) -> Arc<dyn ManifestStore> {
+        self.inner.manifests()
     }
 }

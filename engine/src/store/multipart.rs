@@ -54,7 +54,7 @@ impl Inner {
         let much = self.sectors[0].geometry().sector_size() / 16;
         let started = self
             .check_writable()
-            .and_then(|()| check_attributes(&options.attributes))
+            .and_then(|()| check_attributes(&options.attributes, self.options.max_attributes_len))
             .and_then(|()| self.place(key, much));
         let number = match started {
             Ok(number) => number,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::io::IoOptions;
+use crate::port::blob::ATTRIBUTES_MAX_LEN;
 use crate::port::tracker::FRAGMENTS_MAX;
 
 /// One kibibyte and its larger kin, in bytes.
@@ -84,6 +85,9 @@ pub struct OpenOptions {
     /// written anew as one: 256. One more is granted for each 64 KiB of the blob, or for each 256th of a
     /// segment if that is less.
     pub merge_above: usize,
+    /// The most bytes that the attributes of a blob may have, names and values together; 32 KiB, and no
+    /// more.
+    pub max_attributes_len: usize,
 }
 
 impl Default for OpenOptions {
@@ -96,6 +100,7 @@ impl Default for OpenOptions {
             reader_patience: Duration::from_secs(1),
             max_fragments: FRAGMENTS_MAX,
             merge_above: 256,
+            max_attributes_len: ATTRIBUTES_MAX_LEN,
         }
     }
 }

@@ -277,32 +277,48 @@ impl Inner {
         Ok(self.index.read().lookup(key.stored())?.is_some())
     }
 
+    /// Takes hold of the record of the current version of `key`.
+    ///
+    /// # Errors
+    /// `NotFound`, `Closed`, `Corruption` of the index.
+    pub fn hold(&self, key: &BinaryKey) -> Result<HeldRecord, StorageError> {
+        self.check_open()?;
+        let index = self.index.read();
+        let Some((number, entry)) = index.lookup(key.stored())? else {
+            return Err(StorageError::NotFound { key: key.clone() });
+        };
+        let sector = Arc::clone(&self.sectors[number]);
+        Ok(HeldRecord {
+            number,
+            key: key.clone(),
+            allocated: index.sectors[number].allocated(key, &entry),
+            _pin: sector.pin(std::iter::once(entry.address)),
+            sector,
+            entry,
+        })
+    }
+
     /// See [`BlobStore::stat`](crate::port::BlobStore::stat).
-    pub fn stat(self: &Arc<Self>, key: &BinaryKey) -> StoreOp<BlobInfo> {
-        let found = self.check_open().and_then(|()| {
-            let index = self.index.read();
-            let Some((number, entry)) = index.lookup(key.stored())? else {
-                return Err(StorageError::NotFound { key: key.clone() });
-            };
-            let sector = Arc::clone(&self.sectors[number]);
-            let pin = sector.pin(std::iter::once(entry.address));
-            let allocated = index.sectors[number].allocated(key, &entry);
-            Ok((sector, pin, entry, allocated))
-        });
-        let (sector, pin, entry, allocated) = match found {
-            Ok(found) => found,
+    pub fn stat(&self, key: &BinaryKey) -> StoreOp<BlobInfo> {
+        let held = match self.hold(key) {
+            Ok(held) => held,
             Err(error) => return Op::fail(error),
         };
-        let key = key.clone();
         Op::start(async move {
-            let details = read_details(&sector, &key, &entry).await?;
-            drop(pin);
+            let details = held.details().await?;
+            let HeldRecord {
+                key,
+                entry,
+                allocated,
+                sector,
+                ..
+            } = held;
             Ok(BlobInfo {
                 size: entry.size,
                 allocated,
                 etag: ETag::of_version(entry.lsn),
                 version: entry.lsn,
-                created: system_time(details.created.unwrap_or(entry.time)),
+                created: details.created(&entry),
                 modified: system_time(entry.time),
                 digests: details.digests,
                 attributes: details.attributes,
@@ -337,6 +353,42 @@ impl Inner {
                 Ok(entries.len() < limit)
             })?;
             Ok(entries)
+        })
+    }
+}
+
+/// The record of one version of a blob, kept readable.
+#[derive(Debug)]
+pub struct HeldRecord {
+    pub number: usize,
+    pub sector: Arc<Sector>,
+    pub key: BinaryKey,
+    pub entry: Entry,
+    /// Bytes that the blob takes.
+    allocated: u64,
+    _pin: Pin,
+}
+
+impl HeldRecord {
+    /// Reads what is known of the version beside its payload.
+    ///
+    /// # Errors
+    /// `Io`, `Corruption`.
+    pub async fn details(&self) -> Result<Details, StorageError> {
+        read_details(&self.sector, &self.key, &self.entry).await
+    }
+
+    /// The same, as it holds of a copy of the version.
+    ///
+    /// # Errors
+    /// As [`HeldRecord::details`].
+    pub async fn details_to_copy(&self) -> Result<Details, StorageError> {
+        let details = self.details().await?;
+        Ok(Details {
+            created: details.created.or(Some(self.entry.time)),
+            source: None,
+            life: None,
+            ..details
         })
     }
 }
@@ -454,7 +506,7 @@ fn start_read(sector: &Arc<Sector>, Piece { payload, range }: Piece) -> StoreOp<
 }
 
 /// Streams a snapshot, some reads ahead of its reader.
-struct Reader {
+pub struct Reader {
     snapshot: Arc<Snapshot>,
     to_read: VecDeque<Piece>,
     next_piece: usize,
@@ -462,7 +514,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(snapshot: Arc<Snapshot>) -> Self {
+    pub fn new(snapshot: Arc<Snapshot>) -> Self {
         Self {
             snapshot,
             to_read: VecDeque::new(),

@@ -1,5 +1,6 @@
 //! Records in memory: encoding heads, chunks and metadata, and reading metadata back.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -10,7 +11,11 @@ use graviton_format::meta::{self, CHANGE_LEN, MetaItem};
 use graviton_format::record::{Change, RecordKind, write_record_head};
 
 use super::commit::Encoded;
-use crate::port::{Attributes, BinaryKey, Digest, DigestAlgorithm};
+use super::index::Entry;
+use crate::port::manifest::{is_of_put, of_put, plain};
+use crate::port::{
+    Advertised, AdvertisedAttributes, Attributes, BinaryKey, Digest, DigestAlgorithm,
+};
 
 const HEADER: usize = size_of::<graviton_format::record::RecordHeader>();
 
@@ -44,8 +49,20 @@ pub struct Details {
     pub digests: Vec<Digest>,
     /// The caller's attributes.
     pub attributes: Attributes,
+    /// Who set some of them, by name, and when: the others came with the blob.
+    pub origins: BTreeMap<String, Origin>,
     /// The key whose blob record a manifest shares.
     pub source: Option<BinaryKey>,
+    /// LSN of the record that the life began with that a manifest goes on with.
+    pub life: Option<u64>,
+}
+
+/// Who set an attribute, and when.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Origin {
+    /// In milliseconds since 1970.
+    time: u64,
+    name: String,
 }
 
 impl Details {
@@ -68,10 +85,58 @@ impl Details {
                 },
             );
         }
+        let mut by_origin: BTreeMap<Option<&Origin>, Vec<MetaItem<'_>>> = BTreeMap::new();
         for (name, value) in &self.attributes {
-            meta::put(&mut bytes, MetaItem::Attribute { name, value });
+            let same = by_origin.entry(self.origins.get(name)).or_default();
+            same.push(MetaItem::Attribute { name, value });
+        }
+        // Those that came with the blob are first.
+        for (origin, attributes) in by_origin {
+            if let Some(Origin { time, name }) = origin {
+                meta::put(&mut bytes, MetaItem::Origin { time: *time, name });
+            }
+            for attribute in attributes {
+                meta::put(&mut bytes, attribute);
+            }
+        }
+        if let Some(life) = self.life {
+            meta::put(&mut bytes, MetaItem::Life(life));
         }
         bytes
+    }
+
+    /// When the payload of a version was put.
+    pub fn created(&self, entry: &Entry) -> SystemTime {
+        system_time(self.created.unwrap_or(entry.time))
+    }
+
+    /// The attributes with who set them, and when.
+    pub fn advertised(&self, created: SystemTime) -> AdvertisedAttributes {
+        let mut advertised = of_put(self.attributes.clone(), created);
+        for (name, origin) in &self.origins {
+            if let Some(one) = advertised.get_mut(name) {
+                one.source.clone_from(&origin.name);
+                one.time = system_time(origin.time);
+            }
+        }
+        advertised
+    }
+
+    /// Takes others in their place.
+    pub fn advertise(&mut self, advertised: &AdvertisedAttributes, created: SystemTime) {
+        self.attributes = plain(advertised);
+        let others = advertised
+            .iter()
+            .filter(|(_, one)| !is_of_put(&one.source, one.time, created));
+        let origin = |(name, one): (&String, &Advertised)| {
+            let time = milliseconds(one.time);
+            let origin = Origin {
+                time,
+                name: one.source.clone(),
+            };
+            (name.clone(), origin)
+        };
+        self.origins = others.map(origin).collect();
     }
 
     /// Decodes a record's metadata.
@@ -80,6 +145,7 @@ impl Details {
     /// What is wrong with it.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut details = Self::default();
+        let mut origin = None;
         for item in meta::items(bytes) {
             match item? {
                 MetaItem::Created(time) => details.created = Some(time),
@@ -92,11 +158,19 @@ impl Details {
                     };
                     details.digests.push(Digest { algorithm, bytes });
                 }
+                MetaItem::Origin { time, name } => {
+                    let name = name.to_owned();
+                    origin = Some(Origin { time, name });
+                }
                 MetaItem::Attribute { name, value } => {
+                    if let Some(origin) = &origin {
+                        details.origins.insert(name.to_owned(), origin.clone());
+                    }
                     details
                         .attributes
                         .insert(name.to_owned(), Bytes::copy_from_slice(value));
                 }
+                MetaItem::Life(lsn) => details.life = Some(lsn),
                 MetaItem::Source(key) => details.source = BinaryKey::of_stored(key).ok(),
                 _ => {}
             }

@@ -172,7 +172,7 @@ fn of_blob(entry: &Entry) -> Completed {
     Completed {
         set: entry.missing().complement(Span::first(entry.size)),
         total: Some(entry.size),
-        generation: entry.record_lsn(),
+        generation: entry.life(),
     }
 }
 
@@ -725,18 +725,11 @@ impl RangeTracker for StoreTracker {
             return Op::fail(error);
         }
         let stored = stored_key(key);
-        let earlier = self.inner.detached.before(&[&stored]);
         let inner = Arc::clone(&self.inner);
-        let detached = Arc::clone(&self.inner.detached);
-        let keys = vec![stored.clone()];
-        let forgotten = async move {
-            if let Some(earlier) = earlier {
-                earlier.await;
-            }
+        self.inner.start_in_order(vec![stored.clone()], async move {
             let deleted = inner.delete(&stored, &DeleteOptions::default()).await?;
             inner.trackers.forget(&stored);
             Ok(deleted.existed)
-        };
-        Op::start_kept(forgotten, move |rest| detached.keep(keys, rest))
+        })
     }
 }

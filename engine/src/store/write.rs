@@ -13,7 +13,6 @@ use graviton_format::record::{BLOB_MAX_LEN, ExtentRef, Manifest, RecordKind, rec
 use super::commit::{Done, Mutation, MutationOutcome, Work};
 use super::index::{Hold, holes};
 use super::inner::Inner;
-use super::read::read_details;
 use super::record::{self, Details};
 use super::ticket::Ticket;
 use super::tracker::Known;
@@ -139,18 +138,33 @@ impl Inner {
     }
 
     /// Starts a mutation of `keys` that takes several steps, and goes on if its caller gives up.
-    pub fn start_kept<T: Send + 'static>(
+    pub fn start_kept<T: Send + 'static, E: Send + 'static>(
         self: &Arc<Self>,
         keys: Vec<BinaryKey>,
-        mutation: impl Future<Output = Result<T, StorageError>> + Send + 'static,
-    ) -> StoreOp<T> {
+        mutation: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Op<T, E> {
         let detached = Arc::clone(&self.detached);
         Op::start_kept(mutation, move |rest| detached.keep(keys, rest))
     }
 
+    /// The same, behind those of `keys` that were given up and go on by themselves.
+    pub fn start_in_order<T: Send + 'static, E: Send + 'static>(
+        self: &Arc<Self>,
+        keys: Vec<BinaryKey>,
+        mutation: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Op<T, E> {
+        let earlier = self.detached.before(&keys.iter().collect::<Vec<_>>());
+        self.start_kept(keys, async move {
+            if let Some(earlier) = earlier {
+                earlier.await;
+            }
+            mutation.await
+        })
+    }
+
     pub fn check_put(&self, key: &BinaryKey, options: &PutOptions) -> Result<(), StorageError> {
         self.check_access()?;
-        check_attributes(&options.attributes)?;
+        check_attributes(&options.attributes, self.options.max_attributes_len)?;
         match options.size {
             Some(size) if size > BLOB_MAX_LEN => Err(StorageError::TooLarge {
                 key: key.clone(),
@@ -463,26 +477,16 @@ impl Inner {
         self.start_kept(vec![source.clone(), target.clone()], async move {
             let mut settled = inner.commits.lock().is_all_idle();
             loop {
-                let found = {
-                    let index = inner.index.read();
-                    index.lookup(source.stored())?.map(|(number, entry)| {
-                        let pin = inner.sectors[number].pin(std::iter::once(entry.address));
-                        (number, entry, pin)
-                    })
-                };
-                let Some((number, entry, pin)) = found else {
-                    if settled {
-                        return Err(StorageError::NotFound { key: source });
-                    }
+                let found = inner.hold(&source);
+                if matches!(found, Err(StorageError::NotFound { .. })) && !settled {
                     // A put that nobody waits for may be queued: it is not to land after this.
                     inner.after_what_is_queued().await;
                     settled = true;
                     continue;
-                };
-                let mut details = read_details(&inner.sectors[number], &source, &entry).await?;
-                drop(pin);
-                details.created.get_or_insert(entry.time);
-                details.source = None;
+                }
+                let held = found?;
+                let (number, entry) = (held.number, held.entry.clone());
+                let details = held.details_to_copy().await?;
                 let mutation = Mutation::Copy {
                     source: source.clone(),
                     expected: entry.lsn,
@@ -490,6 +494,7 @@ impl Inner {
                     target: target.clone(),
                     target_precondition: options.target_precondition,
                     meta: details.encode(),
+                    life: None,
                     time: inner.now(),
                     rename,
                 };
@@ -980,12 +985,7 @@ impl WriteBlob for Writer {
             let incoming = incoming.lock();
             (Arc::clone(&incoming.inner), incoming.target.keys())
         };
-        // What was given up before goes on by itself, and comes first.
-        let earlier = inner.detached.before(&keys.iter().collect::<Vec<_>>());
-        inner.start_kept(keys, async move {
-            if let Some(earlier) = earlier {
-                earlier.await;
-            }
+        inner.start_in_order(keys, async move {
             let mutation = poll_fn(|context| incoming.lock().poll_mutation(context)).await?;
             let ticket = incoming.lock().commit(mutation);
             committed_put(ticket).await

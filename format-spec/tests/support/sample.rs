@@ -340,6 +340,10 @@ impl Writer {
             time,
             meta_length: draft.meta.len() as u32,
             changed: None,
+            life: meta::items(&draft.meta).find_map(|item| match item {
+                Ok(MetaItem::Life(lsn)) => Some(lsn),
+                _ => None,
+            }),
             extents,
         };
         self.index
@@ -436,6 +440,17 @@ pub fn every_meta() -> Vec<u8> {
     };
     meta::put(&mut bytes, digest);
     bytes.extend(hello_meta());
+    let origin = MetaItem::Origin {
+        time: CREATED + 5,
+        name: "importer",
+    };
+    meta::put(&mut bytes, origin);
+    let attribute = MetaItem::Attribute {
+        name: "colour",
+        value: b"blue",
+    };
+    meta::put(&mut bytes, attribute);
+    meta::put(&mut bytes, MetaItem::Life(1));
     bytes
 }
 

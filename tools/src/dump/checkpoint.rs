@@ -587,6 +587,7 @@ fn show_entry(teller: &Teller<'_>, key: &[u8], entry: &ImageEntry) -> Result<(),
             time,
             meta_length,
             changed,
+            life,
             extents,
         } => {
             let kind = if extents.is_some() {
@@ -595,15 +596,16 @@ fn show_entry(teller: &Teller<'_>, key: &[u8], entry: &ImageEntry) -> Result<(),
                 "blob"
             };
             teller.line(format!(
-                "  LSN {lsn:<12} {kind:<9}  {name}  {size} bytes, record {}at {address}",
-                changed.map_or_else(String::new, |record| format!("of LSN {} ", record.lsn))
+                "  LSN {lsn:<12} {kind:<9}  {name}  {size} bytes, record {}at {address}{}",
+                changed.map_or_else(String::new, |record| format!("of LSN {} ", record.lsn)),
+                life.map_or_else(String::new, |lsn| format!(", alive since LSN {lsn}"))
             ))?;
             let changed = changed.map(
                 |record| json!({"record_lsn": record.lsn, "payload_length": record.payload_length}),
             );
             let pieces = extents.as_ref().map(|extents| pieces_json(extents));
             json!({"kind": kind, "address": address, "size": size, "time": time,
-                "meta_length": meta_length, "changed": changed, "extents": pieces})
+                "meta_length": meta_length, "changed": changed, "life": life, "extents": pieces})
         }
     };
     if let Value::Object(more) = more {

@@ -349,6 +349,14 @@ fn metadata(teller: &Teller<'_>, meta: &[u8]) -> Result<(Value, Option<String>),
                 format!("change     of version {base} from {start} on, {size} bytes afterwards"),
                 json!({"item": "change", "base": base, "start": start, "size": size}),
             ),
+            Ok(MetaItem::Origin { time, name }) => (
+                format!("origin     {} at {time}", keys::text(name.as_bytes())),
+                json!({"item": "origin", "time": time, "name": name}),
+            ),
+            Ok(MetaItem::Life(lsn)) => (
+                format!("life       since LSN {lsn}"),
+                json!({"item": "life", "lsn": lsn}),
+            ),
             Ok(_) => continue,
             Err(error) => return Ok((objects.into(), Some(error.to_string()))),
         };

@@ -8,6 +8,7 @@ mod durability;
 mod errors;
 mod keys;
 mod list;
+mod manifest;
 mod multipart;
 mod ops;
 mod preconditions;

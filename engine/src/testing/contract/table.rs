@@ -134,6 +134,19 @@ macro_rules! __each_mutable_clause {
             tracker waiting_for_ranges "wait_for ends when all of the range is complete, or the key is gone";
             tracker observers_see_changes "an observer sees what is complete now, each time it is something else, and the end of the key";
             tracker what_is_elsewhere_is_apart "bytes held elsewhere are tracked apart from blobs of the same keys";
+            manifest a_manifest_tells_what_a_blob_is_made_of "a manifest has entries that tile the blob, and what is confirmed and advertised of it; an absent key is `NotFound`";
+            manifest blobs_are_made_of_others "a blob is made of ranges of others and of holes, and does not change with them";
+            manifest a_blob_is_made_of_itself "a blob may be made of its own version before";
+            manifest entries_that_do_not_tile_are_refused "entries that overlap, leave gaps or end elsewhere than the blob are `NotTiled`, and nothing changes";
+            manifest manifests_replace_only_when_told "a manifest replaces a blob with a precondition that holds, or when told to; else it is `Exists`; what it is made of may be conditional, too";
+            manifest what_is_not_there_makes_no_blob "bytes of an absent key, or past the end of a blob, are `Unavailable`, and nothing changes";
+            manifest attributes_are_merged_replaced_or_removed "attributes are merged, replaced or removed under a new version, with who said so and when; payload, digests and creation time stay, and so does the version if nothing changes";
+            manifest updates_of_attributes_are_checked "an update of an absent key is `NotFound`, one that contradicts itself or makes the attributes too many `InvalidArgument`, and nothing changes";
+            manifest many_origins_are_kept "attributes keep who set them, however many did";
+            manifest a_life_goes_on_through_updates "trackers of a blob, and who waits for them, do not see an update of its attributes";
+            manifest updates_of_many_threads_add_up "of updates by many threads none is lost";
+            manifest manifests_are_listed_in_order "manifests are listed in the order of the keys, page by page, by prefix and delimiter, as blobs are";
+            manifest a_dropped_manifest_op_still_commits "an update or a manifest whose Op is dropped commits, in the order of the calls";
             multipart attributes_of_an_upload_are_its_blobs "attributes given at the start are the blob's, and the limits are theirs";
         }
     };
