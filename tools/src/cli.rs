@@ -1,9 +1,10 @@
 //! The command line, as it is typed.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use clap::builder::FalseyValueParser;
+use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use graviton_engine::port::{ETag, RangeSet, UploadId};
@@ -26,6 +27,7 @@ Blobs:
   mv           Rename a blob
   multipart    Make a blob of parts that are put one by one
   ranges       Show what is written of a blob, and what is not
+  attrs        Show or change what is said of a blob
 
 Store:
   init         Create a store
@@ -246,6 +248,16 @@ pub enum Command {
         after_help = "Examples:\n  graviton ranges disk.img\n  graviton ranges --elsewhere mirror/a.iso --mark 0..4096,8192..12288"
     )]
     Ranges(RangesArgs),
+
+    /// Show or change what is said of a blob
+    ///
+    /// Attributes are advertised: whoever sets one answers for it, and the store keeps who that was
+    /// and when. Size and digests are confirmed: the store has checked them. A change makes a new
+    /// version of the blob, and moves none of its bytes.
+    #[command(
+        after_help = "Examples:\n  graviton attrs notes/today\n  graviton attrs notes/today author=ada 'subject=the weather' --source editor\n  graviton attrs notes/today --remove subject\n  graviton attrs disk.img --entries"
+    )]
+    Attrs(AttrsArgs),
 
     /// Show figures and health
     ///
@@ -513,6 +525,46 @@ pub struct RangesArgs {
 fn parse_set(text: &str) -> Result<RangeSet, String> {
     text.parse()
         .map_err(|_| "expected ranges such as 0..4096,8192..12288".to_owned())
+}
+
+/// Arguments of `attrs`.
+#[derive(Debug, Args)]
+pub struct AttrsArgs {
+    /// The blob's key
+    pub key: OsString,
+
+    /// Attributes to be set: the name ends at the first '='
+    #[arg(value_name = "NAME=VALUE", value_parser = OsStringValueParser::new().try_map(parse_attribute))]
+    pub set: Vec<(String, OsString)>,
+
+    /// An attribute to be removed, if it is there; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub remove: Vec<String>,
+
+    /// Remove all others
+    #[arg(long, conflicts_with = "remove")]
+    pub replace: bool,
+
+    /// Who says so: kept with what is set
+    #[arg(long, value_name = "WHO", default_value = "graviton", requires = "set")]
+    pub source: String,
+
+    /// Only if the blob has this ETag
+    #[arg(long, value_name = "ETAG", value_parser = parse_etag)]
+    pub if_etag: Option<ETag>,
+
+    /// Show where the blob's bytes lie, too
+    #[arg(long)]
+    pub entries: bool,
+}
+
+fn parse_attribute(argument: OsString) -> Result<(String, OsString), String> {
+    let bytes = argument.as_bytes();
+    let wrong = "expected NAME=VALUE, the name in UTF-8";
+    let at = bytes.iter().position(|&byte| byte == b'=').ok_or(wrong)?;
+    let name = std::str::from_utf8(&bytes[..at]).map_err(|_| wrong)?;
+    let value = OsString::from_vec(bytes[at + 1..].to_vec());
+    Ok((name.to_owned(), value))
 }
 
 /// Arguments of `get`.

@@ -3,6 +3,7 @@
 
 #![deny(unsafe_code)]
 
+mod attributes;
 mod beneath;
 mod blobs;
 mod cli;
@@ -113,6 +114,7 @@ fn dispatch(session: &Session, command: &Command) -> Result<(), Failure> {
         Command::Mv(args) => blobs::mv(session, args),
         Command::Multipart { what } => multipart::run(session, what),
         Command::Ranges(args) => ranges::run(session, args),
+        Command::Attrs(args) => attributes::run(session, args),
         Command::Info => stores::info(session),
         Command::Verify => stores::verify(session),
         Command::Compact => stores::compact(session),

@@ -175,7 +175,7 @@ pub struct NewManifest {
 }
 
 impl NewManifest {
-    /// Appends the bytes of a blob from `start` to `end`.
+    /// Appends the bytes of a blob from `start` to `end`; if that is nothing, no entry.
     ///
     /// # Errors
     /// `InvalidArgument` if that runs backwards, or the blob would be larger than 2^64-1 bytes.
@@ -191,7 +191,7 @@ impl NewManifest {
         )
     }
 
-    /// Appends a hole of so many bytes.
+    /// Appends a hole of so many bytes; if that is none, no entry.
     ///
     /// # Errors
     /// `InvalidArgument` if the blob would be larger than 2^64-1 bytes.
@@ -200,6 +200,9 @@ impl NewManifest {
     }
 
     fn push(&mut self, length: u64, content: EntryContent) -> Result<(), ManifestError> {
+        if length == 0 {
+            return Ok(());
+        }
         let span = Span::at(self.size, length)?;
         self.size = span.end();
         self.entries.push(NewEntry { span, content });

@@ -123,6 +123,10 @@ impl Inner {
                 let details = held.details_to_copy().await?;
                 let now = inner.now();
                 let Some(details) = updated(&held.entry, details, &update, now, limit)? else {
+                    if durable(options.durability) {
+                        // What was written before may not be as durable yet.
+                        inner.submit(held.number, Work::Sync, true).await?;
+                    }
                     return Ok(PutOutcome {
                         etag: ETag::of_version(version),
                         version,
@@ -176,6 +180,7 @@ impl Inner {
         self.start_in_order(keys, async move {
             inner.settle_queues().await;
             loop {
+                inner.check_target(&key, &options)?;
                 let number = inner.place_manifest(&key, &new)?;
                 let plan = inner.plan_manifest(&key, &new, number)?;
                 // They hold what is copied until it is named.
@@ -192,10 +197,9 @@ impl Inner {
                     // What it is to be made of has other versions by now, or lies elsewhere.
                     Ok(Done::Changed) => continue,
                     Ok(_) => Err(unexpected().into()),
-                    Err(StorageError::PreconditionFailed {
-                        key,
-                        actual: Some(etag),
-                    }) if must_be_new(&options) => Err(ManifestError::Exists { key, etag }),
+                    Err(StorageError::PreconditionFailed { key, actual }) => {
+                        Err(refused(key, actual, &options))
+                    }
                     Err(error) => Err(error.into()),
                 };
             }
@@ -217,22 +221,44 @@ impl Inner {
         new.check(key)
     }
 
-    /// The sector that a new blob is to lie in: where most of what it can share is, if it takes records.
+    /// Sees whether a manifest may be put as it is now: that is decided once more when it is committed.
+    fn check_target(
+        &self,
+        key: &BinaryKey,
+        options: &PutManifestOptions,
+    ) -> Result<(), ManifestError> {
+        let found = self.index.read().lookup(key.stored())?;
+        let current = found.map(|(_, entry)| entry.lsn);
+        if precondition(options).holds(current) {
+            return Ok(());
+        }
+        Err(refused(key.clone(), current.map(ETag::of_version), options))
+    }
+
+    /// The sector that a new blob is to lie in: where most of what it can share is, if it takes records
+    /// and has room for the rest.
     fn place_manifest(&self, key: &BinaryKey, new: &NewManifest) -> Result<usize, StorageError> {
-        let mut shareable: BTreeMap<usize, u64> = BTreeMap::new();
-        {
+        let most = {
             let index = self.index.read();
+            let mut shareable: BTreeMap<usize, u64> = BTreeMap::new();
+            let mut copied = 0;
             for (entry, source) in new.entries.iter().zip(new.entries.iter().map(source)) {
                 let Some(source) = source else { continue };
+                copied += entry.span.len();
                 if let Some((number, found)) = index.lookup(source.stored())?
                     && found.extents.is_some()
-                    && self.sectors[number].poisoned().is_none()
                 {
                     *shareable.entry(number).or_default() += entry.span.len();
                 }
             }
-        }
-        match shareable.into_iter().max_by_key(|(_, bytes)| *bytes) {
+            let fits = |(number, shared): &(usize, u64)| {
+                let is_healthy = self.sectors[*number].poisoned().is_none();
+                is_healthy && self.available(&index, *number) >= copied - shared
+            };
+            let fitting = shareable.into_iter().filter(fits);
+            fitting.max_by_key(|(_, shared)| *shared)
+        };
+        match most {
             Some((number, _)) => Ok(number),
             None => self.place(key, new.size),
         }
@@ -359,10 +385,7 @@ impl Inner {
         };
         let mutation = Mutation::Compose {
             target: key.clone(),
-            precondition: match must_be_new(options) {
-                true => Precondition::IfAbsent,
-                false => options.precondition,
-            },
+            precondition: precondition(options),
             sources: plan.sources.into_iter().collect(),
             shared: plan.shared,
             manifest: (size, join(pieces).into()),
@@ -403,6 +426,22 @@ async fn end_copy(copies: &mut [Incoming]) -> Result<Vec<ExtentRef>, StorageErro
 
 fn must_be_new(options: &PutManifestOptions) -> bool {
     options.precondition == Precondition::None && !options.replace
+}
+
+/// What must hold of the key that a manifest is put under.
+fn precondition(options: &PutManifestOptions) -> Precondition {
+    match must_be_new(options) {
+        true => Precondition::IfAbsent,
+        false => options.precondition,
+    }
+}
+
+/// It did not hold.
+fn refused(key: BinaryKey, actual: Option<ETag>, options: &PutManifestOptions) -> ManifestError {
+    match actual {
+        Some(etag) if must_be_new(options) => ManifestError::Exists { key, etag },
+        _ => StorageError::PreconditionFailed { key, actual }.into(),
+    }
 }
 
 /// The blob that an entry names.

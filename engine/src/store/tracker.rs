@@ -324,12 +324,7 @@ impl StoreTracker {
             return Op::fail(error);
         }
         let (tracker, key, told) = (self.clone(), key.clone(), self.told_as(key));
-        let earlier = self.inner.detached.before(&[&told]);
-        let detached = Arc::clone(&self.inner.detached);
-        let changed = async move {
-            if let Some(earlier) = earlier {
-                earlier.await;
-            }
+        self.inner.start_in_order(vec![told], async move {
             loop {
                 let found = tracker.current(&key).await?;
                 let before = match &found {
@@ -378,8 +373,7 @@ impl StoreTracker {
                     Err(error) => return Err(error),
                 }
             }
-        };
-        Op::start_kept(changed, move |rest| detached.keep(vec![told], rest))
+        })
     }
 
     /// Makes holes of what is not to be complete any more of a blob. Returns the new version; `None`

@@ -167,6 +167,34 @@ pub(super) struct Complete {
     pub(super) again: bool,
 }
 
+/// What a blob is made of that is made of others: up to so many bytes of each.
+#[derive(Debug, Clone)]
+pub(super) struct Compose {
+    pub(super) key: BinaryKey,
+    /// Between two places of each; `None`: a hole that is as long as the second place is far in the blob
+    /// that has the key now.
+    pub(super) entries: Vec<(Option<BinaryKey>, Border, Border)>,
+    /// The first entry is left out, and nothing is in its place.
+    pub(super) gap: bool,
+    pub(super) replace: bool,
+    pub(super) condition: Condition,
+    pub(super) attributes: usize,
+    pub(super) durability: Durability,
+}
+
+/// A change of what is said of a blob.
+#[derive(Debug, Clone)]
+pub(super) struct Update {
+    pub(super) key: BinaryKey,
+    /// How many of the attributes of puts are set.
+    pub(super) set: usize,
+    /// And how many more are removed.
+    pub(super) remove: usize,
+    pub(super) replace: bool,
+    pub(super) condition: Condition,
+    pub(super) durability: Durability,
+}
+
 /// How many keys have bytes elsewhere that are tracked.
 pub(super) const TRACKED: usize = 4;
 
@@ -243,6 +271,8 @@ pub(super) enum Kind {
     Copy(Copy),
     Create(Create),
     PutRange(PutRange),
+    Compose(Compose),
+    Update(Update),
     /// By the tracker of a blob: what lies between two places is a hole from here on.
     Erase {
         key: BinaryKey,
@@ -445,7 +475,9 @@ impl Steps {
     }
 
     fn mutable_kind(&mut self) -> Kind {
-        match self.random.below(24) {
+        match self.random.below(30) {
+            24..27 => Kind::Compose(self.compose()),
+            27..30 => Kind::Update(self.update()),
             0 => Kind::Create(self.create()),
             1..9 => Kind::PutRange(self.put_range()),
             9 => Kind::Erase {
@@ -721,6 +753,38 @@ impl Steps {
             start: self.border(),
             content,
             past_end: *self.random.pick(&past_ends),
+            condition: self.condition(),
+            durability: self.durability(),
+        }
+    }
+
+    fn compose(&mut self) -> Compose {
+        let mut entries = Vec::new();
+        for _ in 0..self.random.below(5) {
+            let source = (!self.random.one_in(4)).then(|| self.key());
+            let mut borders = || match self.random.one_in(4) {
+                true => self.border(),
+                false => Border::Share(self.random.number() % 65_537),
+            };
+            entries.push((source, borders(), borders()));
+        }
+        Compose {
+            key: self.key(),
+            entries,
+            gap: self.random.one_in(12),
+            replace: self.random.one_in(2),
+            condition: self.condition(),
+            attributes: self.random.below(3),
+            durability: self.durability(),
+        }
+    }
+
+    fn update(&mut self) -> Update {
+        Update {
+            key: self.key(),
+            set: self.random.below(4),
+            remove: self.random.below(2),
+            replace: self.random.one_in(3),
             condition: self.condition(),
             durability: self.durability(),
         }

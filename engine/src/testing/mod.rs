@@ -27,6 +27,7 @@
 //! ```
 
 mod beside;
+mod composed;
 mod contract;
 mod history;
 mod minimise;

@@ -325,6 +325,8 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             Kind::Copy(copy) => self.copy(copy),
             Kind::Create(create) => self.create(create),
             Kind::PutRange(put) => self.put_range(put),
+            Kind::Compose(compose) => self.compose(compose),
+            Kind::Update(update) => self.update(update),
             Kind::Erase {
                 key,
                 range: (start, end),

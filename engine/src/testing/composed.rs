@@ -1,0 +1,113 @@
+//! The part of [`Pair`] that is about manifests: blobs that are made of others, and what is said of
+//! blobs.
+
+use super::Subject;
+use super::history::{Compose, Update};
+use super::pair::{Difference, Pair, attributes, expect};
+use crate::port::{
+    AttributesUpdate, ManifestError, MutableObjectStore, NewManifest, PutManifestOptions,
+    StorageError, UpdateOptions,
+};
+
+/// What the manifests say, in the words of a store.
+fn as_storage(error: ManifestError) -> StorageError {
+    match error {
+        ManifestError::NotFound { key } => StorageError::NotFound { key },
+        ManifestError::Exists { key, etag } => {
+            let actual = Some(etag);
+            StorageError::PreconditionFailed { key, actual }
+        }
+        ManifestError::NotTiled { .. } => StorageError::invalid(error.to_string()),
+        ManifestError::Unavailable { error, .. } => *error,
+        ManifestError::Storage(error) => error,
+    }
+}
+
+impl<S: Subject + ?Sized> Pair<'_, S> {
+    pub(super) fn compose(&mut self, compose: &Compose) -> Result<(), Difference> {
+        /// So that nothing that is read whole is large.
+        const LENGTH_MAX: u64 = 1 << 17;
+        let Some(store) = self.mutable() else {
+            return Ok(());
+        };
+        let key = &compose.key;
+        let mut new = NewManifest::default();
+        for (source, one, other) in &compose.entries {
+            let of = source.as_ref().unwrap_or(key);
+            let (one, other) = (self.place(of, *one), self.place(of, *other));
+            let (start, end) = (one.min(other), one.max(other));
+            let end = end.min(start.saturating_add(LENGTH_MAX));
+            expect(match source {
+                Some(source) => new.append(source, start, end).map_err(as_storage),
+                None => new.append_hole(end - start).map_err(as_storage),
+            })?;
+        }
+        if compose.gap && !new.entries.is_empty() {
+            new.entries.remove(0);
+        }
+        let options = PutManifestOptions {
+            precondition: self.precise(key, compose.condition),
+            replace: compose.replace,
+            durability: compose.durability,
+            attributes: attributes(compose.attributes),
+        };
+        let mut for_store = options.clone();
+        for_store.precondition = self.translate(options.precondition);
+        let put = |store: &dyn MutableObjectStore, options| {
+            let put = store.manifests().put(key, &new, options);
+            put.wait().map_err(as_storage)
+        };
+        let made = put(&*store, for_store);
+        match self.settle(&[key], compose.durability, made, |model| {
+            put(model, options)
+        })? {
+            Some((model, made)) => self.record(key, &model, &made),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn update(&mut self, update: &Update) -> Result<(), Difference> {
+        let Some(store) = self.mutable() else {
+            return Ok(());
+        };
+        let key = &update.key;
+        let names = attributes(update.set + update.remove);
+        let change = AttributesUpdate {
+            replace: update.replace,
+            set: attributes(update.set),
+            remove: names.into_keys().skip(update.set).collect(),
+            source: format!("source {}", update.set % 2),
+        };
+        let options = UpdateOptions {
+            precondition: self.precise(key, update.condition),
+            durability: update.durability,
+        };
+        let for_store = UpdateOptions {
+            precondition: self.translate(options.precondition),
+            ..options
+        };
+        let run = |store: &dyn MutableObjectStore, options| {
+            let manifests = store.manifests();
+            let updated = manifests.update_attributes(key, change.clone(), options);
+            updated.wait().map_err(as_storage)
+        };
+        let made = run(&*store, for_store);
+        let before = self.current(key).map(|info| info.version);
+        let snapshot = self.model().snapshot();
+        let model = run(self.model(), options);
+        if model
+            .as_ref()
+            .is_ok_and(|model| Some(model.version) == before)
+        {
+            return match self.compare(model, made)? {
+                Some((model, made)) => self.check_version(key, model.version, made.version),
+                None => Ok(()),
+            };
+        }
+        self.model().restore(&snapshot);
+        match self.settle(&[key], update.durability, made, |model| run(model, options))? {
+            Some((model, made)) => self.record(key, &model, &made),
+            None => Ok(()),
+        }
+    }
+}
