@@ -1,5 +1,6 @@
 //! One store, its operations one by one: durable puts and gets by size with one caller and with
-//! sixteen in flight, batches, listings, opening.
+//! sixteen in flight, batches, listings, opening; puts and gets of ranges next to plain ones;
+//! compare-and-set by threads.
 //!
 //! `cargo bench -p graviton-benches`; `GRAVITON_BENCH_DIR` chooses the device. The figures are those
 //! of the machine they were taken on.
@@ -11,7 +12,10 @@ use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
 };
 use graviton_benches::{BenchStore, batch, fill, key, payload, wait_all};
-use graviton_engine::port::{BlobStore, GetOptions, ListRequest, PutOptions};
+use graviton_engine::port::{
+    BinaryKey, BlobStore, Expected, GetOptions, GetRangesOptions, ListRequest, MutableObjectStore,
+    PutOptions, PutRangeOptions, RangeTracker, Span, TrackOptions, TrackerError,
+};
 use graviton_engine::store::{GIB, Store};
 
 const KIB: usize = 1024;
@@ -181,5 +185,158 @@ fn open(criterion: &mut Criterion, bench: &BenchStore) {
     group.finish();
 }
 
-criterion_group!(engine, put, get, batches, list_and_open);
+/// Ranges of a blob of 8 MiB, as long as the blobs that they are next to: begun at a multiple of 4 KiB,
+/// or one byte behind.
+const SHIFTS: [(&str, u64); 2] = [("aligned", 0), ("unaligned", 1)];
+const WHOLE: usize = 8 * KIB * KIB;
+
+fn range(number: usize, size: usize, shift: u64) -> Span {
+    let places = WHOLE / (size.next_multiple_of(4 * KIB) + 4 * KIB);
+    let start = number % places * (size.next_multiple_of(4 * KIB) + 4 * KIB);
+    Span::at(start as u64 + shift, size as u64).expect("it ends")
+}
+
+fn put_range(criterion: &mut Criterion) {
+    let mut group = short(criterion, "put_range");
+    for (name, size) in SIZES {
+        let payload = payload(size);
+        group.throughput(throughput(1, size));
+        for (alignment, shift) in SHIFTS {
+            let bench = BenchStore::create(2 * GIB);
+            whole(&bench.store);
+            let mut numbers = 0..;
+            group.bench_function(BenchmarkId::new(name, alignment), |bencher| {
+                bencher.iter(|| {
+                    let range = range(numbers.next().unwrap_or(0), size, shift);
+                    let options = PutRangeOptions::default();
+                    let put = bench
+                        .store
+                        .put_range(&key(0), range, payload.clone(), options);
+                    put.wait().expect("the range is put")
+                });
+            });
+        }
+        let bench = BenchStore::create(2 * GIB);
+        let mut numbers = (0..KEYS).cycle();
+        group.bench_function(BenchmarkId::new(name, "plain put"), |bencher| {
+            bencher.iter(|| {
+                let number = numbers.next().unwrap_or(0);
+                let put = bench
+                    .store
+                    .put(&key(number), payload.clone(), PutOptions::default());
+                put.wait().expect("the blob is put")
+            });
+        });
+    }
+    group.finish();
+}
+
+fn get_range(criterion: &mut Criterion) {
+    let mut group = short(criterion, "get_range");
+    for (name, size) in SIZES {
+        group.throughput(throughput(1, size));
+        let bench = BenchStore::create(GIB);
+        whole(&bench.store);
+        for (alignment, shift) in SHIFTS {
+            let mut numbers = 0..;
+            group.bench_function(BenchmarkId::new(name, alignment), |bencher| {
+                bencher.iter(|| {
+                    let range = range(numbers.next().unwrap_or(0), size, shift);
+                    let options = GetRangesOptions::default();
+                    let get = bench.store.get_ranges(&key(0), &[range], options);
+                    get.wait().expect("the range is read")
+                });
+            });
+        }
+        let bench = BenchStore::create(GIB);
+        fill_one_by_one(&bench.store, size);
+        let mut numbers = (0..KEYS).cycle();
+        group.bench_function(BenchmarkId::new(name, "plain get"), |bencher| {
+            bencher.iter(|| {
+                let number = numbers.next().unwrap_or(0);
+                let get = bench.store.get(&key(number), GetOptions::default());
+                get.wait().expect("the blob is read")
+            });
+        });
+    }
+    group.finish();
+}
+
+/// The blob that ranges are of.
+fn whole(store: &Store) {
+    let put = store.put(&key(0), payload(WHOLE), PutOptions::default());
+    put.wait().expect("the blob is put");
+}
+
+/// Threads add a block each to the set of one key, or of a key each, until every one has done so as
+/// often as it was asked to: so many sets that succeeded, in how long.
+fn compare_and_set(criterion: &mut Criterion) {
+    let mut group = short(criterion, "compare_and_set");
+    let bench = BenchStore::create(GIB);
+    for (keys, is_shared) in [("one key", true), ("a key each", false)] {
+        for threads in [1_u32, 4, 16] {
+            group.throughput(Throughput::Elements(threads.into()));
+            group.bench_function(BenchmarkId::new(keys, threads), |bencher| {
+                bencher.iter_custom(|times| {
+                    let tracker = bench.store.ranges_elsewhere();
+                    for number in 0..threads {
+                        let forgotten = tracker.forget(&key(number as usize)).wait();
+                        forgotten.expect("it is forgotten");
+                    }
+                    let before = Instant::now();
+                    std::thread::scope(|scope| {
+                        for number in 0..threads {
+                            let tracker = &*tracker;
+                            let key = key(if is_shared { 0 } else { number as usize });
+                            scope.spawn(move || {
+                                for own in 0..times {
+                                    raise(
+                                        tracker,
+                                        &key,
+                                        own * u64::from(threads) + u64::from(number),
+                                    );
+                                }
+                            });
+                        }
+                    });
+                    before.elapsed()
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+/// Adds the block with this number, however often that takes.
+fn raise(tracker: &dyn RangeTracker, key: &BinaryKey, number: u64) {
+    // Sets stay short, as they do where blocks fill up.
+    let block = Span::at(number % 1024 * 4096, 4096).expect("it ends");
+    let mut known = tracker.get_completed(key).wait().unwrap_or_default();
+    loop {
+        let mut update = known.set.clone();
+        match update.contains(block.start()) {
+            true => update.remove(block),
+            false => update.insert(block),
+        }
+        let (expected, options) = (Expected::from(known.set), TrackOptions::default());
+        match tracker
+            .compare_and_set(key, expected, &update, options)
+            .wait()
+        {
+            Err(TrackerError::Mismatch { actual, .. }) => known = *actual,
+            outcome => return drop(outcome.expect("the set is replaced")),
+        }
+    }
+}
+
+criterion_group!(
+    engine,
+    put,
+    get,
+    batches,
+    list_and_open,
+    put_range,
+    get_range,
+    compare_and_set
+);
 criterion_main!(engine);

@@ -19,6 +19,10 @@ use graviton_tests::{
 };
 use tempfile::TempDir;
 
+fn in_memory(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("few bytes")
+}
+
 fn key(name: &str) -> BinaryKey {
     BinaryKey::new(name).expect("a short key")
 }
@@ -72,14 +76,16 @@ fn large_payload_is_shared_and_attributes_cost_a_record() {
         },
         ..options
     });
-    let bytes = Bytes::from(payload(1, 40 * MIB as usize));
+    let bytes = payload(1, in_memory(40 * MIB));
     put(&store, "large", &bytes);
     let before = written(&store);
     let mut turned = NewManifest::default();
     turned
         .append(&key("large"), 17 * MIB + 1, 40 * MIB)
-        .unwrap();
-    turned.append(&key("large"), 0, 17 * MIB + 1).unwrap();
+        .expect("it is there");
+    turned
+        .append(&key("large"), 0, 17 * MIB + 1)
+        .expect("it is there");
     compose(&store, "turned", &turned).expect("it is there");
     for number in 0..10 {
         let value = Bytes::from(vec![number; 100]);
@@ -92,10 +98,14 @@ fn large_payload_is_shared_and_attributes_cost_a_record() {
     }
     let cost = written(&store) - before;
     // A manifest names 16 bytes for each piece.
-    let pieces = store.stat(&key("large")).wait().unwrap().fragments as u64;
+    let pieces = store
+        .stat(&key("large"))
+        .wait()
+        .expect("it is there")
+        .fragments as u64;
     let most = 11 * (pieces * 16 + 4 * KIB);
     assert!(cost <= most, "{cost} bytes for eleven records");
-    let at = usize::try_from(17 * MIB + 1).expect("small");
+    let at = in_memory(17 * MIB + 1);
     assert!(get(&store, "turned") == [&bytes[at..], &bytes[..at]].concat());
     assert!(get(&store, "large") == bytes);
     check_whole(&store);
@@ -115,19 +125,26 @@ fn blobs_are_made_across_sectors() {
     for (name, number) in names.iter().zip(0..) {
         // Some lie in extents, some in their own records.
         let size = [3_000_000, 1000][number % 2];
-        let bytes = Bytes::from(payload(number as u64, size));
+        let bytes = payload(number as u64, size);
         put(&store, name, &bytes);
-        new.append(&key(name), 10, size as u64).unwrap();
+        new.append(&key(name), 10, size as u64)
+            .expect("it is there");
         expected.extend_from_slice(&bytes[10..]);
     }
     let stats = names.iter().map(|name| store.stat(&key(name)).wait());
-    let mut sectors: Vec<_> = stats.flat_map(|info| info.unwrap().sectors).collect();
+    let mut sectors: Vec<_> = stats
+        .flat_map(|info| info.expect("it is there").sectors)
+        .collect();
     sectors.sort_unstable();
     sectors.dedup();
     assert_eq!(sectors.len(), 3, "the sources lie in all sectors");
     compose(&store, "made", &new).expect("all of it is there");
     compose(&store, "again", &new).expect("all of it is there");
-    let manifest = store.manifests().get(&key("made")).wait().unwrap();
+    let manifest = store
+        .manifests()
+        .get(&key("made"))
+        .wait()
+        .expect("it is there");
     let holders = manifest
         .entries
         .iter()
@@ -170,7 +187,7 @@ fn a_blob_is_made_of_one_version_of_another() {
         },
         ..options
     });
-    put(&store, "source", &vec![0; SIZE as usize].into());
+    put(&store, "source", &vec![0; in_memory(SIZE)].into());
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -179,20 +196,20 @@ fn a_blob_is_made_of_one_version_of_another() {
                 number += 1;
                 let start = number * 7 % (SIZE / PIECE) * PIECE;
                 let range = Span::at(start, PIECE).expect("it ends");
-                let bytes = payload(number, PIECE as usize).into();
+                let bytes = payload(number, in_memory(PIECE));
                 let options = PutRangeOptions::default();
                 let put = store.put_range(&key("source"), range, bytes, options);
                 put.wait().expect("it is put");
             }
         });
         let mut twice = NewManifest::default();
-        twice.append(&key("source"), 0, SIZE).unwrap();
-        twice.append(&key("source"), 0, SIZE).unwrap();
+        twice.append(&key("source"), 0, SIZE).expect("it is there");
+        twice.append(&key("source"), 0, SIZE).expect("it is there");
         for number in 0..60 {
             let name = format!("made {}", number % 3);
             compose(&store, &name, &twice).expect("it is there");
             let made = get(&store, &name);
-            let (first, second) = made.split_at(SIZE as usize);
+            let (first, second) = made.split_at(in_memory(SIZE));
             assert!(first == second, "{name}: two versions");
         }
         is_over.store(true, Ordering::Relaxed);
@@ -283,19 +300,19 @@ fn what_is_damaged_is_an_item_of_a_listing() {
 fn pages_of_many_entries_are_short() {
     const ENTRIES: u64 = 40_000;
     let (_directory, store) = create(|options| options);
-    let large = Bytes::from(payload(1, 2 * MIB as usize));
+    let large = payload(1, in_memory(2 * MIB));
     put(&store, "a/large", &large);
     let mut new = NewManifest::default();
     for number in 0..ENTRIES / 2 {
         new.append(&key("a/large"), number * 4, number * 4 + 3)
-            .unwrap();
-        new.append_hole(1).unwrap();
+            .expect("it is there");
+        new.append_hole(1).expect("it is there");
     }
     for name in ["b", "c", "d/1", "e"] {
         compose(&store, name, &new).expect("it is there");
     }
     let made = get(&store, "c");
-    let expected: Vec<u8> = large[..2 * ENTRIES as usize]
+    let expected: Vec<u8> = large[..in_memory(2 * ENTRIES)]
         .chunks(4)
         .flat_map(|four| [four[0], four[1], four[2], 0])
         .collect();

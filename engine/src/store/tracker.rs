@@ -727,3 +727,40 @@ impl RangeTracker for StoreTracker {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the store keeps in memory of a key whose set this is.
+    fn bytes_for(spans: &[Range<u64>], total: u64) -> usize {
+        let known = Known {
+            version: 1,
+            generation: 1,
+            total: Some(total),
+            packed: pack(spans).into(),
+            size: 0,
+            changes: 0,
+        };
+        let completed = known.completed().expect("it was packed here");
+        assert_eq!(spans_of(&completed.set), spans);
+        bytes_of(
+            &BinaryKey::new("a key of some length").expect("a good key"),
+            &known,
+        )
+    }
+
+    #[test]
+    fn sets_of_100_gib_take_little() {
+        const TOTAL: u64 = 100 << 30;
+        let whole = bytes_for(std::slice::from_ref(&(0..TOTAL)), TOTAL);
+        assert!(whole < 1024, "{whole} bytes for all of it");
+        let alternate = (0..TOTAL).step_by(8192).map(|start| start..start + 4096);
+        let alternate = bytes_for(&alternate.collect::<Vec<_>>(), TOTAL);
+        assert!(
+            alternate < 4 << 20,
+            "{alternate} bytes for alternate blocks"
+        );
+        println!("complete: {whole} bytes, alternate blocks of 4 KiB: {alternate} bytes");
+    }
+}

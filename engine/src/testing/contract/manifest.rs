@@ -599,8 +599,8 @@ pub(super) fn updates_of_many_threads_add_up(subject: MutableSubject<'_>) {
 pub(super) fn manifests_are_listed_in_order(subject: MutableSubject<'_>) {
     let mut store = subject.fresh();
     for number in 0..7 {
-        store.save(&format!("a/{number}"), payload(number, 10));
-        store.save(&format!("b/{number}/x"), payload(number, 2000 * KIB));
+        store.save(format!("a/{number}"), payload(number, 10));
+        store.save(format!("b/{number}/x"), payload(number, 2000 * KIB));
     }
     store = subject.reopen(store);
     let manifests = store.manifests();
