@@ -8,9 +8,9 @@ use std::thread;
 use bytes::Bytes;
 use graviton_engine::io::BackendChoice;
 use graviton_engine::port::{
-    AttributesUpdate, BinaryKey, BlobStore, DeleteOptions, ErrorKind, GetOptions, ListRequest,
-    Location, ManifestError, MutableObjectStore, NewManifest, PutManifestOptions, PutOptions,
-    PutRangeOptions, Span, StorageError, UpdateOptions,
+    AttributesUpdate, BinaryKey, BlobStore, CopyOptions, DeleteOptions, ErrorKind, GetOptions,
+    ListRequest, Location, ManifestError, MutableObjectStore, NewManifest, PutManifestOptions,
+    PutOptions, PutRangeOptions, Span, StorageError, UpdateOptions,
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_tests::random::payload;
@@ -378,4 +378,49 @@ fn pages_of_many_entries_are_short() {
         refused.expect_err("the same limit").to_string(),
         error.to_string()
     );
+}
+
+/// Whoever copies a blob, renames it, changes its attributes or makes another of it gets through,
+/// however many put ranges into it and replace it all the time.
+#[test]
+fn nobody_is_kept_from_what_is_always_changing() {
+    const WRITERS: u64 = 8;
+    let (_directory, store) = create(|options| options);
+    put(&store, "hot", &payload(0, 10_000));
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            let (store, is_over) = (&store, &is_over);
+            scope.spawn(move || {
+                let hot = key("hot");
+                while !is_over.load(Ordering::Relaxed) {
+                    if writer % 2 == 0 {
+                        put(store, "hot", &payload(writer, 10_000));
+                        continue;
+                    }
+                    let range = Span::at(writer * 100, 100).expect("it ends");
+                    let bytes = payload(writer, 100);
+                    let options = PutRangeOptions::default();
+                    let put = store.put_range(&hot, range, bytes, options);
+                    put.wait().expect("it is put");
+                }
+            });
+        }
+        for number in 0..10 {
+            let value = format!("{number}").into();
+            let update = AttributesUpdate::merge([("name".to_owned(), value)].into());
+            let updated =
+                store
+                    .manifests()
+                    .update_attributes(&key("hot"), update, UpdateOptions::default());
+            updated.wait().expect("it is there");
+            let copied = store.copy(&key("hot"), &key("copy"), CopyOptions::default());
+            copied.wait().expect("it is there");
+            let mut new = NewManifest::default();
+            new.append(&key("hot"), 5, 9000).expect("a range");
+            compose(&store, "made", &new).expect("it is there");
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    check_whole(&store);
 }

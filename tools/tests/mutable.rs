@@ -196,3 +196,93 @@ fn bytes_elsewhere_are_tracked() {
     );
     subject.done("verify");
 }
+
+#[test]
+fn attributes_are_shown_and_changed() {
+    let subject = Subject::new();
+    let file = subject.file("file", b"hello\n");
+    subject.done(&format!("put k {file}"));
+    subject.done("attrs k author=ada subject=a=b --source editor");
+    let shown = subject.json("attrs k");
+    let advertised = |shown: &Value| -> Vec<String> {
+        let all = shown["advertised"].as_array().expect("a list").iter();
+        let text = |one: &Value, field: &str| one[field].as_str().expect("text").to_owned();
+        all.map(|one| {
+            let [name, value, source] = ["name", "value", "source"].map(|field| text(one, field));
+            format!("{name} = {value} by {source}")
+        })
+        .collect()
+    };
+    assert_eq!(
+        advertised(&shown),
+        ["author = ada by editor", "subject = a=b by editor"]
+    );
+    assert_eq!(shown["confirmed"][0]["value"], 6);
+    assert_eq!(shown["entries"], Value::Null);
+    let etag = shown["etag"].as_str().expect("text").to_owned();
+    // Nothing is another than before.
+    let again = subject.json("attrs k author=ada --remove nothing");
+    assert_eq!(again, shown);
+    let changed = subject.json(&format!(
+        "attrs k author=bob --remove subject --if-etag {etag}"
+    ));
+    assert_eq!(advertised(&changed), ["author = bob by graviton"]);
+    let newer = changed["etag"].as_str().expect("text");
+    subject.fails(
+        &format!("attrs k author=eve --if-etag {etag}"),
+        1,
+        &format!("precondition failed for k: its ETag is \"{newer}\""),
+    );
+    let replaced = subject.json("attrs k x= --replace");
+    assert_eq!(advertised(&replaced), ["x =  by graviton"]);
+    assert_eq!(advertised(&subject.json("attrs k --replace")), [""; 0]);
+    assert_eq!(subject.bytes("get k"), b"hello\n");
+
+    subject.done("put disk --hole 1MiB");
+    subject.done(&format!("put disk {file} --range 10.."));
+    let entries = subject.json("attrs disk --entries")["entries"].clone();
+    let place = |entry: &Value| {
+        (
+            entry["start"].as_u64(),
+            entry["end"].as_u64(),
+            entry["hole"] == true,
+        )
+    };
+    let places: Vec<_> = entries
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(place)
+        .collect();
+    let whole = Some(1 << 20);
+    assert_eq!(
+        places,
+        [
+            (Some(0), Some(10), true),
+            (Some(10), Some(16), false),
+            (Some(16), whole, true)
+        ]
+    );
+    assert_eq!(subject.done("attrs disk --entries").lines().count(), 3 + 3);
+
+    subject.fails("attrs absent", 3, "not found: absent");
+    subject.fails("attrs absent a=b", 3, "not found: absent");
+    subject.fails(
+        "attrs k a=b --remove a",
+        2,
+        "invalid argument: attribute \"a\" is to be set and to be removed",
+    );
+    subject.fails(
+        "attrs k a",
+        2,
+        "invalid value 'a' for '[NAME=VALUE]...': expected NAME=VALUE, the name in UTF-8",
+    );
+    subject.fails(
+        "attrs k =a",
+        2,
+        "invalid argument: attribute name of 0 bytes, must be 1 to 255",
+    );
+    let unchanged = format!("attrs k --if-etag {newer}");
+    subject.fails(&unchanged, 2, "--if-etag, and nothing to change");
+    subject.done("verify");
+}
