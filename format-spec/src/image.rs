@@ -255,7 +255,9 @@ impl ImageBuilder {
                 }
                 if let Some(life) = life {
                     assert!(
-                        *life < entry.lsn && extents.is_some(),
+                        *life < changed.map_or(entry.lsn, |record| record.lsn)
+                            && *life > 0
+                            && extents.is_some(),
                         "no life that began before its record"
                     );
                     put(bytes, self.lsn_base - life);

@@ -334,6 +334,7 @@ fn pages_of_many_entries_are_short() {
             break;
         }
     }
+    // Each takes a third of a page, and more.
     assert_eq!(pages, ["b c a/ d/", "e"]);
     store.close().expect("it closes");
 
@@ -378,6 +379,92 @@ fn pages_of_many_entries_are_short() {
         refused.expect_err("the same limit").to_string(),
         error.to_string()
     );
+}
+
+/// Manifests that would be too many pieces are refused before they are gathered; those of many pieces are
+/// planned in one pass over each.
+#[test]
+fn what_would_be_too_many_pieces_is_refused_at_once() {
+    const PIECES: u64 = 40_000;
+    let (_directory, store) = create(|options| options);
+    let large = payload(1, in_memory(MIB));
+    put(&store, "large", &large);
+    put(&store, "small", &payload(2, 10));
+    let mut pieces = NewManifest::default();
+    for number in 0..PIECES / 2 {
+        let at = number * 4;
+        pieces.append(&key("large"), at, at + 3).expect("a range");
+        pieces.append_hole(1).expect("a hole");
+    }
+    compose(&store, "pieces", &pieces).expect("it is there");
+    let mut all = NewManifest::default();
+    for _ in 0..10_000 {
+        all.append(&key("pieces"), 0, pieces.size).expect("a range");
+    }
+    let mut copied = NewManifest::default();
+    for _ in 0..2_000_000 {
+        copied.append(&key("small"), 3, 4).expect("a range");
+        copied.append_hole(1).expect("a hole");
+    }
+    let before = written(&store);
+    for new in [all, copied] {
+        let refused = compose(&store, "too much", &new);
+        assert!(
+            matches!(
+                refused,
+                Err(ManifestError::Storage(StorageError::TooFragmented { .. }))
+            ),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(written(&store), before, "nothing was copied");
+    let mut turned = NewManifest::default();
+    for number in (0..PIECES / 2).rev() {
+        let at = number * 4;
+        turned.append(&key("pieces"), at, at + 4).expect("a range");
+    }
+    compose(&store, "turned", &turned).expect("it is there");
+    let expected: Vec<u8> = large[..in_memory(PIECES * 2)]
+        .chunks(4)
+        .rev()
+        .flat_map(|four| [four[0], four[1], four[2], 0])
+        .collect();
+    assert!(get(&store, "turned") == expected);
+}
+
+/// Where less is allowed than a blob has, what it has may become less.
+#[test]
+fn a_lower_limit_of_attributes_lets_them_go() {
+    let directory = test_directory();
+    let path = directory.path().join("store");
+    let io = io(BackendChoice::Auto).expect("some backend works");
+    let options = contract_options(&io);
+    let open = OpenOptions {
+        max_attributes_len: 100,
+        ..options.open.clone()
+    };
+    let store = Store::create(&path, options).expect("it is made");
+    let all = ["one", "two", "three"].map(|name| (name.to_owned(), Bytes::from(vec![7; 200])));
+    let options = PutOptions {
+        attributes: all.into(),
+        ..PutOptions::default()
+    };
+    let put = store.put(&key("k"), "bytes".into(), options).wait();
+    put.expect("it is put");
+    store.close().expect("it closes");
+    let store = Store::open_with(&path, open).expect("it opens");
+    let update = |update| {
+        let updated =
+            store
+                .manifests()
+                .update_attributes(&key("k"), update, UpdateOptions::default());
+        updated.wait()
+    };
+    update(AttributesUpdate::remove(["one"])).expect("it becomes less");
+    let more = [("three".to_owned(), Bytes::from(vec![7; 201]))];
+    let error = update(AttributesUpdate::merge(more.into())).expect_err("it becomes more");
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    update(AttributesUpdate::remove(["two", "three"])).expect("it becomes less");
 }
 
 /// Whoever copies a blob, renames it, changes its attributes or makes another of it gets through,

@@ -21,6 +21,14 @@ pub fn run(session: &Session, args: &AttrsArgs) -> Result<(), Failure> {
     if args.if_etag.is_some() && !is_change {
         return Err(Failure::usage("--if-etag, and nothing to change"));
     }
+    let mut names: Vec<&String> = args.set.iter().map(|(name, _)| name).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(Failure::usage(format!(
+            "{} is set twice",
+            keys::text(twice[0].as_bytes())
+        )));
+    }
     let update = AttributesUpdate {
         replace: args.replace,
         set: args

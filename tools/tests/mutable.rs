@@ -282,6 +282,7 @@ fn attributes_are_shown_and_changed() {
         2,
         "invalid argument: attribute name of 0 bytes, must be 1 to 255",
     );
+    subject.fails("attrs k a=1 b=2 a=1", 2, "a is set twice");
     let unchanged = format!("attrs k --if-etag {newer}");
     subject.fails(&unchanged, 2, "--if-etag, and nothing to change");
     subject.done("verify");

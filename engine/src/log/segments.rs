@@ -279,6 +279,13 @@ impl Segments {
         self.free < self.reserve(Purpose::Put)
     }
 
+    /// Whether images may take so many segments more than what is kept back for them.
+    #[must_use]
+    pub fn has_room_for_images(&self, more: u32) -> bool {
+        let reserve = self.reserve(Purpose::Put);
+        self.free > reserve.saturating_add(CHECKPOINTS.saturating_mul(more))
+    }
+
     /// Whether images are kept that are larger than the next will be: checkpoints free them.
     #[must_use]
     pub fn has_large_images(&self) -> bool {

@@ -82,7 +82,8 @@ pub enum Fact {
 pub struct Confirmed {
     /// What was checked.
     pub fact: Fact,
-    /// When (millisecond resolution).
+    /// When (millisecond resolution): a digest when the payload was put, the size when this version was
+    /// made.
     pub time: SystemTime,
 }
 
@@ -111,7 +112,7 @@ pub struct BlobManifest {
 }
 
 impl BlobManifest {
-    /// The manifest of one version of a blob, with what was confirmed when its payload was put.
+    /// The manifest of one version of a blob.
     pub(crate) fn new(
         key: BinaryKey,
         version: u64,
@@ -180,13 +181,28 @@ impl NewManifest {
     /// # Errors
     /// `InvalidArgument` if that runs backwards, or the blob would be larger than 2^64-1 bytes.
     pub fn append(&mut self, key: &BinaryKey, start: u64, end: u64) -> Result<(), ManifestError> {
+        self.append_if(key, start, end, Precondition::None)
+    }
+
+    /// The same, if this holds of the blob when the new one is put.
+    ///
+    /// # Errors
+    /// As [`NewManifest::append`].
+    pub fn append_if(
+        &mut self,
+        key: &BinaryKey,
+        start: u64,
+        end: u64,
+        precondition: Precondition,
+    ) -> Result<(), ManifestError> {
         let length = Span::new(start, end)?.len();
+        let key = key.clone();
         self.push(
             length,
             EntryContent::Blob {
-                key: key.clone(),
+                key,
                 start,
-                precondition: Precondition::None,
+                precondition,
             },
         )
     }
@@ -273,6 +289,9 @@ pub struct PutManifestOptions {
 
 /// What becomes of a blob's attributes: those to be removed go (all of them, if they are replaced),
 /// and then those to be set are set. An attribute that has the value already stays as it is.
+///
+/// On the disk, what is removed may last as long as the payload that it was put with, as with everything
+/// in a log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AttributesUpdate {
     /// Those that are not set go.
@@ -363,7 +382,13 @@ impl AttributesUpdate {
         if after == *before {
             return Ok(None);
         }
-        check_attributes(&plain(&after), limit)?;
+        // What a blob has that was put under another limit may become less.
+        let total = |all: &AdvertisedAttributes| -> usize {
+            all.iter()
+                .map(|(name, one)| name.len() + one.value.len())
+                .sum()
+        };
+        check_attributes(&plain(&after), limit.max(total(before)))?;
         let origins: BTreeSet<_> = after.values().map(|one| (&one.source, one.time)).collect();
         let origin = |(source, time): (&String, SystemTime)| match is_of_put(source, time, created)
         {
@@ -476,6 +501,7 @@ pub enum ManifestError {
         span: Span,
         /// Why not: `NotFound`, `InvalidRange` or `PreconditionFailed` of the blob it names, or what
         /// keeps that from being read.
+        #[source]
         error: Box<StorageError>,
     },
     /// The store could not do it.
@@ -520,7 +546,8 @@ impl ManifestError {
         match self {
             Self::Unavailable { error, .. } => error.is_retryable(),
             Self::Storage(error) => error.is_retryable(),
-            Self::NotFound { .. } | Self::Exists { .. } | Self::NotTiled { .. } => false,
+            Self::Exists { .. } => true,
+            Self::NotFound { .. } | Self::NotTiled { .. } => false,
         }
     }
 }

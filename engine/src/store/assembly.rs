@@ -16,13 +16,14 @@ use graviton_format::record::{
 };
 
 use super::commit::{
-    Claim, Claims, Done, Encoded, Mutation, MutationOutcome, Reply, Request, Shared, Work,
+    Claim, Claims, Done, Encoded, Mutation, MutationOutcome, PlannedSource, Reply, Request, Work,
 };
 use super::index::{Applied, Entry, Index, Joined};
 use super::record;
 use super::ticket::Answer;
 use super::tracker::Known;
 use crate::log::append::frame_length;
+use crate::log::image_io::image_segments;
 use crate::log::{Purpose, State, Tail};
 use crate::port::mutable::resolve_put_range;
 use crate::port::{BinaryKey, ETag, Precondition, Span, StorageError, UploadId};
@@ -39,6 +40,14 @@ pub fn whole_pieces(geometry: &Geometry, size: u64) -> usize {
     let piece = (geometry.segment_size / 32).min(2 << 20);
     usize::try_from(size / piece).unwrap_or(usize::MAX / 2)
 }
+
+/// The most pieces that a blob of this size may have, where ranges may make `of_ranges` of it.
+pub fn fragments_max(of_ranges: usize, geometry: &Geometry, size: u64) -> usize {
+    of_ranges.min(PIECES_MAX) + whole_pieces(geometry, size)
+}
+
+/// How often payload is shared at most: twice that and a manifest's pieces can be counted.
+const REFERENCES_MAX: u32 = u32::MAX / 2;
 
 /// What happens all or not at all is one frame, and a frame lies in one segment.
 ///
@@ -247,6 +256,14 @@ impl<'a> Assembly<'a> {
         let held_back = purpose == Purpose::Put && segments.is_reserve_in_use();
         let target = FRAME_TARGET as u64;
         let growth = self.growth + growth;
+        // By more than what the reserve is for, the next image may grow only where there is room for it.
+        let held_back = held_back
+            || (purpose == Purpose::Put
+                && growth > target.min(self.geometry.segment_size)
+                && !segments.has_room_for_images(image_segments(
+                    self.geometry,
+                    usize::try_from(growth).unwrap_or(usize::MAX),
+                )));
         let within_target = self.length == 0
             || (self.length + length <= target && growth <= target.min(self.geometry.segment_size));
         let fits = self.length + length <= self.room && within_target;
@@ -538,18 +555,11 @@ impl<'a> Assembly<'a> {
                 expected,
                 known,
             } => {
+                if expected.is_some_and(|pieces| !self.has_pieces(&key, range, &pieces)) {
+                    return Ok(None);
+                }
                 let Some(current) = self.to_change(&key)? else {
                     return Ok(None);
-                };
-                let key = match expected {
-                    Some(pieces) => {
-                        let expected = Shared { key, range, pieces };
-                        if !self.has_pieces(&expected) {
-                            return Ok(None);
-                        }
-                        expected.key
-                    }
-                    None => key,
                 };
                 self.check(&key, &key, precondition)?;
                 let size = resolve_put_range(&key, range, range.len(), current.size, past_end)?;
@@ -708,6 +718,7 @@ impl<'a> Assembly<'a> {
                 }
                 self.note_crossing(&target)?;
                 let (pieces, shares) = payload_of(&source, &entry);
+                self.check_references(&target, &pieces)?;
                 let (version, size) = self.push_manifest(NewManifest {
                     key: target.clone(),
                     size: entry.size,
@@ -726,21 +737,17 @@ impl<'a> Assembly<'a> {
                 target,
                 precondition,
                 sources,
-                shared,
                 manifest: (size, pieces),
                 meta,
                 time,
             } => {
                 self.check(&target, &target, precondition)?;
-                for (source, version) in &sources {
-                    if self.current(source)? != Some(*version) {
+                for source in &sources {
+                    if !self.is_as_planned(source)? {
                         return Ok(None);
                     }
                 }
-                if !shared.iter().all(|part| self.has_pieces(part)) {
-                    return Ok(None);
-                }
-                self.check_fragments_of(&target, size, pieces.len())?;
+                self.check_references(&target, &pieces)?;
                 self.note_crossing(&target)?;
                 let (version, size) = self.push_manifest(NewManifest {
                     key: target,
@@ -756,11 +763,37 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    /// Whether a range of a blob of this sector is made of these pieces.
-    fn has_pieces(&self, expected: &Shared) -> bool {
-        let found = self.index.lookup(expected.key.stored());
-        matches!(found, Ok(Some((number, entry)))
-            if number == self.number && entry.pieces_of(expected.range) == expected.pieces)
+    /// Whether a range of a blob is made of these pieces.
+    fn has_pieces(&self, key: &BinaryKey, range: Span, pieces: &[ExtentRef]) -> bool {
+        let found = self.index.lookup(key.stored());
+        matches!(found, Ok(Some((_, entry))) if entry.pieces_of(range) == pieces)
+    }
+
+    /// Whether a blob is what it was when another was planned of it, and where it was.
+    fn is_as_planned(&self, source: &PlannedSource) -> Result<bool, StorageError> {
+        let Some((number, entry)) = self.index.lookup(source.key.stored())? else {
+            return Ok(false);
+        };
+        // Fragments that were merged since have made no other version.
+        let is_shared_still = source
+            .shared
+            .as_ref()
+            .is_none_or(|pieces| number == self.number && entry.extents.as_ref() == Some(pieces));
+        Ok(entry.lsn == source.version && is_shared_still)
+    }
+
+    /// Whether all of these pieces may be named once more.
+    fn check_references(&self, key: &BinaryKey, pieces: &[ExtentRef]) -> Result<(), StorageError> {
+        let sector = &self.index.sectors[self.number];
+        let most = pieces
+            .iter()
+            .map(|piece| sector.references(piece.lsn.get()));
+        match most.max().unwrap_or(0) {
+            references if references > REFERENCES_MAX => Err(StorageError::invalid(format!(
+                "{key} would share payload that has been shared {references} times"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Whether a blob may come to have so many pieces in a range.
@@ -777,17 +810,7 @@ impl<'a> Assembly<'a> {
         let of_frame = self.fragments.entry(key.clone()).or_default();
         let fragments = entry.pieces_beside(range) + *of_frame + pieces;
         *of_frame += pieces + 1;
-        self.check_fragments_of(key, entry.size, fragments)
-    }
-
-    /// Whether a blob of `size` bytes may have so many pieces.
-    fn check_fragments_of(
-        &self,
-        key: &BinaryKey,
-        size: u64,
-        fragments: usize,
-    ) -> Result<(), StorageError> {
-        let limit = self.fragments_max + whole_pieces(self.geometry, size);
+        let limit = fragments_max(self.fragments_max, self.geometry, entry.size);
         if fragments > limit {
             let key = key.clone();
             return Err(StorageError::TooFragmented {

@@ -133,10 +133,8 @@ pub enum Mutation {
     Compose {
         target: BinaryKey,
         precondition: Precondition,
-        /// The blobs that it is made of, and their versions.
-        sources: Vec<(BinaryKey, u64)>,
-        /// What is shared with them.
-        shared: Vec<Shared>,
+        /// The blobs that it is made of.
+        sources: Vec<PlannedSource>,
         /// All its pieces.
         manifest: (u64, Arc<[ExtentRef]>),
         meta: Vec<u8>,
@@ -144,14 +142,14 @@ pub enum Mutation {
     },
 }
 
-/// Payload that is shared with a version.
+/// A blob that another is made of, as it was when that was planned.
 #[derive(Debug)]
-pub struct Shared {
+pub struct PlannedSource {
     pub key: BinaryKey,
-    /// Where it is in the blob.
-    pub range: Span,
-    /// Its pieces, which may lie elsewhere by the time that they are to be named.
-    pub pieces: Vec<ExtentRef>,
+    /// Its version.
+    pub version: u64,
+    /// Its pieces, if they are shared: then it lies in the same sector.
+    pub shared: Option<Arc<[ExtentRef]>>,
 }
 
 impl Mutation {
@@ -173,7 +171,7 @@ impl Mutation {
         };
         std::iter::once(first)
             .chain(second)
-            .chain(sources.iter().map(|(key, _)| key))
+            .chain(sources.iter().map(|source| &source.key))
     }
 
     /// Whether it is decided by what the index says of its keys, and not what is yet to be applied.
@@ -598,17 +596,6 @@ impl Inner {
         };
         self.pump(number);
         waiters
-    }
-
-    /// Waits until whatever is queued now, in any sector, is over, or waits for room.
-    pub async fn after_what_is_queued(self: &Arc<Self>) {
-        let tickets: Vec<_> = (0..self.sectors.len())
-            .map(|number| self.submit(number, Work::Sync, false))
-            .collect();
-        for ticket in tickets {
-            // Nothing that is queued in a sector that was given up ever lands.
-            let _ = ticket.await;
-        }
     }
 
     fn queue(

@@ -1,5 +1,6 @@
-//! Mutations of several steps whose `Op` was dropped: they are seen through on a thread of their
-//! own, and whatever comes later waits for them, so that none lands after a later one on its key.
+//! Mutations of several steps whose `Op` was dropped, or that others would keep from ever ending: they
+//! are seen through on a thread of their own, and whatever comes later waits for them, so that none
+//! lands after a later one on its key.
 
 use std::sync::Arc;
 
@@ -50,6 +51,29 @@ impl DetachedMutations {
             if let Some(run) = run {
                 run();
             }
+        }
+    }
+
+    /// Sees a mutation of `keys` through in the same way, for somebody who waits for it.
+    pub fn see_through<T: Send + 'static>(
+        self: &Arc<Self>,
+        keys: Vec<BinaryKey>,
+        mutation: impl Future<Output = T> + Send + 'static,
+    ) -> impl Future<Output = T> + Send {
+        let over = Arc::new((Mutex::new(None), Latch::default()));
+        let told = Arc::clone(&over);
+        self.keep(
+            keys,
+            Box::pin(async move {
+                let outcome = mutation.await;
+                *told.0.lock() = Some(outcome);
+                told.1.raise();
+            }),
+        );
+        async move {
+            let (outcome, latch) = &*over;
+            latch.raised().await;
+            outcome.lock().take().expect("it is over")
         }
     }
 

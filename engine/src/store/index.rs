@@ -262,7 +262,7 @@ pub fn holes(length: u64) -> impl Iterator<Item = ExtentRef> {
 }
 
 /// Two pieces as one, if they are next to each other wherever they lie.
-fn joined(one: &ExtentRef, next: &ExtentRef) -> Option<ExtentRef> {
+pub fn joined(one: &ExtentRef, next: &ExtentRef) -> Option<ExtentRef> {
     let length = one.length.get().checked_add(next.length.get())?;
     let continues = one.lsn == next.lsn
         && (one.is_hole() || one.offset.get().checked_add(one.length.get())? == next.offset.get());
@@ -303,6 +303,9 @@ pub fn punch(pieces: &[ExtentRef], range: Span, punched: &[Span]) -> Vec<ExtentR
     let mut position = 0;
     for piece in pieces {
         let (from, to) = (position, position + u64::from(piece.length.get()));
+        if from >= range.end() {
+            break;
+        }
         position = to;
         let mut at = from.max(range.start());
         let end = to.min(range.end());
@@ -794,7 +797,10 @@ impl SectorIndex {
         let Some(extent) = self.extents.get_mut(&lsn) else {
             return;
         };
-        extent.references = extent.references.saturating_sub(1);
+        // Of so many nobody knows how many there are: it stays.
+        if extent.references < u32::MAX {
+            extent.references = extent.references.saturating_sub(1);
+        }
         self.drop_if_dead(lsn);
     }
 
@@ -842,7 +848,7 @@ impl SectorIndex {
             self.logical_bytes = self.logical_bytes.saturating_add(entry.size);
         }
         match self.extents.get_mut(&entry.record_lsn()) {
-            Some(record) => record.references += 1,
+            Some(record) => record.references = record.references.saturating_add(1),
             None => self.add_live(entry.address, entry.record_length(key.stored())),
         }
         match &entry.extents {
@@ -869,6 +875,11 @@ impl SectorIndex {
             true => RecordKind::Blob,
             false => RecordKind::Manifest,
         }
+    }
+
+    /// How many pieces there are of a payload.
+    pub fn references(&self, lsn: u64) -> u32 {
+        self.extents.get(&lsn).map_or(0, |extent| extent.references)
     }
 
     /// Whether a record's payload is known as an extent.
@@ -1066,7 +1077,7 @@ impl SectorIndex {
     fn refer(&mut self, address: u64, pieces: &[ExtentRef]) -> Result<(), StorageError> {
         for piece in pieces.iter().filter(|piece| !piece.is_hole()) {
             if let Some(extent) = self.extents.get_mut(&piece.lsn.get()) {
-                extent.references += 1;
+                extent.references = extent.references.saturating_add(1);
                 extent.held = false;
             } else if !self.replaying {
                 // Of a log with damage, whoever reads the blob learns of it.

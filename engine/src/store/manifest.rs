@@ -1,17 +1,20 @@
 //! [`ManifestStore`] over sectors: a blob's manifest is its own record.
 
+use std::borrow::Cow;
+use std::collections::btree_map::Entry::{Occupied, Vacant};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
 
 use graviton_format::record::{BLOB_MAX_LEN, ExtentRef};
 
-use super::commit::{Done, Mutation, Shared, Work};
-use super::index::{Entry, Index, holes, join};
+use super::assembly::fragments_max;
+use super::commit::{Mutation, PlannedSource};
+use super::index::{Entry, holes, join, joined, punch};
 use super::inner::Inner;
 use super::read::{HeldRecord, Reader, Snapshot};
 use super::record::{Details, system_time};
-use super::write::{Incoming, Target, durable, put_outcome, unexpected};
+use super::write::{self, Incoming, Target, durable};
 use crate::port::blob::{ReadBlob, check_attributes};
 use crate::port::manifest::source_range;
 use crate::port::{
@@ -23,8 +26,11 @@ use crate::port::{
 
 /// Manifests of a listing that are read at once.
 const READ_AHEAD: usize = 16;
-/// Entries that the manifests of a page have, about, at most.
-const PAGE_ENTRIES_MAX: usize = 1 << 16;
+/// Bytes that the manifests of a page take, about, at most; one may take more.
+const PAGE_BYTES_MAX: usize = 4 << 20;
+/// How often a manifest is planned anew before others have to wait for it: each time payload may be
+/// copied.
+const TRIES_MAX: usize = 2;
 
 /// The manifests of a store.
 #[derive(Debug)]
@@ -39,24 +45,12 @@ impl Inner {
         Arc::new(StoreManifests { inner })
     }
 
-    /// Waits until what was submitted before is decided, if anything is under way: a put that nobody
-    /// waits for is not to land after what comes now.
-    async fn settle_queues(self: &Arc<Self>) {
-        let is_idle = self.commits.lock().is_all_idle();
-        if !is_idle {
-            self.after_what_is_queued().await;
-        }
-    }
-
-    fn read_manifest(&self, key: &BinaryKey) -> ManifestOp<BlobManifest> {
+    fn get_manifest(&self, key: &BinaryKey) -> ManifestOp<BlobManifest> {
         let held = match self.hold(key) {
             Ok(held) => held,
             Err(error) => return Op::fail(ManifestError::from(error)),
         };
-        Op::start(async move {
-            let details = held.details().await?;
-            Ok(manifest(&held, &details))
-        })
+        Op::start(read_manifest(held))
     }
 
     async fn list_manifests(
@@ -69,35 +63,31 @@ impl Inner {
             next: listed.next,
             ..ManifestPage::default()
         };
-        let mut keys = listed.blobs.into_iter().map(|blob| blob.key);
         let mut ahead = VecDeque::new();
-        let mut entries = 0;
-        loop {
-            while ahead.len() < READ_AHEAD
-                && let Some(key) = keys.next()
-            {
-                let read = self.read_manifest(&key);
-                ahead.push_back((key, read));
-            }
-            let Some((key, read)) = ahead.pop_front() else {
-                return Ok(page);
+        let mut bytes = 0;
+        for key in listed.blobs.into_iter().map(|blob| blob.key) {
+            let held = match self.hold(&key) {
+                // It was deleted meanwhile.
+                Err(StorageError::NotFound { .. }) => continue,
+                held => held?,
             };
-            if entries >= PAGE_ENTRIES_MAX {
+            bytes += bytes_of(&held.entry);
+            if bytes > PAGE_BYTES_MAX && !(ahead.is_empty() && page.items.is_empty()) {
                 let next = key.as_bytes();
                 page.common_prefixes
                     .retain(|prefix| prefix.as_slice() < next);
                 page.next = Some(ListToken::resume_at(next.to_vec()));
-                return Ok(page);
+                break;
             }
-            match read.await {
-                // It was deleted meanwhile.
-                Err(ManifestError::NotFound { .. }) => {}
-                manifest => {
-                    entries += manifest.as_ref().map_or(0, |found| found.entries.len());
-                    page.items.push(ManifestItem { key, manifest });
-                }
+            ahead.push_back((key, Op::start(read_manifest(held))));
+            if ahead.len() == READ_AHEAD {
+                page.items.extend(take_item(&mut ahead).await);
             }
         }
+        while !ahead.is_empty() {
+            page.items.extend(take_item(&mut ahead).await);
+        }
+        Ok(page)
     }
 
     fn update_attributes(
@@ -110,57 +100,86 @@ impl Inner {
         if let Err(error) = self.check_access().and_then(|()| update.check(limit)) {
             return Op::fail(ManifestError::from(error));
         }
-        let (inner, key) = (Arc::clone(self), key.clone());
-        self.start_in_order(vec![key.clone()], async move {
-            inner.settle_queues().await;
-            loop {
-                let held = inner.hold(&key)?;
-                let version = held.entry.lsn;
-                if !options.precondition.holds(Some(version)) {
-                    let actual = Some(ETag::of_version(version));
-                    return Err(StorageError::PreconditionFailed { key, actual }.into());
+        let (inner, keys) = (Arc::clone(self), vec![key.clone()]);
+        let update = Arc::new(update);
+        self.start_in_order(keys.clone(), async move {
+            let attempt = {
+                let (inner, keys) = (Arc::clone(&inner), keys.clone());
+                move || {
+                    let (inner, key) = (Arc::clone(&inner), keys[0].clone());
+                    let update = Arc::clone(&update);
+                    async move { inner.try_update(&key, &update, options).await }
                 }
-                let details = held.details_to_copy().await?;
-                let now = inner.now();
-                let Some(details) = updated(&held.entry, details, &update, now, limit)? else {
-                    if durable(options.durability) {
-                        // What was written before may not be as durable yet.
-                        inner.submit(held.number, Work::Sync, true).await?;
-                    }
-                    return Ok(PutOutcome {
-                        etag: ETag::of_version(version),
-                        version,
-                        size: held.entry.size,
-                    });
-                };
-                let mutation = Mutation::Copy {
-                    source: key.clone(),
-                    expected: version,
-                    source_precondition: options.precondition,
-                    target: key.clone(),
-                    target_precondition: Precondition::None,
-                    meta: details.encode(),
-                    life: details.life,
-                    time: now,
-                    rename: false,
-                };
-                let number = held.number;
-                drop(held);
-                let work = Work::Mutations(vec![mutation]);
-                match inner
-                    .submit(number, work, durable(options.durability))
-                    .await?
-                {
-                    Done::Mutations(outcomes) => {
-                        let outcome = outcomes.first().and_then(put_outcome);
-                        return Ok(outcome.ok_or_else(unexpected)?);
-                    }
-                    // It has another version by now.
-                    Done::Changed => {}
-                    _ => return Err(unexpected().into()),
-                }
-            }
+            };
+            inner.until_settled(keys, write::TRIES_MAX, attempt).await
         })
+    }
+
+    /// `None`: it has another version by now.
+    async fn try_update(
+        self: &Arc<Self>,
+        key: &BinaryKey,
+        update: &AttributesUpdate,
+        options: UpdateOptions,
+    ) -> Result<Option<PutOutcome>, ManifestError> {
+        let held = match self.hold(key) {
+            Err(refusal @ StorageError::NotFound { .. }) => {
+                return self.refuse(key, None, refusal.into()).await;
+            }
+            held => held?,
+        };
+        let (number, version) = (held.number, held.entry.lsn);
+        if !options.precondition.holds(Some(version)) {
+            let actual = Some(ETag::of_version(version));
+            let refusal = StorageError::PreconditionFailed {
+                key: key.clone(),
+                actual,
+            };
+            return self.refuse(key, Some(version), refusal.into()).await;
+        }
+        let details = held.details_to_copy().await?;
+        let (now, limit) = (self.now(), self.options.max_attributes_len);
+        let details = match updated(&held.entry, details, update, now, limit) {
+            Ok(Some(details)) => details,
+            Ok(None) => {
+                // What was written before may not be as durable yet.
+                let is_durable = durable(options.durability);
+                let is_so = self.is_still(key, Some(version), is_durable).await?;
+                return Ok(is_so.then_some(PutOutcome {
+                    etag: ETag::of_version(version),
+                    version,
+                    size: held.entry.size,
+                }));
+            }
+            Err(refusal) => return self.refuse(key, Some(version), refusal.into()).await,
+        };
+        drop(held);
+        let mutation = Mutation::Copy {
+            source: key.clone(),
+            expected: version,
+            source_precondition: options.precondition,
+            target: key.clone(),
+            target_precondition: Precondition::None,
+            meta: details.encode(),
+            life: details.life,
+            time: now,
+            rename: false,
+        };
+        let updated = self.try_planned(number, mutation, options.durability);
+        Ok(updated.await?)
+    }
+
+    /// A refusal for what was seen of a key, if that is still so; else `None`.
+    async fn refuse<T>(
+        self: &Arc<Self>,
+        key: &BinaryKey,
+        seen: Option<u64>,
+        refusal: ManifestError,
+    ) -> Result<Option<T>, ManifestError> {
+        match self.is_still(key, seen, false).await? {
+            true => Err(refusal),
+            false => Ok(None),
+        }
     }
 
     fn put_manifest(
@@ -176,34 +195,53 @@ impl Inner {
         keys.extend(new.entries.iter().filter_map(source).cloned());
         keys.sort_unstable();
         keys.dedup();
-        let (inner, key, new) = (Arc::clone(self), key.clone(), new.clone());
-        self.start_in_order(keys, async move {
-            inner.settle_queues().await;
-            loop {
-                inner.check_target(&key, &options)?;
-                let number = inner.place_manifest(&key, &new)?;
-                let plan = inner.plan_manifest(&key, &new, number)?;
-                // They hold what is copied until it is named.
-                let (mutation, _copies) = inner
-                    .compose(&key, new.size, number, plan, &options)
-                    .await?;
-                let work = Work::Mutations(vec![mutation]);
-                let ticket = inner.submit(number, work, durable(options.durability));
-                return match ticket.await {
-                    Ok(Done::Mutations(outcomes)) => {
-                        let outcome = outcomes.first().and_then(put_outcome);
-                        Ok(outcome.ok_or_else(unexpected)?)
+        let inner = Arc::clone(self);
+        let asked = Arc::new((key.clone(), new.clone(), options));
+        self.start_in_order(keys.clone(), async move {
+            let attempt = {
+                let inner = Arc::clone(&inner);
+                move || {
+                    let (inner, asked) = (Arc::clone(&inner), Arc::clone(&asked));
+                    async move {
+                        let (key, new, options) = &*asked;
+                        inner.try_manifest(key, new, options).await
                     }
-                    // What it is to be made of has other versions by now, or lies elsewhere.
-                    Ok(Done::Changed) => continue,
-                    Ok(_) => Err(unexpected().into()),
-                    Err(StorageError::PreconditionFailed { key, actual }) => {
-                        Err(refused(key, actual, &options))
-                    }
-                    Err(error) => Err(error.into()),
-                };
-            }
+                }
+            };
+            inner.until_settled(keys, TRIES_MAX, attempt).await
         })
+    }
+
+    /// `None`: what it is to be made of has other versions by now, or lies elsewhere.
+    async fn try_manifest(
+        self: &Arc<Self>,
+        key: &BinaryKey,
+        new: &NewManifest,
+        options: &PutManifestOptions,
+    ) -> Result<Option<PutOutcome>, ManifestError> {
+        let found = self.index.read().lookup(key.stored())?;
+        let current = found.map(|(_, entry)| entry.lsn);
+        if !precondition(options).holds(current) {
+            let refusal = refused(key.clone(), current.map(ETag::of_version), options);
+            return self.refuse(key, current, refusal).await;
+        }
+        let number = self.place_manifest(key, new)?;
+        let plan = match self.plan_manifest(key, new, number)? {
+            Ok(plan) => plan,
+            Err(Missing { source, seen, why }) => return self.refuse(&source, seen, why).await,
+        };
+        // It holds what is copied until that is named.
+        let (mutation, _copies) = self.compose(key, new.size, number, plan, options).await?;
+        match self.try_planned(number, mutation, options.durability).await {
+            Ok(Some(made)) => {
+                self.merge_fragments(key).await;
+                Ok(Some(made))
+            }
+            Err(StorageError::PreconditionFailed { key, actual }) => {
+                Err(refused(key, actual, options))
+            }
+            outcome => Ok(outcome?),
+        }
     }
 
     fn check_manifest(
@@ -213,32 +251,20 @@ impl Inner {
         options: &PutManifestOptions,
     ) -> Result<(), ManifestError> {
         self.check_access()?;
+        new.check(key)?;
         check_attributes(&options.attributes, self.options.max_attributes_len)?;
         if new.size > BLOB_MAX_LEN {
             let (key, size, limit) = (key.clone(), new.size, BLOB_MAX_LEN);
             return Err(StorageError::TooLarge { key, size, limit }.into());
         }
-        new.check(key)
-    }
-
-    /// Sees whether a manifest may be put as it is now: that is decided once more when it is committed.
-    fn check_target(
-        &self,
-        key: &BinaryKey,
-        options: &PutManifestOptions,
-    ) -> Result<(), ManifestError> {
-        let found = self.index.read().lookup(key.stored())?;
-        let current = found.map(|(_, entry)| entry.lsn);
-        if precondition(options).holds(current) {
-            return Ok(());
-        }
-        Err(refused(key.clone(), current.map(ETag::of_version), options))
+        Ok(())
     }
 
     /// The sector that a new blob is to lie in: where most of what it can share is, if it takes records
     /// and has room for the rest.
     fn place_manifest(&self, key: &BinaryKey, new: &NewManifest) -> Result<usize, StorageError> {
-        let most = {
+        let (most, copied) = {
+            let commits = self.commits.lock();
             let index = self.index.read();
             let mut shareable: BTreeMap<usize, u64> = BTreeMap::new();
             let mut copied = 0;
@@ -251,16 +277,17 @@ impl Inner {
                     *shareable.entry(number).or_default() += entry.span.len();
                 }
             }
-            let fits = |(number, shared): &(usize, u64)| {
-                let is_healthy = self.sectors[*number].poisoned().is_none();
-                is_healthy && self.available(&index, *number) >= copied - shared
+            let fits = |&(number, shared): &(usize, u64)| {
+                let available = self.available(&index, number);
+                let room = available.saturating_sub(commits.pending(number));
+                self.sectors[number].poisoned().is_none() && room >= copied - shared
             };
             let fitting = shareable.into_iter().filter(fits);
-            fitting.max_by_key(|(_, shared)| *shared)
+            (fitting.max_by_key(|(_, shared)| *shared), copied)
         };
         match most {
             Some((number, _)) => Ok(number),
-            None => self.place(key, new.size),
+            None => self.place(key, copied),
         }
     }
 
@@ -270,69 +297,98 @@ impl Inner {
         key: &BinaryKey,
         new: &NewManifest,
         number: usize,
-    ) -> Result<Plan, ManifestError> {
+    ) -> Result<Result<Plan, Missing>, ManifestError> {
         let index = self.index.read();
+        let mut sources: BTreeMap<&BinaryKey, PlannedBlob> = BTreeMap::new();
         let mut plan = Plan::default();
         for entry in &new.entries {
-            self.plan_entry(&index, number, entry, &mut plan)
-                .map_err(|error| ManifestError::unavailable(key, entry.span, error))?;
-        }
-        Ok(plan)
-    }
-
-    fn plan_entry(
-        &self,
-        index: &Index,
-        number: usize,
-        entry: &NewEntry,
-        plan: &mut Plan,
-    ) -> Result<(), StorageError> {
-        let (key, start, precondition) = match &entry.content {
-            EntryContent::Hole => {
-                let pieces = holes(entry.span.len()).collect();
-                plan.parts.push(Part::Pieces(pieces));
-                return Ok(());
-            }
-            EntryContent::Blob {
-                key,
+            let EntryContent::Blob {
+                key: source,
                 start,
                 precondition,
-            } => (key, *start, *precondition),
-        };
-        let Some((holder, found)) = index.lookup(key.stored())? else {
-            return Err(StorageError::NotFound { key: key.clone() });
-        };
-        if !precondition.holds(Some(found.lsn)) {
-            let (key, actual) = (key.clone(), Some(ETag::of_version(found.lsn)));
-            return Err(StorageError::PreconditionFailed { key, actual });
-        }
-        let range = source_range(key, start, entry.span.len(), found.size)?;
-        plan.sources.insert(key.clone(), found.lsn);
-        if holder == number && found.extents.is_some() {
-            let pieces = found.pieces_of(range);
-            plan.parts.push(Part::Pieces(pieces.clone()));
-            let key = key.clone();
-            plan.shared.push(Shared { key, range, pieces });
-            return Ok(());
-        }
-        let missing = found.missing();
-        let written = missing.complement(range);
-        let within = missing.intersection(&range.into());
-        let parts = written.spans().iter().map(|span| (span, true));
-        let mut parts: Vec<_> = parts
-            .chain(within.spans().iter().map(|span| (span, false)))
-            .collect();
-        parts.sort_by_key(|(span, _)| span.start());
-        for (&span, is_written) in parts {
-            if !is_written {
-                plan.parts.push(Part::Pieces(holes(span.len()).collect()));
+            } = &entry.content
+            else {
+                plan.push_hole(entry.span.len());
+                continue;
+            };
+            let missing = |seen, error| Missing {
+                source: source.clone(),
+                seen,
+                why: ManifestError::unavailable(key, entry.span, error),
+            };
+            let planned = match sources.entry(source) {
+                Occupied(planned) => planned.into_mut(),
+                Vacant(place) => match index.lookup(source.stored())? {
+                    Some((holder, found)) => place.insert(PlannedBlob::new(holder, found)),
+                    None => {
+                        let error = StorageError::NotFound {
+                            key: source.clone(),
+                        };
+                        return Ok(Err(missing(None, error)));
+                    }
+                },
+            };
+            let version = planned.entry.lsn;
+            if !precondition.holds(Some(version)) {
+                let error = StorageError::PreconditionFailed {
+                    key: source.clone(),
+                    actual: Some(ETag::of_version(version)),
+                };
+                return Ok(Err(missing(Some(version), error)));
+            }
+            let range = match source_range(source, *start, entry.span.len(), planned.entry.size) {
+                Ok(range) => range,
+                Err(error) => return Ok(Err(missing(Some(version), error))),
+            };
+            // What is too much is not gathered to the end.
+            self.check_fragments(key, new.size, number, plan.fragments)?;
+            if planned.holder == number && planned.entry.extents.is_some() {
+                planned.is_shared = true;
+                let pieces = planned.pieces_of(range);
+                plan.push_pieces(pieces);
                 continue;
             }
-            plan.copied += span.len();
-            let snapshot = self.pinned(index, holder, key, found.clone(), span.into())?;
-            plan.parts.push(Part::Copied {
-                entry: entry.span,
-                snapshot,
+            for (span, is_hole) in planned.runs_of(range) {
+                if is_hole {
+                    plan.push_hole(span.len());
+                    continue;
+                }
+                let snapshot = self.pinned(
+                    &index,
+                    planned.holder,
+                    source,
+                    planned.entry.clone(),
+                    span.into(),
+                )?;
+                plan.push_copy(entry.span, snapshot);
+            }
+        }
+        let planned = sources.into_iter().map(|(key, planned)| PlannedSource {
+            key: key.clone(),
+            version: planned.entry.lsn,
+            shared: planned.entry.extents.filter(|_| planned.is_shared),
+        });
+        plan.sources = planned.collect();
+        self.check_fragments(key, new.size, number, plan.fragments)?;
+        Ok(Ok(plan))
+    }
+
+    /// Whether a new blob of `size` bytes may have so many pieces.
+    fn check_fragments(
+        &self,
+        key: &BinaryKey,
+        size: u64,
+        number: usize,
+        fragments: usize,
+    ) -> Result<(), StorageError> {
+        let geometry = self.sectors[number].geometry();
+        let limit = fragments_max(self.options.max_fragments, geometry, size);
+        if fragments > limit {
+            let key = key.clone();
+            return Err(StorageError::TooFragmented {
+                key,
+                fragments,
+                limit,
             });
         }
         Ok(())
@@ -347,38 +403,40 @@ impl Inner {
         number: usize,
         plan: Plan,
         options: &PutManifestOptions,
-    ) -> Result<(Mutation, Vec<Incoming>), ManifestError> {
-        let mut pieces: Vec<ExtentRef> = Vec::new();
-        let mut copies: Vec<Incoming> = Vec::new();
+    ) -> Result<(Mutation, Incoming), ManifestError> {
+        let (target, put) = (Target::of_blob(key), PutOptions::default());
         // What is known not to fit is refused at first.
-        let mut needed = Some(plan.copied);
-        let mut is_copying = false;
+        let mut copies = Incoming::new(self, target, number, put, Some(plan.copied))?;
+        let mut parts = Vec::with_capacity(plan.parts.len());
         for part in plan.parts {
-            match part {
-                Part::Pieces(more) => {
-                    if std::mem::take(&mut is_copying) {
-                        pieces.extend(end_copy(&mut copies).await?);
-                    }
-                    pieces.extend(more);
-                }
+            parts.push(match part {
+                Part::Pieces(pieces) => Composed::Pieces(pieces),
                 Part::Copied { entry, snapshot } => {
-                    if !std::mem::replace(&mut is_copying, true) {
-                        let (target, options) = (Target::of_blob(key), PutOptions::default());
-                        copies.push(Incoming::new(self, target, number, options, needed.take())?);
-                    }
-                    let mut reader = Reader::new(Arc::new(snapshot));
                     let unavailable = |error| ManifestError::unavailable(key, entry, error);
+                    let length = snapshot.range.end - snapshot.range.start;
+                    let mut reader = Reader::new(Arc::new(snapshot));
                     while let Some(bytes) = reader.next().await.map_err(unavailable)? {
-                        if let Some(copy) = copies.last_mut() {
-                            copy.take_all(&bytes).await?;
-                        }
+                        copies.take_all(&bytes).await?;
                     }
+                    Composed::Copied(length)
+                }
+            });
+        }
+        let copied = poll_fn(|context| copies.poll_pieces(context)).await?;
+        let copied = Pieces::new(&copied.extents);
+        let mut position = 0;
+        let mut pieces: Vec<ExtentRef> = Vec::new();
+        for part in parts {
+            match part {
+                Composed::Pieces(more) => pieces.extend(more),
+                Composed::Copied(length) => {
+                    pieces.extend(copied.of(Span::at(position, length)?));
+                    position += length;
                 }
             }
         }
-        if is_copying {
-            pieces.extend(end_copy(&mut copies).await?);
-        }
+        let pieces = join(pieces);
+        self.check_fragments(key, size, number, pieces.len())?;
         let details = Details {
             attributes: options.attributes.clone(),
             ..Details::default()
@@ -386,13 +444,115 @@ impl Inner {
         let mutation = Mutation::Compose {
             target: key.clone(),
             precondition: precondition(options),
-            sources: plan.sources.into_iter().collect(),
-            shared: plan.shared,
-            manifest: (size, join(pieces).into()),
+            sources: plan.sources,
+            manifest: (size, pieces.into()),
             meta: details.encode(),
             time: self.now(),
         };
         Ok((mutation, copies))
+    }
+}
+
+/// What a new blob can't be made of.
+struct Missing {
+    source: BinaryKey,
+    /// The version that it was seen to have.
+    seen: Option<u64>,
+    why: ManifestError,
+}
+
+/// A blob that another is to be made of.
+struct PlannedBlob {
+    holder: usize,
+    entry: Entry,
+    /// Its payload is shared.
+    is_shared: bool,
+    /// Where its pieces begin, once that was asked for.
+    starts: Option<Vec<u64>>,
+}
+
+impl PlannedBlob {
+    fn new(holder: usize, entry: Entry) -> Self {
+        Self {
+            holder,
+            entry,
+            is_shared: false,
+            starts: None,
+        }
+    }
+
+    /// Its pieces, and where they begin.
+    fn pieces(&mut self) -> Pieces<'_> {
+        let extents = self.entry.extents.as_deref().unwrap_or_default();
+        let starts = self.starts.get_or_insert_with(|| starts(extents));
+        Pieces {
+            pieces: extents,
+            starts: Cow::Borrowed(starts),
+        }
+    }
+
+    /// The pieces that make up a range of it.
+    fn pieces_of(&mut self, range: Span) -> Vec<ExtentRef> {
+        self.pieces().of(range)
+    }
+
+    /// What lies in a range of it: what was written, and holes.
+    fn runs_of(&mut self, range: Span) -> Vec<(Span, bool)> {
+        if self.entry.extents.is_none() {
+            return vec![(range, false)];
+        }
+        let mut runs: Vec<(Span, bool)> = Vec::new();
+        let mut position = range.start();
+        for piece in self.pieces_of(range) {
+            let span = Span::at(position, piece.length.get().into()).unwrap_or(range);
+            position = span.end();
+            match runs.last_mut() {
+                Some((last, is_hole)) if *is_hole == piece.is_hole() => {
+                    *last = Span::new(last.start(), span.end()).unwrap_or(span);
+                }
+                _ => runs.push((span, piece.is_hole())),
+            }
+        }
+        runs
+    }
+}
+
+/// Pieces of a payload, to be looked up by their places.
+struct Pieces<'a> {
+    pieces: &'a [ExtentRef],
+    starts: Cow<'a, [u64]>,
+}
+
+fn starts(pieces: &[ExtentRef]) -> Vec<u64> {
+    let mut position = 0;
+    let start = |piece: &ExtentRef| {
+        let start = position;
+        position += u64::from(piece.length.get());
+        start
+    };
+    pieces.iter().map(start).collect()
+}
+
+impl<'a> Pieces<'a> {
+    fn new(pieces: &'a [ExtentRef]) -> Self {
+        Self {
+            pieces,
+            starts: starts(pieces).into(),
+        }
+    }
+
+    /// Those that make up a range.
+    fn of(&self, range: Span) -> Vec<ExtentRef> {
+        let first = self.starts.partition_point(|start| *start <= range.start());
+        let Some(first) = first.checked_sub(1) else {
+            return Vec::new();
+        };
+        let before = self.starts[first];
+        let within = Span::new(range.start() - before, range.end() - before);
+        within.map_or_else(
+            |_| Vec::new(),
+            |within| punch(&self.pieces[first..], within, &[]),
+        )
     }
 }
 
@@ -401,11 +561,14 @@ impl Inner {
 struct Plan {
     /// In order.
     parts: Vec<Part>,
-    /// The blobs that it is made of, and their versions.
-    sources: BTreeMap<BinaryKey, u64>,
-    shared: Vec<Shared>,
+    /// The blobs that it is made of.
+    sources: Vec<PlannedSource>,
     /// Bytes that are copied.
     copied: u64,
+    /// In how many pieces it will be, at least.
+    fragments: usize,
+    /// The last of them, unless it is copied.
+    last: Option<ExtentRef>,
 }
 
 enum Part {
@@ -415,13 +578,34 @@ enum Part {
     Copied { entry: Span, snapshot: Snapshot },
 }
 
-/// Ends the copy that was begun last: its pieces.
-async fn end_copy(copies: &mut [Incoming]) -> Result<Vec<ExtentRef>, StorageError> {
-    let Some(copy) = copies.last_mut() else {
-        return Ok(Vec::new());
-    };
-    let manifest = poll_fn(|context| copy.poll_pieces(context)).await?;
-    Ok(manifest.extents)
+/// The same, once it is copied.
+enum Composed {
+    Pieces(Vec<ExtentRef>),
+    /// So many of the bytes that were copied, behind those before.
+    Copied(u64),
+}
+
+impl Plan {
+    fn push_hole(&mut self, length: u64) {
+        self.push_pieces(holes(length).collect());
+    }
+
+    fn push_pieces(&mut self, pieces: Vec<ExtentRef>) {
+        let both = self.last.zip(pieces.first().copied());
+        let continues = both.is_some_and(|(last, first)| joined(&last, &first).is_some());
+        self.fragments += pieces.len() - usize::from(continues);
+        self.last = pieces.last().copied();
+        self.parts.push(Part::Pieces(pieces));
+    }
+
+    fn push_copy(&mut self, entry: Span, snapshot: Snapshot) {
+        self.copied += snapshot.range.end - snapshot.range.start;
+        // What is copied lies together.
+        let continues = matches!(self.parts.last(), Some(Part::Copied { .. }));
+        self.fragments += usize::from(!continues);
+        self.last = None;
+        self.parts.push(Part::Copied { entry, snapshot });
+    }
 }
 
 fn must_be_new(options: &PutManifestOptions) -> bool {
@@ -470,6 +654,26 @@ fn updated(
     }))
 }
 
+/// About how many bytes the manifest of a version takes in memory.
+fn bytes_of(entry: &Entry) -> usize {
+    let pieces = entry.extents.as_ref().map_or(1, |extents| extents.len());
+    size_of::<BlobManifest>() + pieces * size_of::<ManifestEntry>() + entry.meta_length as usize
+}
+
+async fn read_manifest(held: HeldRecord) -> Result<BlobManifest, ManifestError> {
+    let details = held.details().await?;
+    Ok(manifest(&held, &details))
+}
+
+/// The first of the manifests that are being read.
+async fn take_item(
+    ahead: &mut VecDeque<(BinaryKey, ManifestOp<BlobManifest>)>,
+) -> Option<ManifestItem> {
+    let (key, read) = ahead.pop_front()?;
+    let manifest = read.await;
+    Some(ManifestItem { key, manifest })
+}
+
 fn manifest(held: &HeldRecord, details: &Details) -> BlobManifest {
     let entry = &held.entry;
     let created = details.created(entry);
@@ -513,7 +717,7 @@ impl ManifestStore for StoreManifests {
     }
 
     fn get(&self, key: &BinaryKey) -> ManifestOp<BlobManifest> {
-        self.inner.read_manifest(key)
+        self.inner.get_manifest(key)
     }
 
     fn list(&self, request: ListRequest) -> ManifestOp<ManifestPage> {

@@ -291,7 +291,6 @@ impl Inner {
         Ok(HeldRecord {
             number,
             key: key.clone(),
-            allocated: index.sectors[number].allocated(key, &entry),
             _pin: sector.pin(std::iter::once(entry.address)),
             sector,
             entry,
@@ -304,14 +303,14 @@ impl Inner {
             Ok(held) => held,
             Err(error) => return Op::fail(error),
         };
+        let allocated = {
+            let index = self.index.read();
+            index.sectors[held.number].allocated(key, &held.entry)
+        };
         Op::start(async move {
             let details = held.details().await?;
             let HeldRecord {
-                key,
-                entry,
-                allocated,
-                sector,
-                ..
+                key, entry, sector, ..
             } = held;
             Ok(BlobInfo {
                 size: entry.size,
@@ -364,8 +363,6 @@ pub struct HeldRecord {
     pub sector: Arc<Sector>,
     pub key: BinaryKey,
     pub entry: Entry,
-    /// Bytes that the blob takes.
-    allocated: u64,
     _pin: Pin,
 }
 

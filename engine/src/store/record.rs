@@ -148,7 +148,7 @@ impl Details {
         let mut origin = None;
         for item in meta::items(bytes) {
             match item? {
-                MetaItem::Created(time) => details.created = Some(time),
+                MetaItem::Created(time) => details.created = details.created.or(Some(time)),
                 MetaItem::Digest { algorithm, bytes } => {
                     let algorithm = match algorithm {
                         1 => DigestAlgorithm::Sha256,
@@ -156,22 +156,31 @@ impl Details {
                         // Of no use to this build, and no harm to the blob.
                         _ => continue,
                     };
-                    details.digests.push(Digest { algorithm, bytes });
+                    let is_other = |digest: &Digest| digest.algorithm != algorithm;
+                    if details.digests.iter().all(is_other) {
+                        details.digests.push(Digest { algorithm, bytes });
+                    }
                 }
                 MetaItem::Origin { time, name } => {
                     let name = name.to_owned();
                     origin = Some(Origin { time, name });
                 }
                 MetaItem::Attribute { name, value } => {
+                    // Of several with one name, the first.
+                    if details.attributes.contains_key(name) {
+                        continue;
+                    }
                     if let Some(origin) = &origin {
                         details.origins.insert(name.to_owned(), origin.clone());
                     }
-                    details
-                        .attributes
-                        .insert(name.to_owned(), Bytes::copy_from_slice(value));
+                    let value = Bytes::copy_from_slice(value);
+                    details.attributes.insert(name.to_owned(), value);
                 }
-                MetaItem::Life(lsn) => details.life = Some(lsn),
-                MetaItem::Source(key) => details.source = BinaryKey::of_stored(key).ok(),
+                MetaItem::Life(lsn) => details.life = details.life.or(Some(lsn)),
+                MetaItem::Source(key) => {
+                    let source = BinaryKey::of_stored(key).ok();
+                    details.source = details.source.or(source);
+                }
                 _ => {}
             }
         }

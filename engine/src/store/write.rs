@@ -21,8 +21,8 @@ use crate::port::blob::{BatchItemOutcome, check_attributes};
 use crate::port::mutable::{check_length, check_sparse};
 use crate::port::{
     Batch, BatchItem, BinaryKey, BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest,
-    DigestHasher, Durability, ETag, Op, Place, PutOptions, PutOutcome, PutRangeOptions, Span,
-    StorageError, StoreOp, WriteBlob,
+    DigestHasher, Durability, ETag, Op, PastEnd, Place, Precondition, PutOptions, PutOutcome,
+    PutRangeOptions, Span, StorageError, StoreOp, WriteBlob,
 };
 use crate::sync::Mutex;
 
@@ -34,6 +34,9 @@ const BATCH_IN_FLIGHT: usize = 8 << 20;
 
 /// The longest payload that stays in its own record in a batch that would not fit one frame.
 const CROWDED_INLINE_MAX: usize = 64;
+
+/// How often a mutation that moves no payload is planned anew before others have to wait for it.
+pub const TRIES_MAX: usize = 8;
 
 pub fn durable(durability: Durability) -> bool {
     durability == Durability::Durable
@@ -474,50 +477,133 @@ impl Inner {
             return Op::fail(error);
         }
         let (inner, source, target) = (Arc::clone(self), source.clone(), target.clone());
-        self.start_kept(vec![source.clone(), target.clone()], async move {
-            let mut settled = inner.commits.lock().is_all_idle();
-            loop {
-                let found = inner.hold(&source);
-                if matches!(found, Err(StorageError::NotFound { .. })) && !settled {
-                    // A put that nobody waits for may be queued: it is not to land after this.
-                    inner.after_what_is_queued().await;
-                    settled = true;
-                    continue;
+        let keys = vec![source.clone(), target.clone()];
+        self.start_kept(keys.clone(), async move {
+            let attempt = {
+                let inner = Arc::clone(&inner);
+                move || {
+                    let (inner, source) = (Arc::clone(&inner), source.clone());
+                    let (target, options) = (target.clone(), options.clone());
+                    async move { inner.try_copy(source, target, options, rename).await }
                 }
-                let held = found?;
-                let (number, entry) = (held.number, held.entry.clone());
-                let details = held.details_to_copy().await?;
-                let mutation = Mutation::Copy {
-                    source: source.clone(),
-                    expected: entry.lsn,
-                    source_precondition: options.source_precondition,
-                    target: target.clone(),
-                    target_precondition: options.target_precondition,
-                    meta: details.encode(),
-                    life: None,
-                    time: inner.now(),
-                    rename,
-                };
-                match inner
-                    .submit(
-                        number,
-                        Work::Mutations(vec![mutation]),
-                        durable(options.durability),
-                    )
-                    .await?
-                {
-                    Done::Mutations(outcomes) => {
-                        return outcomes
-                            .first()
-                            .and_then(put_outcome)
-                            .ok_or_else(unexpected);
-                    }
-                    // The source was replaced meanwhile.
-                    Done::Changed => {}
-                    _ => return Err(unexpected()),
+            };
+            inner.until_settled(keys, TRIES_MAX, attempt).await
+        })
+    }
+
+    /// `None`: the source was replaced meanwhile.
+    async fn try_copy(
+        self: &Arc<Self>,
+        source: BinaryKey,
+        target: BinaryKey,
+        options: CopyOptions,
+        rename: bool,
+    ) -> Result<Option<PutOutcome>, StorageError> {
+        let held = match self.hold(&source) {
+            Err(refusal @ StorageError::NotFound { .. }) => {
+                let is_so = self.is_still(&source, None, false).await?;
+                return if is_so { Err(refusal) } else { Ok(None) };
+            }
+            held => held?,
+        };
+        let (number, expected) = (held.number, held.entry.lsn);
+        let details = held.details_to_copy().await?;
+        drop(held);
+        let mutation = Mutation::Copy {
+            source,
+            expected,
+            source_precondition: options.source_precondition,
+            target,
+            target_precondition: options.target_precondition,
+            meta: details.encode(),
+            life: None,
+            time: self.now(),
+            rename,
+        };
+        self.try_planned(number, mutation, options.durability).await
+    }
+
+    /// Whether `key` still has this version, or still none, once everything is decided that was asked for
+    /// before: a put that nobody waits for is not to land after an answer that did not know of it.
+    pub async fn is_still(
+        self: &Arc<Self>,
+        key: &BinaryKey,
+        seen: Option<u64>,
+        durable: bool,
+    ) -> Result<bool, StorageError> {
+        let nothing = Mutation::Change {
+            key: key.clone(),
+            precondition: seen.map_or(Precondition::None, Precondition::IfVersion),
+            past_end: PastEnd::Refuse,
+            range: Span::first(0),
+            record: Vec::new(),
+            time: self.now(),
+            payload_length: 0,
+            pieces: None,
+            expected: None,
+            known: None,
+        };
+        let holder = self.index.read().lookup(key.stored())?;
+        let number = match holder {
+            Some((number, _)) => number,
+            None => self.place(key, 0)?,
+        };
+        let work = Work::Mutations(vec![nothing]);
+        match self.submit(number, work, durable).await {
+            Ok(Done::Mutations(_)) => Ok(seen.is_some()),
+            // It lies in another sector by now.
+            Ok(Done::Changed) => Ok(false),
+            Ok(_) => Err(unexpected()),
+            Err(StorageError::NotFound { .. }) => Ok(seen.is_none()),
+            Err(StorageError::PreconditionFailed { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Commits a mutation that was planned by what there was. `None`: that has changed meanwhile.
+    pub async fn try_planned(
+        self: &Arc<Self>,
+        number: usize,
+        mutation: Mutation,
+        durability: Durability,
+    ) -> Result<Option<PutOutcome>, StorageError> {
+        let work = Work::Mutations(vec![mutation]);
+        match self.submit(number, work, durable(durability)).await? {
+            Done::Mutations(outcomes) => {
+                let outcome = outcomes.first().and_then(put_outcome);
+                outcome.ok_or_else(unexpected).map(Some)
+            }
+            Done::Changed => Ok(None),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Tries a mutation of `keys` until what it was planned by is still there when it is decided:
+    /// `attempt` hands back `None` if it is not. After so many tries, others have to wait for it.
+    pub async fn until_settled<T, E, F>(
+        self: &Arc<Self>,
+        keys: Vec<BinaryKey>,
+        tries: usize,
+        attempt: impl Fn() -> F + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+        F: Future<Output = Result<Option<T>, E>> + Send,
+    {
+        for _ in 0..tries {
+            if let Some(done) = attempt().await? {
+                return Ok(done);
+            }
+        }
+        let rest = async move {
+            loop {
+                if let Some(done) = attempt().await? {
+                    return Ok(done);
                 }
             }
-        })
+        };
+        self.detached.see_through(keys, rest).await
     }
 
     /// See [`BlobStore::batch`](crate::port::BlobStore::batch).

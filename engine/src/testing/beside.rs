@@ -117,7 +117,7 @@ pub(super) fn all_beside(
 }
 
 /// What a tracker says, in the words of a store.
-fn as_storage(error: TrackerError) -> StorageError {
+pub(super) fn as_storage(error: TrackerError) -> StorageError {
     match error {
         TrackerError::NotFound { key } => StorageError::NotFound { key },
         TrackerError::Mismatch { key, .. } => {

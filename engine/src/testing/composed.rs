@@ -1,12 +1,15 @@
 //! The part of [`Pair`] that is about manifests: blobs that are made of others, and what is said of
 //! blobs.
 
+use std::collections::BTreeMap;
+
 use super::Subject;
+use super::beside::as_storage as tracker_as_storage;
 use super::history::{Compose, Update};
-use super::pair::{Difference, Pair, attributes, expect};
+use super::pair::{Difference, Held, Pair, attributes, differ, expect};
 use crate::port::{
-    AttributesUpdate, ManifestError, MutableObjectStore, NewManifest, PutManifestOptions,
-    StorageError, UpdateOptions,
+    AttributesUpdate, BinaryKey, Location, ManifestEntry, ManifestError, MutableObjectStore,
+    NewManifest, PutManifestOptions, PutOutcome, RangeSet, StorageError, UpdateOptions,
 };
 
 /// What the manifests say, in the words of a store.
@@ -23,7 +26,85 @@ fn as_storage(error: ManifestError) -> StorageError {
     }
 }
 
+/// Who set the attributes of a blob, of those that did not come with it.
+pub(super) fn sources_of(
+    store: &dyn MutableObjectStore,
+    key: &BinaryKey,
+) -> Result<BTreeMap<String, String>, StorageError> {
+    let manifest = store.manifests().get(key).wait().map_err(as_storage)?;
+    let advertised = manifest.advertised.into_iter();
+    let named = advertised.filter(|(_, one)| !one.source.is_empty());
+    Ok(named.map(|(name, one)| (name, one.source)).collect())
+}
+
 impl<S: Subject + ?Sized> Pair<'_, S> {
+    /// Sets attributes in the model, which has the others, as they were set in the store.
+    pub(super) fn adopt_sources(
+        &self,
+        key: &BinaryKey,
+        held: &Held,
+        mut made: PutOutcome,
+    ) -> Result<PutOutcome, StorageError> {
+        for (name, source) in &held.sources {
+            let value = held.attributes.get(name).cloned().unwrap_or_default();
+            let update = AttributesUpdate {
+                source: source.clone(),
+                ..AttributesUpdate::merge([(name.clone(), value)].into())
+            };
+            let manifests = self.model().manifests();
+            let updated = manifests.update_attributes(key, update, UpdateOptions::default());
+            made = updated.wait().map_err(as_storage)?;
+        }
+        Ok(made)
+    }
+
+    /// What the manifest and the tracker of a blob say that both have.
+    pub(super) fn compare_manifest(&mut self, key: &BinaryKey) -> Result<(), Difference> {
+        let Some(store) = self.mutable() else {
+            return Ok(());
+        };
+        let look = |store: &dyn MutableObjectStore| {
+            let manifest = store.manifests().get(key).wait().map_err(as_storage)?;
+            let completed = store.ranges().get_completed(key).wait();
+            let generation = completed.map_err(tracker_as_storage)?.generation;
+            Ok((manifest, sources_of(store, key)?, generation))
+        };
+        let model = look(self.model());
+        let Some((model, found)) = self.compare(model, look(&*store))? else {
+            return Ok(());
+        };
+        if found.1 != model.1 {
+            differ!("{key}: attributes of {:?}, expected {:?}", found.1, model.1);
+        }
+        let life = *self.lives().entry(model.2).or_insert(found.2);
+        if life != found.2 {
+            differ!("{key}: life {}, before it was {life}", found.2);
+        }
+        let mut end = 0;
+        let mut holes = RangeSet::new();
+        for entry in &found.0.entries {
+            if entry.span.start() != end || entry.span.is_empty() {
+                differ!("{key}: {:?} do not tile it", found.0.entries);
+            }
+            end = entry.span.end();
+            if entry.location == Location::Hole {
+                holes.insert(entry.span);
+            }
+        }
+        let is_hole = |entry: &&ManifestEntry| entry.location == Location::Hole;
+        let expected = model
+            .0
+            .entries
+            .iter()
+            .filter(is_hole)
+            .map(|entry| entry.span);
+        let expected: RangeSet = expected.collect();
+        if end != model.0.size || holes != expected {
+            differ!("{key}: entries up to {end}, holes {holes}, expected {expected}");
+        }
+        Ok(())
+    }
+
     pub(super) fn compose(&mut self, compose: &Compose) -> Result<(), Difference> {
         /// So that nothing that is read whole is large.
         const LENGTH_MAX: u64 = 1 << 17;

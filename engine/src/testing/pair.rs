@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::Subject;
 use super::beside::{all_beside, held_beside};
+use super::composed::sources_of;
 use super::history::{
     Border, Condition, Copy, Create, Declared, Delete, Item, Kind, Put, PutRange, Step,
 };
@@ -31,6 +32,8 @@ pub struct Held {
     pub bytes: Bytes,
     /// Its attributes.
     pub attributes: Attributes,
+    /// Who set them, of those that did not come with it.
+    pub sources: BTreeMap<String, String>,
     /// Of its bytes, those that were never written: they read as zeros.
     pub missing: RangeSet,
 }
@@ -41,6 +44,7 @@ impl From<Bytes> for Held {
         Self {
             bytes,
             attributes: Attributes::new(),
+            sources: BTreeMap::new(),
             missing: RangeSet::new(),
         }
     }
@@ -115,6 +119,8 @@ pub struct Pair<'a, S: Subject + ?Sized> {
     created: BTreeMap<SystemTime, SystemTime>,
     /// The store's modification time for each of the model's versions.
     modified: BTreeMap<u64, SystemTime>,
+    /// What the store calls each life that the model knows of.
+    lives: BTreeMap<u64, u64>,
     writer: Option<Writers>,
     reader: Option<Reading>,
     /// Something was only written, and not flushed since.
@@ -172,6 +178,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             given: Versions::default(),
             created: BTreeMap::new(),
             modified: BTreeMap::new(),
+            lives: BTreeMap::new(),
             writer: None,
             reader: None,
             unflushed: false,
@@ -226,22 +233,26 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         self.versions.clear();
         self.highest.clear();
         self.created.clear();
+        self.lives.clear();
         self.modified.clear();
         self.unflushed = false;
         let found = expect(blobs_of(&*store))?;
         for (key, held) in found {
             let held = expect(held)?;
             let info = expect(store.stat(&key).wait())?;
+            let mut put = held.attributes.clone();
+            put.retain(|name, _| !held.sources.contains_key(name));
             let options = PutOptions {
-                attributes: held.attributes.clone(),
+                attributes: put,
                 digest: info.digests.first().copied(),
                 ..PutOptions::default()
             };
             let mut made = if held.missing.is_empty() {
-                expect(self.model.put(&key, held.bytes, options).wait())?
+                expect(self.model.put(&key, held.bytes.clone(), options).wait())?
             } else {
                 expect(self.make_sparse(&key, &held, options))?
             };
+            made = expect(self.adopt_sources(&key, &held, made))?;
             let model = expect(self.model.stat(&key).wait())?;
             self.created.insert(model.created, info.created);
             if info.created != info.modified && model.created == model.modified {
@@ -523,6 +534,10 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             key: key.clone(),
             blob,
         }
+    }
+
+    pub(super) fn lives(&mut self) -> &mut BTreeMap<u64, u64> {
+        &mut self.lives
     }
 
     /// What is listed under a key: that needs no disk, which may go on failing.
@@ -904,6 +919,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
                 info.created
             );
         }
+        self.compare_manifest(key)?;
         if model.created == model.modified && info.created != info.modified {
             let (created, modified) = (info.created, info.modified);
             differ!("{key}: was put, but created {created:?}, modified {modified:?}");
@@ -1265,7 +1281,7 @@ pub(super) fn attributes(count: usize) -> Attributes {
 }
 
 /// The blob of a key.
-fn held(store: &dyn BlobStore, key: &BinaryKey) -> Result<Held, StorageError> {
+fn held(store: &dyn MutableObjectStore, key: &BinaryKey) -> Result<Held, StorageError> {
     let options = GetOptions {
         holes: Holes::Zeros,
         ..GetOptions::default()
@@ -1275,6 +1291,7 @@ fn held(store: &dyn BlobStore, key: &BinaryKey) -> Result<Held, StorageError> {
     Ok(Held {
         bytes,
         attributes: info.attributes,
+        sources: sources_of(store, key)?,
         missing: info.missing,
     })
 }
@@ -1294,7 +1311,7 @@ pub fn read_all(
 
 /// Every blob that a store lists, read back, or why it can't be.
 fn blobs_of(
-    store: &dyn BlobStore,
+    store: &dyn MutableObjectStore,
 ) -> Result<BTreeMap<BinaryKey, Result<Held, StorageError>>, StorageError> {
     let entries = list_all(store)?.into_iter();
     let blobs = entries.map(|entry| {

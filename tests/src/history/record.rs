@@ -232,6 +232,7 @@ fn describe(blob: Option<&Held>) -> String {
     let Some(Held {
         bytes,
         attributes,
+        sources,
         missing,
     }) = blob
     else {
@@ -242,7 +243,9 @@ fn describe(blob: Option<&Held>) -> String {
     });
     let (size, attributes) = (bytes.len(), attributes.len());
     let holes = missing.len();
-    format!("{size} bytes ({hash:08x}), {holes} of them holes, {attributes} attributes")
+    format!(
+        "{size} bytes ({hash:08x}), {holes} of them holes, {attributes} attributes of {sources:?}"
+    )
 }
 
 /// The first few keys in which two contents differ.

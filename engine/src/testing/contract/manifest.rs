@@ -327,20 +327,28 @@ pub(super) fn manifests_replace_only_when_told(subject: MutableSubject<'_>) {
         Precondition::IfVersion(first.version),
     ] {
         assert_fails!(conditional(wrong), ManifestError::Storage(StorageError::PreconditionFailed { actual, .. }) if actual == Some(second.etag));
+        let options = PutManifestOptions {
+            precondition: wrong,
+            ..replacing()
+        };
+        assert_fails!(store.compose("k", &new, options), ManifestError::Storage(StorageError::PreconditionFailed { actual, .. }) if actual == Some(second.etag));
     }
+    let options = PutManifestOptions {
+        precondition: Precondition::IfVersion(second.version),
+        ..PutManifestOptions::default()
+    };
+    assert_fails!(
+        store.compose("absent", &new, options),
+        ManifestError::Storage(StorageError::PreconditionFailed { actual: None, .. })
+    );
     let third = conditional(Precondition::IfETag(second.etag)).expect("it holds");
     conditional(Precondition::IfVersion(third.version)).expect("it holds");
     // Of what it is made of.
     let taken = |precondition| {
-        let entries = vec![NewEntry {
-            span: span(0, 50),
-            content: EntryContent::Blob {
-                key: key("source"),
-                start: 50,
-                precondition,
-            },
-        }];
-        store.compose("k", &NewManifest { size: 50, entries }, replacing())
+        let mut new = NewManifest::default();
+        new.append_if(&key("source"), 50, 100, precondition)
+            .expect("it is a range");
+        store.compose("k", &new, replacing())
     };
     assert_fails!(taken(Precondition::IfVersion(first.version)), ManifestError::Unavailable { key, error, .. } if key.as_bytes() == b"k" && matches!(*error, StorageError::PreconditionFailed { .. }));
     taken(Precondition::IfETag(source.etag)).expect("it holds");
@@ -574,6 +582,129 @@ pub(super) fn a_life_goes_on_through_updates(subject: MutableSubject<'_>) {
     copied.wait().expect("it is copied");
     let copied = store.ranges().get_completed(&key("copy")).wait();
     assert_ne!(copied.expect("it is there").generation, before.generation);
+}
+
+pub(super) fn a_new_life_begins_where_an_update_was(subject: MutableSubject<'_>) {
+    let mut store = subject.fresh();
+    let generation = |store: &Arc<dyn MutableObjectStore>, name: &str| {
+        let completed = store.ranges().get_completed(&key(name)).wait();
+        completed.expect("it is there").generation
+    };
+    store.save("source", payload(9, 200));
+    for size in [0, 100, 3000 * KIB] {
+        let mut lives = Vec::new();
+        for step in 0..4 {
+            match step {
+                0 => drop(store.save("k", payload(1, size))),
+                1 => drop(store.save("k", payload(2, size))),
+                2 => drop(
+                    store
+                        .compose("k", &manifest(&[(Some("source"), 0, 100)]), replacing())
+                        .expect("it is there"),
+                ),
+                _ => {
+                    let renamed = store.rename(&key("k"), &key("k"), CopyOptions::default());
+                    renamed.wait().expect("it is there");
+                }
+            }
+            let life = generation(&store, "k");
+            assert!(!lives.contains(&life), "step {step}");
+            lives.push(life);
+            let value = Bytes::from(vec![7; step + 1]);
+            let update = AttributesUpdate::merge([("name".to_owned(), value)].into());
+            store
+                .update("k", update, Precondition::None)
+                .expect("it is there");
+            assert_eq!(generation(&store, "k"), life, "step {step}");
+            store = subject.reopen(store);
+            assert_eq!(generation(&store, "k"), life, "step {step}");
+        }
+    }
+}
+
+pub(super) fn one_of_many_conditional_manifests_wins(subject: MutableSubject<'_>) {
+    let store = subject.fresh();
+    store.save("source", payload(1, 100));
+    let new = manifest(&[(Some("source"), 10, 60)]);
+    let won = |attempt: &(dyn Fn(usize) -> bool + Sync)| {
+        let won = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for number in 0..8 {
+                let won = &won;
+                scope.spawn(move || {
+                    let more = usize::from(attempt(number));
+                    won.fetch_add(more, std::sync::atomic::Ordering::Relaxed);
+                });
+            }
+        });
+        won.into_inner()
+    };
+    for round in 0..8 {
+        let name = format!("{round}");
+        let put = |_| {
+            store
+                .compose(&name, &new, PutManifestOptions::default())
+                .is_ok()
+        };
+        assert_eq!(won(&put), 1, "puts on an absent key");
+        let etag = store.load(&name).etag;
+        let update = |number| {
+            let value = format!("{number}").into();
+            let update = AttributesUpdate::merge([("winner".to_owned(), value)].into());
+            store
+                .update(&name, update, Precondition::IfETag(etag))
+                .is_ok()
+        };
+        assert_eq!(won(&update), 1, "updates of one version");
+        let etag = store.load("source").etag;
+        let replace = |_| {
+            let mut new = NewManifest::default();
+            new.append_if(&key("source"), 0, 100, Precondition::IfETag(etag))
+                .expect("it is a range");
+            store.compose("source", &new, replacing()).is_ok()
+        };
+        assert_eq!(won(&replace), 1, "blobs of one version of themselves");
+    }
+}
+
+pub(super) fn updates_beside_ranges(subject: MutableSubject<'_>) {
+    const WRITERS: u64 = 3;
+    let store = subject.fresh();
+    for (name, size) in [("small", 30_000), ("large", 2000 * KIB)] {
+        store.save(name, vec![0; size]);
+        std::thread::scope(|scope| {
+            for writer in 0..WRITERS {
+                let store = &store;
+                scope.spawn(move || {
+                    for number in 0..20 {
+                        let start = writer * 10_000 + number * 100;
+                        let put = store.put_range(
+                            &key(name),
+                            span(start, start + 100),
+                            payload(start, 100),
+                            PutRangeOptions::default(),
+                        );
+                        put.wait().expect("it is put");
+                    }
+                });
+            }
+            for number in 0..20 {
+                let update = AttributesUpdate::merge([(format!("{number}"), Bytes::new())].into());
+                store
+                    .update(name, update, Precondition::None)
+                    .expect("it is there");
+            }
+        });
+        let mut expected = vec![0; size];
+        for writer in 0..3 {
+            for number in 0..20 {
+                let start = writer * 10_000 + number * 100;
+                expected[start..start + 100].copy_from_slice(&payload(start as u64, 100));
+            }
+        }
+        store.assert_holds(name, &expected);
+        assert_eq!(store.manifest(name).advertised.len(), 20);
+    }
 }
 
 pub(super) fn updates_of_many_threads_add_up(subject: MutableSubject<'_>) {

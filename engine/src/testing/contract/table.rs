@@ -144,6 +144,9 @@ macro_rules! __each_mutable_clause {
             manifest updates_of_attributes_are_checked "an update of an absent key is `NotFound`, one that contradicts itself or makes the attributes too many `InvalidArgument`, and nothing changes";
             manifest many_origins_are_kept "attributes keep who set them, however many did";
             manifest a_life_goes_on_through_updates "trackers of a blob, and who waits for them, do not see an update of its attributes";
+            manifest a_new_life_begins_where_an_update_was "whatever makes a blob anew begins a new life of it, also where attributes were updated before";
+            manifest one_of_many_conditional_manifests_wins "of racing manifests for an absent key, updates of one version, and manifests of one version exactly one wins";
+            manifest updates_beside_ranges "updates beside ranges that are put lose neither the ones nor the others";
             manifest updates_of_many_threads_add_up "of updates by many threads none is lost";
             manifest manifests_are_listed_in_order "manifests are listed in the order of the keys, page by page, by prefix and delimiter, as blobs are";
             manifest a_dropped_manifest_op_still_commits "an update or a manifest whose Op is dropped commits, in the order of the calls";
