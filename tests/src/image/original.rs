@@ -9,9 +9,9 @@ use graviton_engine::io::sim::{self, Sim};
 use graviton_engine::io::{Backend, BufferPool, OpenAccess};
 use graviton_engine::port::op::wait_for;
 use graviton_engine::port::{
-    Batch, BinaryKey, BlobStore, CompleteOptions, CopyOptions, DeleteOptions, MutableObjectStore,
-    PastEnd, PutOptions, PutRangeOptions, RangeSet, Span, StorageError, TrackOptions,
-    UploadOptions,
+    AttributesUpdate, Batch, BinaryKey, BlobStore, CompleteOptions, CopyOptions, DeleteOptions,
+    ManifestError, MutableObjectStore, NewManifest, PastEnd, PutManifestOptions, PutOptions,
+    PutRangeOptions, RangeSet, Span, StorageError, TrackOptions, UpdateOptions, UploadOptions,
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_format::superblock::Superblock;
@@ -222,6 +222,34 @@ impl Maker {
         Ok(())
     }
 
+    /// Makes a blob of the ends of others, with a hole between, and says something of it.
+    fn compose(&mut self, name: &str, sources: [&str; 2], round: u64) -> Result<(), ManifestError> {
+        let mut new = NewManifest::default();
+        let mut whole = vec![0; 5];
+        new.append_hole(5)?;
+        for source in sources {
+            let bytes = self.history[&key(source)].last().expect("it was put");
+            new.append(&key(source), 7, bytes.len() as u64)?;
+            whole.extend_from_slice(&bytes[7..]);
+        }
+        let options = PutManifestOptions {
+            replace: true,
+            ..PutManifestOptions::default()
+        };
+        let manifests = self.store.manifests();
+        manifests.put(&key(name), &new, options).wait()?;
+        for source in ["somebody", "somebody else"] {
+            let update = AttributesUpdate {
+                source: source.to_owned(),
+                ..AttributesUpdate::merge([(source.to_owned(), round.to_string().into())].into())
+            };
+            let updated = manifests.update_attributes(&key(name), update, UpdateOptions::default());
+            updated.wait()?;
+        }
+        self.note(name, whole.into());
+        Ok(())
+    }
+
     fn note(&mut self, name: &str, bytes: Bytes) {
         self.history.entry(key(name)).or_default().push(bytes);
     }
@@ -250,6 +278,9 @@ impl Maker {
         copy.wait()?;
         self.note("copy", payload(seed + 101, 150_000));
         self.upload(seed)?;
+        self.compose("composed", ["large", "middling"], round)
+            .expect("all of it is there");
+        self.change("composed", 30, payload(seed + 105, 40))?;
         let ranges: RangeSet = format!("{round}..{},5000..6000", round + 7).parse()?;
         let tracker = self.store.ranges_elsewhere();
         let marked = tracker.mark_complete(&key("elsewhere"), &ranges, TrackOptions::default());

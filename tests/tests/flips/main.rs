@@ -241,7 +241,7 @@ impl Trials<'_> {
     }
 
     /// What must be there without the records with the LSNs `lost`. Keys may fail whose bytes are
-    /// those of a damaged record, or a copy of them.
+    /// those of a damaged record, a copy of them, or made of them.
     fn expected(&self, touched: &[&Region], lost: &HashSet<u64>) -> Expected {
         let contents = self.case.contents(lost);
         let owners: Vec<&Vec<Version>> = touched
@@ -250,7 +250,9 @@ impl Trials<'_> {
             .collect();
         let is_owned = |version: &Version| {
             let mut all = owners.iter().flat_map(|versions| versions.iter());
+            let mut keys = touched.iter().filter_map(|region| region.key.as_ref());
             all.any(|owner| owner.content == version.content)
+                || keys.any(|key| version.made_of.contains(key))
         };
         let damaged = contents.iter().filter(|(_, version)| is_owned(version));
         Expected {
@@ -507,6 +509,7 @@ impl Trials<'_> {
                 lsn: put.version,
                 content: Some(content),
                 noted: false,
+                made_of: Vec::new(),
             };
             expected.contents.insert(extra, version);
         }

@@ -7,8 +7,9 @@ use bytes::Bytes;
 use graviton_engine::io::sim::{Image, Sim};
 use graviton_engine::port::blob::BatchItemOutcome;
 use graviton_engine::port::{
-    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, MutableObjectStore, PastEnd,
-    PutOptions, PutRangeOptions, Span, StorageError,
+    AttributesUpdate, Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, MutableObjectStore,
+    NewManifest, PastEnd, PutManifestOptions, PutOptions, PutRangeOptions, Span, StorageError,
+    UpdateOptions,
 };
 use graviton_engine::store::{Access, CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::Random;
@@ -25,6 +26,8 @@ pub struct Version {
     pub content: Option<Bytes>,
     /// It has an attribute.
     pub noted: bool,
+    /// Others that it was made of: some of its bytes are theirs.
+    pub made_of: Vec<BinaryKey>,
 }
 
 /// Every version each key ever had, the newest last.
@@ -76,6 +79,7 @@ impl Filler {
             lsn,
             content,
             noted,
+            made_of: Vec::new(),
         };
         versions.push(version);
     }
@@ -124,7 +128,58 @@ impl Filler {
         let mut content = content.unwrap_or_default().to_vec();
         content.resize(content.len().max(start + length), 0);
         content[start..start + length].copy_from_slice(&bytes);
+        let made_of = before.made_of.clone();
         self.remember(key(name), version, Some(content.into()), noted);
+        self.newest(name).made_of = made_of;
+    }
+
+    fn newest(&mut self, name: &str) -> &mut Version {
+        let versions = self.history.get_mut(&key(name));
+        versions
+            .and_then(|versions| versions.last_mut())
+            .expect("it is there")
+    }
+
+    /// The attribute that some blobs have is set or removed.
+    pub fn update(&mut self, name: &str) {
+        let before = self.history[&key(name)].last().expect("it is there");
+        let (noted, content) = (before.noted, before.content.clone());
+        let made_of = before.made_of.clone();
+        let update = match noted {
+            true => AttributesUpdate::remove(["note"]),
+            false => AttributesUpdate {
+                source: "filler".to_owned(),
+                ..AttributesUpdate::merge([("note".to_owned(), "a".into())].into())
+            },
+        };
+        let manifests = self.store.manifests();
+        let updated = manifests.update_attributes(&key(name), update, UpdateOptions::default());
+        let version = updated.wait().expect("it is there").version;
+        self.remember(key(name), version, content, !noted);
+        self.newest(name).made_of = made_of;
+    }
+
+    /// A blob of all of one and a part of another, with a hole between.
+    pub fn compose(&mut self, sources: [&str; 2], target: &str) {
+        let mut new = NewManifest::default();
+        let mut content = Vec::new();
+        for (source, start) in sources.into_iter().zip([0, 9]) {
+            let version = self.history[&key(source)].last().expect("it is there");
+            let bytes = version.content.as_ref().expect("it is not deleted");
+            let appended = new.append(&key(source), start as u64, bytes.len() as u64);
+            appended.expect("a range");
+            new.append_hole(3).expect("a hole");
+            content.extend_from_slice(&bytes[start..]);
+            content.extend_from_slice(&[0; 3]);
+        }
+        let options = PutManifestOptions {
+            replace: true,
+            ..PutManifestOptions::default()
+        };
+        let put = self.store.manifests().put(&key(target), &new, options);
+        let version = put.wait().expect("all of it is there").version;
+        self.remember(key(target), version, Some(content.into()), false);
+        self.newest(target).made_of = sources.map(key).into();
     }
 
     pub fn delete(&mut self, name: &str) {
@@ -225,6 +280,10 @@ impl Filler {
         self.copy("chunks", "changed");
         self.change("chunks", 0, 4090);
         self.copy("small", "copy");
+        self.update("small");
+        self.update("chunks");
+        self.change("chunks", 50, 10);
+        self.compose(["extents", "small"], "composed");
         self.copy("extents", &format!("large {number}"));
         self.delete(&format!("gone {number}"));
         self.rename(&format!("moved {number}"), "renamed");
