@@ -715,20 +715,33 @@ impl SectorIndex {
             let end = position + u64::from(piece.length.get());
             let wanted = range.start.max(position)..range.end.min(end);
             if wanted.start < wanted.end {
-                let shift = u64::from(piece.offset.get());
-                let within = wanted.start - position + shift..wanted.end - position + shift;
-                let payload = match piece.is_hole() {
-                    true => None,
-                    false => Some(self.extent_payload(key, entry, piece, within.end)?),
-                };
-                pieces.push(Piece {
-                    payload,
-                    range: within,
-                });
+                let within = wanted.start - position..wanted.end - position;
+                pieces.push(self.piece(key, entry, piece, within)?);
             }
             position = end;
         }
         Ok(pieces)
+    }
+
+    /// Where a part of a piece of a blob lies, or all of it, if that is less.
+    ///
+    /// # Errors
+    /// `Corruption` if it names an extent that is not there.
+    pub fn piece(
+        &self,
+        key: &BinaryKey,
+        entry: &Entry,
+        piece: &ExtentRef,
+        part: Range<u64>,
+    ) -> Result<Piece, StorageError> {
+        let offset = u64::from(piece.offset.get());
+        let end = part.end.min(piece.length.get().into());
+        let range = part.start + offset..end + offset;
+        let payload = match piece.is_hole() {
+            true => None,
+            false => Some(self.extent_payload(key, entry, piece, range.end)?),
+        };
+        Ok(Piece { payload, range })
     }
 
     fn extent_payload(

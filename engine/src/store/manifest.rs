@@ -263,27 +263,31 @@ impl Inner {
     /// The sector that a new blob is to lie in: where most of what it can share is, if it takes records
     /// and has room for the rest.
     fn place_manifest(&self, key: &BinaryKey, new: &NewManifest) -> Result<usize, StorageError> {
-        let (most, copied) = {
+        let mut bytes: BTreeMap<&BinaryKey, u64> = BTreeMap::new();
+        for entry in &new.entries {
+            if let Some(source) = source(entry) {
+                *bytes.entry(source).or_default() += entry.span.len();
+            }
+        }
+        let copied = bytes.values().sum();
+        let mut shareable: BTreeMap<usize, u64> = BTreeMap::new();
+        for (source, bytes) in bytes {
+            if let Some((number, found)) = self.index.read().lookup(source.stored())?
+                && found.extents.is_some()
+            {
+                *shareable.entry(number).or_default() += bytes;
+            }
+        }
+        let most = {
             let commits = self.commits.lock();
             let index = self.index.read();
-            let mut shareable: BTreeMap<usize, u64> = BTreeMap::new();
-            let mut copied = 0;
-            for (entry, source) in new.entries.iter().zip(new.entries.iter().map(source)) {
-                let Some(source) = source else { continue };
-                copied += entry.span.len();
-                if let Some((number, found)) = index.lookup(source.stored())?
-                    && found.extents.is_some()
-                {
-                    *shareable.entry(number).or_default() += entry.span.len();
-                }
-            }
             let fits = |&(number, shared): &(usize, u64)| {
                 let available = self.available(&index, number);
                 let room = available.saturating_sub(commits.pending(number));
                 self.sectors[number].poisoned().is_none() && room >= copied - shared
             };
             let fitting = shareable.into_iter().filter(fits);
-            (fitting.max_by_key(|(_, shared)| *shared), copied)
+            fitting.max_by_key(|(_, shared)| *shared)
         };
         match most {
             Some((number, _)) => Ok(number),
@@ -348,18 +352,15 @@ impl Inner {
                 plan.push_pieces(pieces);
                 continue;
             }
-            for (span, is_hole) in planned.runs_of(range) {
-                if is_hole {
-                    plan.push_hole(span.len());
+            for (span, pieces) in planned.runs_of(range) {
+                if pieces.iter().all(ExtentRef::is_hole) {
+                    plan.push_pieces(pieces);
                     continue;
                 }
-                let snapshot = self.pinned(
-                    &index,
-                    planned.holder,
-                    source,
-                    planned.entry.clone(),
-                    span.into(),
-                )?;
+                let PlannedBlob {
+                    holder, entry: of, ..
+                } = planned;
+                let snapshot = self.pinned_pieces(&index, *holder, source, of, span, &pieces)?;
                 plan.push_copy(entry.span, snapshot);
             }
         }
@@ -496,24 +497,21 @@ impl PlannedBlob {
         self.pieces().of(range)
     }
 
-    /// What lies in a range of it: what was written, and holes.
-    fn runs_of(&mut self, range: Span) -> Vec<(Span, bool)> {
+    /// The runs of a range of it that were written, and those that were not, with their pieces.
+    fn runs_of(&mut self, range: Span) -> Vec<(Span, Vec<ExtentRef>)> {
         if self.entry.extents.is_none() {
-            return vec![(range, false)];
+            return vec![(range, self.entry.pieces_of(range))];
         }
-        let mut runs: Vec<(Span, bool)> = Vec::new();
+        let pieces = self.pieces_of(range);
         let mut position = range.start();
-        for piece in self.pieces_of(range) {
-            let span = Span::at(position, piece.length.get().into()).unwrap_or(range);
+        let runs = pieces.chunk_by(|one, next| one.is_hole() == next.is_hole());
+        let run = |pieces: &[ExtentRef]| {
+            let lengths = pieces.iter().map(|piece| u64::from(piece.length.get()));
+            let span = Span::at(position, lengths.sum()).ok()?;
             position = span.end();
-            match runs.last_mut() {
-                Some((last, is_hole)) if *is_hole == piece.is_hole() => {
-                    *last = Span::new(last.start(), span.end()).unwrap_or(span);
-                }
-                _ => runs.push((span, piece.is_hole())),
-            }
-        }
-        runs
+            Some((span, pieces.to_vec()))
+        };
+        runs.filter_map(run).collect()
     }
 }
 

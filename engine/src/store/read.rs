@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use graviton_format::key::SPACE_BLOB;
+use graviton_format::record::ExtentRef;
 
 use super::index::{Entry, Index, Piece};
 use super::inner::Inner;
@@ -168,17 +169,50 @@ impl Inner {
         range: Range<u64>,
     ) -> Result<Snapshot, StorageError> {
         let pieces = index.sectors[number].pieces(key, &entry, &range)?;
+        Ok(self.pin(number, key, entry, range, pieces))
+    }
+
+    /// The same, of a range that these pieces make up.
+    pub fn pinned_pieces(
+        &self,
+        index: &Index,
+        number: usize,
+        key: &BinaryKey,
+        entry: &Entry,
+        range: Span,
+        pieces: &[ExtentRef],
+    ) -> Result<Snapshot, StorageError> {
+        let sector = &index.sectors[number];
+        let range = Range::from(range);
+        let pieces = match entry.extents {
+            None => sector.pieces(key, entry, &range)?,
+            Some(_) => {
+                let piece = |piece| sector.piece(key, entry, piece, 0..u64::MAX);
+                pieces.iter().map(piece).collect::<Result<_, _>>()?
+            }
+        };
+        Ok(self.pin(number, key, entry.clone(), range, pieces))
+    }
+
+    fn pin(
+        &self,
+        number: usize,
+        key: &BinaryKey,
+        entry: Entry,
+        range: Range<u64>,
+        pieces: Vec<Piece>,
+    ) -> Snapshot {
         let sector = Arc::clone(&self.sectors[number]);
         let payloads = pieces.iter().filter_map(|piece| piece.payload);
         let pin = sector.pin(payloads.map(|payload| payload.address));
-        Ok(Snapshot {
+        Snapshot {
             sector,
             key: key.clone(),
             entry,
             range,
             pieces,
             _pin: pin,
-        })
+        }
     }
 
     /// See [`Store::get_ranges`](super::Store::get_ranges).
