@@ -381,6 +381,53 @@ fn pages_of_many_entries_are_short() {
     );
 }
 
+/// What is refused, or answered without a record, knows of all that was asked for before, though nobody
+/// waits for that.
+#[test]
+fn answers_know_of_what_was_asked_before() {
+    let (_directory, store) = create(|options| options);
+    let manifests = store.manifests();
+    let hot = key("hot");
+    let update = || AttributesUpdate::merge([("name".to_owned(), "value".into())].into());
+    let replaced = payload(1, 10_000);
+    for round in 0..60 {
+        if round % 2 == 0 {
+            let options = PutOptions {
+                attributes: update().set,
+                ..PutOptions::default()
+            };
+            let put = store.put(&hot, "bytes".into(), options).wait();
+            put.expect("it is put");
+        } else {
+            let deleted = store.delete(&hot, DeleteOptions::default()).wait();
+            deleted.expect("it is deleted");
+        }
+        // Without attributes.
+        drop(store.put(&hot, replaced.clone(), PutOptions::default()));
+        match round % 3 {
+            0 => {
+                let updated = manifests.update_attributes(&hot, update(), UpdateOptions::default());
+                let version = updated.wait().expect("it was put").version;
+                let info = store.stat(&hot).wait().expect("it is there");
+                let found = (info.size, info.version, info.attributes.len());
+                assert_eq!(found, (10_000, version, 1), "round {round}");
+            }
+            1 => {
+                let copied = store.copy(&hot, &key("copy"), CopyOptions::default());
+                copied.wait().expect("it was put");
+                assert!(get(&store, "copy") == replaced, "round {round}");
+            }
+            _ => {
+                let mut new = NewManifest::default();
+                new.append(&hot, 0, 10_000).expect("a range");
+                compose(&store, "made", &new).expect("it was put");
+                assert!(get(&store, "made") == replaced, "round {round}");
+            }
+        }
+    }
+    check_whole(&store);
+}
+
 /// Manifests that would be too many pieces are refused before they are gathered; those of many pieces are
 /// planned in one pass over each.
 #[test]

@@ -11,9 +11,9 @@ use graviton_engine::io::BackendChoice;
 use graviton_engine::io::sim::{Fault, FaultKind, Loss, Random, Sim};
 use graviton_engine::port::{
     Attributes, AttributesUpdate, BinaryKey, BlobStore, CompleteOptions, Completed, CopyOptions,
-    DeleteOptions, Durability, ETag, ErrorKind, Expected, GetOptions, MutableObjectStore,
-    PutOptions, PutRangeOptions, RangeSet, RangeTracker, Span, StorageError, TrackOptions,
-    TrackerError, UpdateOptions, UploadId, UploadOptions,
+    Durability, ETag, ErrorKind, Expected, GetOptions, MutableObjectStore, PutOptions,
+    PutRangeOptions, RangeSet, RangeTracker, Span, StorageError, TrackOptions, TrackerError,
+    UpdateOptions, UploadId, UploadOptions,
 };
 use graviton_engine::store::{CreateOptions, GIB, MIB, OpenOptions, Store};
 use graviton_tests::{contract_options, io, number_from, put_options, test_directory};
@@ -474,45 +474,6 @@ fn what_is_said_again_is_durable() {
     assert!(!is_found(), "nothing is shown by it");
     assert_eq!(say(Durability::Durable), said);
     assert!(is_found());
-}
-
-/// What is answered without a record knows of all that was asked for before, also where that waits for
-/// room and nobody for it.
-#[test]
-fn answers_know_of_what_was_asked_before() {
-    let (_sim, store) = new_store();
-    let blob = |number: u64| BinaryKey::new(format!("other/{number}")).expect("a short key");
-    let manifests = store.manifests();
-    for round in 0..150 {
-        for number in 0..4 {
-            let put = store.put(
-                &blob(number),
-                vec![1; 100_000].into(),
-                PutOptions::default(),
-            );
-            put.wait().expect("it is put");
-        }
-        let update = || AttributesUpdate::merge([("name".to_owned(), "value".into())].into());
-        if round % 2 == 0 {
-            let options = PutOptions {
-                attributes: update().set,
-                ..PutOptions::default()
-            };
-            let put = store.put(&key(), "bytes".into(), options);
-            put.wait().expect("it is put");
-        } else {
-            let deleted = store.delete(&key(), DeleteOptions::default());
-            deleted.wait().expect("it is deleted");
-        }
-        // In its own record, and without attributes.
-        drop(store.put(&key(), vec![2; 15_000].into(), PutOptions::default()));
-        let updated = manifests.update_attributes(&key(), update(), UpdateOptions::default());
-        let version = updated.wait().expect("it was put").version;
-        let info = store.stat(&key()).wait().expect("it is there");
-        let found = (info.size, info.version, info.attributes.len());
-        assert_eq!(found, (15_000, version, 1), "round {round}");
-    }
-    check_whole(&store);
 }
 
 /// A part that is put when its upload is being given up comes too late; those put before are gone.
