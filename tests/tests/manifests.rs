@@ -381,6 +381,27 @@ fn pages_of_many_entries_are_short() {
     );
 }
 
+/// A blob is made of another whose payload is given up between the plan and the commit.
+#[test]
+fn what_a_blob_is_made_of_may_go_away_meanwhile() {
+    let (_directory, store) = create(|options| options);
+    let (shared, next) = (payload(1, 3_000_000), payload(2, 60_000));
+    let mut new = NewManifest::default();
+    new.append(&key("source"), 7, 50_000).expect("a range");
+    for round in 0..20 {
+        put(&store, "source", &shared);
+        let replaced = store.put(&key("source"), next.clone(), PutOptions::default());
+        compose(&store, "made", &new).expect("it is there, this or that");
+        replaced.wait().expect("it is put");
+        let made = get(&store, "made");
+        assert!(
+            made == shared[7..50_000] || made == next[7..50_000],
+            "round {round}"
+        );
+    }
+    check_whole(&store);
+}
+
 /// What is refused, or answered without a record, knows of all that was asked for before, though nobody
 /// waits for that.
 #[test]
