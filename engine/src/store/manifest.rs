@@ -46,7 +46,7 @@ impl Inner {
     }
 
     fn get_manifest(&self, key: &BinaryKey) -> ManifestOp<BlobManifest> {
-        let held = match self.hold(key) {
+        let held = match self.check_open().and_then(|()| self.hold(key)) {
             Ok(held) => held,
             Err(error) => return Op::fail(ManifestError::from(error)),
         };

@@ -311,12 +311,12 @@ impl Inner {
         Ok(self.index.read().lookup(key.stored())?.is_some())
     }
 
-    /// Takes hold of the record of the current version of `key`.
+    /// Takes hold of the record of the current version of `key`. What was begun before a close goes on,
+    /// so whether the store is open is asked elsewhere.
     ///
     /// # Errors
-    /// `NotFound`, `Closed`, `Corruption` of the index.
+    /// `NotFound`, `Corruption` of the index.
     pub fn hold(&self, key: &BinaryKey) -> Result<HeldRecord, StorageError> {
-        self.check_open()?;
         let index = self.index.read();
         let Some((number, entry)) = index.lookup(key.stored())? else {
             return Err(StorageError::NotFound { key: key.clone() });
@@ -333,7 +333,7 @@ impl Inner {
 
     /// See [`BlobStore::stat`](crate::port::BlobStore::stat).
     pub fn stat(&self, key: &BinaryKey) -> StoreOp<BlobInfo> {
-        let held = match self.hold(key) {
+        let held = match self.check_open().and_then(|()| self.hold(key)) {
             Ok(held) => held,
             Err(error) => return Op::fail(error),
         };
