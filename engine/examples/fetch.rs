@@ -6,10 +6,14 @@
 //! ```
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use graviton_engine::port::{
@@ -19,6 +23,8 @@ use graviton_engine::port::{
 };
 use graviton_engine::store::{CreateOptions, MIB, Store};
 
+/// The most threads.
+const THREADS_MAX: usize = 256;
 /// Bytes that a thread fetches at once.
 pub const PIECE: u64 = MIB;
 
@@ -61,7 +67,8 @@ pub fn fetch(
     }
     let blob = store.ranges().get_completed(key).wait()?;
     if blob.total != Some(size) {
-        return Err(format!("{key} has {:?} bytes, the origin {size}", blob.total).into());
+        let total = blob.total.unwrap_or(0);
+        return Err(format!("{key} has {total} bytes, the origin {size}").into());
     }
     progress.begins(&blob.pending(size));
 
@@ -84,10 +91,10 @@ pub fn fetch(
             });
         }
     });
+    claims.forget(key).wait()?;
     if let Some(error) = failure.into_inner()? {
         return Err(error);
     }
-    claims.forget(key).wait()?;
 
     // It is an error if anything is missing.
     let mut reader = store.get_stream(key, GetOptions::default()).wait()?;
@@ -171,20 +178,41 @@ fn choose(free: &RangeSet, random: u64) -> Result<Option<Span>, StorageError> {
     Ok(Some(piece.intersection(span)))
 }
 
-impl Origin for File {
+/// A file.
+struct Local {
+    file: File,
+    size: u64,
+}
+
+impl Local {
+    fn open(path: &Path) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(format!("{} is no regular file", path.display()).into());
+        }
+        let size = metadata.len();
+        Ok(Self { file, size })
+    }
+}
+
+impl Origin for Local {
     fn size(&self) -> u64 {
-        self.metadata().map_or(0, |metadata| metadata.len())
+        self.size
     }
 
     fn read(&self, range: Span) -> std::io::Result<Vec<u8>> {
         let mut bytes = vec![0; usize::try_from(range.len()).map_err(std::io::Error::other)?];
-        self.read_exact_at(&mut bytes, range.start())?;
+        self.file.read_exact_at(&mut bytes, range.start())?;
         Ok(bytes)
     }
 }
 
 /// Says it on the standard output.
-struct Told;
+#[derive(Default)]
+struct Told {
+    pieces: AtomicUsize,
+}
 
 impl Progress for Told {
     fn begins(&self, pending: &RangeSet) {
@@ -195,23 +223,50 @@ impl Progress for Told {
         );
     }
 
-    fn fetched(&self, _: Span) {}
+    fn fetched(&self, _: Span) {
+        let pieces = self.pieces.fetch_add(1, Ordering::Relaxed) + 1;
+        if pieces.is_multiple_of(100) {
+            println!("{pieces} pieces");
+        }
+    }
 }
 
 #[allow(dead_code, reason = "a test has this file as a module")]
-fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fetch: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let (file, store, key, threads) = match arguments.as_slice() {
         [file, store, key] => (file, store, key, 8),
-        [file, store, key, threads] => (file, store, key, threads.parse()?),
+        [file, store, key, threads] => {
+            let threads = threads.to_str().and_then(|threads| threads.parse().ok());
+            let threads = threads.filter(|threads| (1..=THREADS_MAX).contains(threads));
+            let expected = format!("expected 1 to {THREADS_MAX} threads");
+            (file, store, key, threads.ok_or(expected)?)
+        }
         _ => return Err("expected FILE STORE KEY [THREADS]".into()),
     };
-    let (origin, key) = (File::open(file)?, BinaryKey::new(key)?);
+    let (origin, key) = (
+        Local::open(Path::new(file))?,
+        BinaryKey::new(key.as_bytes())?,
+    );
     let store = open(Path::new(store), origin.size())?;
-    let digest = fetch(&store, &key, &origin, threads, &Told)?;
+    let digest = fetch(&store, &key, &origin, threads, &Told::default())?;
     let expected = digest_of(&origin)?;
     if digest != expected {
-        return Err(format!("{key} has the digest {digest}, the origin {expected}").into());
+        return Err(format!(
+            "{key} has the digest {digest}, the origin {expected}: it has changed since; delete the blob, and \
+             fetch it again"
+        )
+        .into());
     }
     println!("{key}: {digest}");
     Ok(store.close()?)

@@ -82,7 +82,8 @@ fn say(session: &Session, manifest: &BlobManifest, entries: bool) -> Result<(), 
     for (name, one) in &manifest.advertised {
         let (name, value) = (keys::text(name.as_bytes()), keys::text(&one.value));
         let source = match one.source.is_empty() {
-            true => "with the blob".to_owned(),
+            true if one.time == manifest.created => "with the blob".to_owned(),
+            true => "by nobody named".to_owned(),
             false => format!("by {}", keys::text(one.source.as_bytes())),
         };
         let time = time_text(one.time);

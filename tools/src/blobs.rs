@@ -65,7 +65,7 @@ fn put_range(
     store: &Store,
     key: &BinaryKey,
     range: &ByteRange,
-    past_end: PastTheEnd,
+    past_end: Option<PastTheEnd>,
     source: Source<'_>,
     precondition: Precondition,
 ) -> Result<PutOutcome, Failure> {
@@ -85,9 +85,9 @@ fn put_range(
     let options = PutRangeOptions {
         precondition,
         past_end: match past_end {
-            PastTheEnd::Refuse => PastEnd::Refuse,
-            PastTheEnd::Extend => PastEnd::Extend,
-            PastTheEnd::Sparse => PastEnd::Sparse,
+            None | Some(PastTheEnd::Refuse) => PastEnd::Refuse,
+            Some(PastTheEnd::Extend) => PastEnd::Extend,
+            Some(PastTheEnd::Sparse) => PastEnd::Sparse,
         },
         ..PutRangeOptions::default()
     };

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use graviton_engine::port::mutable::PART_NUMBERS;
 use graviton_engine::port::{ETag, RangeSet, UploadId};
 
 use crate::size::{ByteRange, parse, parse_positive, parse_range};
@@ -417,22 +418,21 @@ pub struct PutArgs {
     #[arg(long, value_name = "A..[B]", value_parser = parse_range, conflicts_with = "if_absent")]
     pub range: Option<ByteRange>,
 
-    /// What is done with a range that ends past the end of the blob
+    /// What is done with a range that ends past the end of the blob [default: refuse]
     #[arg(
         long,
         value_name = "WHAT",
         value_enum,
-        default_value_t,
-        requires = "range"
+        requires = "range",
+        conflicts_with_all = ["hole", "if_absent"]
     )]
-    pub past_end: PastTheEnd,
+    pub past_end: Option<PastTheEnd>,
 }
 
 /// What is done with a range that ends past the end of the blob.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PastTheEnd {
     /// It is an error.
-    #[default]
     Refuse,
     /// The blob grows, if the range begins at its end or before.
     Extend,
@@ -455,6 +455,7 @@ pub enum Multipart {
         upload: UploadId,
 
         /// The part's number, 1 to 10000
+        #[arg(value_parser = parse_part_number)]
         number: u16,
 
         /// The file to read; - is standard input
@@ -467,9 +468,14 @@ pub enum Multipart {
         #[arg(value_parser = parse_upload)]
         upload: UploadId,
 
-        /// Numbers of parts, in ascending order [default: all there are]
-        #[arg(value_name = "NUMBER")]
-        parts: Vec<u16>,
+        /// Numbers of parts, in ascending order; with their ETags, as ls shows them, the same call may
+        /// be repeated, and gives the same answer [default: all there are]
+        #[arg(value_name = "NUMBER[=ETAG]", value_parser = parse_part)]
+        parts: Vec<(u16, Option<ETag>)>,
+
+        /// If there are no parts, make an empty blob
+        #[arg(long)]
+        allow_empty: bool,
 
         /// Only if the key does not exist
         #[arg(long)]
@@ -494,6 +500,20 @@ pub enum Multipart {
     },
 }
 
+fn parse_part_number(text: &str) -> Result<u16, String> {
+    let number = text.parse().ok();
+    number
+        .filter(|number| PART_NUMBERS.contains(number))
+        .ok_or_else(|| "expected a number from 1 to 10000".to_owned())
+}
+
+fn parse_part(text: &str) -> Result<(u16, Option<ETag>), String> {
+    match text.split_once('=') {
+        Some((number, etag)) => Ok((parse_part_number(number)?, Some(parse_etag(etag)?))),
+        None => Ok((parse_part_number(text)?, None)),
+    }
+}
+
 fn parse_upload(text: &str) -> Result<UploadId, String> {
     text.parse()
         .map_err(|_| "expected 16 hex digits, as start and ls show them".to_owned())
@@ -513,8 +533,8 @@ pub struct RangesArgs {
     #[arg(long, value_name = "A..B,C..D", requires = "elsewhere", value_parser = parse_set)]
     pub mark: Option<RangeSet>,
 
-    /// How many bytes there will be; once it is said it stays
-    #[arg(long, value_name = "SIZE", requires = "mark", value_parser = parse)]
+    /// With --mark: how many bytes there will be; once it is said it stays
+    #[arg(long, value_name = "SIZE", requires = "mark", conflicts_with = "forget", value_parser = parse)]
     pub total: Option<u64>,
 
     /// Forget the key
@@ -545,8 +565,8 @@ pub struct AttrsArgs {
     #[arg(long, conflicts_with = "remove")]
     pub replace: bool,
 
-    /// Who says so: kept with what is set
-    #[arg(long, value_name = "WHO", default_value = "graviton", requires = "set")]
+    /// Who says so: kept with what is set to another value than it had
+    #[arg(long, value_name = "WHO", default_value = "graviton")]
     pub source: String,
 
     /// Only if the blob has this ETag

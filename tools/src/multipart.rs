@@ -4,13 +4,13 @@ use std::ffi::OsStr;
 use std::time::Duration;
 
 use graviton_engine::port::{
-    BinaryKey, CompleteOptions, ETag, MutableObjectStore, PartInfo, Precondition, PutOptions,
-    StorageError, UploadId, UploadOptions,
+    CompleteOptions, ETag, MutableObjectStore, PartInfo, Precondition, PutOptions, UploadId,
+    UploadOptions,
 };
 use graviton_engine::store::Store;
 use serde_json::json;
 
-use crate::blobs::{Source, say_put};
+use crate::blobs::Source;
 use crate::cli::Multipart;
 use crate::failure::Failure;
 use crate::output::{count, etag_text, time_json, time_text, with_key};
@@ -48,8 +48,9 @@ pub fn run(session: &Session, what: &Multipart) -> Result<(), Failure> {
         Multipart::Complete {
             upload,
             parts,
+            allow_empty,
             if_absent,
-        } => complete(session, *upload, parts, *if_absent),
+        } => complete(session, *upload, parts, *allow_empty, *if_absent),
         Multipart::Abort { upload } => {
             session.write(|store| Ok(store.abort_upload(*upload).wait()?))?;
             session
@@ -100,7 +101,8 @@ fn parts_of(store: &Store, upload: UploadId) -> Result<Vec<PartInfo>, Failure> {
 fn complete(
     session: &Session,
     upload: UploadId,
-    named: &[u16],
+    named: &[(u16, Option<ETag>)],
+    allow_empty: bool,
     if_absent: bool,
 ) -> Result<(), Failure> {
     let options = CompleteOptions {
@@ -108,40 +110,50 @@ fn complete(
             true => Precondition::IfAbsent,
             false => Precondition::None,
         },
+        refuse_empty: !allow_empty,
         ..CompleteOptions::default()
     };
-    let (key, made) = session.write(|store| {
-        let key = find_key(store, upload)?;
-        let parts = parts_of(store, upload)?;
-        let etag = |number: u16| {
-            let part = parts.iter().find(|part| part.number == number);
-            // Of one that is not there, the store says so.
-            part.map_or(ETag::of_version(0), |part| part.etag)
+    let given = named
+        .iter()
+        .map(|(number, etag)| etag.map(|etag| (*number, etag)));
+    let given: Option<Vec<(u16, ETag)>> = given.collect();
+    let made = session.write(|store| {
+        let list = match given {
+            // It need not be open any more: then the answer is the one it had.
+            Some(list) if !list.is_empty() => list,
+            _ => list_of(store, upload, named)?,
         };
-        let list: Vec<(u16, ETag)> = match named {
-            [] => parts.iter().map(|part| (part.number, part.etag)).collect(),
-            named => named.iter().map(|&number| (number, etag(number))).collect(),
-        };
-        let made = store.complete_upload(upload, &list, options).wait()?;
-        Ok((key, made))
+        Ok(store.complete_upload(upload, &list, options).wait()?)
     })?;
-    say_put(&session.output, &key, &made)
+    let output = &session.output;
+    output.object(&json!({"upload": upload.to_string(), "size": made.size,
+        "etag": etag_text(made.etag), "version": made.version}))?;
+    output.line(format!(
+        "upload {upload} is a blob: {}, ETag {}",
+        output.bytes(made.size),
+        etag_text(made.etag)
+    ))
 }
 
-fn find_key(store: &Store, upload: UploadId) -> Result<BinaryKey, Failure> {
-    let mut after = None;
-    loop {
-        let page = store.list_uploads(after, PAGE).wait()?;
-        if let Some(found) = page.iter().find(|info| info.upload == upload) {
-            return Ok(found.key.clone());
-        }
-        match page.last() {
-            Some(last) => after = Some((last.key.clone(), last.upload)),
-            None => {
-                return Err(StorageError::NoSuchUpload { upload }.into());
-            }
-        }
+/// The parts that are named, or all there are, with their ETags.
+fn list_of(
+    store: &Store,
+    upload: UploadId,
+    named: &[(u16, Option<ETag>)],
+) -> Result<Vec<(u16, ETag)>, Failure> {
+    let parts = parts_of(store, upload)?;
+    if named.is_empty() {
+        return Ok(parts.iter().map(|part| (part.number, part.etag)).collect());
     }
+    let etag = |number: u16| {
+        let part = parts.iter().find(|part| part.number == number);
+        // Of one that is not there, the store says so.
+        part.map_or(ETag::of_version(0), |part| part.etag)
+    };
+    let list = named
+        .iter()
+        .map(|&(number, given)| (number, given.unwrap_or_else(|| etag(number))));
+    Ok(list.collect())
 }
 
 fn ls(session: &Session) -> Result<(), Failure> {

@@ -106,6 +106,11 @@ fn ranges_go_in_and_come_out() {
     let absent = format!("put absent {six} --range 0..");
     subject.fails(&absent, 3, "not found: absent");
     subject.fails("ranges absent", 3, "not found: absent");
+    subject.fails(
+        "put absent --hole 5 --past-end sparse",
+        2,
+        "the argument '--hole <SIZE>' cannot be used with '--past-end <WHAT>'",
+    );
     subject.done("verify");
 }
 
@@ -156,9 +161,26 @@ fn parts_become_a_blob() {
         .graviton
         .run(["multipart", "complete", &upload, "--if-absent"]);
     assert_eq!(exists.code, 1, "{}", exists.stderr);
-    let wrong = "invalid part 10001: numbers are 1 to 10,000";
-    subject.fails(&format!("multipart part {upload} 10001 {tail}"), 1, wrong);
+    let wrong = "invalid value '10001' for '<NUMBER>': expected a number from 1 to 10000";
+    subject.fails(&format!("multipart part {upload} 10001 {tail}"), 2, wrong);
     subject.done(&format!("multipart abort {upload}"));
+    // Named with its ETag, the same list gives the same answer.
+    let upload = subject.done("multipart start again");
+    let put = subject.json(&format!("multipart part {upload} 3 {tail}"));
+    let etag = put["etag"].as_str().expect("text");
+    let complete = format!("multipart complete {upload} 3={etag}");
+    let made = subject.json(&complete);
+    assert_eq!(
+        (&made["size"], subject.json(&complete)),
+        (&4.into(), made.clone())
+    );
+    let upload = subject.done("multipart start again");
+    let empty = format!("multipart complete {upload}");
+    let refused = "invalid argument: an upload completed with no parts";
+    subject.fails(&empty, 2, refused);
+    assert_eq!(subject.bytes("get again"), b"tail");
+    subject.done(&format!("{empty} --allow-empty"));
+    assert_eq!(subject.bytes("get again"), b"");
     let upload = subject.done("multipart start other");
     assert_eq!(subject.json("multipart sweep 1")["uploads"], 0);
     assert_eq!(subject.json("multipart sweep 0")["uploads"], 1);
@@ -189,6 +211,11 @@ fn bytes_elsewhere_are_tracked() {
     subject.fails(&format!("{mark} 0..50"), 2, past);
     subject.done("ranges --elsewhere iso --forget");
     subject.fails("ranges --elsewhere iso --forget", 3, "not found: iso");
+    subject.fails(
+        "ranges --elsewhere iso --forget --total 5",
+        2,
+        "the argument '--forget' cannot be used with '--total <SIZE>'",
+    );
     subject.fails(
         "ranges --elsewhere iso --mark 1-2",
         2,

@@ -254,7 +254,7 @@ pub struct BlobInfo {
     pub etag: ETag,
     /// Its version: an LSN.
     pub version: u64,
-    /// When its payload was put (millisecond resolution).
+    /// When it was put (millisecond resolution); puts of ranges into it do not change that.
     pub created: SystemTime,
     /// When this version was made (millisecond resolution).
     pub modified: SystemTime,

@@ -58,7 +58,8 @@ pub struct ManifestEntry {
 pub struct Advertised {
     /// Its value.
     pub value: Bytes,
-    /// Who set it, as [`AttributesUpdate::source`] said; empty if it came with the blob.
+    /// Who set it, as [`AttributesUpdate::source`] said; empty if nobody was named, or it came with the
+    /// blob.
     pub source: String,
     /// When it was set (millisecond resolution).
     pub time: SystemTime,
@@ -99,7 +100,7 @@ pub struct BlobManifest {
     pub etag: ETag,
     /// Its version: an LSN.
     pub version: u64,
-    /// When its payload was put (millisecond resolution).
+    /// When it was put (millisecond resolution); puts of ranges into it do not change that.
     pub created: SystemTime,
     /// When this version was made (millisecond resolution).
     pub modified: SystemTime,
@@ -300,7 +301,7 @@ pub struct AttributesUpdate {
     pub set: Attributes,
     /// To be removed; they need not be there.
     pub remove: BTreeSet<String>,
-    /// Who says so: kept with what is set, up to 255 bytes.
+    /// Who says so: kept with what is set to another value than it had, up to 255 bytes.
     pub source: String,
 }
 

@@ -20,7 +20,8 @@ use super::tracker::RangeTracker;
 /// The least and the greatest number of a part.
 pub const PART_NUMBERS: std::ops::RangeInclusive<u16> = 1..=10_000;
 
-/// What is done with a range that ends past the end of the blob.
+/// What is done with a range that ends past the end of the blob. One that is empty may lie where others
+/// may, and makes no blob grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum PastEnd {
@@ -207,8 +208,8 @@ pub trait MutableObjectStore: BlobStore {
     -> StoreOp<PutOutcome>;
 
     /// Replaces the bytes of `range`, at any alignment. Readers see all of the new bytes or none.
-    /// Puts of ranges that overlap come to some order of whole writes. An empty range succeeds, and
-    /// makes no new version.
+    /// Puts of ranges that overlap come to some order of whole writes. An empty range that lies
+    /// where others may succeeds, and makes no new version.
     ///
     /// # Errors
     /// `NotFound`, `PreconditionFailed`, `LengthMismatch` if `bytes` are not as many as `range` has,
