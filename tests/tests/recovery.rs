@@ -251,5 +251,5 @@ fn a_call_fails_in_the_recovery_from_a_crash() {
 
 #[test]
 fn a_read_lies_in_the_recovery_from_a_crash() {
-    recover_each(2, &LIES);
+    recover_each(1, &LIES);
 }
