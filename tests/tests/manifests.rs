@@ -10,7 +10,7 @@ use graviton_engine::io::BackendChoice;
 use graviton_engine::port::{
     AttributesUpdate, BinaryKey, BlobStore, CopyOptions, DeleteOptions, ErrorKind, GetOptions,
     ListRequest, Location, ManifestError, MutableObjectStore, NewManifest, PutManifestOptions,
-    PutOptions, PutRangeOptions, Span, StorageError, UpdateOptions,
+    PutOptions, PutOutcome, PutRangeOptions, Span, StorageError, UpdateOptions,
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_tests::random::payload;
@@ -55,6 +55,16 @@ fn compose(store: &Store, name: &str, new: &NewManifest) -> Result<(), ManifestE
     put.wait().map(drop)
 }
 
+fn update(
+    store: &Store,
+    name: &str,
+    update: AttributesUpdate,
+) -> Result<PutOutcome, ManifestError> {
+    let manifests = store.manifests();
+    let updated = manifests.update_attributes(&key(name), update, UpdateOptions::default());
+    updated.wait()
+}
+
 fn check_whole(store: &Store) {
     check_figures(store);
     let report = store.verify(&mut |_| ()).expect("it is verified");
@@ -89,12 +99,8 @@ fn large_payload_is_shared_and_attributes_cost_a_record() {
     compose(&store, "turned", &turned).expect("it is there");
     for number in 0..10 {
         let value = Bytes::from(vec![number; 100]);
-        let update = AttributesUpdate::merge([("name".to_owned(), value)].into());
-        let updated =
-            store
-                .manifests()
-                .update_attributes(&key("large"), update, UpdateOptions::default());
-        updated.wait().expect("it is there");
+        let change = AttributesUpdate::merge([("name".to_owned(), value)].into());
+        update(&store, "large", change).expect("it is there");
     }
     let cost = written(&store) - before;
     // A manifest names 16 bytes for each piece.
@@ -285,9 +291,8 @@ fn what_is_damaged_is_an_item_of_a_listing() {
         }
         assert_eq!((whole, damaged), (4, vec![key("2")]));
     }
-    let update = AttributesUpdate::remove(["name"]);
-    let updated = manifests.update_attributes(&key("2"), update, UpdateOptions::default());
-    let error = updated.wait().expect_err("nobody knows what it had");
+    let removed = update(&store, "2", AttributesUpdate::remove(["name"]));
+    let error = removed.expect_err("nobody knows what it had");
     assert_eq!(error.kind(), ErrorKind::Corruption);
     // The bytes are as they were.
     let read = store.get(&key("2"), GetOptions::default()).wait();
@@ -356,16 +361,9 @@ fn pages_of_many_entries_are_short() {
         "{refused:?}"
     );
     let attributes = |length| [("name".to_owned(), Bytes::from(vec![7; length]))].into();
-    let update = |length| {
-        let update = AttributesUpdate::merge(attributes(length));
-        let updated =
-            store
-                .manifests()
-                .update_attributes(&key("a/large"), update, UpdateOptions::default());
-        updated.wait()
-    };
-    update(96).expect("as many as are allowed");
-    let error = update(97).expect_err("one more");
+    let merge = |length| AttributesUpdate::merge(attributes(length));
+    update(&store, "a/large", merge(96)).expect("as many as are allowed");
+    let error = update(&store, "a/large", merge(97)).expect_err("one more");
     assert_eq!(
         error.to_string(),
         "invalid argument: attributes of 101 bytes, at most 100"
@@ -407,14 +405,13 @@ fn what_a_blob_is_made_of_may_go_away_meanwhile() {
 #[test]
 fn answers_know_of_what_was_asked_before() {
     let (_directory, store) = create(|options| options);
-    let manifests = store.manifests();
     let hot = key("hot");
-    let update = || AttributesUpdate::merge([("name".to_owned(), "value".into())].into());
+    let named = || AttributesUpdate::merge([("name".to_owned(), "value".into())].into());
     let replaced = payload(1, 10_000);
     for round in 0..60 {
         if round % 2 == 0 {
             let options = PutOptions {
-                attributes: update().set,
+                attributes: named().set,
                 ..PutOptions::default()
             };
             let put = store.put(&hot, "bytes".into(), options).wait();
@@ -427,8 +424,8 @@ fn answers_know_of_what_was_asked_before() {
         drop(store.put(&hot, replaced.clone(), PutOptions::default()));
         match round % 3 {
             0 => {
-                let updated = manifests.update_attributes(&hot, update(), UpdateOptions::default());
-                let version = updated.wait().expect("it was put").version;
+                let updated = update(&store, "hot", named());
+                let version = updated.expect("it was put").version;
                 let info = store.stat(&hot).wait().expect("it is there");
                 let found = (info.size, info.version, info.attributes.len());
                 assert_eq!(found, (10_000, version, 1), "round {round}");
@@ -521,13 +518,7 @@ fn a_lower_limit_of_attributes_lets_them_go() {
     put.expect("it is put");
     store.close().expect("it closes");
     let store = Store::open_with(&path, open).expect("it opens");
-    let update = |update| {
-        let updated =
-            store
-                .manifests()
-                .update_attributes(&key("k"), update, UpdateOptions::default());
-        updated.wait()
-    };
+    let update = |change| update(&store, "k", change);
     update(AttributesUpdate::remove(["one"])).expect("it becomes less");
     let more = [("three".to_owned(), Bytes::from(vec![7; 201]))];
     let error = update(AttributesUpdate::merge(more.into())).expect_err("it becomes more");
@@ -563,12 +554,8 @@ fn nobody_is_kept_from_what_is_always_changing() {
         }
         for number in 0..10 {
             let value = format!("{number}").into();
-            let update = AttributesUpdate::merge([("name".to_owned(), value)].into());
-            let updated =
-                store
-                    .manifests()
-                    .update_attributes(&key("hot"), update, UpdateOptions::default());
-            updated.wait().expect("it is there");
+            let change = AttributesUpdate::merge([("name".to_owned(), value)].into());
+            update(&store, "hot", change).expect("it is there");
             let copied = store.copy(&key("hot"), &key("copy"), CopyOptions::default());
             copied.wait().expect("it is there");
             let mut new = NewManifest::default();

@@ -82,21 +82,18 @@ impl MemoryManifests {
         shared.check_size(key, new.size)?;
         let now = shared.now();
         shared.change(|state| {
-            let must_be_new = options.precondition == Precondition::None && !options.replace;
-            if let Some(there) = state.blobs.get(key).filter(|_| must_be_new) {
-                return Err(ManifestError::Exists {
-                    key: key.clone(),
-                    etag: ETag::of_version(there.number),
-                });
+            let precondition = options.required();
+            let current = state.blobs.get(key).map(|version| version.number);
+            if !precondition.holds(current) {
+                return Err(options.refused(key, current.map(ETag::of_version)));
             }
-            state.require(key, options.precondition)?;
             let mut content = Content::hole(new.size);
             for entry in &new.entries {
                 let taken = state.take(entry, &mut content);
                 taken.map_err(|error| ManifestError::unavailable(key, entry.span, error))?;
             }
             let put = PutOptions {
-                precondition: options.precondition,
+                precondition,
                 attributes: options.attributes,
                 ..PutOptions::default()
             };

@@ -288,6 +288,29 @@ pub struct PutManifestOptions {
     pub attributes: Attributes,
 }
 
+impl PutManifestOptions {
+    fn must_be_new(&self) -> bool {
+        self.precondition == Precondition::None && !self.replace
+    }
+
+    /// What must hold of the key.
+    pub(crate) fn required(&self) -> Precondition {
+        match self.must_be_new() {
+            true => Precondition::IfAbsent,
+            false => self.precondition,
+        }
+    }
+
+    /// The error, if that does not hold of a key that has this ETag.
+    pub(crate) fn refused(&self, key: &BinaryKey, actual: Option<ETag>) -> ManifestError {
+        let key = key.clone();
+        match actual {
+            Some(etag) if self.must_be_new() => ManifestError::Exists { key, etag },
+            _ => StorageError::PreconditionFailed { key, actual }.into(),
+        }
+    }
+}
+
 /// What becomes of a blob's attributes: those to be removed go (all of them, if they are replaced),
 /// and then those to be set are set. An attribute that has the value already stays as it is.
 ///

@@ -41,9 +41,27 @@ pub fn whole_pieces(geometry: &Geometry, size: u64) -> usize {
     usize::try_from(size / piece).unwrap_or(usize::MAX / 2)
 }
 
-/// The most pieces that a blob of this size may have, where ranges may make `of_ranges` of it.
-pub fn fragments_max(of_ranges: usize, geometry: &Geometry, size: u64) -> usize {
-    of_ranges.min(PIECES_MAX) + whole_pieces(geometry, size)
+/// Whether a blob of `size` bytes may have so many pieces, where ranges may make `of_ranges` of it.
+///
+/// # Errors
+/// `TooFragmented`.
+pub fn check_pieces(
+    key: &BinaryKey,
+    of_ranges: usize,
+    geometry: &Geometry,
+    size: u64,
+    fragments: usize,
+) -> Result<(), StorageError> {
+    let limit = of_ranges.min(PIECES_MAX) + whole_pieces(geometry, size);
+    if fragments > limit {
+        let key = key.clone();
+        return Err(StorageError::TooFragmented {
+            key,
+            fragments,
+            limit,
+        });
+    }
+    Ok(())
 }
 
 /// How often payload is shared at most: twice that and a manifest's pieces can be counted.
@@ -810,16 +828,8 @@ impl<'a> Assembly<'a> {
         let of_frame = self.fragments.entry(key.clone()).or_default();
         let fragments = entry.pieces_beside(range) + *of_frame + pieces;
         *of_frame += pieces + 1;
-        let limit = fragments_max(self.fragments_max, self.geometry, entry.size);
-        if fragments > limit {
-            let key = key.clone();
-            return Err(StorageError::TooFragmented {
-                key,
-                fragments,
-                limit,
-            });
-        }
-        Ok(())
+        let most = self.fragments_max;
+        check_pieces(key, most, self.geometry, entry.size, fragments)
     }
 
     /// What is to be changed; `None` if it lies in another sector.

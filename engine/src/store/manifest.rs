@@ -1,6 +1,5 @@
 //! [`ManifestStore`] over sectors: a blob's manifest is its own record.
 
-use std::borrow::Cow;
 use std::collections::btree_map::Entry::{Occupied, Vacant};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
@@ -8,7 +7,7 @@ use std::sync::Arc;
 
 use graviton_format::record::{BLOB_MAX_LEN, ExtentRef};
 
-use super::assembly::fragments_max;
+use super::assembly::check_pieces;
 use super::commit::{Mutation, PlannedSource};
 use super::index::{Entry, holes, join, joined, punch};
 use super::inner::Inner;
@@ -221,8 +220,8 @@ impl Inner {
     ) -> Result<Option<PutOutcome>, ManifestError> {
         let found = self.index.read().lookup(key.stored())?;
         let current = found.map(|(_, entry)| entry.lsn);
-        if !precondition(options).holds(current) {
-            let refusal = refused(key.clone(), current.map(ETag::of_version), options);
+        if !options.required().holds(current) {
+            let refusal = options.refused(key, current.map(ETag::of_version));
             return self.refuse(key, current, refusal).await;
         }
         let number = self.place_manifest(key, new)?;
@@ -238,7 +237,7 @@ impl Inner {
                 Ok(Some(made))
             }
             Err(StorageError::PreconditionFailed { key, actual }) => {
-                Err(refused(key, actual, options))
+                Err(options.refused(&key, actual))
             }
             outcome => Ok(outcome?),
         }
@@ -383,16 +382,7 @@ impl Inner {
         fragments: usize,
     ) -> Result<(), StorageError> {
         let geometry = self.sectors[number].geometry();
-        let limit = fragments_max(self.options.max_fragments, geometry, size);
-        if fragments > limit {
-            let key = key.clone();
-            return Err(StorageError::TooFragmented {
-                key,
-                fragments,
-                limit,
-            });
-        }
-        Ok(())
+        check_pieces(key, self.options.max_fragments, geometry, size, fragments)
     }
 
     /// Copies what is to be copied, and makes the mutation that puts the manifest. What holds the copies
@@ -423,15 +413,18 @@ impl Inner {
                 }
             });
         }
-        let copied = poll_fn(|context| copies.poll_pieces(context)).await?;
-        let copied = Pieces::new(&copied.extents);
+        let copied = poll_fn(|context| copies.poll_pieces(context))
+            .await?
+            .extents;
+        let starts = starts(&copied);
         let mut position = 0;
         let mut pieces: Vec<ExtentRef> = Vec::new();
         for part in parts {
             match part {
                 Composed::Pieces(more) => pieces.extend(more),
                 Composed::Copied(length) => {
-                    pieces.extend(copied.of(Span::at(position, length)?));
+                    let range = Span::at(position, length)?;
+                    pieces.extend(within(&copied, &starts, range));
                     position += length;
                 }
             }
@@ -444,7 +437,7 @@ impl Inner {
         };
         let mutation = Mutation::Compose {
             target: key.clone(),
-            precondition: precondition(options),
+            precondition: options.required(),
             sources: plan.sources,
             manifest: (size, pieces.into()),
             meta: details.encode(),
@@ -468,37 +461,28 @@ struct PlannedBlob {
     entry: Entry,
     /// Its payload is shared.
     is_shared: bool,
-    /// Where its pieces begin, once that was asked for.
-    starts: Option<Vec<u64>>,
+    /// Where its pieces begin.
+    starts: Vec<u64>,
 }
 
 impl PlannedBlob {
     fn new(holder: usize, entry: Entry) -> Self {
         Self {
             holder,
-            entry,
             is_shared: false,
-            starts: None,
+            starts: starts(entry.extents.as_deref().unwrap_or_default()),
+            entry,
         }
     }
 
-    /// Its pieces, and where they begin.
-    fn pieces(&mut self) -> Pieces<'_> {
-        let extents = self.entry.extents.as_deref().unwrap_or_default();
-        let starts = self.starts.get_or_insert_with(|| starts(extents));
-        Pieces {
-            pieces: extents,
-            starts: Cow::Borrowed(starts),
-        }
-    }
-
-    /// The pieces that make up a range of it.
-    fn pieces_of(&mut self, range: Span) -> Vec<ExtentRef> {
-        self.pieces().of(range)
+    /// The pieces that make up a range of it; it has some.
+    fn pieces_of(&self, range: Span) -> Vec<ExtentRef> {
+        let pieces = self.entry.extents.as_deref().unwrap_or_default();
+        within(pieces, &self.starts, range)
     }
 
     /// The runs of a range of it that were written, and those that were not, with their pieces.
-    fn runs_of(&mut self, range: Span) -> Vec<(Span, Vec<ExtentRef>)> {
+    fn runs_of(&self, range: Span) -> Vec<(Span, Vec<ExtentRef>)> {
         if self.entry.extents.is_none() {
             return vec![(range, self.entry.pieces_of(range))];
         }
@@ -515,12 +499,7 @@ impl PlannedBlob {
     }
 }
 
-/// Pieces of a payload, to be looked up by their places.
-struct Pieces<'a> {
-    pieces: &'a [ExtentRef],
-    starts: Cow<'a, [u64]>,
-}
-
+/// Where pieces begin, one behind the other.
 fn starts(pieces: &[ExtentRef]) -> Vec<u64> {
     let mut position = 0;
     let start = |piece: &ExtentRef| {
@@ -531,26 +510,16 @@ fn starts(pieces: &[ExtentRef]) -> Vec<u64> {
     pieces.iter().map(start).collect()
 }
 
-impl<'a> Pieces<'a> {
-    fn new(pieces: &'a [ExtentRef]) -> Self {
-        Self {
-            pieces,
-            starts: starts(pieces).into(),
-        }
-    }
-
-    /// Those that make up a range.
-    fn of(&self, range: Span) -> Vec<ExtentRef> {
-        let first = self.starts.partition_point(|start| *start <= range.start());
-        let Some(first) = first.checked_sub(1) else {
-            return Vec::new();
-        };
-        let before = self.starts[first];
-        let within = Span::new(range.start() - before, range.end() - before);
-        within.map_or_else(
-            |_| Vec::new(),
-            |within| punch(&self.pieces[first..], within, &[]),
-        )
+/// Those of the pieces, which begin at `starts`, that make up a range.
+fn within(pieces: &[ExtentRef], starts: &[u64], range: Span) -> Vec<ExtentRef> {
+    let after = starts.partition_point(|start| *start <= range.start());
+    let Some(first) = after.checked_sub(1) else {
+        return Vec::new();
+    };
+    let shift = starts[first];
+    match Span::new(range.start() - shift, range.end() - shift) {
+        Ok(range) => punch(&pieces[first..], range, &[]),
+        Err(_) => Vec::new(),
     }
 }
 
@@ -603,26 +572,6 @@ impl Plan {
         self.fragments += usize::from(!continues);
         self.last = None;
         self.parts.push(Part::Copied { entry, snapshot });
-    }
-}
-
-fn must_be_new(options: &PutManifestOptions) -> bool {
-    options.precondition == Precondition::None && !options.replace
-}
-
-/// What must hold of the key that a manifest is put under.
-fn precondition(options: &PutManifestOptions) -> Precondition {
-    match must_be_new(options) {
-        true => Precondition::IfAbsent,
-        false => options.precondition,
-    }
-}
-
-/// It did not hold.
-fn refused(key: BinaryKey, actual: Option<ETag>, options: &PutManifestOptions) -> ManifestError {
-    match actual {
-        Some(etag) if must_be_new(options) => ManifestError::Exists { key, etag },
-        _ => StorageError::PreconditionFailed { key, actual }.into(),
     }
 }
 

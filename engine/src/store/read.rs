@@ -317,7 +317,10 @@ impl Inner {
     /// # Errors
     /// `NotFound`, `Corruption` of the index.
     pub fn hold(&self, key: &BinaryKey) -> Result<HeldRecord, StorageError> {
-        let index = self.index.read();
+        self.hold_in(&self.index.read(), key)
+    }
+
+    fn hold_in(&self, index: &Index, key: &BinaryKey) -> Result<HeldRecord, StorageError> {
         let Some((number, entry)) = index.lookup(key.stored())? else {
             return Err(StorageError::NotFound { key: key.clone() });
         };
@@ -333,13 +336,15 @@ impl Inner {
 
     /// See [`BlobStore::stat`](crate::port::BlobStore::stat).
     pub fn stat(&self, key: &BinaryKey) -> StoreOp<BlobInfo> {
-        let held = match self.check_open().and_then(|()| self.hold(key)) {
-            Ok(held) => held,
-            Err(error) => return Op::fail(error),
-        };
-        let allocated = {
+        let found = self.check_open().and_then(|()| {
             let index = self.index.read();
-            index.sectors[held.number].allocated(key, &held.entry)
+            let held = self.hold_in(&index, key)?;
+            let allocated = index.sectors[held.number].allocated(key, &held.entry);
+            Ok((held, allocated))
+        });
+        let (held, allocated) = match found {
+            Ok(found) => found,
+            Err(error) => return Op::fail(error),
         };
         Op::start(async move {
             let details = held.details().await?;

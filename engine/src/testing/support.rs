@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use crate::io::sim::Random;
 use crate::port::{
     BinaryKey, Blob, BlobInfo, BlobStore, CopyOptions, DeleteOptions, Durability, ETag, GetOptions,
-    ListEntry, ListRequest, Precondition, PutOptions, PutOutcome, StorageError,
+    Holes, ListEntry, ListRequest, Precondition, PutOptions, PutOutcome, StorageError,
 };
 
 pub(super) type Store = Arc<dyn BlobStore>;
@@ -292,3 +292,13 @@ pub(super) trait Short: BlobStore {
 }
 
 impl<S: BlobStore + ?Sized> Short for S {}
+
+/// All bytes of a blob, zeros where it has holes.
+pub(super) fn zeros(store: &(impl BlobStore + ?Sized), name: &str) -> Bytes {
+    let options = GetOptions {
+        holes: Holes::Zeros,
+        ..GetOptions::default()
+    };
+    let read = store.get(&key(name), options).wait();
+    read.expect("it is read").bytes
+}

@@ -6,12 +6,12 @@ use bytes::Bytes;
 use crate::port::blob::ATTRIBUTES_MAX_LEN;
 use crate::port::{
     Attributes, AttributesUpdate, BlobManifest, CopyOptions, Digest, DigestAlgorithm, EntryContent,
-    ErrorKind, Fact, GetOptions, Holes, ListRequest, Location, ManifestError, ManifestStore,
-    MutableObjectStore, NewEntry, NewManifest, Precondition, PutManifestOptions, PutOptions,
-    PutOutcome, PutRangeOptions, RangeSet, Span, StorageError, UpdateOptions,
+    ErrorKind, Fact, ListRequest, Location, ManifestError, ManifestStore, MutableObjectStore,
+    NewEntry, NewManifest, Precondition, PutManifestOptions, PutOptions, PutOutcome,
+    PutRangeOptions, RangeSet, Span, StorageError, UpdateOptions,
 };
 use crate::testing::Subject;
-use crate::testing::support::{KIB, Short, assert_bytes, assert_fails, key, payload};
+use crate::testing::support::{KIB, Short, assert_bytes, assert_fails, key, payload, zeros};
 
 type MutableSubject<'a> = &'a mut dyn Subject<dyn MutableObjectStore>;
 
@@ -76,16 +76,6 @@ trait ShortManifests: MutableObjectStore {
         manifests
             .update_attributes(&key(name), update, options)
             .wait()
-    }
-
-    /// Bytes, zeros where there are holes.
-    fn zeros(&self, name: &str) -> Bytes {
-        let options = GetOptions {
-            holes: Holes::Zeros,
-            ..GetOptions::default()
-        };
-        let read = self.get(&key(name), options).wait();
-        read.expect("it is read").bytes
     }
 
     fn missing(&self, name: &str) -> RangeSet {
@@ -213,7 +203,7 @@ pub(super) fn blobs_are_made_of_others(subject: MutableSubject<'_>) {
         .collect();
     // Whatever becomes of what it was made of.
     for change in 0..4 {
-        assert_bytes(&store.zeros("made"), &expected, "made");
+        assert_bytes(&zeros(&*store, "made"), &expected, "made");
         assert_eq!(store.missing("made"), missing);
         let found = store.manifest("made");
         assert_tiled(&found, &missing);
@@ -577,7 +567,7 @@ pub(super) fn a_life_goes_on_through_updates(subject: MutableSubject<'_>) {
         .flat_map(|number| payload(number * 100, 100))
         .chain([0; 600])
         .collect();
-    assert_bytes(&store.zeros("k"), &expected, "k");
+    assert_bytes(&zeros(&*store, "k"), &expected, "k");
     let copied = store.copy(&key("k"), &key("copy"), CopyOptions::default());
     copied.wait().expect("it is copied");
     let copied = store.ranges().get_completed(&key("copy")).wait();
