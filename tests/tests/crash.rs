@@ -65,6 +65,16 @@ fn crashes_of_long_histories_over_three_sectors() {
 }
 
 #[test]
+fn every_crash_of_short_histories_over_replicas() {
+    crash(Plan::REPLICAS, 6, 1, EXHAUSTIVE);
+}
+
+#[test]
+fn crashes_of_long_histories_over_replicas() {
+    crash(Plan::REPLICAS, 60, 12, SAMPLED);
+}
+
+#[test]
 fn crashes_of_full_stores() {
     crash(Plan::FULL, 40, 12, SAMPLED);
 }

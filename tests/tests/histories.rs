@@ -31,6 +31,11 @@ fn on_three_sectors() {
 }
 
 #[test]
+fn on_two_replicas_over_three_sectors() {
+    histories(Plan::REPLICAS, 3000);
+}
+
+#[test]
 fn on_a_sector_that_is_full_now_and_then() {
     histories(Plan::FULL, 1000);
 }

@@ -619,6 +619,7 @@ impl Trial {
         let sectors = 1 + u16::try_from(random.below(3)).expect("few");
         let create = CreateOptions {
             sectors,
+            replicas: 1,
             sector_size: if sectors == 1 { 8 * MIB } else { 4 * MIB },
             segment_size: Some(64 * KIB),
             block_size: None,

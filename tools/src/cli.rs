@@ -320,6 +320,10 @@ pub struct Geometry {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub sectors: Option<u16>,
 
+    /// How many of the sectors each blob is put into [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub replicas: Option<u16>,
+
     /// Size of each sector file, such as 10GiB; rounded down to whole segments
     #[arg(long, value_name = "SIZE", value_parser = parse_positive)]
     pub sector_size: Option<u64>,
@@ -337,6 +341,7 @@ impl Geometry {
     /// Whether any of it was given.
     pub fn is_given(&self) -> bool {
         self.sectors.is_some()
+            || self.replicas.is_some()
             || self.sector_size.is_some()
             || self.segment_size.is_some()
             || self.block_size.is_some()

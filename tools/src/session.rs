@@ -169,6 +169,7 @@ impl Session {
         }
         let options = CreateOptions {
             sectors: geometry.sectors.unwrap_or(1),
+            replicas: geometry.replicas.unwrap_or(1),
             sector_size,
             segment_size: geometry.segment_size,
             block_size: geometry.block_size,

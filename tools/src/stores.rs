@@ -62,6 +62,7 @@ pub fn info(session: &Session) -> Result<(), Failure> {
     if let Some(notice) = &info.notice {
         field("notice", notice.clone())?;
     }
+    field("replicas", info.replicas.to_string())?;
     field("blobs", info.blobs.to_string())?;
     field("logical", output.bytes(info.logical_bytes))?;
     field("LSN", info.lsn.to_string())?;
@@ -211,6 +212,7 @@ pub fn info_json(info: &StoreInfo) -> Value {
         },
         "backend": info.backend,
         "notice": info.notice,
+        "replicas": info.replicas,
         "blobs": info.blobs,
         "logical_bytes": info.logical_bytes,
         "lsn": info.lsn,

@@ -64,8 +64,6 @@ pub struct LoggedRecord {
 /// One replayed frame.
 #[derive(Debug)]
 pub struct LoggedFrame {
-    /// Its LSN.
-    pub lsn: u64,
     /// Its records, in order.
     pub records: Vec<LoggedRecord>,
     /// Bytes it takes.
@@ -552,7 +550,6 @@ impl Replay {
             self.tail = tail;
             self.claimed = self.claimed.max(header.durable_lsn.get());
             return Ok(Some(LoggedFrame {
-                lsn: header.lsn.get(),
                 records: records.unwrap_or_default(),
                 length,
             }));

@@ -1,8 +1,9 @@
-//! Assembling a frame: which of the requests that wait it takes, and what comes of each.
+//! Assembling a flight of frames, one for each of its sectors: which of the requests that wait they take,
+//! and what comes of each.
 //!
-//! Requests are decided in the order of their queue, against the index as it is and what this
-//! frame already changes. A request that can't be part of this frame waits, and with it whatever
-//! is about the same keys.
+//! Requests are decided in their order, against the index as it is and what this flight already
+//! changes. The records of one go to all its sectors. A request that can't be part of this flight waits,
+//! and with it whatever is about the same keys.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -16,15 +17,16 @@ use graviton_format::record::{
 };
 
 use super::commit::{
-    Claim, Claims, Done, Encoded, Mutation, MutationOutcome, PlannedSource, Reply, Request, Work,
+    Answering, Claim, Claims, Done, Encoded, Mutation, MutationOutcome, PlannedSource, Reply,
+    Request, Work,
 };
 use super::index::{Applied, Entry, Index, Joined};
 use super::record;
-use super::ticket::Answer;
+use super::set::SectorSet;
 use super::tracker::Known;
 use crate::log::append::frame_length;
 use crate::log::image_io::image_segments;
-use crate::log::{Purpose, State, Tail};
+use crate::log::{Purpose, Segments, State, Tail};
 use crate::port::mutable::resolve_put_range;
 use crate::port::{BinaryKey, ETag, Precondition, Span, StorageError, UploadId};
 
@@ -81,12 +83,12 @@ pub fn check_fits_frame(geometry: &Geometry, length: u64) -> Result<(), StorageE
     )))
 }
 
-/// What is not certain of the other sectors.
+/// What is not certain of a sector.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Others {
-    /// A crash may take back what was done in one, or one was given up.
+pub struct Doubt {
+    /// A crash may take back what was done in it, or it was given up.
     pub in_doubt: bool,
-    /// Frames with LSNs up to this one failed, and may show after a crash.
+    /// Its frames with LSNs up to this one failed, and may show after a crash.
     pub failed: u64,
 }
 
@@ -96,180 +98,71 @@ struct Decision {
     lsn: u64,
     /// Bytes of the blob.
     size: u64,
+    /// The sectors that will have it.
+    sectors: SectorSet,
 }
 
-/// The frame being decided.
-pub struct Assembly<'a> {
-    number: usize,
-    index: &'a mut Index,
-    geometry: &'a Geometry,
-    next_lsn: &'a mut u64,
-    claims: &'a Claims,
-    others: Others,
-    /// The most pieces that ranges may make of a blob.
-    fragments_max: usize,
-    /// Pieces that changes of this frame may have added, by blob.
-    fragments: HashMap<BinaryKey, usize>,
-    /// Keys of requests that wait: what comes later about them waits too.
-    blocked: HashSet<BinaryKey>,
-    /// Keys that records of this frame change, and what they make of them.
-    overlay: HashMap<BinaryKey, Option<Decision>>,
-    /// Bytes of the records so far, and how many the segment can take.
-    length: u64,
-    room: u64,
-    /// Bytes by which they make an image grow, at most.
-    growth: u64,
-    /// It replaces or deletes what lies in another sector.
-    crosses: bool,
-    /// It takes nothing more.
-    closed: bool,
-    decided: Decided,
-}
-
-/// What a frame holds, and what it answers.
-#[derive(Default)]
-pub struct Decided {
-    /// Every request that this frame ends, and its answer if the frame does not fail.
-    pub answers: Vec<(Answer<Reply>, Reply)>,
-    /// Records, with their LSNs and flags.
-    pub records: Vec<(Encoded, u64, u8)>,
-    /// What the records do to the index, in their order.
-    pub applied: Vec<Applied>,
-    /// What trackers know by them.
-    pub known: Vec<(BinaryKey, Known)>,
-    /// What its requests have claimed.
-    pub claims: Vec<Claim>,
+/// The frame of one sector, being decided.
+pub struct Draft {
+    pub number: usize,
+    geometry: Geometry,
+    /// What it holds, in order.
+    pub records: Vec<DraftRecord>,
     /// The segment the frame opens, and its generation.
     pub opened: Option<(u32, u64)>,
     /// It must be durable before it is answered.
     pub durable: bool,
     /// A note was asked for.
     pub notes: bool,
-    /// Bytes that its requests were counted as pending with.
-    pub pending: u64,
     /// Puts wait for a free segment.
     pub stalled: bool,
+    /// Bytes of the records so far, and how many the segment can take.
+    length: u64,
+    room: u64,
+    /// Bytes by which they make an image grow, at most.
+    growth: u64,
+    /// It takes nothing more.
+    closed: bool,
 }
 
-/// Whether a frame can take a request.
-enum Room {
-    There,
-    /// The next frame will have it.
-    NextFrame,
-    /// No segment is free for it.
-    Nowhere,
-    Never(StorageError),
+/// A record of a frame.
+pub struct DraftRecord {
+    pub bytes: Arc<Encoded>,
+    pub lsn: u64,
+    pub flags: u8,
+    /// Which of the flight's decisions it is.
+    pub decision: usize,
 }
 
-impl<'a> Assembly<'a> {
+impl Draft {
     /// Begins a frame of sector `number`, whose log ends at `tail`.
-    pub fn new(
-        number: usize,
-        index: &'a mut Index,
-        geometry: &'a Geometry,
-        tail: Tail,
-        next_lsn: &'a mut u64,
-        claims: &'a Claims,
-        others: Others,
-    ) -> Self {
+    pub fn new(number: usize, geometry: Geometry, tail: Tail) -> Self {
         Self {
             number,
-            index,
             geometry,
-            next_lsn,
-            claims,
-            others,
-            fragments_max: PIECES_MAX,
-            fragments: HashMap::new(),
-            blocked: HashSet::new(),
-            overlay: HashMap::new(),
+            records: Vec::new(),
+            opened: None,
+            durable: false,
+            notes: false,
+            stalled: false,
             length: 0,
             room: tail
                 .room(geometry.segment_size)
                 .saturating_sub(frame_length(0)),
             growth: 0,
-            crosses: false,
             closed: false,
-            decided: Decided::default(),
         }
     }
 
-    /// The same, but with so many pieces at most that ranges may make of a blob.
-    pub fn with_fragments_max(self, most: usize) -> Self {
-        Self {
-            fragments_max: most.min(PIECES_MAX),
-            ..self
-        }
+    /// Whether there is anything to write.
+    pub fn is_written(&self) -> bool {
+        !self.records.is_empty() || self.notes || self.opened.is_some()
     }
 
-    /// Whether it takes nothing more.
-    pub fn is_closed(&self) -> bool {
-        self.closed
-    }
-
-    /// Decides a request; gives it back if it has to wait for a later frame.
-    pub fn offer(&mut self, request: Request) -> Option<Request> {
-        if self.must_wait(&request) {
-            self.block(&request.work);
-            // What must see the effect of this frame ends it, so that order is kept.
-            self.closed |= self.length > 0;
-            return Some(request);
-        }
-        let length = request.work.length_max() + self.length_decided_here(&request.work);
-        let growth = length + request.work.growth_beside();
-        let reply = match self.find_room(&request.work, length, growth) {
-            Room::There => {
-                self.growth += growth;
-                self.decided.durable |= request.durable;
-                self.decided.notes |= matches!(request.work, Work::Note);
-                self.decide(request.work)
-            }
-            Room::Never(error) => Err(error),
-            Room::NextFrame => return Some(request),
-            Room::Nowhere => {
-                self.decided.stalled = true;
-                self.block(&request.work);
-                return Some(request);
-            }
-        };
-        self.decided.pending += request.pending;
-        self.decided.claims.push(request.claim);
-        self.decided.answers.push((request.answer, reply));
-        None
-    }
-
-    /// What was decided.
-    pub fn end(self) -> Decided {
-        Decided {
-            // The sector that held the version before forgets it in a checkpoint that makes only
-            // itself durable: what replaces it must not be lost then.
-            durable: self.decided.durable || self.crosses,
-            ..self.decided
-        }
-    }
-
-    /// Whether the request needs the applied effect of what is in this frame, or comes after
-    /// what waits or is another sector's to do.
-    fn must_wait(&self, request: &Request) -> bool {
-        let is_early = request.work.mutations().iter().any(|mutation| {
-            let reads_index = mutation.reads_index();
-            mutation.keys().any(|key| {
-                self.blocked.contains(key) || (reads_index && self.overlay.contains_key(key))
-            })
-        });
-        is_early || self.claims.must_wait(self.number, &request.claim)
-    }
-
-    fn block(&mut self, work: &Work) {
-        let keys = work.mutations().iter().flat_map(Mutation::keys);
-        self.blocked.extend(keys.cloned());
-    }
-
-    /// Finds room for a request in this frame: behind what it holds already or, if that is
-    /// nothing, in a new segment.
-    fn find_room(&mut self, work: &Work, length: u64, growth: u64) -> Room {
+    /// Finds room for a request: behind what the frame holds already or, if that is nothing, in a new
+    /// segment.
+    fn find_room(&mut self, segments: &Segments, work: &Work, length: u64, growth: u64) -> Room {
         let purpose = work.purpose();
-        let segments = &mut self.index.sectors[self.number].segments;
         // Room that compaction or deletes took out of the reserve is not for puts.
         let held_back = purpose == Purpose::Put && segments.is_reserve_in_use();
         let target = FRAME_TARGET as u64;
@@ -279,7 +172,7 @@ impl<'a> Assembly<'a> {
             || (purpose == Purpose::Put
                 && growth > target.min(self.geometry.segment_size)
                 && !segments.has_room_for_images(image_segments(
-                    self.geometry,
+                    &self.geometry,
                     usize::try_from(growth).unwrap_or(usize::MAX),
                 )));
         let within_target = self.length == 0
@@ -297,22 +190,242 @@ impl<'a> Assembly<'a> {
             }
         }
         // Of some the length was not known before.
-        if let Err(error) = check_fits_frame(self.geometry, length) {
+        if let Err(error) = check_fits_frame(&self.geometry, length) {
             return Room::Never(error);
         }
-        if !held_back && let Some(opened) = segments.take(purpose, State::Open) {
-            self.decided.opened = Some(opened);
-            self.room = self.geometry.image_bytes_per_segment() - frame_length(0);
-            return Room::There;
+        if held_back {
+            return self.without_room(work, length);
         }
-        if purpose == Purpose::Compaction || matches!(work, Work::Note) {
+        Room::Opens
+    }
+
+    /// No segment is free for a request.
+    fn without_room(&mut self, work: &Work, length: u64) -> Room {
+        if work.purpose() == Purpose::Compaction || matches!(work, Work::Note) {
             // Maintenance makes the room that others wait for; it must not wait for itself.
             return Room::Never(StorageError::NoSpace {
                 needed: length,
                 available: 0,
             });
         }
+        self.stalled = true;
         Room::Nowhere
+    }
+}
+
+/// The flight being decided.
+pub struct Assembly<'a> {
+    index: &'a mut Index,
+    drafts: Vec<Draft>,
+    next_lsn: &'a mut u64,
+    claims: &'a Claims,
+    /// By sector of the store.
+    doubts: Vec<Doubt>,
+    /// The sectors that take records.
+    writable: SectorSet,
+    /// The most pieces that ranges may make of a blob.
+    fragments_max: usize,
+    /// The sectors that the request goes to which is being decided.
+    target: SectorSet,
+    /// Turns of the requests that were decided.
+    turns: HashSet<u64>,
+    /// Pieces that changes of this flight may have added, by blob.
+    fragments: HashMap<BinaryKey, usize>,
+    /// Keys of requests that wait: what comes later about them waits too.
+    blocked: HashSet<BinaryKey>,
+    /// Keys that records of this flight change, and what they make of them.
+    overlay: HashMap<BinaryKey, Option<Decision>>,
+    decided: Decided,
+}
+
+/// What a flight holds, and what it answers.
+#[derive(Default)]
+pub struct Decided {
+    /// Every request that it ends, and its answer if its frames do not fail.
+    pub answers: Vec<Answering>,
+    /// What its records do to the index, in their order, and the sectors that they are in.
+    pub applied: Vec<(SectorSet, Applied)>,
+    /// What trackers know by them.
+    pub known: Vec<(BinaryKey, Known)>,
+    /// What its requests have claimed.
+    pub claims: Vec<Claim>,
+    /// Bytes that its requests were counted as pending with, in each of their sectors.
+    pub pending: Vec<(SectorSet, u64)>,
+    /// The frames.
+    pub drafts: Vec<Draft>,
+}
+
+/// Whether a frame can take a request.
+enum Room {
+    There,
+    /// The frame is the first of a new segment.
+    Opens,
+    /// The next frame will have it.
+    NextFrame,
+    /// No segment is free for it.
+    Nowhere,
+    Never(StorageError),
+}
+
+impl<'a> Assembly<'a> {
+    /// Begins a flight of these frames.
+    pub fn new(
+        index: &'a mut Index,
+        drafts: Vec<Draft>,
+        next_lsn: &'a mut u64,
+        claims: &'a Claims,
+        doubts: Vec<Doubt>,
+    ) -> Self {
+        Self {
+            index,
+            drafts,
+            next_lsn,
+            claims,
+            doubts,
+            writable: SectorSet::NONE,
+            fragments_max: PIECES_MAX,
+            target: SectorSet::NONE,
+            turns: HashSet::new(),
+            fragments: HashMap::new(),
+            blocked: HashSet::new(),
+            overlay: HashMap::new(),
+            decided: Decided::default(),
+        }
+    }
+
+    /// The same, where these sectors of the store take records.
+    pub fn with_writable(self, writable: SectorSet) -> Self {
+        Self { writable, ..self }
+    }
+
+    /// The same, but with so many pieces at most that ranges may make of a blob.
+    pub fn with_fragments_max(self, most: usize) -> Self {
+        Self {
+            fragments_max: most.min(PIECES_MAX),
+            ..self
+        }
+    }
+
+    /// Whether one of these sectors takes nothing more.
+    pub fn is_closed(&self, sectors: SectorSet) -> bool {
+        let mut drafts = self.drafts.iter();
+        drafts.any(|draft| draft.closed && sectors.contains(draft.number))
+    }
+
+    fn targets(&mut self) -> impl Iterator<Item = &mut Draft> {
+        let target = self.target;
+        let drafts = self.drafts.iter_mut();
+        drafts.filter(move |draft| target.contains(draft.number))
+    }
+
+    /// Decides a request that goes to these sectors; gives it back if it has to wait for a later flight.
+    pub fn offer(&mut self, sectors: SectorSet, request: Request) -> Option<Request> {
+        self.target = sectors;
+        if self.must_wait(&request) {
+            self.block(&request.work);
+            // What must see the effect of this flight ends it, so that order is kept.
+            self.targets()
+                .for_each(|draft| draft.closed |= draft.length > 0);
+            return Some(request);
+        }
+        let length = request.work.length_max() + self.length_decided_here(&request.work);
+        let growth = length + request.work.growth_beside();
+        let reply = match self.find_room(&request.work, length, growth) {
+            Room::There | Room::Opens => {
+                for draft in self.targets() {
+                    draft.growth += growth;
+                    draft.durable |= request.durable;
+                    draft.notes |= matches!(request.work, Work::Note);
+                }
+                self.decide(request.work)
+            }
+            Room::Never(error) => Err(error),
+            Room::NextFrame | Room::Nowhere => {
+                self.block(&request.work);
+                return Some(request);
+            }
+        };
+        if !request.claim.keys.is_empty() {
+            self.turns.insert(request.claim.turn);
+        }
+        self.decided.pending.push((sectors, request.pending));
+        self.decided.claims.push(request.claim);
+        self.decided.answers.push(Answering {
+            answer: request.answer,
+            reply,
+            sectors,
+        });
+        None
+    }
+
+    /// What was decided.
+    pub fn end(self) -> Decided {
+        Decided {
+            drafts: self.drafts,
+            ..self.decided
+        }
+    }
+
+    /// Whether the request needs the applied effect of what is in this flight, or comes after
+    /// what waits or is in another flight.
+    fn must_wait(&self, request: &Request) -> bool {
+        let is_early = request.work.mutations().iter().any(|mutation| {
+            let reads_index = mutation.reads_index();
+            mutation.keys().any(|key| {
+                self.blocked.contains(key) || (reads_index && self.overlay.contains_key(key))
+            })
+        });
+        is_early || self.claims.must_wait(&request.claim, &self.turns)
+    }
+
+    fn block(&mut self, work: &Work) {
+        let keys = work.mutations().iter().flat_map(Mutation::keys);
+        self.blocked.extend(keys.cloned());
+    }
+
+    /// Finds room for a request in the frames of all its sectors: behind what they hold already or, if
+    /// that is nothing, in new segments.
+    fn find_room(&mut self, work: &Work, length: u64, growth: u64) -> Room {
+        let target = self.target;
+        let mut opening = Vec::new();
+        let mut found = Room::There;
+        for draft in &mut self.drafts {
+            if !target.contains(draft.number) {
+                continue;
+            }
+            let segments = &mut self.index.sectors[draft.number].segments;
+            match draft.find_room(segments, work, length, growth) {
+                Room::There => {}
+                Room::Opens => match segments.take(work.purpose(), State::Open) {
+                    Some(opened) => {
+                        draft.opened = Some(opened);
+                        opening.push(draft.number);
+                        found = Room::Opens;
+                    }
+                    None => {
+                        found = draft.without_room(work, length);
+                        break;
+                    }
+                },
+                other => {
+                    found = other;
+                    break;
+                }
+            }
+        }
+        let is_there = matches!(found, Room::There | Room::Opens);
+        for draft in &mut self.drafts {
+            if !opening.contains(&draft.number) {
+                continue;
+            }
+            if is_there {
+                draft.room = draft.geometry.image_bytes_per_segment() - frame_length(0);
+            } else if let Some((segment, _)) = draft.opened.take() {
+                let segments = &mut self.index.sectors[draft.number].segments;
+                segments.give_back(segment);
+            }
+        }
+        found
     }
 
     /// Bytes, at most, of records that are made when the work is decided: manifests of what is copied
@@ -332,7 +445,7 @@ impl<'a> Assembly<'a> {
                 ..
             } => {
                 let pieces = match self.index.lookup(source.stored()) {
-                    Ok(Some((_, entry))) => entry.extents.map_or(1, |extents| extents.len()),
+                    Ok(Some(found)) => found.entry.extents.map_or(1, |extents| extents.len()),
                     _ => 0,
                 };
                 manifest(target, source, meta.len(), pieces)
@@ -355,7 +468,7 @@ impl<'a> Assembly<'a> {
                 ..
             } => {
                 let pieces = match self.join_parts(upload, parts) {
-                    Ok(joined) => joined.pieces.len(),
+                    Ok((joined, _)) => joined.pieces.len(),
                     // It fails when it is decided.
                     Err(_) => 0,
                 };
@@ -367,12 +480,28 @@ impl<'a> Assembly<'a> {
         work.mutations().iter().map(length).sum()
     }
 
+    /// The parts of an upload that are named, and the sectors of the request that have all of them.
     fn join_parts(
         &self,
         upload: &BinaryKey,
         parts: &[(u16, ETag)],
-    ) -> Result<Joined, StorageError> {
-        self.index.sectors[self.number].join_parts(upload_id(upload).lsn(), parts)
+    ) -> Result<(Joined, SectorSet), StorageError> {
+        let id = upload_id(upload).lsn();
+        let mut found: Option<(Joined, SectorSet)> = None;
+        let mut lacking = None;
+        for number in self.target.iter() {
+            match (self.index.sectors[number].join_parts(id, parts), &mut found) {
+                (Ok(joined), None) => found = Some((joined, SectorSet::one(number))),
+                (Ok(joined), Some((same, sectors))) => {
+                    if joined.is_like(same) {
+                        same.inline = same.inline.max(joined.inline);
+                        *sectors = sectors.and(SectorSet::one(number));
+                    }
+                }
+                (Err(error), _) => lacking = lacking.or(Some(error)),
+            }
+        }
+        found.ok_or_else(|| lacking.unwrap_or_else(|| no_such(upload)))
     }
 
     fn lsn(&mut self) -> u64 {
@@ -385,13 +514,42 @@ impl<'a> Assembly<'a> {
         if let Some(version) = self.overlay.get(key) {
             return Ok(version.map(|version| version.lsn));
         }
-        Ok(self.index.lookup(key.stored())?.map(|(_, entry)| entry.lsn))
+        let found = self.index.lookup(key.stored())?;
+        Ok(found.map(|found| found.entry.lsn))
     }
 
     fn push(&mut self, record: Encoded, flags: u8, applied: Applied) {
-        self.length += record.len() as u64;
-        self.decided.records.push((record, applied.lsn, flags));
-        self.decided.applied.push(applied);
+        let (bytes, decision) = (Arc::new(record), self.decided.applied.len());
+        for draft in self.targets() {
+            draft.length += bytes.len() as u64;
+            draft.records.push(DraftRecord {
+                bytes: Arc::clone(&bytes),
+                lsn: applied.lsn,
+                flags,
+                decision,
+            });
+        }
+        self.decided.applied.push((self.target, applied));
+    }
+
+    /// Where the next decision will be.
+    fn mark(&self) -> Mark {
+        Mark {
+            decisions: self.decided.applied.len(),
+            known: self.decided.known.len(),
+            lengths: self.drafts.iter().map(|draft| draft.length).collect(),
+        }
+    }
+
+    /// Takes back what was decided since.
+    fn take_back(&mut self, mark: &Mark) {
+        self.decided.applied.truncate(mark.decisions);
+        self.decided.known.truncate(mark.known);
+        for (draft, length) in self.drafts.iter_mut().zip(&mark.lengths) {
+            let kept = |record: &DraftRecord| record.decision < mark.decisions;
+            draft.records.truncate(draft.records.partition_point(kept));
+            draft.length = *length;
+        }
     }
 
     fn decide(&mut self, work: Work) -> Reply {
@@ -411,22 +569,19 @@ impl<'a> Assembly<'a> {
                     ..applied(RecordKind::Extent, key, lsn, time)
                 };
                 self.push(record, 0, applied);
-                Ok(Done::Extent(lsn))
+                let sectors = self.target;
+                Ok(Done::Extent { lsn, sectors })
             }
             Work::Moves(moves) => {
-                let (records, length) = (self.decided.records.len(), self.length);
+                let mark = self.mark();
+                let number = self.target.first().unwrap_or(0);
                 for moved in moves {
                     // Decided here, where nothing is under way: what is live now is live when the
                     // copy is in the log.
-                    let sector = &self.index.sectors[self.number];
+                    let sector = &self.index.sectors[number];
                     let key = moved.key.stored();
-                    let is_live = sector
-                        .is_live(moved.kind, key, moved.lsn, moved.from)
-                        .inspect_err(|_| {
-                            self.decided.records.truncate(records);
-                            self.decided.applied.truncate(records);
-                            self.length = length;
-                        })?;
+                    let is_live = sector.is_live(moved.kind, key, moved.lsn, moved.from);
+                    let is_live = is_live.inspect_err(|_| self.take_back(&mark))?;
                     if is_live {
                         // A frame of moves alone has an LSN of its own above theirs.
                         let applied = Applied {
@@ -438,7 +593,7 @@ impl<'a> Assembly<'a> {
                         self.push(moved.record, FLAG_MOVED, applied);
                     }
                 }
-                if !self.decided.records.is_empty() {
+                if self.targets().any(|draft| !draft.records.is_empty()) {
                     self.lsn();
                 }
                 Ok(Done::Nothing)
@@ -449,21 +604,19 @@ impl<'a> Assembly<'a> {
 
     /// All or nothing: on an error what was decided before is taken back.
     fn decide_mutations(&mut self, mutations: Vec<Mutation>) -> Reply {
-        let (records, length, lsn) = (self.decided.records.len(), self.length, *self.next_lsn);
-        let known = self.decided.known.len();
+        let (mark, lsn, target) = (self.mark(), *self.next_lsn, self.target);
         let mut overlay_before: Vec<(BinaryKey, Option<Option<Decision>>)> = Vec::new();
         let mut outcomes = Vec::with_capacity(mutations.len());
         for mutation in mutations {
             for key in mutation.keys() {
                 overlay_before.push((key.clone(), self.overlay.get(key).copied()));
             }
-            match self.decide_mutation(mutation) {
+            let decided = self.decide_mutation(mutation);
+            self.target = target;
+            match decided {
                 Ok(Some(outcome)) => outcomes.push(outcome),
                 other => {
-                    self.decided.records.truncate(records);
-                    self.decided.applied.truncate(records);
-                    self.decided.known.truncate(known);
-                    self.length = length;
+                    self.take_back(&mark);
                     *self.next_lsn = lsn;
                     for (key, before) in overlay_before.into_iter().rev() {
                         match before {
@@ -491,9 +644,15 @@ impl<'a> Assembly<'a> {
         let Some(upload) = upload else { return Ok(()) };
         let lsn = self.current(upload)?.ok_or_else(|| no_such(upload))?;
         // What reads the index of it waits for this frame.
-        let as_before = Decision { lsn, size: 0 };
-        self.overlay.insert(upload.clone(), Some(as_before));
+        self.keep_overlay(upload, lsn, 0);
         Ok(())
+    }
+
+    /// The key has this version once this flight is over.
+    fn keep_overlay(&mut self, key: &BinaryKey, lsn: u64, size: u64) {
+        let sectors = self.target;
+        let decision = Decision { lsn, size, sectors };
+        self.overlay.insert(key.clone(), Some(decision));
     }
 
     /// `named` is the key that errors are about.
@@ -514,14 +673,27 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    /// Sees whether a new version of `key`, or its delete, is about a blob of another sector.
+    /// Sees whether a new version of `key`, or its delete, is about a blob that other sectors have too.
+    /// Such a sector forgets the version before in a checkpoint that makes only itself durable: what
+    /// replaces it must not be lost then.
     fn note_crossing(&mut self, key: &BinaryKey) -> Result<(), StorageError> {
         if self.index.sectors.len() > 1
-            && let Some((number, _)) = self.index.lookup(key.stored())?
+            && let Some(found) = self.index.lookup(key.stored())?
+            && !found.holders.is_within(self.target)
         {
-            self.crosses |= number != self.number;
+            self.targets().for_each(|draft| draft.durable = true);
         }
         Ok(())
+    }
+
+    /// What is not certain of the sectors that a request does not go to.
+    fn doubt_of_others(&self) -> Doubt {
+        let others = self.doubts.iter().enumerate();
+        let others = others.filter(|(number, _)| !self.target.contains(*number));
+        others.fold(Doubt::default(), |sum, (_, doubt)| Doubt {
+            in_doubt: sum.in_doubt || doubt.in_doubt,
+            failed: sum.failed.max(doubt.failed),
+        })
     }
 
     /// `None` if the source of a copy is not what it was.
@@ -549,8 +721,7 @@ impl<'a> Assembly<'a> {
                     .map_or(u64::from(payload_length), |(size, _)| *size);
                 self.note_crossing(&key)?;
                 let lsn = self.lsn();
-                self.overlay
-                    .insert(key.clone(), Some(Decision { lsn, size }));
+                self.keep_overlay(&key, lsn, size);
                 self.note_known(&key, lsn, known);
                 let applied = Applied {
                     meta_length,
@@ -591,6 +762,7 @@ impl<'a> Assembly<'a> {
                         size: current.size,
                     }));
                 }
+                self.note_crossing(&key)?;
                 let new = pieces.as_deref().map_or(1, <[_]>::len);
                 self.check_fragments(&key, range, new)?;
                 let change = Change {
@@ -617,11 +789,13 @@ impl<'a> Assembly<'a> {
                 pieces,
             } => {
                 let not_found = || StorageError::NotFound { key: key.clone() };
-                let found = self.index.lookup(key.stored())?;
-                let (number, entry) = found.ok_or_else(not_found)?;
-                if number != self.number || entry.pieces_of(range) != expected {
+                let found = self.index.lookup(key.stored())?.ok_or_else(not_found)?;
+                if !self.is_where_it_is(&key, found.holders)?
+                    || !self.has_pieces(&key, range, &expected)
+                {
                     return Ok(None);
                 }
+                let entry = found.entry;
                 self.push_merge(key, &entry, range, record, time, pieces);
                 let (version, size) = (entry.lsn, entry.size);
                 Ok(Some(MutationOutcome::Put { version, size }))
@@ -634,8 +808,7 @@ impl<'a> Assembly<'a> {
             } => {
                 let lsn = self.lsn();
                 let upload = record::name_upload(&mut record, &upload, lsn);
-                let begun = Decision { lsn, size: 0 };
-                self.overlay.insert(upload.clone(), Some(begun));
+                self.keep_overlay(&upload, lsn, 0);
                 let applied = Applied {
                     meta_length,
                     ..applied(RecordKind::Blob, upload, lsn, time)
@@ -654,13 +827,15 @@ impl<'a> Assembly<'a> {
                 time,
             } => {
                 self.current(&upload)?.ok_or_else(|| no_such(&upload))?;
-                let joined = self.join_parts(&upload, &parts)?;
+                let (joined, whole) = self.join_parts(&upload, &parts)?;
                 let (size, limit) = (joined.size, BLOB_MAX_LEN);
                 if size > limit {
                     let key = blob;
                     return Err(StorageError::TooLarge { key, size, limit });
                 }
                 self.check(&blob, &blob, precondition)?;
+                // Sectors that lack a part, since writes to them have failed, learn that it is over.
+                let all = std::mem::replace(&mut self.target, whole);
                 self.note_crossing(&blob)?;
                 let (version, size) = self.push_manifest(NewManifest {
                     key: blob,
@@ -672,6 +847,7 @@ impl<'a> Assembly<'a> {
                     time,
                 });
                 self.push_completed(&upload, &digest, time);
+                self.target = all;
                 self.push_tombstone(upload, time);
                 Ok(Some(MutationOutcome::Put { version, size }))
             }
@@ -681,7 +857,7 @@ impl<'a> Assembly<'a> {
                 time,
             } => {
                 self.current(&upload)?.ok_or_else(|| no_such(&upload))?;
-                let parts = self.index.sectors[self.number].parts(upload_id(&upload).lsn())?;
+                let parts = self.index.parts(upload_id(&upload).lsn())?;
                 let in_use = |since| parts.iter().any(|(_, part)| part.time > since);
                 let bytes = match idle_since.is_some_and(in_use) {
                     true => None,
@@ -705,10 +881,11 @@ impl<'a> Assembly<'a> {
                 // A blob that another sector's tombstone hides shows again if a crash takes that
                 // tombstone, and one whose put failed there may come about, unless there is a
                 // tombstone here.
-                let hidden =
-                    self.index
-                        .is_hidden_by(self.number, key.stored(), self.others.failed)?;
-                let in_doubt = self.others.in_doubt && !hidden;
+                let others = self.doubt_of_others();
+                let hidden = self
+                    .index
+                    .is_hidden_by(self.target, key.stored(), others.failed)?;
+                let in_doubt = others.in_doubt && !hidden;
                 if existed || in_doubt {
                     self.note_crossing(&key)?;
                     self.push_tombstone(key, time);
@@ -726,16 +903,20 @@ impl<'a> Assembly<'a> {
                 time,
                 rename,
             } => {
-                let Some((number, entry)) = self.index.lookup(source.stored())? else {
+                let Some(found) = self.index.lookup(source.stored())? else {
                     return Err(StorageError::NotFound { key: source });
                 };
                 self.check(&source, &source, source_precondition)?;
                 self.check(&target, &target, target_precondition)?;
-                if entry.lsn != expected || number != self.number {
+                let entry = found.entry;
+                if entry.lsn != expected || !self.is_alike(&source)? {
                     return Ok(None);
                 }
                 self.note_crossing(&target)?;
-                let (pieces, shares) = payload_of(&source, &entry);
+                let pieces = entry.all_pieces();
+                // Where it is the payload of its record, the manifest says whose that is.
+                let is_inline = |number| self.index.is_inline(number, &source);
+                let shares = self.target.iter().any(is_inline).then(|| source.clone());
                 self.check_references(&target, &pieces)?;
                 let (version, size) = self.push_manifest(NewManifest {
                     key: target.clone(),
@@ -781,32 +962,59 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    /// Whether a range of a blob is made of these pieces.
+    /// Whether the request goes to all sectors that have a blob and take records; or to those of them in
+    /// which it is made of the same pieces.
+    fn is_where_it_is(&self, key: &BinaryKey, holders: SectorSet) -> Result<bool, StorageError> {
+        if holders.within(self.writable) == self.target {
+            return Ok(true);
+        }
+        let alike = self.index.alike(key.stored())?;
+        Ok(alike.is_some_and(|found| found.holders.within(self.writable) == self.target))
+    }
+
+    /// Whether a blob lies in all the sectors that the request goes to, made of the same pieces.
+    fn is_alike(&self, key: &BinaryKey) -> Result<bool, StorageError> {
+        let alike = self.index.alike(key.stored())?;
+        Ok(alike.is_some_and(|found| self.target.is_within(found.holders)))
+    }
+
+    /// Whether a range of a blob is made of these pieces, in all the sectors that the request goes to.
     fn has_pieces(&self, key: &BinaryKey, range: Span, pieces: &[ExtentRef]) -> bool {
-        let found = self.index.lookup(key.stored());
-        matches!(found, Ok(Some((_, entry))) if entry.pieces_of(range) == pieces)
+        self.target.iter().all(|number| {
+            let found = self.index.entry_in(number, key.stored());
+            matches!(found, Ok(Some(entry)) if entry.pieces_of(range) == pieces)
+        })
     }
 
     /// Whether a blob is what it was when another was planned of it, and where it was.
     fn is_as_planned(&self, source: &PlannedSource) -> Result<bool, StorageError> {
-        let Some((number, entry)) = self.index.lookup(source.key.stored())? else {
+        let Some(found) = self.index.lookup(source.key.stored())? else {
             return Ok(false);
         };
+        if found.entry.lsn != source.version {
+            return Ok(false);
+        }
+        let Some(pieces) = &source.shared else {
+            return Ok(true);
+        };
         // Fragments that were merged since have made no other version.
-        let is_shared_still = source
-            .shared
-            .as_ref()
-            .is_none_or(|pieces| number == self.number && entry.extents.as_ref() == Some(pieces));
-        Ok(entry.lsn == source.version && is_shared_still)
+        for number in self.target.iter() {
+            let entry = self.index.entry_in(number, source.key.stored())?;
+            if entry.and_then(|entry| entry.extents).as_ref() != Some(pieces) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether all of these pieces may be named once more.
     fn check_references(&self, key: &BinaryKey, pieces: &[ExtentRef]) -> Result<(), StorageError> {
-        let sector = &self.index.sectors[self.number];
-        let most = pieces
-            .iter()
-            .map(|piece| sector.references(piece.lsn.get()));
-        match most.max().unwrap_or(0) {
+        let references = |piece: &ExtentRef| {
+            let lsn = piece.lsn.get();
+            let counts = self.target.iter();
+            counts.map(move |number| self.index.sectors[number].references(lsn))
+        };
+        match pieces.iter().flat_map(references).max().unwrap_or(0) {
             references if references > REFERENCES_MAX => Err(StorageError::invalid(format!(
                 "{key} would share payload that has been shared {references} times"
             ))),
@@ -821,28 +1029,35 @@ impl<'a> Assembly<'a> {
         range: Span,
         pieces: usize,
     ) -> Result<(), StorageError> {
-        let Some((_, entry)) = self.index.lookup(key.stored())? else {
+        let Some(found) = self.index.lookup(key.stored())? else {
             return Ok(());
         };
+        let entry = found.entry;
+        let first = self.target.first().unwrap_or(0);
+        let geometry = *self.index.sectors[first].sector().geometry();
         // Those of this frame are not in the index yet.
         let of_frame = self.fragments.entry(key.clone()).or_default();
         let fragments = entry.pieces_beside(range) + *of_frame + pieces;
         *of_frame += pieces + 1;
         let most = self.fragments_max;
-        check_pieces(key, most, self.geometry, entry.size, fragments)
+        check_pieces(key, most, &geometry, entry.size, fragments)
     }
 
-    /// What is to be changed; `None` if it lies in another sector.
+    /// What is to be changed; `None` if it lies in other sectors.
     fn to_change(&self, key: &BinaryKey) -> Result<Option<Decision>, StorageError> {
         let not_found = || StorageError::NotFound { key: key.clone() };
         if let Some(version) = self.overlay.get(key) {
-            return version.ok_or_else(not_found).map(Some);
+            let version = version.ok_or_else(not_found)?;
+            return Ok((version.sectors == self.target).then_some(version));
         }
-        let (number, entry) = self.index.lookup(key.stored())?.ok_or_else(not_found)?;
-        Ok((number == self.number).then_some(Decision {
-            lsn: entry.lsn,
-            size: entry.size,
-        }))
+        let found = self.index.lookup(key.stored())?.ok_or_else(not_found)?;
+        Ok(self
+            .is_where_it_is(key, found.holders)?
+            .then_some(Decision {
+                lsn: found.entry.lsn,
+                size: found.entry.size,
+                sectors: self.target,
+            }))
     }
 
     fn push_change(
@@ -856,9 +1071,7 @@ impl<'a> Assembly<'a> {
     ) -> MutationOutcome {
         let lsn = self.lsn();
         record::set_change(&mut record, &key, change);
-        let size = change.size;
-        self.overlay
-            .insert(key.clone(), Some(Decision { lsn, size }));
+        self.keep_overlay(&key, lsn, change.size);
         let kind = match pieces {
             Some(_) => RecordKind::Splice,
             None => RecordKind::Range,
@@ -899,11 +1112,7 @@ impl<'a> Assembly<'a> {
         };
         record::set_change(&mut record, &key, change);
         // What reads the index of it waits for this frame.
-        let as_before = Decision {
-            lsn: entry.lsn,
-            size: entry.size,
-        };
-        self.overlay.insert(key.clone(), Some(as_before));
+        self.keep_overlay(&key, entry.lsn, entry.size);
         let applied = Applied {
             meta_length: u32::try_from(CHANGE_LEN).unwrap_or(0),
             payload_length: u32::try_from(payload).unwrap_or(u32::MAX),
@@ -942,8 +1151,7 @@ impl<'a> Assembly<'a> {
         }
         .encode();
         let record = record::encode(RecordKind::Manifest, &key, &meta, &payload, time);
-        self.overlay
-            .insert(key.clone(), Some(Decision { lsn, size }));
+        self.keep_overlay(&key, lsn, size);
         let applied = Applied {
             meta_length: u32::try_from(meta.len()).unwrap_or(u32::MAX),
             payload_length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
@@ -992,13 +1200,12 @@ struct NewManifest {
     time: u64,
 }
 
-/// The pieces that a version's payload is, and its key if they are the payload of its own record.
-fn payload_of(key: &BinaryKey, entry: &Entry) -> (Arc<[ExtentRef]>, Option<BinaryKey>) {
-    match &entry.extents {
-        Some(extents) => (Arc::clone(extents), None),
-        None if entry.size == 0 => (Arc::new([]), None),
-        None => (Arc::new([entry.payload()]), Some(key.clone())),
-    }
+/// A point in what was decided.
+struct Mark {
+    decisions: usize,
+    known: usize,
+    /// Of each draft.
+    lengths: Vec<u64>,
 }
 
 /// The id of an upload.

@@ -31,6 +31,9 @@ pub struct Catalog {
     pub format_version: u32,
     /// Id of the store, 32 hex digits.
     pub store_id: String,
+    /// How many sectors are to have each blob.
+    #[serde(default = "one")]
+    pub replicas: u16,
     /// The sectors, by number.
     #[serde(rename = "sector")]
     pub sectors: Vec<CatalogSector>,
@@ -44,6 +47,10 @@ pub struct CatalogSector {
     pub file: PathBuf,
     /// Its id, 16 hex digits.
     pub id: String,
+}
+
+fn one() -> u16 {
+    1
 }
 
 /// Name of a sector's file in the store's directory.
@@ -122,7 +129,7 @@ struct VersionOnly {
 
 impl Catalog {
     /// The store file of a store.
-    pub fn new(store_id: &[u8; 16], sectors: &[(PathBuf, u64)]) -> Self {
+    pub fn new(store_id: &[u8; 16], replicas: u16, sectors: &[(PathBuf, u64)]) -> Self {
         let sector = |(file, id): &(PathBuf, u64)| CatalogSector {
             file: file.clone(),
             id: format!("{id:016x}"),
@@ -130,6 +137,7 @@ impl Catalog {
         Self {
             format_version: FORMAT_VERSION,
             store_id: hex(store_id),
+            replicas,
             sectors: sectors.iter().map(sector).collect(),
         }
     }
@@ -175,6 +183,12 @@ impl Catalog {
             return Err(invalid(format!(
                 "names {} sectors, must be 1 to {SECTORS_MAX}",
                 catalog.sectors.len()
+            )));
+        }
+        if catalog.replicas == 0 || usize::from(catalog.replicas) > SECTORS_MAX {
+            return Err(invalid(format!(
+                "says {} replicas, must be 1 to {SECTORS_MAX}",
+                catalog.replicas
             )));
         }
         Ok(catalog)

@@ -1,13 +1,19 @@
-//! Group commit: requests queue per sector, and whoever finds the log idle writes everything
-//! queued so far as one frame.
+//! Group commit: requests queue, each for the sectors that its records go to, and whoever finds the logs
+//! of these idle writes everything queued so far, as one frame in each.
 //!
-//! A frame is *assembled* (preconditions decided, LSNs given out, in the order of the queue),
-//! written, and once it is as durable as its requests ask, *applied* to the index and answered;
-//! then the next is assembled. One frame per sector is under way at a time, so a decision always
-//! sees the effect of everything before it. Completion drives the pipeline: the thread that reaps
-//! a frame's write applies it and submits the next one, whoever it waits for itself.
+//! A *flight* of frames is assembled (preconditions decided, LSNs given out, in the order of the
+//! requests), written, and once all of it is as durable as its requests ask, *applied* to the index and
+//! answered; then the next is assembled. So the records of one request have the same LSNs in all their
+//! sectors, and in the log of each they follow in the order in which they were decided. One frame per
+//! sector is under way at a time, so a decision always sees the effect of everything before it.
+//! Completion drives the pipeline: the thread that reaps the last of a flight's writes applies it and
+//! submits the next one, whoever it waits for itself.
+//!
+//! Which sectors take part in a flight: those of the oldest request of which none is under way, and
+//! those that share one with them. A sector for which an older request waits is left alone until that
+//! can go: so nobody waits for ever.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -16,9 +22,10 @@ use bytes::Bytes;
 use graviton_format::image::ExtentEntry;
 use graviton_format::record::{ExtentRef, RecordKind, record_length};
 
-use super::assembly::{Assembly, Others, check_fits_frame};
+use super::assembly::{Assembly, Decided, Doubt, Draft, check_fits_frame};
 use super::index::{Applied, Hold};
 use super::inner::Inner;
+use super::set::SectorSet;
 use super::ticket::{Answer, Ticket, ticket};
 use super::tracker::Known;
 use crate::io::{AlignedBuf, WriteSync};
@@ -26,6 +33,7 @@ use crate::log::append::{BuiltFrame, frame_length};
 use crate::log::{FrameBuilder, Purpose, Sector, Tail};
 use crate::port::op::{offer_driver, wait_for};
 use crate::port::{BinaryKey, ETag, PastEnd, Precondition, Span, StorageError};
+use crate::sync::Mutex;
 
 /// One record, encoded but for what depends on its place: head, then chunks.
 pub type Encoded = Vec<u8>;
@@ -33,7 +41,7 @@ pub type Encoded = Vec<u8>;
 /// One change to a key.
 #[derive(Debug)]
 pub enum Mutation {
-    /// A version whose record is ready: a blob record, or a manifest over extents of this sector.
+    /// A version whose record is ready: a blob record, or a manifest over extents of its sectors.
     Put {
         key: BinaryKey,
         /// The upload that it is a part of, which must be open.
@@ -59,7 +67,7 @@ pub enum Mutation {
         record: Encoded,
         time: u64,
         payload_length: u32,
-        /// The pieces of this sector that hold the bytes, unless they are the record's payload.
+        /// The pieces that hold the bytes, unless they are the record's payload.
         pieces: Option<Arc<[ExtentRef]>>,
         /// The pieces that were there until now, if some of these are made of them.
         expected: Option<Vec<ExtentRef>>,
@@ -76,7 +84,7 @@ pub enum Mutation {
         /// The record, ready but for the version.
         record: Encoded,
         time: u64,
-        /// Their pieces, of this sector.
+        /// Their pieces.
         pieces: Arc<[ExtentRef]>,
     },
     /// An upload, which is named by the LSN of its record.
@@ -129,7 +137,7 @@ pub enum Mutation {
         rename: bool,
     },
     /// A manifest for `target` over payload of others, as they were when it was planned, and extents of
-    /// this sector.
+    /// its own.
     Compose {
         target: BinaryKey,
         precondition: Precondition,
@@ -148,7 +156,7 @@ pub struct PlannedSource {
     pub key: BinaryKey,
     /// Its version.
     pub version: u64,
-    /// Its pieces, if they are shared: then it lies in the same sector.
+    /// Its pieces, if they are shared: then it lies in the same sectors.
     pub shared: Option<Arc<[ExtentRef]>>,
 }
 
@@ -310,11 +318,11 @@ impl Work {
 pub enum Done {
     /// Outcomes of the mutations, in order.
     Mutations(Vec<MutationOutcome>),
-    /// The extent's LSN.
-    Extent(u64),
+    /// The extent's LSN, and the sectors that have it.
+    Extent { lsn: u64, sectors: SectorSet },
     /// Moves, sync, note.
     Nothing,
-    /// The source of a copy changed meanwhile, or what is to be changed lies in another sector: look
+    /// The source of a copy changed meanwhile, or what is to be changed lies in other sectors: look
     /// again.
     Changed,
 }
@@ -322,35 +330,37 @@ pub enum Done {
 /// The answer to work.
 pub type Reply = Result<Done, StorageError>;
 
-/// The place of a request among those of all sectors about the same keys.
+/// The place of a request among all of them.
 #[derive(Debug, Default)]
 pub struct Claim {
     /// Lower ones come first.
     pub turn: u64,
-    /// The keys it is about.
+    /// The keys it is about; kept only when there are several sectors.
     pub keys: Vec<BinaryKey>,
 }
 
-/// Who is to change which key, in which order, and in which sector; kept only when there are
-/// several sectors.
+/// Who is to change which key, in which order.
 #[derive(Debug, Default)]
 pub struct Claims {
     turn: u64,
-    by_key: HashMap<BinaryKey, Vec<(u64, usize)>>,
+    by_key: HashMap<BinaryKey, Vec<u64>>,
 }
 
 impl Claims {
-    /// Takes the next turn for work of sector `number`.
-    fn stake(&mut self, number: usize, work: &Work) -> Claim {
+    /// Takes the next turn, for the keys of `work` if it may meet others on its way.
+    fn stake(&mut self, work: &Work, is_alone: bool) -> Claim {
         self.turn += 1;
-        let keys = work.mutations().iter().flat_map(Mutation::keys);
-        let claim = Claim {
+        let mut claim = Claim {
             turn: self.turn,
-            keys: keys.cloned().collect(),
+            keys: Vec::new(),
         };
+        if !is_alone {
+            let keys = work.mutations().iter().flat_map(Mutation::keys);
+            claim.keys = keys.cloned().collect();
+        }
         for key in &claim.keys {
             let turns = self.by_key.entry(key.clone()).or_default();
-            turns.push((claim.turn, number));
+            turns.push(claim.turn);
         }
         claim
     }
@@ -358,7 +368,7 @@ impl Claims {
     fn release(&mut self, claim: &Claim) {
         for key in &claim.keys {
             if let Some(turns) = self.by_key.get_mut(key) {
-                turns.retain(|(turn, _)| *turn != claim.turn);
+                turns.retain(|turn| *turn != claim.turn);
                 if turns.is_empty() {
                     self.by_key.remove(key);
                 }
@@ -366,11 +376,11 @@ impl Claims {
         }
     }
 
-    /// Whether another sector than `number` is to change one of the keys first.
-    pub fn must_wait(&self, number: usize, claim: &Claim) -> bool {
+    /// Whether one of the keys is to be changed by another first, who is not among those of this flight.
+    pub fn must_wait(&self, claim: &Claim, flight: &HashSet<u64>) -> bool {
         claim.keys.iter().any(|key| {
             let mut turns = self.by_key.get(key).into_iter().flatten();
-            turns.any(|&(turn, other)| turn < claim.turn && other != number)
+            turns.any(|turn| *turn < claim.turn && !flight.contains(turn))
         })
     }
 }
@@ -381,15 +391,14 @@ pub struct Request {
     pub work: Work,
     pub durable: bool,
     pub claim: Claim,
-    /// Bytes that were counted as pending when it was admitted.
+    /// Bytes that were counted as pending in each of its sectors when it was admitted.
     pub pending: u64,
     pub answer: Answer<Reply>,
 }
 
-/// One sector's queue and the state of its log's end.
+/// The state of one sector's log's end.
 #[derive(Debug, Default)]
-pub struct Queue {
-    waiting: VecDeque<Request>,
+pub struct Lane {
     in_flight: bool,
     /// Puts wait for compaction to free a segment.
     stalled: bool,
@@ -406,75 +415,108 @@ pub struct Queue {
     failed_lsn: u64,
     /// Woken when the frame under way is over.
     idle: Vec<Waker>,
-}
-
-impl Queue {
-    /// What wakes those who wait in it: see [`Answer::take_wakers`].
-    fn take_wakers(&self, wakers: &mut Vec<Waker>) {
-        for request in &self.waiting {
-            request.answer.take_wakers(wakers);
-        }
-    }
+    /// Bytes admitted but not yet applied.
+    pending: u64,
 }
 
 /// The commit pipeline of a store.
 #[derive(Debug)]
 pub struct Commits {
-    queues: Vec<Queue>,
+    lanes: Vec<Lane>,
+    /// Requests by the sectors that their records go to, each queue in the order of turns.
+    waiting: BTreeMap<SectorSet, VecDeque<Request>>,
     next_lsn: u64,
     /// The highest LSN that was given to a frame.
     newest: u64,
     claims: Claims,
-    /// Bytes admitted but not yet applied, by sector.
-    pending: Vec<u64>,
     /// The store is being closed: nothing new comes in from outside.
     closing: bool,
 }
 
-/// A frame under way.
-struct InFlight {
+/// An answer that a flight gives, and the sectors that its records are in.
+#[derive(Debug)]
+pub struct Answering {
+    pub answer: Answer<Reply>,
+    pub reply: Reply,
+    pub sectors: SectorSet,
+}
+
+/// Frames under way that were decided together.
+struct Flight {
+    decided: Decided,
+    frames: Vec<Frame>,
+    /// How many of the frames are still to come.
+    left: usize,
+}
+
+/// One frame of a flight.
+struct Frame {
     number: usize,
-    answers: Vec<(Answer<Reply>, Reply)>,
-    applied: Vec<Applied>,
-    known: Vec<(BinaryKey, Known)>,
+    /// Which of the decisions its records are, ascending.
+    records: Vec<usize>,
+    /// Their addresses.
+    addresses: Vec<u64>,
     /// `None` if there is nothing to write, only to sync.
     tail: Option<Tail>,
     durable: bool,
-    pending: u64,
-    claims: Vec<Claim>,
-    has_records: bool,
     /// Bytes of the frame.
     length: u64,
     /// Durable LSN that the frame's header states.
+    noted: u64,
+    outcome: Result<(), StorageError>,
+}
+
+/// Where a frame goes, and what is known of those before it.
+struct LaneState {
+    tail: Tail,
+    unsynced: bool,
+    /// The highest LSN known durable.
     noted: u64,
 }
 
 /// What assembly decided.
 struct Plan {
-    flight: InFlight,
-    records: Vec<(Encoded, u64, u8)>,
-    opened: Option<(u32, u64)>,
-    tail: Tail,
+    decided: Decided,
+    /// Of each draft.
+    states: Vec<LaneState>,
+    /// LSN of all frames.
     lsn: u64,
-    unsynced: bool,
+}
+
+/// A frame that is built.
+struct Built {
+    frame: Frame,
+    /// `None`: there is nothing to write.
+    written: Option<BuiltFrame>,
+    sync: WriteSync,
+    /// A sync makes it durable, or what is before it.
+    needs_sync: bool,
+}
+
+/// A frame on its way.
+struct Landing {
+    inner: Arc<Inner>,
+    flight: Arc<Mutex<Option<Flight>>>,
+    frame: Frame,
+    needs_sync: bool,
 }
 
 impl Commits {
     /// The pipeline of a store whose logs end at `tails`, the highest LSN in them being `newest`;
     /// so many LSNs after it are skipped.
     pub fn new(tails: &[Tail], newest: u64, skip: u32) -> Self {
-        let queue = |tail: &Tail| Queue {
+        let lane = |tail: &Tail| Lane {
             tail: *tail,
             durable_lsn: tail.lsn,
             unnoted: Some(tail.lsn),
-            ..Queue::default()
+            ..Lane::default()
         };
         Self {
-            queues: tails.iter().map(queue).collect(),
+            lanes: tails.iter().map(lane).collect(),
+            waiting: BTreeMap::new(),
             next_lsn: newest + 1 + u64::from(skip),
             newest,
             claims: Claims::default(),
-            pending: vec![0; tails.len()],
             closing: false,
         }
     }
@@ -486,141 +528,204 @@ impl Commits {
 
     /// Bytes admitted to a sector but not yet applied.
     pub fn pending(&self, number: usize) -> u64 {
-        self.pending[number]
+        self.lanes[number].pending
     }
 
     /// Whether a sector's puts wait for room.
     pub fn is_stalled(&self, number: usize) -> bool {
-        self.queues[number].stalled
+        self.lanes[number].stalled
     }
 
     /// Whether a sector's log ends with records that no note says to be durable.
     pub fn lacks_note(&self, number: usize) -> bool {
-        let queue = &self.queues[number];
-        queue.unnoted.is_some() && queue.tail.segment.is_some()
+        let lane = &self.lanes[number];
+        lane.unnoted.is_some() && lane.tail.segment.is_some()
     }
 
     /// Whether no frame of a sector is under way, and none is wanted.
     pub fn is_idle(&self, number: usize) -> bool {
-        let queue = &self.queues[number];
-        !queue.in_flight && queue.waiting.is_empty()
+        let mut wanted = self.waiting.keys();
+        !self.lanes[number].in_flight && !wanted.any(|sectors| sectors.contains(number))
     }
 
     /// Whether no frame of any sector is under way, and none is wanted.
     pub fn is_all_idle(&self) -> bool {
-        (0..self.queues.len()).all(|number| self.is_idle(number))
+        self.waiting.is_empty() && self.lanes.iter().all(|lane| !lane.in_flight)
     }
 
     /// Every frame of any sector up to this LSN is applied, and no frame under way was decided
     /// without the knowledge of them.
     pub fn settled_lsn(&self) -> u64 {
         let floors = self
-            .queues
+            .lanes
             .iter()
-            .filter(|queue| queue.in_flight)
-            .map(|queue| queue.floor);
+            .filter(|lane| lane.in_flight)
+            .map(|lane| lane.floor);
         floors.min().unwrap_or(self.newest)
     }
 
     /// Whether puts of any sector wait for room.
     pub fn is_any_stalled(&self) -> bool {
-        self.queues.iter().any(|queue| queue.stalled)
+        self.lanes.iter().any(|lane| lane.stalled)
     }
 
     /// A sector with a frame under way, `number` itself if it can be.
     pub fn in_flight(&self, number: usize) -> Option<usize> {
-        let others = (0..self.queues.len()).filter(|other| *other != number);
+        let others = (0..self.lanes.len()).filter(|other| *other != number);
         std::iter::once(number)
             .chain(others)
-            .find(|&number| self.queues[number].in_flight)
+            .find(|&number| self.lanes[number].in_flight)
     }
 
-    /// Takes everything that waits out of a sector's queue.
-    fn give_up(&mut self, number: usize) -> VecDeque<Request> {
-        let queue = &mut self.queues[number];
-        queue.stalled = false;
-        let failed = std::mem::take(&mut queue.waiting);
-        failed
-            .iter()
-            .for_each(|request| self.forget(number, request));
-        failed
+    /// Adds what wakes those who wait for a frame of a sector: see [`Answer::take_wakers`].
+    fn take_wakers(&self, number: usize, wakers: &mut Vec<Waker>) {
+        for (sectors, queue) in &self.waiting {
+            if sectors.contains(number) {
+                queue
+                    .iter()
+                    .for_each(|request| request.answer.take_wakers(wakers));
+            }
+        }
     }
 
-    /// A request leaves the queue without an effect.
-    fn forget(&mut self, number: usize, request: &Request) {
-        self.pending[number] -= request.pending;
-        self.claims.release(&request.claim);
+    /// The sectors of the next flight: see the [module's page](self). Those in `tried` have nothing that
+    /// could go.
+    fn next_members(&self, tried: SectorSet) -> Option<SectorSet> {
+        let flying = (0..self.lanes.len()).filter(|&number| self.lanes[number].in_flight);
+        let mut kept_free: SectorSet = flying.collect();
+        let mut members: Option<SectorSet> = None;
+        let oldest = |(sectors, queue): (&SectorSet, &VecDeque<Request>)| {
+            queue.front().map(|request| (request.claim.turn, *sectors))
+        };
+        let mut heads: Vec<(u64, SectorSet)> = self.waiting.iter().filter_map(oldest).collect();
+        heads.sort_unstable();
+        for (_, sectors) in heads {
+            if sectors.meets(kept_free) {
+                kept_free = kept_free.and(sectors);
+            } else if members.is_some_and(|members| members.meets(sectors)) {
+                members = members.map(|members| members.and(sectors));
+            } else if members.is_none() && !sectors.is_within(tried) {
+                members = Some(sectors);
+            }
+        }
+        members
     }
 
-    /// A sector's frame is not under way any more. Returns what wakes those who waited for that.
-    fn end_flight(&mut self, number: usize, pending: u64, claims: &[Claim]) -> Vec<Waker> {
-        self.pending[number] -= pending;
-        for claim in claims {
+    /// Requests go where records can still be written. Returns those for which that is nowhere.
+    fn narrow(&mut self, writable: SectorSet) -> Vec<(SectorSet, Request)> {
+        let mut over = Vec::new();
+        let hit = |sectors: &SectorSet| !sectors.is_within(writable);
+        let hit: Vec<SectorSet> = self.waiting.keys().copied().filter(hit).collect();
+        for sectors in hit {
+            let given_up = sectors.without(writable);
+            for request in self.waiting.remove(&sectors).into_iter().flatten() {
+                for number in given_up.iter() {
+                    self.lanes[number].pending -= request.pending;
+                    self.lanes[number].stalled = false;
+                }
+                let left = sectors.within(writable);
+                if left.is_empty() {
+                    self.claims.release(&request.claim);
+                    over.push((sectors, request));
+                    continue;
+                }
+                let queue = self.waiting.entry(left).or_default();
+                let place = queue.partition_point(|other| other.claim.turn < request.claim.turn);
+                queue.insert(place, request);
+            }
+        }
+        over
+    }
+
+    /// Frames of these sectors are not under way any more. Returns what wakes those who waited for that.
+    fn end_flight(&mut self, sectors: SectorSet, decided: &Decided) -> Vec<Waker> {
+        for &(sectors, pending) in &decided.pending {
+            for number in sectors.iter() {
+                self.lanes[number].pending -= pending;
+            }
+        }
+        for claim in &decided.claims {
             self.claims.release(claim);
         }
-        let queue = &mut self.queues[number];
-        queue.in_flight = false;
-        let mut wakers = std::mem::take(&mut queue.idle);
-        if queue.stalled {
-            // Threads that drove this frame, which was not theirs, have room to make now.
-            queue.take_wakers(&mut wakers);
+        let mut wakers = Vec::new();
+        for number in sectors.iter() {
+            let lane = &mut self.lanes[number];
+            lane.in_flight = false;
+            wakers.append(&mut lane.idle);
+            if self.lanes[number].stalled {
+                // Threads that drove this frame, which was not theirs, have room to make now.
+                self.take_wakers(number, &mut wakers);
+            }
         }
         wakers
     }
 
     /// Bytes left in the segment where a sector's log ends.
     pub fn room(&self, number: usize, segment_size: u64) -> u64 {
-        self.queues[number].tail.room(segment_size)
+        self.lanes[number].tail.room(segment_size)
     }
 }
 
 impl Inner {
-    /// Queues `work` for sector `number`, and starts it if the log is idle.
-    pub fn submit(self: &Arc<Self>, number: usize, work: Work, durable: bool) -> Ticket<Reply> {
-        let waiter = self.queue(&mut self.commits.lock(), number, work, durable);
-        self.pump(number);
+    /// Queues `work` for `sectors`, and starts it if their logs are idle.
+    pub fn submit(
+        self: &Arc<Self>,
+        sectors: SectorSet,
+        work: Work,
+        durable: bool,
+    ) -> Ticket<Reply> {
+        let waiter = self.queue(&mut self.commits.lock(), sectors, work, durable);
+        self.pump();
         waiter
     }
 
     /// Queues several works at once, so that they share frames.
     pub fn submit_all(
         self: &Arc<Self>,
-        number: usize,
+        sectors: SectorSet,
         works: impl Iterator<Item = Work>,
     ) -> Vec<Ticket<Reply>> {
         let waiters = {
             let mut commits = self.commits.lock();
             works
-                .map(|work| self.queue(&mut commits, number, work, false))
+                .map(|work| self.queue(&mut commits, sectors, work, false))
                 .collect()
         };
-        self.pump(number);
+        self.pump();
         waiters
+    }
+
+    /// The sectors that take records.
+    pub fn writable(&self) -> SectorSet {
+        let writable = self.sectors.iter().enumerate();
+        writable
+            .filter(|(_, sector)| sector.poisoned().is_none())
+            .map(|(number, _)| number)
+            .collect()
     }
 
     fn queue(
         self: &Arc<Self>,
         commits: &mut Commits,
-        number: usize,
+        sectors: SectorSet,
         work: Work,
         durable: bool,
     ) -> Ticket<Reply> {
-        let (waiter, answer) = ticket(self.commit_source(number));
+        let (waiter, answer) = ticket(self.commit_source(sectors.first().unwrap_or(0)));
         let pending = if work.purpose() == Purpose::Put {
             work.length_max()
         } else {
             0
         };
-        match self.admit(commits, number, &work, pending) {
+        match self.admit(commits, sectors, &work, pending) {
             Err(error) => answer.send(Err(error)),
-            Ok(()) => {
-                commits.pending[number] += pending;
-                let claim = if self.sectors.len() > 1 {
-                    commits.claims.stake(number, &work)
-                } else {
-                    Claim::default()
-                };
-                commits.queues[number].waiting.push_back(Request {
+            Ok(sectors) => {
+                for number in sectors.iter() {
+                    commits.lanes[number].pending += pending;
+                }
+                let claim = commits.claims.stake(&work, self.sectors.len() == 1);
+                let queue = commits.waiting.entry(sectors).or_default();
+                queue.push_back(Request {
                     work,
                     durable,
                     claim,
@@ -632,30 +737,41 @@ impl Inner {
         waiter
     }
 
-    /// Decides whether work can be taken, before anything is written. Under the lock of the
-    /// queues, like the end of a frame that failed: nothing is queued behind it.
+    /// Decides whether work can be taken, and by which of the sectors, before anything is written. Under
+    /// the lock of the queues, like the end of a frame that failed: nothing is queued behind it.
     fn admit(
         &self,
         commits: &Commits,
-        number: usize,
+        sectors: SectorSet,
         work: &Work,
         needed: u64,
-    ) -> Result<(), StorageError> {
-        self.sectors[number].check_writable()?;
+    ) -> Result<SectorSet, StorageError> {
+        let writable = sectors.within(self.writable());
+        let Some(first) = writable.first() else {
+            let first = sectors.first().unwrap_or(0);
+            self.sectors[first].check_writable()?;
+            return Err(StorageError::invalid("nothing is written to no sector"));
+        };
+        self.sectors[first].check_writable()?;
         if commits.closing && matches!(work, Work::Mutations(_) | Work::Extent { .. }) {
             return Err(StorageError::Closed);
         }
-        check_fits_frame(self.sectors[number].geometry(), work.length_max())?;
+        for number in writable.iter() {
+            check_fits_frame(self.sectors[number].geometry(), work.length_max())?;
+        }
         if needed == 0 {
-            return Ok(());
+            return Ok(writable);
         }
-        let available = self
-            .available(&self.index.read(), number)
-            .saturating_sub(commits.pending(number));
-        if needed > available {
-            return Err(StorageError::NoSpace { needed, available });
+        let index = self.index.read();
+        for number in writable.iter() {
+            let available = self
+                .available(&index, number)
+                .saturating_sub(commits.pending(number));
+            if needed > available {
+                return Err(StorageError::NoSpace { needed, available });
+            }
         }
-        Ok(())
+        Ok(writable)
     }
 
     /// Turns away new work from outside, and waits until what was queued is over, in all sectors:
@@ -668,15 +784,15 @@ impl Inner {
         loop {
             for number in 0..self.sectors.len() {
                 self.fail_stalled(number, &StorageError::Closed);
-                self.pump(number);
             }
+            self.pump();
             for number in 0..self.sectors.len() {
                 if self.sectors[number].poisoned().is_some() {
                     self.wait_until_idle(number);
                     continue;
                 }
                 // Everything queued before it is decided before this sync ends, or waits.
-                let synced = wait_for(self.submit(number, Work::Sync, true));
+                let synced = wait_for(self.submit(SectorSet::one(number), Work::Sync, true));
                 if self.sectors[number].poisoned().is_none() {
                     synced?;
                 }
@@ -692,11 +808,11 @@ impl Inner {
     fn wait_until_idle(self: &Arc<Self>, number: usize) {
         wait_for(poll_fn(|context| {
             {
-                let queue = &mut self.commits.lock().queues[number];
-                if !queue.in_flight {
+                let lane = &mut self.commits.lock().lanes[number];
+                if !lane.in_flight {
                     return Poll::Ready(());
                 }
-                queue.idle.push(context.waker().clone());
+                lane.idle.push(context.waker().clone());
             }
             let source = self.commit_source(number);
             if !offer_driver(source.driver()) {
@@ -709,33 +825,33 @@ impl Inner {
     /// Makes all who wait look again at what they can do for it.
     pub fn wake_all(&self) {
         let mut wakers = Vec::new();
-        for queue in &self.commits.lock().queues {
-            queue.take_wakers(&mut wakers);
+        for request in self.commits.lock().waiting.values().flatten() {
+            request.answer.take_wakers(&mut wakers);
         }
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Assembles and submits frames of sector `number` while there is work and the log is idle.
-    pub fn pump(self: &Arc<Self>, number: usize) {
+    /// Assembles and submits frames while there is work whose logs are idle.
+    pub fn pump(self: &Arc<Self>) {
         loop {
             let mut wakers = Vec::new();
-            let plan = {
+            let (over, plan) = {
                 let mut commits = self.commits.lock();
-                let queue = &mut commits.queues[number];
-                if queue.in_flight || queue.waiting.is_empty() {
+                if commits.waiting.is_empty() {
                     return;
                 }
-                if let Err(error) = self.sectors[number].check_writable() {
-                    let failed = commits.give_up(number);
-                    drop(commits);
-                    fail(failed, &error);
-                    return self.pump_others(number);
-                }
-                let plan = self.assemble(&mut commits, number, &mut wakers);
-                commits.queues[number].in_flight = plan.is_some();
-                plan
+                let over = commits.narrow(self.writable());
+                let plan = self.assemble_next(&mut commits, &mut wakers);
+                (over, plan)
             };
             wakers.into_iter().for_each(Waker::wake);
+            for (sectors, request) in over {
+                let first = sectors.first().unwrap_or(0);
+                let error = self.sectors[first].check_writable().err();
+                request
+                    .answer
+                    .send(Err(error.unwrap_or(StorageError::Closed)));
+            }
             match plan {
                 Some(plan) => self.write(plan),
                 None => return,
@@ -743,348 +859,416 @@ impl Inner {
         }
     }
 
-    /// Pumps the sectors in which requests may have waited for one of sector `number`.
-    fn pump_others(self: &Arc<Self>, number: usize) {
-        let others = (0..self.sectors.len()).filter(|&other| other != number);
-        others.for_each(|other| self.pump(other));
+    /// Assembles the next flight of which something comes.
+    fn assemble_next(&self, commits: &mut Commits, wakers: &mut Vec<Waker>) -> Option<Plan> {
+        let mut tried = SectorSet::NONE;
+        loop {
+            let members = commits.next_members(tried)?;
+            let plan = self.assemble(commits, members, wakers);
+            if plan.is_some() {
+                for number in members.iter() {
+                    commits.lanes[number].in_flight = true;
+                }
+                return plan;
+            }
+            tried = tried.and(members);
+        }
     }
 
-    /// Decides as many requests as fit one frame. Adds to `wakers` whoever has something else to
-    /// drive then.
+    /// Decides as many requests as fit one frame in each sector. Adds to `wakers` whoever has something
+    /// else to drive then.
     fn assemble(
         &self,
         commits: &mut Commits,
-        number: usize,
+        members: SectorSet,
         wakers: &mut Vec<Waker>,
     ) -> Option<Plan> {
         let floor = commits.settled_lsn();
         let mut index = self.index.write();
         let Commits {
-            queues,
+            lanes,
+            waiting,
             next_lsn,
-            newest,
             claims,
             ..
         } = commits;
         let first_lsn = *next_lsn;
-        let mut others = Others::default();
-        for (other, queue) in queues.iter().enumerate() {
-            if other != number {
-                others.in_doubt |= queue.unsynced || self.sectors[other].poisoned().is_some();
-                others.failed = others.failed.max(queue.failed_lsn);
+        let doubt = |(lane, sector): (&Lane, &Arc<Sector>)| Doubt {
+            in_doubt: lane.unsynced || sector.poisoned().is_some(),
+            failed: lane.failed_lsn,
+        };
+        let doubts = lanes.iter().zip(&self.sectors).map(doubt).collect();
+        let draft = |number: usize| {
+            Draft::new(number, *self.sectors[number].geometry(), lanes[number].tail)
+        };
+        let drafts = members.iter().map(draft).collect();
+        let mut assembly = Assembly::new(&mut index, drafts, next_lsn, claims, doubts)
+            .with_writable(self.writable())
+            .with_fragments_max(self.options.max_fragments);
+        let queues = waiting.extract_if(.., |sectors, _| sectors.is_within(members));
+        let mut queues: Vec<(SectorSet, VecDeque<Request>, Vec<Request>)> = queues
+            .map(|(sectors, queue)| (sectors, queue, Vec::new()))
+            .collect();
+        loop {
+            let open = queues.iter_mut().filter_map(|(sectors, queue, left)| {
+                let turn = queue.front()?.claim.turn;
+                (!assembly.is_closed(*sectors)).then_some((turn, *sectors, queue, left))
+            });
+            let next = open.min_by_key(|(turn, ..)| *turn);
+            let Some((_, sectors, queue, left)) = next else {
+                break;
+            };
+            if let Some(request) = queue.pop_front() {
+                left.extend(assembly.offer(sectors, request));
             }
         }
-        let queue = &mut queues[number];
-        let mut assembly = Assembly::new(
-            number,
-            &mut index,
-            self.sectors[number].geometry(),
-            queue.tail,
-            next_lsn,
-            claims,
-            others,
-        )
-        .with_fragments_max(self.options.max_fragments);
-        let mut left = Vec::new();
-        while !assembly.is_closed()
-            && let Some(request) = queue.waiting.pop_front()
-        {
-            left.extend(assembly.offer(request));
-        }
-        for request in left.into_iter().rev() {
-            queue.waiting.push_front(request);
-        }
-        let decided = assembly.end();
+        let mut decided = assembly.end();
         drop(index);
-        queue.floor = floor;
-        let was_stalled = std::mem::replace(&mut queue.stalled, decided.stalled);
-        if decided.stalled {
-            self.kick_maintenance();
-        }
-        if decided.stalled != was_stalled || (decided.stalled && !decided.answers.is_empty()) {
-            // Their threads look again at what there is to drive: maintenance, or this frame.
-            queue.take_wakers(wakers);
-            for (answer, _) in &decided.answers {
-                answer.take_wakers(wakers);
+        for (sectors, mut queue, left) in queues {
+            left.into_iter()
+                .rev()
+                .for_each(|request| queue.push_front(request));
+            if !queue.is_empty() {
+                waiting.insert(sectors, queue);
             }
         }
+        for draft in &mut decided.drafts {
+            lanes[draft.number].floor = floor;
+            draft.notes &= lanes[draft.number].unnoted.is_some();
+        }
+        self.note_stalls(commits, &decided, wakers);
         if decided.answers.is_empty() {
             return None;
         }
-        let has_records = !decided.records.is_empty();
-        let notes = decided.notes && queue.unnoted.is_some();
-        let writes = has_records || notes || decided.opened.is_some();
-        if writes {
-            // So that the frame can claim the header of its segment, which has one between [F-58].
-            let of_header = u64::from(decided.opened.is_some());
-            *next_lsn += u64::from(!has_records) + of_header;
+        let drafts = || decided.drafts.iter();
+        if drafts().any(Draft::is_written) {
+            let only_a_note = |draft: &Draft| draft.is_written() && draft.records.is_empty();
+            // So that a frame can claim the header of its segment, which has an LSN between [F-58].
+            let opens = |draft: &Draft| draft.opened.is_some();
+            let more = u64::from(drafts().any(only_a_note)) + u64::from(drafts().any(opens));
+            commits.next_lsn += more;
         }
-        if *next_lsn > first_lsn {
-            *newest = *next_lsn - 1;
+        if commits.next_lsn > first_lsn {
+            commits.newest = commits.next_lsn - 1;
         }
+        let lsn = commits.next_lsn - 1;
+        let state = |draft: &Draft| {
+            let lane = &commits.lanes[draft.number];
+            LaneState {
+                tail: lane.tail,
+                unsynced: lane.unsynced,
+                noted: lane.durable_lsn,
+            }
+        };
+        let states = decided.drafts.iter().map(state).collect();
         Some(Plan {
-            flight: InFlight {
-                number,
-                answers: decided.answers,
-                applied: decided.applied,
-                known: decided.known,
-                tail: writes.then_some(queue.tail),
-                durable: decided.durable,
-                pending: decided.pending,
-                claims: decided.claims,
-                has_records,
-                length: 0,
-                noted: queue.durable_lsn,
-            },
-            records: decided.records,
-            opened: decided.opened,
-            tail: queue.tail,
-            lsn: if writes { *next_lsn - 1 } else { *next_lsn },
-            unsynced: queue.unsynced,
+            decided,
+            states,
+            lsn,
         })
     }
 
-    /// Builds the frame and submits its write.
+    /// Sees which sectors have no room for their puts, after an attempt to assemble.
+    fn note_stalls(&self, commits: &mut Commits, decided: &Decided, wakers: &mut Vec<Waker>) {
+        for draft in &decided.drafts {
+            let (number, stalled) = (draft.number, draft.stalled);
+            let was_stalled = std::mem::replace(&mut commits.lanes[number].stalled, stalled);
+            if stalled {
+                self.kick_maintenance();
+            }
+            if stalled != was_stalled || (stalled && !decided.answers.is_empty()) {
+                // Their threads look again at what there is to drive: maintenance, or this frame.
+                commits.take_wakers(number, wakers);
+                for answering in &decided.answers {
+                    answering.answer.take_wakers(wakers);
+                }
+            }
+        }
+    }
+
+    /// Builds the frames and submits their writes.
     fn write(self: &Arc<Self>, plan: Plan) {
         let Plan {
-            mut flight,
-            records,
-            opened,
-            tail,
+            mut decided,
+            states,
             lsn,
-            unsynced,
         } = plan;
-        let sector = Arc::clone(&self.sectors[flight.number]);
-        if flight.tail.is_none() {
-            if flight.durable && unsynced {
-                self.sync_then_land(sector, flight);
-            } else {
-                self.landed(flight, Ok(()));
-            }
-            return;
+        let drafts = std::mem::take(&mut decided.drafts);
+        let built = drafts
+            .iter()
+            .zip(states)
+            .map(|(draft, state)| self.build(draft, state, lsn))
+            .collect::<Result<Vec<_>, _>>();
+        let built = match built {
+            Ok(built) => built,
+            Err(error) => return self.came_to_nothing(decided, &drafts, &error),
+        };
+        drop(drafts);
+        let flight = Arc::new(Mutex::new(Some(Flight {
+            decided,
+            frames: Vec::with_capacity(built.len()),
+            left: built.len(),
+        })));
+        for frame in built {
+            self.write_built(&flight, frame);
         }
+    }
+
+    /// Builds the frame of one sector.
+    fn build(&self, draft: &Draft, state: LaneState, lsn: u64) -> Result<Built, StorageError> {
+        let LaneState {
+            tail,
+            unsynced,
+            noted,
+        } = state;
         // A DSYNC write is durable by itself, but says nothing of unsynced frames before it.
-        let sync = if flight.durable && !unsynced {
+        let sync = if draft.durable && !unsynced {
             WriteSync::Data
         } else {
             WriteSync::None
         };
-        let length = frame_length(records.iter().map(|(record, ..)| record.len() as u64).sum());
-        let built =
-            FrameBuilder::new(&sector, tail, opened, length, flight.noted).map(|mut builder| {
-                for (position, (record, lsn, flags)) in records.iter().enumerate() {
-                    flight.applied[position].address = builder.push(record, *lsn, *flags);
-                }
-                let claimed = match sync {
-                    // The header is durable before the frame is written.
-                    WriteSync::Data => flight.noted.max(builder.header_lsn()),
-                    WriteSync::None => flight.noted,
-                };
-                builder.finish(lsn, claimed, self.now().max(tail.time))
-            });
-        drop(records);
-        let built = match built {
-            Ok(built) => built,
-            Err(error) => return self.came_to_nothing(flight, opened, &error),
+        let mut frame = Frame {
+            number: draft.number,
+            records: draft.records.iter().map(|record| record.decision).collect(),
+            addresses: Vec::with_capacity(draft.records.len()),
+            tail: None,
+            durable: draft.durable,
+            length: 0,
+            noted,
+            outcome: Ok(()),
         };
-        flight.tail = Some(built.tail);
-        flight.length = built.buffer.len() as u64;
-        let BuiltFrame {
+        let mut written = None;
+        if draft.is_written() {
+            let sector = &self.sectors[draft.number];
+            let records = draft.records.iter().map(|record| record.bytes.len() as u64);
+            let length = frame_length(records.sum());
+            let mut builder = FrameBuilder::new(sector, tail, draft.opened, length, noted)?;
+            for record in &draft.records {
+                let address = builder.push(&record.bytes, record.lsn, record.flags);
+                frame.addresses.push(address);
+            }
+            let claimed = match sync {
+                // The header is durable before the frame is written.
+                WriteSync::Data => noted.max(builder.header_lsn()),
+                WriteSync::None => noted,
+            };
+            let built = builder.finish(lsn, claimed, self.now().max(tail.time));
+            frame.tail = Some(built.tail);
+            frame.length = built.buffer.len() as u64;
+            written = Some(built);
+        }
+        Ok(Built {
+            needs_sync: draft.durable && unsynced,
+            frame,
+            written,
+            sync,
+        })
+    }
+
+    fn write_built(self: &Arc<Self>, flight: &Arc<Mutex<Option<Flight>>>, built: Built) {
+        let Built {
+            frame,
+            written,
+            sync,
+            needs_sync,
+        } = built;
+        let landing = Landing {
+            inner: Arc::clone(self),
+            flight: Arc::clone(flight),
+            frame,
+            needs_sync,
+        };
+        let Some(BuiltFrame {
             opening,
             buffer,
             address,
             ..
-        } = built;
-        let Some((block, start)) = opening else {
-            return self.write_frame(flight, buffer, address, sync);
+        }) = written
+        else {
+            return landing.written(Ok(()));
         };
-        let inner = Arc::clone(self);
-        let header = sector.disk().write(block, start, sync);
-        header.then(move |_, outcome| {
-            let sector = &inner.sectors[flight.number];
-            let written = sector.written("write", start, outcome);
-            match written.and_then(|()| sector.check_writable()) {
-                Ok(()) => inner.write_frame(flight, buffer, address, sync),
-                failed => inner.landed(flight, failed),
+        let Some((block, start)) = opening else {
+            return landing.write(buffer, address, sync);
+        };
+        let disk = Arc::clone(landing.sector().disk());
+        disk.write(block, start, sync).then(move |_, outcome| {
+            let written = landing.sector().written("write", start, outcome);
+            match written.and_then(|()| landing.sector().check_writable()) {
+                Ok(()) => landing.write(buffer, address, sync),
+                failed => landing.end(failed),
             }
         });
     }
 
-    fn write_frame(
-        self: &Arc<Self>,
-        flight: InFlight,
-        buffer: AlignedBuf,
-        address: u64,
-        sync: WriteSync,
-    ) {
-        let inner = Arc::clone(self);
-        let disk = Arc::clone(self.sectors[flight.number].disk());
-        disk.write(buffer, address, sync).then(move |_, outcome| {
-            let sector = Arc::clone(&inner.sectors[flight.number]);
-            match sector.written("write", address, outcome) {
-                Ok(()) if flight.durable && sync == WriteSync::None => {
-                    inner.sync_then_land(sector, flight);
-                }
-                outcome => inner.landed(flight, outcome),
-            }
-        });
-    }
-
-    fn sync_then_land(self: &Arc<Self>, sector: Arc<Sector>, flight: InFlight) {
-        let inner = Arc::clone(self);
-        sector.disk().sync().then(move |_, outcome| {
-            let outcome = inner.sectors[flight.number].written("sync", 0, outcome);
-            inner.landed(flight, outcome);
-        });
-    }
-
-    /// There was no memory to build a frame in: its requests fail, and nothing else is the worse for
-    /// it.
-    fn came_to_nothing(
-        self: &Arc<Self>,
-        flight: InFlight,
-        opened: Option<(u32, u64)>,
-        error: &StorageError,
-    ) {
-        let number = flight.number;
-        if let Some((segment, _)) = opened {
+    /// There was no memory to build a frame in: the requests of its flight fail, and nothing else is the
+    /// worse for it.
+    fn came_to_nothing(self: &Arc<Self>, decided: Decided, drafts: &[Draft], error: &StorageError) {
+        let opened = drafts
+            .iter()
+            .filter_map(|draft| Some((draft.number, draft.opened?.0)));
+        for (number, segment) in opened {
             let index = &mut self.index.write();
             index.sectors[number].segments.give_back(segment);
         }
-        let wakers = {
-            let mut commits = self.commits.lock();
-            commits.end_flight(number, flight.pending, &flight.claims)
-        };
+        let members = drafts.iter().map(|draft| draft.number).collect();
+        let wakers = self.commits.lock().end_flight(members, &decided);
         wakers.into_iter().for_each(Waker::wake);
-        for (answer, _) in flight.answers {
-            answer.send(Err(error.clone()));
+        for answering in decided.answers {
+            answering.answer.send(Err(error.clone()));
         }
-        self.pump(number);
-        self.pump_others(number);
+        self.pump();
     }
 
-    /// A frame is as durable as it was asked to be, or has failed.
-    fn landed(self: &Arc<Self>, flight: InFlight, outcome: Result<(), StorageError>) {
-        let InFlight {
-            number,
-            answers,
-            applied,
-            known,
-            tail,
-            durable,
-            pending,
-            claims,
-            has_records,
-            length,
-            noted,
+    /// All frames of a flight are as durable as they were asked to be, or have failed.
+    fn landed(self: &Arc<Self>, flight: Flight) {
+        let Flight {
+            mut decided,
+            mut frames,
+            ..
         } = flight;
-        // A sync that succeeds after one that failed says nothing: not even of this frame.
-        let outcome = outcome.and_then(|()| self.sectors[number].check_writable());
-        let outcome = outcome.and_then(|()| {
-            let mut index = self.index.write();
-            for applied in &applied {
-                index.apply(number, applied)?;
+        frames.sort_unstable_by_key(|frame| frame.number);
+        for frame in &mut frames {
+            if frame.outcome.is_ok() {
+                // A sync that succeeds after one that failed says nothing: not even of this frame.
+                frame.outcome = self.sectors[frame.number].check_writable();
             }
-            if let Some(tail) = tail {
-                let sector = &mut index.sectors[number];
-                if let (Some((old, _)), true) =
-                    (sector.tail.segment, sector.tail.segment != tail.segment)
-                {
-                    sector.segments.seal(old);
-                }
-                if let Some((segment, _)) = tail.segment {
-                    sector.segments.set_written(segment, tail.offset);
-                }
-                sector.tail = tail;
-                sector.replay_bytes += length;
-                sector.update_reserve();
-            }
-            Ok(())
-        });
-        let mut failed = VecDeque::new();
-        let mut wants_note = false;
-        if let Err(error) = &outcome {
-            self.sectors[number].poison(error);
         }
+        self.apply_flight(&mut decided.applied, &mut frames);
+        for frame in &frames {
+            if let Err(error) = &frame.outcome {
+                self.sectors[frame.number].poison(error);
+            }
+        }
+        let members = frames.iter().map(|frame| frame.number).collect();
+        let landed: SectorSet = frames
+            .iter()
+            .filter(|frame| frame.outcome.is_ok())
+            .map(|frame| frame.number)
+            .collect();
+        let mut wants_note = SectorSet::NONE;
         let wakers;
         {
             let mut commits = self.commits.lock();
-            wakers = commits.end_flight(number, pending, &claims);
+            wakers = commits.end_flight(members, &decided);
             let newest = commits.newest;
-            let queue = &mut commits.queues[number];
-            if outcome.is_ok() {
-                if let Some(tail) = tail {
-                    queue.tail = tail;
-                    queue.unsynced |= !durable;
-                    match (has_records, queue.unnoted) {
-                        (true, before) => {
-                            wants_note = before.is_none();
-                            queue.unnoted = Some(tail.lsn);
-                        }
-                        (false, Some(unnoted)) if noted >= unnoted => queue.unnoted = None,
-                        (false, _) => {}
+            for frame in &frames {
+                let lane = &mut commits.lanes[frame.number];
+                match &frame.outcome {
+                    Ok(()) if lane.land(frame) => {
+                        wants_note = wants_note.and(SectorSet::one(frame.number));
                     }
+                    Ok(()) => {}
+                    Err(_) => lane.failed_lsn = newest,
                 }
-                if durable {
-                    queue.unsynced = false;
-                    queue.durable_lsn = queue.tail.lsn;
-                }
-            } else {
-                queue.failed_lsn = newest;
-                failed = commits.give_up(number);
             }
         }
         wakers.into_iter().for_each(Waker::wake);
-        if outcome.is_ok() {
-            for (key, known) in known {
+        if !landed.is_empty() {
+            for (key, known) in std::mem::take(&mut decided.known) {
                 self.trackers.remember(&key, known);
             }
         }
-        for (answer, reply) in answers {
-            answer.send(match &outcome {
-                Ok(()) => reply,
-                Err(error) => Err(error.clone()),
-            });
+        for Answering {
+            answer,
+            reply,
+            sectors,
+        } in std::mem::take(&mut decided.answers)
+        {
+            answer.send(reply_of(reply, sectors, landed, &frames));
         }
-        if let Err(error) = self.sectors[number].check_writable() {
-            fail(failed, &error);
-            // Nothing changes there any more.
+        if landed != members {
+            // Nothing changes in the others any more.
             self.trackers.watches.all_changed();
         }
-        if outcome.is_ok() {
-            if !self.trackers.watches.is_empty() {
-                let changed = applied.iter().filter(|applied| !applied.moved);
-                changed.for_each(|applied| self.trackers.watches.changed(&applied.key));
-            }
-            self.note_progress(number, wants_note);
+        if !self.trackers.watches.is_empty() {
+            let has_changed = |(sectors, applied): &&(SectorSet, Applied)| {
+                !applied.moved && sectors.meets(landed)
+            };
+            let changed = decided.applied.iter().filter(has_changed);
+            changed.for_each(|(_, applied)| self.trackers.watches.changed(&applied.key));
         }
-        self.pump(number);
-        self.pump_others(number);
+        for number in landed.iter() {
+            self.note_progress(number, wants_note.contains(number));
+        }
+        self.pump();
     }
 
-    /// Fails the puts of a sector that wait for room which will not come, or else its deletes.
-    /// `false` if none wait, or a frame is under way, after which they are looked at again.
+    /// Takes what a flight has written into the index, in the order in which it was decided.
+    fn apply_flight(&self, applied: &mut [(SectorSet, Applied)], frames: &mut [Frame]) {
+        let mut index = self.index.write();
+        let mut next = vec![0; frames.len()];
+        for (decision, (_, applied)) in applied.iter_mut().enumerate() {
+            let mut landed = SectorSet::NONE;
+            for (frame, next) in frames.iter_mut().zip(&mut next) {
+                if frame.records.get(*next) != Some(&decision) {
+                    continue;
+                }
+                if frame.outcome.is_ok() {
+                    applied.address = frame.addresses[*next];
+                    frame.outcome = index.apply(frame.number, applied);
+                }
+                *next += 1;
+                if frame.outcome.is_ok() {
+                    landed = landed.and(SectorSet::one(frame.number));
+                }
+            }
+            if !landed.is_empty()
+                && let Err(error) = index.outdate_others(landed, applied)
+                && let Some(frame) = frames.iter_mut().find(|frame| frame.outcome.is_ok())
+            {
+                frame.outcome = Err(error);
+            }
+        }
+        for frame in frames.iter().filter(|frame| frame.outcome.is_ok()) {
+            let Some(tail) = frame.tail else { continue };
+            let sector = &mut index.sectors[frame.number];
+            if let (Some((old, _)), true) =
+                (sector.tail.segment, sector.tail.segment != tail.segment)
+            {
+                sector.segments.seal(old);
+            }
+            if let Some((segment, _)) = tail.segment {
+                sector.segments.set_written(segment, tail.offset);
+            }
+            sector.tail = tail;
+            sector.replay_bytes += frame.length;
+            sector.update_reserve();
+        }
+    }
+
+    /// Fails the puts that wait for room in a sector which will not come, or else its deletes. `false`
+    /// if none wait, or a frame is under way, after which they are looked at again.
     pub fn fail_stalled(self: &Arc<Self>, number: usize, error: &StorageError) -> bool {
         let mut failed = Vec::new();
         {
             let mut commits = self.commits.lock();
-            let queue = &mut commits.queues[number];
-            if !queue.stalled || queue.in_flight {
+            let lane = &mut commits.lanes[number];
+            if !lane.stalled || lane.in_flight {
                 return false;
             }
-            let waiting = std::mem::take(&mut queue.waiting);
+            lane.stalled = false;
+            let waiting = commits
+                .waiting
+                .extract_if(.., |sectors, _| sectors.contains(number));
+            let waiting: Vec<_> = waiting.collect();
             // Deletes fail only when no put is left to fail.
             let is_put = |request: &Request| request.work.purpose() == Purpose::Put;
-            let any_put = waiting.iter().any(is_put);
-            let (over, others): (VecDeque<_>, VecDeque<_>) =
-                waiting.into_iter().partition(|request| {
-                    is_put(request) || (!any_put && !request.work.mutations().is_empty())
-                });
-            queue.waiting = others;
-            queue.stalled = false;
-            for request in over {
-                commits.forget(number, &request);
-                failed.push(request);
+            let any_put = waiting.iter().any(|(_, queue)| queue.iter().any(is_put));
+            for (sectors, queue) in waiting {
+                let (over, others): (VecDeque<_>, VecDeque<_>) =
+                    queue.into_iter().partition(|request| {
+                        is_put(request) || (!any_put && !request.work.mutations().is_empty())
+                    });
+                if !others.is_empty() {
+                    commits.waiting.insert(sectors, others);
+                }
+                for request in over {
+                    for number in sectors.iter() {
+                        commits.lanes[number].pending -= request.pending;
+                    }
+                    commits.claims.release(&request.claim);
+                    failed.push(request);
+                }
             }
         }
         for request in failed {
@@ -1099,15 +1283,93 @@ impl Inner {
                 other => other.clone(),
             }));
         }
-        self.pump(number);
-        self.pump_others(number);
+        self.pump();
         true
     }
 }
 
-/// Answers requests that come to nothing.
-fn fail(requests: VecDeque<Request>, error: &StorageError) {
-    for request in requests {
-        request.answer.send(Err(error.clone()));
+impl Lane {
+    /// Takes in that a frame has landed. Returns whether a note of it is wanted now and was not before.
+    fn land(&mut self, frame: &Frame) -> bool {
+        let mut wants_note = false;
+        if let Some(tail) = frame.tail {
+            self.tail = tail;
+            self.unsynced |= !frame.durable;
+            match (!frame.records.is_empty(), self.unnoted) {
+                (true, before) => {
+                    wants_note = before.is_none();
+                    self.unnoted = Some(tail.lsn);
+                }
+                (false, Some(unnoted)) if frame.noted >= unnoted => self.unnoted = None,
+                (false, _) => {}
+            }
+        }
+        if frame.durable {
+            self.unsynced = false;
+            self.durable_lsn = self.tail.lsn;
+        }
+        wants_note
+    }
+}
+
+impl Landing {
+    fn sector(&self) -> &Arc<Sector> {
+        &self.inner.sectors[self.frame.number]
+    }
+
+    fn write(self, buffer: AlignedBuf, address: u64, sync: WriteSync) {
+        let disk = Arc::clone(self.sector().disk());
+        disk.write(buffer, address, sync).then(move |_, outcome| {
+            let outcome = self.sector().written("write", address, outcome);
+            self.written(outcome);
+        });
+    }
+
+    fn written(self, outcome: Result<(), StorageError>) {
+        if outcome.is_err() || !self.needs_sync {
+            return self.end(outcome);
+        }
+        let disk = Arc::clone(self.sector().disk());
+        disk.sync().then(move |_, outcome| {
+            let outcome = self.sector().written("sync", 0, outcome);
+            self.end(outcome);
+        });
+    }
+
+    /// The frame is as durable as it was asked to be, or has failed: the last of its flight ends that.
+    fn end(self, outcome: Result<(), StorageError>) {
+        let Self {
+            inner,
+            flight,
+            frame,
+            ..
+        } = self;
+        let over = {
+            let mut slot = flight.lock();
+            if let Some(flight) = slot.as_mut() {
+                flight.frames.push(Frame { outcome, ..frame });
+                flight.left -= 1;
+            }
+            slot.take_if(|flight| flight.left == 0)
+        };
+        if let Some(flight) = over {
+            inner.landed(flight);
+        }
+    }
+}
+
+/// The answer to a request whose records were to be in `sectors`, of which those that have `landed` have
+/// them.
+fn reply_of(reply: Reply, sectors: SectorSet, landed: SectorSet, frames: &[Frame]) -> Reply {
+    let have = sectors.within(landed);
+    if have.is_empty() {
+        let failed = |frame: &&Frame| sectors.contains(frame.number);
+        if let Some(Err(error)) = frames.iter().find(failed).map(|frame| &frame.outcome) {
+            return Err(error.clone());
+        }
+    }
+    match reply {
+        Ok(Done::Extent { lsn, .. }) => Ok(Done::Extent { lsn, sectors: have }),
+        reply => reply,
     }
 }

@@ -9,15 +9,6 @@ use super::info::{SectorInfo, SegmentInfo, SegmentState, Space, StoreInfo};
 use super::inner::Inner;
 use crate::log::State;
 
-/// Sums what a hostile checkpoint may say.
-fn sum(index: &Index, figure: impl Fn(&SectorIndex) -> u64) -> u64 {
-    index
-        .sectors
-        .iter()
-        .map(figure)
-        .fold(0, u64::saturating_add)
-}
-
 impl Inner {
     /// The store's figures now.
     pub fn info(&self) -> StoreInfo {
@@ -61,6 +52,7 @@ impl Inner {
                 poisoned: sector.poisoned().map(str::to_owned),
             });
         }
+        let (blobs, logical_bytes) = index.totals();
         StoreInfo {
             path: self.path.clone(),
             store_id: hex(&self.store_id),
@@ -68,8 +60,9 @@ impl Inner {
             access: self.options.access,
             backend: self.backend.name(),
             notice: self.notice.clone(),
-            blobs: sum(&index, |sector| sector.blobs),
-            logical_bytes: sum(&index, |sector| sector.logical_bytes),
+            replicas: u16::try_from(self.replicas).unwrap_or(u16::MAX),
+            blobs,
+            logical_bytes,
             lsn,
             index_bytes: index.sectors.iter().map(SectorIndex::memory).sum(),
             space: sectors

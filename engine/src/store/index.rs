@@ -6,9 +6,9 @@
 //!
 //! Everything that changes the index goes through [`Index::apply`], record by record in the order
 //! of the log: live commits and replay take the same path, so that what recovery rebuilds is what
-//! was there. Each live key has one entry over all sectors.
+//! was there. A live key has an entry in each sector that holds a replica of it, all of one version.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{Bound, Range};
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ use graviton_format::key::{SPACE_COMPLETED, SPACE_PART, SPACE_UPLOAD, StoredKey}
 use graviton_format::record::{ExtentRef, Manifest, RecordKind, record_length};
 
 use super::assembly::FRAME_TARGET;
+use super::set::SectorSet;
 use crate::log::image_io::{LoadedImage, image_segments};
 use crate::log::sector::Payload;
 use crate::log::{Sector, Segments, Tail};
@@ -69,6 +70,15 @@ impl Entry {
             piece.is_hole().then(|| Span::new(start, position).ok())?
         });
         spans.collect()
+    }
+
+    /// All its pieces.
+    pub fn all_pieces(&self) -> Arc<[ExtentRef]> {
+        match &self.extents {
+            Some(extents) => Arc::clone(extents),
+            None if self.size == 0 => Arc::new([]),
+            None => Arc::new([self.payload()]),
+        }
     }
 
     /// Names the payload of its record, which is all of it.
@@ -187,6 +197,13 @@ pub struct Joined {
     pub pieces: Vec<ExtentRef>,
     /// How many of the pieces are the payload of a part's own record.
     pub inline: usize,
+}
+
+impl Joined {
+    /// Whether they are the same pieces.
+    pub fn is_like(&self, other: &Self) -> bool {
+        (self.size, &self.pieces) == (other.size, &other.pieces)
+    }
 }
 
 /// A list of pieces with some bytes replaced.
@@ -497,9 +514,6 @@ pub struct SectorIndex {
     base_extents: usize,
     /// The log is being replayed: what nothing names may yet be named by a later record, and stays.
     replaying: bool,
-    /// In a replay, versions of this sector that gave way to records of others, by stored key. A
-    /// change of one shows that the record was of a frame that failed.
-    displaced: HashMap<Bytes, Entry>,
 }
 
 /// How many bytes a slot takes in an image, at most.
@@ -575,7 +589,6 @@ impl SectorIndex {
             stretch: 0,
             opened_at: 0,
             replaying: false,
-            displaced: HashMap::new(),
         }
     }
 
@@ -592,7 +605,6 @@ impl SectorIndex {
         self.tail = tail;
         self.opened_at = tail.lsn;
         self.replaying = false;
-        self.displaced = HashMap::new();
         let unnamed: Vec<u64> = self
             .extents
             .iter()
@@ -854,20 +866,26 @@ impl SectorIndex {
         }
     }
 
-    /// Undoes, in a replay, the release of a version.
-    fn restore(&mut self, key: &BinaryKey, entry: &Entry) -> Result<(), StorageError> {
-        if key.is_blob() {
-            self.blobs = self.blobs.saturating_add(1);
-            self.logical_bytes = self.logical_bytes.saturating_add(entry.size);
+    /// Takes what is older than `applied` out of the index. Returns whether it is the newest.
+    fn retire(&mut self, applied: &Applied) -> Result<bool, StorageError> {
+        match self.get(applied.key.stored())? {
+            Some(Slot::Live(entry)) if entry.lsn <= applied.lsn => {
+                self.release(&applied.key, &entry);
+                self.set(applied.key.clone(), Slot::Gone)?;
+                Ok(true)
+            }
+            Some(Slot::Live(_)) => Ok(false),
+            Some(Slot::Tombstone { lsn }) => Ok(lsn <= applied.lsn),
+            Some(Slot::Gone) | None => Ok(true),
         }
-        match self.extents.get_mut(&entry.record_lsn()) {
-            Some(record) => record.references = record.references.saturating_add(1),
-            None => self.add_live(entry.address, entry.record_length(key.stored())),
-        }
-        match &entry.extents {
-            Some(extents) => self.refer(entry.address, extents),
-            None => Ok(()),
-        }
+    }
+
+    /// Whether nothing is known of a key that is as new as `applied`.
+    fn knows_older(&self, applied: &Applied) -> Result<bool, StorageError> {
+        Ok(match self.get(applied.key.stored())? {
+            Some(Slot::Live(Entry { lsn, .. }) | Slot::Tombstone { lsn }) => lsn < applied.lsn,
+            Some(Slot::Gone) | None => true,
+        })
     }
 
     /// Addresses and lengths of the records that hold extents.
@@ -960,12 +978,6 @@ impl SectorIndex {
                 }),
             )?;
         }
-        if let Some(entry) = self.displaced.get_mut(key)
-            && entry.record_lsn() == applied.lsn
-            && matches!(applied.kind, RecordKind::Blob | RecordKind::Manifest)
-        {
-            entry.address = applied.address;
-        }
         if let Some(extent) = self.extents.get_mut(&applied.lsn) {
             old = Some(extent.record_address());
             extent.address = applied.address + applied.head_length();
@@ -992,28 +1004,14 @@ impl SectorIndex {
         self.add_live(applied.address, applied.length());
     }
 
-    /// This version of a blob, if it is current, or was replaced by a frame that failed.
-    fn base_of(&mut self, key: &BinaryKey, base: u64) -> Result<Option<Entry>, StorageError> {
-        match self.get(key.stored())? {
-            Some(Slot::Live(entry)) if entry.lsn == base => Ok(Some(entry)),
-            _ => match self.displaced.remove(key.stored()) {
-                Some(entry) if entry.lsn == base => {
-                    self.restore(key, &entry)?;
-                    Ok(Some(entry))
-                }
-                _ => Ok(None),
-            },
-        }
-    }
-
     /// Makes the version that a range or a splice says out of the one that is current, or puts some of
     /// its bytes elsewhere, as a merge says.
     fn apply_change(&mut self, applied: &Applied) -> Result<(), StorageError> {
-        let found = match applied.change {
-            Some(change) => self
-                .base_of(&applied.key, change.base)?
-                .map(|entry| (change, entry)),
-            None => None,
+        let found = match (applied.change, self.get(applied.key.stored())?) {
+            (Some(change), Some(Slot::Live(entry))) if entry.lsn == change.base => {
+                Some((change, entry))
+            }
+            _ => None,
         };
         let Some((change, entry)) = found else {
             if applied.kind == RecordKind::Merge {
@@ -1045,11 +1043,7 @@ impl SectorIndex {
             let what = format!("{change:?} of a blob of {} bytes [F-59]", entry.size);
             return Err(self.sector.corruption(applied.address, what));
         }
-        let old: Arc<[ExtentRef]> = match &entry.extents {
-            Some(extents) => Arc::clone(extents),
-            None if entry.size == 0 => Arc::new([]),
-            None => Arc::new([entry.payload()]),
-        };
+        let old = entry.all_pieces();
         if entry.extents.is_none() {
             // The record of a blob stays for what its metadata says: that is one reference, and the
             // piece that is its payload another.
@@ -1200,6 +1194,27 @@ impl SectorIndex {
         self.extents.insert(entry.lsn, extent);
     }
 
+    /// Calls `each` with the live entries whose stored keys are `from` or greater, in order, until it
+    /// returns `false`.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn scan(
+        &self,
+        from: &[u8],
+        mut each: impl FnMut(&[u8], Entry) -> Result<bool, StorageError>,
+    ) -> Result<(), StorageError> {
+        let (mut range, mut key) = (self.range(from)?, Vec::new());
+        while let Some(slot) = range.next(&mut key)? {
+            if let Slot::Live(entry) = slot
+                && !each(&key, entry)?
+            {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
     /// The entries with keys of `from` or greater, in order.
     fn range(&self, from: &[u8]) -> Result<MergedRange<'_>, StorageError> {
         let bounds = (Bound::Included(from), Bound::Unbounded);
@@ -1304,6 +1319,62 @@ impl MergedRange<'_> {
     }
 }
 
+/// Walks the indexes of all sectors as one.
+struct Heads<'a> {
+    heads: Vec<Head<'a>>,
+    /// What the sectors say of the key that came last.
+    found: Vec<(usize, Slot)>,
+    spare: Vec<u8>,
+}
+
+struct Head<'a> {
+    range: MergedRange<'a>,
+    key: Vec<u8>,
+    slot: Option<Slot>,
+}
+
+impl<'a> Heads<'a> {
+    fn new(index: &'a Index, from: &[u8]) -> Result<Self, StorageError> {
+        let mut heads = Vec::with_capacity(index.sectors.len());
+        for sector in &index.sectors {
+            let (mut range, mut key) = (sector.range(from)?, Vec::new());
+            let slot = range.next(&mut key)?;
+            heads.push(Head { range, key, slot });
+        }
+        Ok(Self {
+            heads,
+            found: Vec::new(),
+            spare: Vec::new(),
+        })
+    }
+
+    /// The next key; what is said of it is in `found`.
+    fn next(&mut self) -> Result<Option<Vec<u8>>, StorageError> {
+        self.found.clear();
+        let there = self.heads.iter().filter(|head| head.slot.is_some());
+        let Some(least) = there.map(|head| head.key.as_slice()).min() else {
+            return Ok(None);
+        };
+        let mut key = std::mem::take(&mut self.spare);
+        key.clear();
+        key.extend_from_slice(least);
+        for (number, head) in self.heads.iter_mut().enumerate() {
+            if head.key == key
+                && let Some(slot) = head.slot.take()
+            {
+                self.found.push((number, slot));
+                head.slot = head.range.next(&mut head.key)?;
+            }
+        }
+        Ok(Some(key))
+    }
+
+    /// Gives a key's memory back for the next.
+    fn recycle(&mut self, key: Vec<u8>) {
+        self.spare = key;
+    }
+}
+
 /// What a checkpoint folds into its image: one consistent view of a sector's index.
 #[derive(Debug)]
 pub struct Cut {
@@ -1360,35 +1431,146 @@ impl Cut {
     }
 }
 
+/// The current version of a blob, where it was found.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The sectors that have it.
+    pub holders: SectorSet,
+    /// One of them.
+    pub number: usize,
+    /// What that one has.
+    pub entry: Entry,
+}
+
 /// The index of a store.
 #[derive(Debug)]
 pub struct Index {
     /// Its sectors' parts, by number.
     pub sectors: Vec<SectorIndex>,
+    /// Number of blobs, and their sizes, summed, replicas of one counted once; kept where there are
+    /// several sectors.
+    blobs: u64,
+    logical_bytes: u64,
 }
 
 impl Index {
-    /// Where the current version of `key` lies.
+    /// The index of a store that has these sectors; [`Index::settle`] it once they are what they are.
+    pub fn new(sectors: Vec<SectorIndex>) -> Self {
+        Self {
+            sectors,
+            blobs: 0,
+            logical_bytes: 0,
+        }
+    }
+
+    /// Number of blobs, and their sizes, summed, replicas of one counted once.
+    pub fn totals(&self) -> (u64, u64) {
+        match self.sectors.as_slice() {
+            [one] => (one.blobs, one.logical_bytes),
+            _ => (self.blobs, self.logical_bytes),
+        }
+    }
+
+    /// The current version of `key`, and where it lies.
     ///
     /// # Errors
     /// `Corruption` of the index.
-    pub fn lookup(&self, key: &[u8]) -> Result<Option<(usize, Entry)>, StorageError> {
+    pub fn lookup(&self, key: &[u8]) -> Result<Option<Found>, StorageError> {
+        let mut found: Option<Found> = None;
         for (number, sector) in self.sectors.iter().enumerate() {
-            if let Some(Slot::Live(entry)) = sector.get(key)? {
-                return Ok(Some((number, entry)));
+            let Some(Slot::Live(entry)) = sector.get(key)? else {
+                continue;
+            };
+            match &mut found {
+                Some(found) if entry.lsn < found.entry.lsn => {}
+                Some(found) if entry.lsn == found.entry.lsn => {
+                    found.holders = found.holders.and(SectorSet::one(number));
+                }
+                // A change that is just being taken in is not everywhere yet.
+                _ => {
+                    found = Some(Found {
+                        holders: SectorSet::one(number),
+                        number,
+                        entry,
+                    });
+                }
             }
         }
-        Ok(None)
+        Ok(found)
+    }
+
+    /// The same, with only those sectors in which it is made of the same pieces: those that were merged
+    /// last.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn alike(&self, key: &[u8]) -> Result<Option<Found>, StorageError> {
+        let Some(found) = self.lookup(key)? else {
+            return Ok(None);
+        };
+        if found.holders.len() == 1 {
+            return Ok(Some(found));
+        }
+        let newest = |pieces: &[ExtentRef]| pieces.iter().map(|piece| piece.lsn.get()).max();
+        let mut best: Option<(Found, Arc<[ExtentRef]>)> = None;
+        for number in found.holders.iter() {
+            let Some(entry) = self.entry_in(number, key)? else {
+                continue;
+            };
+            let pieces = entry.all_pieces();
+            match &mut best {
+                Some((best, same)) if *same == pieces => {
+                    best.holders = best.holders.and(SectorSet::one(number));
+                }
+                Some((_, others)) if newest(others) >= newest(&pieces) => {}
+                _ => {
+                    let holders = SectorSet::one(number);
+                    let found = Found {
+                        holders,
+                        number,
+                        entry,
+                    };
+                    best = Some((found, pieces));
+                }
+            }
+        }
+        Ok(best.map(|(found, _)| found))
+    }
+
+    /// What one sector has of the blob.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn entry_in(&self, number: usize, key: &[u8]) -> Result<Option<Entry>, StorageError> {
+        match self.sectors[number].get(key)? {
+            Some(Slot::Live(entry)) => Ok(Some(entry)),
+            Some(Slot::Tombstone { .. } | Slot::Gone) | None => Ok(None),
+        }
+    }
+
+    /// Whether the bytes of a blob are the payload of its own record in one sector.
+    pub fn is_inline(&self, number: usize, key: &BinaryKey) -> bool {
+        let entry = self.entry_in(number, key.stored());
+        matches!(entry, Ok(Some(entry)) if entry.extents.is_none() && entry.size > 0)
+    }
+
+    /// The parts of an upload, by number.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn parts(&self, upload: u64) -> Result<Vec<(u16, Entry)>, StorageError> {
+        let mut all = BTreeMap::new();
+        for sector in &self.sectors {
+            all.extend(sector.parts(upload)?);
+        }
+        Ok(all.into_iter().collect())
     }
 
     /// The upload that is open and has this id.
     ///
     /// # Errors
     /// `Corruption` of the index.
-    pub fn find_upload(
-        &self,
-        upload: u64,
-    ) -> Result<Option<(usize, BinaryKey, Entry)>, StorageError> {
+    pub fn find_upload(&self, upload: u64) -> Result<Option<(BinaryKey, Found)>, StorageError> {
         self.find_numbered(&numbered(SPACE_UPLOAD, upload))
     }
 
@@ -1396,10 +1578,7 @@ impl Index {
     ///
     /// # Errors
     /// `Corruption` of the index.
-    pub fn find_completed(
-        &self,
-        upload: u64,
-    ) -> Result<Option<(usize, BinaryKey, Entry)>, StorageError> {
+    pub fn find_completed(&self, upload: u64) -> Result<Option<(BinaryKey, Found)>, StorageError> {
         self.find_numbered(&numbered(SPACE_COMPLETED, upload))
     }
 
@@ -1415,7 +1594,7 @@ impl Index {
     ) -> Result<Option<Entry>, StorageError> {
         let blob = self.lookup(key.of_blob().stored())?;
         Ok(blob
-            .map(|(_, blob)| blob)
+            .map(|found| found.entry)
             .filter(|blob| blob.lsn + 1 == kept.lsn))
     }
 
@@ -1454,46 +1633,49 @@ impl Index {
         Ok(seen == most)
     }
 
-    fn find_numbered(
-        &self,
-        prefix: &[u8],
-    ) -> Result<Option<(usize, BinaryKey, Entry)>, StorageError> {
-        for (number, sector) in self.sectors.iter().enumerate() {
+    fn find_numbered(&self, prefix: &[u8]) -> Result<Option<(BinaryKey, Found)>, StorageError> {
+        for sector in &self.sectors {
             let mut range = sector.range(prefix)?;
             let mut key = Vec::new();
             while let Some(slot) = range.next(&mut key)?
                 && key.starts_with(prefix)
             {
-                if let (Slot::Live(entry), Ok(key)) = (slot, BinaryKey::of_stored(&key)) {
-                    return Ok(Some((number, key, entry)));
+                if let (Slot::Live(_), Ok(key)) = (slot, BinaryKey::of_stored(&key)) {
+                    let found = self.lookup(key.stored())?;
+                    return Ok(found.map(|found| (key, found)));
                 }
             }
         }
         Ok(None)
     }
 
-    /// Whether the newest that the sectors know of a key is a tombstone of sector `number`, and is
-    /// above `failed`, up to which a sector that was given up may hold what its index does not
+    /// Whether the newest that the sectors know of a key is a tombstone, which all of `sectors` have,
+    /// and is above `failed`, up to which a sector that was given up may hold what its index does not
     /// know: then no crash of another brings a blob back.
     ///
     /// # Errors
     /// `Corruption` of the index.
     pub fn is_hidden_by(
         &self,
-        number: usize,
+        sectors: SectorSet,
         key: &[u8],
         failed: u64,
     ) -> Result<bool, StorageError> {
-        let mut newest = None;
-        for (other, sector) in self.sectors.iter().enumerate() {
-            let lsn = match sector.get(key)? {
-                Some(Slot::Live(entry)) => entry.lsn,
-                Some(Slot::Tombstone { lsn }) => lsn,
+        let mut newest = 0;
+        let mut hiding = SectorSet::NONE;
+        for (number, sector) in self.sectors.iter().enumerate() {
+            let (lsn, hides) = match sector.get(key)? {
+                Some(Slot::Live(entry)) => (entry.lsn, SectorSet::NONE),
+                Some(Slot::Tombstone { lsn }) => (lsn, SectorSet::one(number)),
                 Some(Slot::Gone) | None => continue,
             };
-            newest = newest.max(Some((lsn, other)));
+            if lsn > newest {
+                (newest, hiding) = (lsn, hides);
+            } else if lsn == newest {
+                hiding = hiding.and(hides);
+            }
         }
-        Ok(newest.is_some_and(|(lsn, holder)| holder == number && lsn > failed))
+        Ok(newest > failed && !hiding.is_empty() && sectors.is_within(hiding))
     }
 
     /// Takes in one record that sector `number` wrote, in the order of the log.
@@ -1501,6 +1683,31 @@ impl Index {
     /// # Errors
     /// `Corruption` of the index.
     pub fn apply(&mut self, number: usize, applied: &Applied) -> Result<(), StorageError> {
+        // A replay is counted when it is settled.
+        let counts = self.sectors.len() > 1
+            && !self.sectors[number].replaying
+            && applied.key.is_blob()
+            && !applied.moved
+            && !matches!(applied.kind, RecordKind::Extent | RecordKind::Merge);
+        if !counts {
+            return self.take_in(number, applied);
+        }
+        let before = self.lookup(applied.key.stored())?;
+        let outcome = self.take_in(number, applied);
+        let after = self.lookup(applied.key.stored())?;
+        self.recount(before.as_ref(), after.as_ref());
+        outcome
+    }
+
+    fn recount(&mut self, before: Option<&Found>, after: Option<&Found>) {
+        let count = |found: Option<&Found>| found.map_or((0, 0), |found| (1, found.entry.size));
+        let ((gone, gone_bytes), (new, new_bytes)) = (count(before), count(after));
+        self.blobs = self.blobs.saturating_add(new).saturating_sub(gone);
+        let bytes = self.logical_bytes.saturating_add(new_bytes);
+        self.logical_bytes = bytes.saturating_sub(gone_bytes);
+    }
+
+    fn take_in(&mut self, number: usize, applied: &Applied) -> Result<(), StorageError> {
         if applied.moved {
             return self.sectors[number].relocate(applied);
         }
@@ -1514,17 +1721,19 @@ impl Index {
                 Ok(())
             }
             RecordKind::Tombstone => {
-                let is_newest = self.retire(number, applied)?;
                 let sector = &mut self.sectors[number];
-                match applied.key.space() {
-                    // They lie in this sector alone.
-                    StoredKey::Upload { upload, .. } => sector.drop_parts(upload),
-                    _ if is_newest => {
-                        let tombstone = Slot::Tombstone { lsn: applied.lsn };
-                        sector.set(applied.key.clone(), tombstone)
-                    }
-                    _ => Ok(()),
+                let is_newest = sector.retire(applied)?;
+                if is_newest {
+                    let tombstone = Slot::Tombstone { lsn: applied.lsn };
+                    sector.set(applied.key.clone(), tombstone)?;
                 }
+                if let StoredKey::Upload { upload, .. } = applied.key.space() {
+                    // They have no tombstones of their own.
+                    for sector in &mut self.sectors {
+                        sector.drop_parts(upload)?;
+                    }
+                }
+                Ok(())
             }
             RecordKind::Blob | RecordKind::Manifest => self.apply_version(number, applied),
             // Of another version it says nothing.
@@ -1535,14 +1744,12 @@ impl Index {
                 if applied.kind == RecordKind::Range && !sector.names(applied.lsn) {
                     sector.add_extent(applied);
                 }
-                if !self.is_newest(applied)? {
+                if !sector.knows_older(applied)? {
                     // Manifests that follow may name the payload of what it changed.
                     let base = applied.change.map_or(0, |change| change.base);
-                    return self.sectors[number].share(&applied.key, base);
+                    return sector.share(&applied.key, base);
                 }
-                // What a frame that failed has left of the key in another sector goes when the replay
-                // is settled.
-                self.sectors[number].apply_change(applied)
+                sector.apply_change(applied)
             }
         }
     }
@@ -1567,8 +1774,7 @@ impl Index {
         if let Some(extents) = &extents {
             sector.refer(applied.address, extents)?;
         }
-        let current = self.retire(number, applied)?;
-        let sector = &mut self.sectors[number];
+        let current = sector.retire(applied)?;
         let entry = Entry {
             lsn: applied.lsn,
             address: applied.address,
@@ -1592,42 +1798,41 @@ impl Index {
         Ok(())
     }
 
-    /// Whether no sector knows of a version of the key, or of its delete, that is as new.
-    fn is_newest(&self, applied: &Applied) -> Result<bool, StorageError> {
-        for sector in &self.sectors {
-            match sector.get(applied.key.stored())? {
-                Some(Slot::Live(entry)) if entry.lsn >= applied.lsn => return Ok(false),
-                Some(Slot::Tombstone { lsn }) if lsn >= applied.lsn => return Ok(false),
-                _ => {}
+    /// Takes older versions than the one that a record makes, or all if it is a tombstone, out of the
+    /// sectors that it is not in: those that have `landed` it have learned of it, and share no payload
+    /// with what goes any more.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn outdate_others(
+        &mut self,
+        landed: SectorSet,
+        applied: &Applied,
+    ) -> Result<(), StorageError> {
+        let is_of_none = matches!(applied.kind, RecordKind::Extent | RecordKind::Merge);
+        if applied.moved || is_of_none || self.sectors.len() == landed.len() {
+            return Ok(());
+        }
+        let before = self.lookup(applied.key.stored())?;
+        for (number, sector) in self.sectors.iter_mut().enumerate() {
+            if let Some(Slot::Live(entry)) = sector.get(applied.key.stored())?
+                && entry.lsn < applied.lsn
+                && !landed.contains(number)
+            {
+                sector.release(&applied.key, &entry);
+                sector.set(applied.key.clone(), Slot::Gone)?;
             }
         }
-        Ok(true)
-    }
-
-    /// Takes whatever is older than `applied`, a record of sector `number`, out of the index, in all
-    /// sectors. Returns whether `applied` is the newest.
-    fn retire(&mut self, number: usize, applied: &Applied) -> Result<bool, StorageError> {
-        let key = applied.key.stored();
-        let mut newest = true;
-        for (holder, sector) in self.sectors.iter_mut().enumerate() {
-            match sector.get(key)? {
-                Some(Slot::Live(entry)) if entry.lsn <= applied.lsn => {
-                    sector.release(&applied.key, &entry);
-                    sector.set(applied.key.clone(), Slot::Gone)?;
-                    if sector.replaying && holder != number {
-                        sector.displaced.insert(Bytes::copy_from_slice(key), entry);
-                    }
-                }
-                Some(Slot::Live(_)) => newest = false,
-                Some(Slot::Tombstone { lsn }) if lsn > applied.lsn => newest = false,
-                _ => {}
-            }
+        if applied.key.is_blob() {
+            let after = self.lookup(applied.key.stored())?;
+            self.recount(before.as_ref(), after.as_ref());
         }
-        Ok(newest)
+        Ok(())
     }
 
-    /// Where several sectors list a key, the highest LSN holds; the others' entries go. Needed once,
-    /// after the sectors' checkpoints, which are of different ages, were put together.
+    /// Puts together what the sectors say, whose checkpoints are of different ages and whose logs ended at
+    /// different moments: of each key the highest LSN holds, the others' entries go, and so do parts of
+    /// uploads that are over. Counts what is left.
     ///
     /// # Errors
     /// `Corruption` of the index.
@@ -1635,43 +1840,56 @@ impl Index {
         if self.sectors.len() < 2 {
             return Ok(());
         }
+        let (mut blobs, mut logical_bytes) = (0_u64, 0_u64);
         let mut losers: Vec<(usize, BinaryKey, Entry)> = Vec::new();
-        for (number, sector) in self.sectors.iter().enumerate() {
-            let mut range = sector.range(&[])?;
-            let mut key = Vec::new();
-            while let Some(slot) = range.next(&mut key)? {
+        let mut uploads = HashSet::new();
+        let mut heads = Heads::new(self, &[])?;
+        while let Some(key) = heads.next()? {
+            let lsn = |slot: &Slot| match slot {
+                Slot::Live(entry) => entry.lsn,
+                Slot::Tombstone { lsn } => *lsn,
+                Slot::Gone => 0,
+            };
+            let newest = heads.found.iter().map(|(_, slot)| lsn(slot)).max();
+            let Ok(key) = BinaryKey::of_stored(&key) else {
+                continue;
+            };
+            let is_over = match key.space() {
+                StoredKey::Part { upload, .. } => !uploads.contains(&upload),
+                _ => false,
+            };
+            let mut current = None;
+            for (number, slot) in heads.found.drain(..) {
                 let Slot::Live(entry) = slot else { continue };
-                let newer = |other: &SectorIndex| {
-                    Ok::<bool, StorageError>(match other.get(&key)? {
-                        Some(Slot::Live(rival)) => rival.lsn > entry.lsn,
-                        Some(Slot::Tombstone { lsn }) => lsn > entry.lsn,
-                        Some(Slot::Gone) | None => false,
-                    })
-                };
-                let mut lost = false;
-                for (_, other) in self
-                    .sectors
-                    .iter()
-                    .enumerate()
-                    .filter(|(other, _)| *other != number)
-                {
-                    lost |= newer(other)?;
-                }
-                if lost && let Ok(key) = BinaryKey::of_stored(&key) {
-                    losers.push((number, key, entry));
+                if is_over || Some(entry.lsn) != newest {
+                    losers.push((number, key.clone(), entry));
+                } else {
+                    current = Some(entry.size);
                 }
             }
+            match (key.space(), current) {
+                (StoredKey::Blob(_), Some(size)) => {
+                    blobs += 1;
+                    logical_bytes = logical_bytes.saturating_add(size);
+                }
+                (StoredKey::Upload { upload, .. }, Some(_)) => {
+                    uploads.insert(upload);
+                }
+                _ => {}
+            }
         }
+        drop(heads);
         for (number, key, entry) in losers {
             let sector = &mut self.sectors[number];
             sector.release(&key, &entry);
             sector.set(key, Slot::Gone)?;
         }
+        (self.blobs, self.logical_bytes) = (blobs, logical_bytes);
         Ok(())
     }
 
     /// Calls `each` with the live entries whose stored keys are `from` or greater, in order, until
-    /// it returns `false`.
+    /// it returns `false`; of several replicas with that of one sector.
     ///
     /// # Errors
     /// `Corruption` of the index.
@@ -1680,50 +1898,20 @@ impl Index {
         from: &[u8],
         mut each: impl FnMut(usize, &[u8], Entry) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
-        struct Head<'a> {
-            range: MergedRange<'a>,
-            key: Vec<u8>,
-            entry: Option<Entry>,
-        }
-        impl Head<'_> {
-            fn advance(&mut self) -> Result<(), StorageError> {
-                self.entry = loop {
-                    match self.range.next(&mut self.key)? {
-                        Some(Slot::Live(entry)) => break Some(entry),
-                        Some(Slot::Tombstone { .. } | Slot::Gone) => {}
-                        None => break None,
-                    }
-                };
-                Ok(())
-            }
-        }
-        let mut heads = Vec::with_capacity(self.sectors.len());
-        for sector in &self.sectors {
-            let mut head = Head {
-                range: sector.range(from)?,
-                key: Vec::new(),
-                entry: None,
-            };
-            head.advance()?;
-            heads.push(head);
-        }
-        loop {
-            let least = heads
-                .iter_mut()
-                .enumerate()
-                .filter(|(_, head)| head.entry.is_some())
-                .min_by(|(_, a), (_, b)| a.key.cmp(&b.key));
-            let Some((number, head)) = least else {
-                return Ok(());
-            };
-            let Some(entry) = head.entry.take() else {
-                return Ok(());
-            };
-            if !each(number, &head.key, entry)? {
+        let mut heads = Heads::new(self, from)?;
+        while let Some(key) = heads.next()? {
+            let live = heads.found.drain(..).find_map(|(number, slot)| match slot {
+                Slot::Live(entry) => Some((number, entry)),
+                Slot::Tombstone { .. } | Slot::Gone => None,
+            });
+            if let Some((number, entry)) = live
+                && !each(number, &key, entry)?
+            {
                 return Ok(());
             }
-            head.advance()?;
+            heads.recycle(key);
         }
+        Ok(())
     }
 
     /// Freezes a sector's delta for a checkpoint. `None` while one is under way.

@@ -22,7 +22,9 @@ pub struct StoreInfo {
     pub backend: &'static str,
     /// Why the backend is not the preferred one.
     pub notice: Option<String>,
-    /// How many blobs it holds.
+    /// How many sectors are to have each blob.
+    pub replicas: u16,
+    /// How many blobs it holds, however many replicas there are of each.
     pub blobs: u64,
     /// Their sizes, summed, in bytes.
     pub logical_bytes: u64,

@@ -1,7 +1,7 @@
 //! The state of an open store that its parts share, and how it is put together: creation,
 //! recovery, closing.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -20,6 +20,7 @@ use super::index::{Applied, Index, SectorIndex};
 use super::maintain::{Efforts, Kept};
 use super::options::{Access, CreateOptions, MIB, OpenOptions};
 use super::record::{self, Details};
+use super::set::SectorSet;
 use super::ticket::CommitSource;
 use super::tracker::Trackers;
 use crate::io::{Backend, Disk, IoOptions, Lock, LockError, OpenAccess, open_backend};
@@ -51,6 +52,8 @@ pub struct Inner {
     pub backend: Arc<dyn Backend>,
     pub notice: Option<String>,
     pub sectors: Vec<Arc<Sector>>,
+    /// How many sectors are to have each blob.
+    pub replicas: usize,
     pub index: RwLock<Index>,
     pub commits: Mutex<Commits>,
     /// The checkpoints that are kept, by sector.
@@ -115,7 +118,7 @@ impl Driver for SectorDriver {
                     Ok(Some(true)) => {}
                     // The sector was given up, or its puts go on already.
                     Ok(Some(false)) => {
-                        inner.pump(self.number);
+                        inner.pump();
                         signal.park_for(BETWEEN_FRAMES);
                     }
                     // Another thread is at it, or this one is and waits for a frame of its own.
@@ -131,7 +134,7 @@ impl Driver for SectorDriver {
             // Between two frames: the thread that landed one is about to submit the next, in
             // which nobody can tell us that there is something to drive again.
             None => {
-                inner.pump(self.number);
+                inner.pump();
                 if inner.commits.lock().in_flight(self.number).is_none() {
                     signal.park_for(BETWEEN_FRAMES);
                 }
@@ -180,6 +183,7 @@ struct Parts {
     backend: Arc<dyn Backend>,
     notice: Option<String>,
     sectors: Vec<Arc<Sector>>,
+    replicas: usize,
     lock: Option<Box<dyn Lock>>,
     health: Vec<String>,
     damage: Vec<StorageError>,
@@ -285,6 +289,12 @@ impl Inner {
                 options.sectors
             )));
         }
+        if options.replicas == 0 || options.replicas > options.sectors {
+            return Err(StorageError::invalid(format!(
+                "{} replicas, must be 1 to {}, the number of sectors",
+                options.replicas, options.sectors
+            )));
+        }
         geometry(&options, 4096)?;
         let (backend, notice) = backend.open(&options.open.io, path)?;
         backend
@@ -371,15 +381,16 @@ impl Inner {
             backend,
             notice,
             sectors,
+            replicas: usize::from(options.replicas),
             lock,
             health: Vec::new(),
             damage: Vec::new(),
         };
-        let inner = Self::assemble_parts(parts, Index { sectors: indexes }, kept, (0, 0), kick);
+        let inner = Self::assemble_parts(parts, Index::new(indexes), kept, (0, 0), kick);
         // Two, so that from the beginning damage to one leaves another.
         inner.checkpoint_all()?;
         inner.checkpoint_all()?;
-        Catalog::new(&store_id, &named).write(inner.backend.as_ref(), path)?;
+        Catalog::new(&store_id, options.replicas, &named).write(inner.backend.as_ref(), path)?;
         Ok(inner)
     }
 
@@ -444,9 +455,7 @@ impl Inner {
             sectors.push(Arc::new(sector));
         }
         let mut recovery = Recovery {
-            index: Index {
-                sectors: Vec::new(),
-            },
+            index: Index::new(Vec::new()),
             replays: Vec::new(),
             behind: Vec::new(),
             kept: Vec::new(),
@@ -489,6 +498,7 @@ impl Inner {
             backend,
             notice,
             sectors,
+            replicas: catalog.replicas.into(),
             lock,
             health,
             damage,
@@ -516,6 +526,7 @@ impl Inner {
             backend,
             notice,
             sectors,
+            replicas,
             lock,
             health,
             damage,
@@ -541,6 +552,7 @@ impl Inner {
                 notice,
                 sources: (0..sectors.len()).map(source).collect(),
                 sectors,
+                replicas,
                 commits: Mutex::new(Commits::new(&tails, newest, skip)),
                 index: RwLock::new(index),
                 kept: Mutex::new(kept),
@@ -659,33 +671,47 @@ impl Inner {
         }
     }
 
-    /// The sector a new version of `key` of about `needed` bytes goes to: where it lies, if there
-    /// is room, else where there is most.
-    pub fn place(&self, key: &BinaryKey, needed: u64) -> Result<usize, StorageError> {
+    /// The sectors a new version of `key` of about `needed` bytes goes to: where it lies, if there
+    /// is room, then where there is most.
+    pub fn place(&self, key: &BinaryKey, needed: u64) -> Result<SectorSet, StorageError> {
         if self.sectors.len() == 1 {
-            return Ok(0);
+            return Ok(SectorSet::one(0));
         }
         let commits = self.commits.lock();
         let index = self.index.read();
         let room = |number: usize| {
-            let room = self
-                .available(&index, number)
-                .saturating_sub(commits.pending(number));
-            if self.sectors[number].poisoned().is_some() {
-                0
-            } else {
-                room
-            }
+            self.available(&index, number)
+                .saturating_sub(commits.pending(number))
         };
-        if let Some((number, _)) = index.lookup(key.stored())?
-            && room(number) >= needed
-        {
-            return Ok(number);
+        let found = index.lookup(key.stored())?;
+        let holders = found.map_or(SectorSet::NONE, |found| found.holders);
+        let writable = self.writable();
+        if writable.is_empty() {
+            return Ok(SectorSet::one(holders.first().unwrap_or(0)));
         }
-        let healthy = |number: usize| self.sectors[number].poisoned().is_none();
-        Ok((0..self.sectors.len())
-            .max_by_key(|&number| (healthy(number), room(number), std::cmp::Reverse(number)))
-            .unwrap_or(0))
+        let mut candidates: Vec<_> = writable
+            .iter()
+            .map(|number| {
+                let room = room(number);
+                (holders.contains(number) && room >= needed, room, number)
+            })
+            .collect();
+        candidates.sort_unstable_by_key(|&(holds, room, number)| {
+            std::cmp::Reverse((holds, room, std::cmp::Reverse(number)))
+        });
+        let chosen = candidates.into_iter().take(self.replicas);
+        Ok(chosen.map(|(.., number)| number).collect())
+    }
+
+    /// The sectors that a change of a blob goes to: all that have it and take records.
+    pub fn to_change(&self, holders: SectorSet) -> SectorSet {
+        let writable = holders.within(self.writable());
+        // What takes none says why.
+        if writable.is_empty() {
+            holders
+        } else {
+            writable
+        }
     }
 
     /// Bytes of records that puts can still add to a sector, those under way not counted.
@@ -900,29 +926,27 @@ impl Recovery {
         Ok(())
     }
 
-    /// Replays all logs, merged by LSN. Returns the highest LSN there is.
+    /// Replays all logs, merged by LSN: record by record, as they were decided. Returns the highest LSN
+    /// there is.
     async fn replay(&mut self) -> Result<u64, StorageError> {
-        let mut heads: Vec<Option<LoggedFrame>> = Vec::new();
-        for (number, replay) in self.replays.iter_mut().enumerate() {
-            heads.push(
-                replay
-                    .next(&mut self.index.sectors[number].segments)
-                    .await?,
-            );
-        }
+        let mut logs: Vec<Log> = self.replays.iter().map(|_| Log::default()).collect();
         loop {
-            let least = heads
+            for (number, log) in logs.iter_mut().enumerate() {
+                let segments = &mut self.index.sectors[number].segments;
+                while log.records.is_empty() && !log.is_over {
+                    log.take(self.replays[number].next(segments).await?);
+                }
+            }
+            let heads = logs
                 .iter()
                 .enumerate()
-                .filter_map(|(number, head)| Some((number, head.as_ref()?.lsn)))
-                .min_by_key(|(_, lsn)| *lsn);
-            let Some((number, _)) = least else { break };
-            if let Some(frame) = heads[number].take() {
-                self.apply(number, frame)?;
+                .filter_map(|(number, log)| Some((log.records.front()?.0, number)));
+            let Some((_, number)) = heads.min() else {
+                break;
+            };
+            if let Some((_, record)) = logs[number].records.pop_front() {
+                self.apply(number, record)?;
             }
-            heads[number] = self.replays[number]
-                .next(&mut self.index.sectors[number].segments)
-                .await?;
         }
         self.index.settle()?;
         let mut highest = self.known;
@@ -957,20 +981,44 @@ impl Recovery {
         Ok(highest)
     }
 
-    fn apply(&mut self, number: usize, frame: LoggedFrame) -> Result<(), StorageError> {
-        for record in frame.records {
-            let applied = applied(record)
-                .map_err(|error| self.index.sectors[number].sector().corruption(0, error))?;
-            match self.index.apply(number, &applied) {
-                // What it changes was lost: the blob stays as old as it is.
-                Err(error) if self.salvaging && applied.change.is_some() => {
-                    self.health.push(error.to_string());
-                    self.damage.push(error);
-                }
-                outcome => outcome?,
+    fn apply(&mut self, number: usize, record: LoggedRecord) -> Result<(), StorageError> {
+        let applied = applied(record)
+            .map_err(|error| self.index.sectors[number].sector().corruption(0, error))?;
+        match self.index.apply(number, &applied) {
+            // What it changes was lost: the blob stays as old as it is.
+            Err(error) if self.salvaging && applied.change.is_some() => {
+                self.health.push(error.to_string());
+                self.damage.push(error);
+                Ok(())
             }
+            outcome => outcome,
         }
-        Ok(())
+    }
+}
+
+/// One sector's log, being replayed.
+#[derive(Default)]
+struct Log {
+    /// Records to come, each with the LSN that it is replayed at: its own, or, if compaction moved it, that
+    /// of the record before.
+    records: VecDeque<(u64, LoggedRecord)>,
+    /// LSN that the last record was replayed at.
+    at: u64,
+    is_over: bool,
+}
+
+impl Log {
+    fn take(&mut self, frame: Option<LoggedFrame>) {
+        let Some(frame) = frame else {
+            self.is_over = true;
+            return;
+        };
+        for record in frame.records {
+            if !record.moved {
+                self.at = record.lsn;
+            }
+            self.records.push_back((self.at, record));
+        }
     }
 }
 

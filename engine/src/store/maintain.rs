@@ -23,6 +23,7 @@ use super::info::{CheckpointInfo, CompactReport};
 use super::inner::Inner;
 use super::options::{Access, MIB};
 use super::record::system_time;
+use super::set::SectorSet;
 use crate::io::WriteSync;
 use crate::log::image_io::{Root, image_segments, write_image, write_root};
 use crate::log::replay::{LoggedRecord, decode_frame, read_frame};
@@ -212,7 +213,9 @@ impl Inner {
         let (given_up, mut order): (Vec<_>, Vec<_>) =
             (0..self.sectors.len()).partition(|&number| self.sectors[number].poisoned().is_some());
         // Nothing waits for room in a sector that was given up; elsewhere who does comes first.
-        given_up.into_iter().for_each(|number| self.pump(number));
+        if !given_up.is_empty() {
+            self.pump();
+        }
         {
             let commits = self.commits.lock();
             order.sort_by_key(|&number| !commits.is_stalled(number));
@@ -241,7 +244,7 @@ impl Inner {
         horizon: &mut Option<u64>,
     ) -> Result<bool, StorageError> {
         if self.reclaim(number) > 0 {
-            self.pump(number);
+            self.pump();
             return Ok(true);
         }
         let stalled = self.commits.lock().is_stalled(number);
@@ -331,7 +334,7 @@ impl Inner {
                 break;
             }
         }
-        self.pump(number);
+        self.pump();
         Ok(true)
     }
 
@@ -557,7 +560,7 @@ impl Inner {
             works.push(Work::Moves(request));
         }
         // All are waited for, whatever becomes of the first.
-        let tickets = self.submit_all(number, works.into_iter());
+        let tickets = self.submit_all(SectorSet::one(number), works.into_iter());
         let outcomes: Vec<_> = tickets.into_iter().map(wait_for).collect();
         outcomes
             .into_iter()
@@ -629,7 +632,7 @@ impl Inner {
             }
         }
         report.freed += u64::from(free().saturating_sub(free_before)) * segment_size;
-        self.pump(number);
+        self.pump();
         Ok(())
     }
 
@@ -697,13 +700,13 @@ impl Inner {
                 drop(index);
                 drop(kept);
                 // The room that the oldest image took may be all that puts wait for.
-                self.pump(number);
+                self.pump();
                 info.ok_or_else(|| sector.corruption(0, "no checkpoint"))
             }
             Err(error) => {
                 self.index.write().unfreeze(number);
                 // If the sector was given up, so is what waits in it.
-                self.pump(number);
+                self.pump();
                 Err(error)
             }
         }
@@ -838,7 +841,7 @@ impl Inner {
                 commits.lacks_note(number) && commits.is_idle(number)
             };
             if wanted && self.sectors[number].poisoned().is_none() {
-                match wait_for(self.submit(number, Work::Note, true)) {
+                match wait_for(self.submit(SectorSet::one(number), Work::Note, true)) {
                     Ok(_) => any = any.map(|_| true),
                     // A log that is full to the last block goes without.
                     Err(StorageError::NoSpace { .. }) => {}

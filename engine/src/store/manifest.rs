@@ -9,10 +9,11 @@ use graviton_format::record::{BLOB_MAX_LEN, ExtentRef};
 
 use super::assembly::check_pieces;
 use super::commit::{Mutation, PlannedSource};
-use super::index::{Entry, holes, join, joined, punch};
+use super::index::{Entry, Found, holes, join, joined, punch};
 use super::inner::Inner;
 use super::read::{HeldRecord, Reader, Snapshot};
 use super::record::{Details, system_time};
+use super::set::SectorSet;
 use super::write::{self, Incoming, Target, durable};
 use crate::port::blob::{ReadBlob, check_attributes};
 use crate::port::manifest::source_range;
@@ -127,7 +128,7 @@ impl Inner {
             }
             held => held?,
         };
-        let (number, version) = (held.number, held.entry.lsn);
+        let version = held.entry.lsn;
         if !options.precondition.holds(Some(version)) {
             let actual = Some(ETag::of_version(version));
             let refusal = StorageError::PreconditionFailed {
@@ -152,6 +153,7 @@ impl Inner {
             }
             Err(refusal) => return self.refuse(key, Some(version), refusal.into()).await,
         };
+        let sectors = held.to_share(self)?;
         drop(held);
         let mutation = Mutation::Copy {
             source: key.clone(),
@@ -164,7 +166,7 @@ impl Inner {
             time: now,
             rename: false,
         };
-        let updated = self.try_planned(number, mutation, options.durability);
+        let updated = self.try_planned(sectors, mutation, options.durability);
         Ok(updated.await?)
     }
 
@@ -219,19 +221,20 @@ impl Inner {
         options: &PutManifestOptions,
     ) -> Result<Option<PutOutcome>, ManifestError> {
         let found = self.index.read().lookup(key.stored())?;
-        let current = found.map(|(_, entry)| entry.lsn);
+        let current = found.map(|found| found.entry.lsn);
         if !options.required().holds(current) {
             let refusal = options.refused(key, current.map(ETag::of_version));
             return self.refuse(key, current, refusal).await;
         }
-        let number = self.place_manifest(key, new)?;
-        let plan = match self.plan_manifest(key, new, number)? {
+        let sectors = self.place_manifest(key, new)?;
+        let plan = match self.plan_manifest(key, new, sectors)? {
             Ok(plan) => plan,
             Err(Missing { source, seen, why }) => return self.refuse(&source, seen, why).await,
         };
         // It holds what is copied until that is named.
-        let (mutation, _copies) = self.compose(key, new.size, number, plan, options).await?;
-        match self.try_planned(number, mutation, options.durability).await {
+        let (mutation, copies) = self.compose(key, new.size, sectors, plan, options).await?;
+        let planned = self.try_planned(copies.sectors(), mutation, options.durability);
+        match planned.await {
             Ok(Some(made)) => {
                 self.merge_fragments(key).await;
                 Ok(Some(made))
@@ -259,47 +262,62 @@ impl Inner {
         Ok(())
     }
 
-    /// The sector that a new blob is to lie in: where most of what it can share is, if it takes records
-    /// and has room for the rest.
-    fn place_manifest(&self, key: &BinaryKey, new: &NewManifest) -> Result<usize, StorageError> {
+    /// The sectors that a new blob is to lie in: where most of what it can share is, if they take records
+    /// and have room for the rest.
+    fn place_manifest(
+        &self,
+        key: &BinaryKey,
+        new: &NewManifest,
+    ) -> Result<SectorSet, StorageError> {
         let mut bytes: BTreeMap<&BinaryKey, u64> = BTreeMap::new();
         for entry in &new.entries {
             if let Some(source) = source(entry) {
                 *bytes.entry(source).or_default() += entry.span.len();
             }
         }
-        let copied = bytes.values().sum();
-        let mut shareable: BTreeMap<usize, u64> = BTreeMap::new();
+        let copied: u64 = bytes.values().sum();
+        let writable = self.writable();
+        let mut sources: BTreeMap<SectorSet, u64> = BTreeMap::new();
         for (source, bytes) in bytes {
-            if let Some((number, found)) = self.index.read().lookup(source.stored())?
-                && found.extents.is_some()
+            if let Some(found) = self.index.read().alike(source.stored())?
+                && found.entry.extents.is_some()
             {
-                *shareable.entry(number).or_default() += bytes;
+                *sources.entry(found.holders.within(writable)).or_default() += bytes;
             }
         }
+        // What lies in more sectors can be shared in some of them.
+        let shared = |sectors: SectorSet| -> u64 {
+            let larger = sources.iter().filter(|(of, _)| sectors.is_within(**of));
+            larger.map(|(_, bytes)| bytes).sum()
+        };
         let most = {
             let commits = self.commits.lock();
             let index = self.index.read();
-            let fits = |&(number, shared): &(usize, u64)| {
-                let available = self.available(&index, number);
-                let room = available.saturating_sub(commits.pending(number));
-                self.sectors[number].poisoned().is_none() && room >= copied - shared
+            let fits = |&(sectors, shared): &(SectorSet, u64)| {
+                let room = |number| {
+                    let available = self.available(&index, number);
+                    available.saturating_sub(commits.pending(number))
+                };
+                sectors.iter().all(|number| room(number) >= copied - shared)
             };
-            let fitting = shareable.into_iter().filter(fits);
-            fitting.max_by_key(|(_, shared)| *shared)
+            let places = sources.keys().filter(|sectors| !sectors.is_empty());
+            let fitting = places
+                .map(|&sectors| (sectors, shared(sectors)))
+                .filter(fits);
+            fitting.max_by_key(|(sectors, shared)| (*shared, sectors.len()))
         };
         match most {
-            Some((number, _)) => Ok(number),
+            Some((sectors, _)) => Ok(sectors),
             None => self.place(key, copied),
         }
     }
 
-    /// Sees what a new blob in sector `number` is made of, as it is now.
+    /// Sees what a new blob in these sectors is made of, as it is now.
     fn plan_manifest(
         &self,
         key: &BinaryKey,
         new: &NewManifest,
-        number: usize,
+        sectors: SectorSet,
     ) -> Result<Result<Plan, Missing>, ManifestError> {
         let index = self.index.read();
         let mut sources: BTreeMap<&BinaryKey, PlannedBlob> = BTreeMap::new();
@@ -321,8 +339,8 @@ impl Inner {
             };
             let planned = match sources.entry(source) {
                 Occupied(planned) => planned.into_mut(),
-                Vacant(place) => match index.lookup(source.stored())? {
-                    Some((holder, found)) => place.insert(PlannedBlob::new(holder, found)),
+                Vacant(place) => match index.alike(source.stored())? {
+                    Some(found) => place.insert(PlannedBlob::new(found)),
                     None => {
                         let error = StorageError::NotFound {
                             key: source.clone(),
@@ -344,8 +362,8 @@ impl Inner {
                 Err(error) => return Ok(Err(missing(Some(version), error))),
             };
             // What is too much is not gathered to the end.
-            self.check_fragments(key, new.size, number, plan.fragments)?;
-            if planned.holder == number && planned.entry.extents.is_some() {
+            self.check_fragments(key, new.size, sectors, plan.fragments)?;
+            if sectors.is_within(planned.holders) && planned.entry.extents.is_some() {
                 planned.is_shared = true;
                 let pieces = planned.pieces_of(range);
                 plan.push_pieces(pieces);
@@ -357,9 +375,9 @@ impl Inner {
                     continue;
                 }
                 let PlannedBlob {
-                    holder, entry: of, ..
+                    number, entry: of, ..
                 } = planned;
-                let snapshot = self.pinned_pieces(&index, *holder, source, of, span, &pieces)?;
+                let snapshot = self.pinned_pieces(&index, *number, source, of, span, &pieces)?;
                 plan.push_copy(entry.span, snapshot);
             }
         }
@@ -369,7 +387,7 @@ impl Inner {
             shared: planned.entry.extents.filter(|_| planned.is_shared),
         });
         plan.sources = planned.collect();
-        self.check_fragments(key, new.size, number, plan.fragments)?;
+        self.check_fragments(key, new.size, sectors, plan.fragments)?;
         Ok(Ok(plan))
     }
 
@@ -378,10 +396,10 @@ impl Inner {
         &self,
         key: &BinaryKey,
         size: u64,
-        number: usize,
+        sectors: SectorSet,
         fragments: usize,
     ) -> Result<(), StorageError> {
-        let geometry = self.sectors[number].geometry();
+        let geometry = self.geometry(sectors.first().unwrap_or(0));
         check_pieces(key, self.options.max_fragments, geometry, size, fragments)
     }
 
@@ -391,13 +409,13 @@ impl Inner {
         self: &Arc<Self>,
         key: &BinaryKey,
         size: u64,
-        number: usize,
+        sectors: SectorSet,
         plan: Plan,
         options: &PutManifestOptions,
     ) -> Result<(Mutation, Incoming), ManifestError> {
         let (target, put) = (Target::of_blob(key), PutOptions::default());
         // What is known not to fit is refused at first.
-        let mut copies = Incoming::new(self, target, number, put, Some(plan.copied))?;
+        let mut copies = Incoming::new(self, target, sectors, put, Some(plan.copied))?;
         let mut parts = Vec::with_capacity(plan.parts.len());
         for part in plan.parts {
             parts.push(match part {
@@ -430,7 +448,7 @@ impl Inner {
             }
         }
         let pieces = join(pieces);
-        self.check_fragments(key, size, number, pieces.len())?;
+        self.check_fragments(key, size, sectors, pieces.len())?;
         let details = Details {
             attributes: options.attributes.clone(),
             ..Details::default()
@@ -457,7 +475,9 @@ struct Missing {
 
 /// A blob that another is to be made of.
 struct PlannedBlob {
-    holder: usize,
+    /// The sectors that have it, and one of them.
+    holders: SectorSet,
+    number: usize,
     entry: Entry,
     /// Its payload is shared.
     is_shared: bool,
@@ -466,9 +486,11 @@ struct PlannedBlob {
 }
 
 impl PlannedBlob {
-    fn new(holder: usize, entry: Entry) -> Self {
+    fn new(found: Found) -> Self {
+        let entry = found.entry;
         Self {
-            holder,
+            holders: found.holders,
+            number: found.number,
             is_shared: false,
             starts: starts(entry.extents.as_deref().unwrap_or_default()),
             entry,

@@ -11,6 +11,7 @@ use super::commit::{Done, Mutation, Work};
 use super::inner::Inner;
 use super::read::Snapshot;
 use super::record;
+use super::set::SectorSet;
 use super::write::{Incoming, Target, unexpected};
 use crate::port::{BinaryKey, PutOptions, Span, StorageError};
 
@@ -25,7 +26,7 @@ const MERGES_MAX: usize = 4;
 
 /// Pieces that are merged.
 struct Plan {
-    number: usize,
+    sectors: SectorSet,
     range: Span,
     pieces: Vec<ExtentRef>,
     snapshot: Snapshot,
@@ -69,13 +70,14 @@ impl Inner {
     /// What to merge: of as many bytes as are merged at once, those with the most pieces.
     fn plan_merge(&self, key: &BinaryKey) -> Result<Option<Plan>, StorageError> {
         let index = self.index.read();
-        let Some((number, entry)) = index.lookup(key.stored())? else {
+        let Some(found) = index.alike(key.stored())? else {
             return Ok(None);
         };
+        let (sectors, number, entry) = (found.holders, found.number, found.entry);
         let Some(extents) = &entry.extents else {
             return Ok(None);
         };
-        let at_once = self.extent_max(number, key).min(MERGED_MAX) as u64;
+        let at_once = self.extent_max(sectors, key).min(MERGED_MAX) as u64;
         let granted = entry.size / at_once.div_ceil(SHARE);
         let most = granted.saturating_add(self.options.merge_above as u64);
         let limit = self.options.max_fragments.min(PIECES_MAX);
@@ -90,7 +92,7 @@ impl Inner {
         let pieces = entry.pieces_of(range);
         let snapshot = self.pinned(&index, number, key, entry, range.into())?;
         Ok(Some(Plan {
-            number,
+            sectors: self.to_change(sectors),
             range,
             pieces,
             snapshot,
@@ -99,7 +101,7 @@ impl Inner {
 
     async fn merge(self: &Arc<Self>, key: &BinaryKey, plan: Plan) -> Result<(), StorageError> {
         let Plan {
-            number,
+            sectors,
             range,
             pieces,
             snapshot,
@@ -107,7 +109,7 @@ impl Inner {
         let bytes = snapshot.read_all().await?;
         drop(snapshot);
         let (target, options) = (Target::of_blob(key), PutOptions::default());
-        let mut whole = Incoming::new(self, target, number, options, Some(range.len()))?;
+        let mut whole = Incoming::new(self, target, sectors, options, Some(range.len()))?;
         whole.take_all(&bytes).await?;
         let manifest = poll_fn(|context| whole.poll_pieces(context)).await?;
         let payload = manifest.encode();
@@ -126,10 +128,8 @@ impl Inner {
             time,
             pieces: manifest.extents.into(),
         };
-        match self
-            .submit(number, Work::Mutations(vec![mutation]), false)
-            .await?
-        {
+        let work = Work::Mutations(vec![mutation]);
+        match self.submit(whole.sectors(), work, false).await? {
             // If a range was put there meanwhile, the next plan sees it.
             Done::Mutations(_) | Done::Changed => Ok(()),
             _ => Err(unexpected()),

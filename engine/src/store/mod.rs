@@ -25,6 +25,7 @@ mod multipart;
 mod options;
 mod read;
 mod record;
+mod set;
 mod ticket;
 mod tracker;
 mod verify;

@@ -1,5 +1,5 @@
 //! Uploads of parts. An upload is an entry of the index under its id, a part one under the upload's id
-//! and its number, all in one sector; their records are those of blobs in other spaces of keys. Parts
+//! and its number, all in the same sectors; their records are those of blobs in other spaces of keys. Parts
 //! lie where they will stay: completing an upload writes a manifest over their extents \[F-62\].
 
 use std::collections::BTreeMap;
@@ -13,10 +13,11 @@ use sha2::{Digest as _, Sha256};
 
 use super::assembly::upload_id;
 use super::commit::{Mutation, MutationOutcome, Work};
-use super::index::Entry;
+use super::index::{Entry, Found};
 use super::inner::Inner;
-use super::read::read_details;
+use super::read::HeldRecord;
 use super::record::{self, Details, milliseconds, system_time};
+use super::set::SectorSet;
 use super::write::{Target, committed, committed_put, durable, unexpected};
 use crate::port::blob::check_attributes;
 use crate::port::mutable::{check_part_number, check_part_order};
@@ -56,8 +57,8 @@ impl Inner {
             .check_writable()
             .and_then(|()| check_attributes(&options.attributes, self.options.max_attributes_len))
             .and_then(|()| self.place(key, much));
-        let number = match started {
-            Ok(number) => number,
+        let sectors = match started {
+            Ok(sectors) => sectors,
             Err(error) => return Op::fail(error),
         };
         let upload = BinaryKey::beside(&StoredKey::Upload {
@@ -77,17 +78,18 @@ impl Inner {
             meta_length: u32::try_from(meta.len()).unwrap_or(u32::MAX),
         };
         let work = Work::Mutations(vec![mutation]);
-        let ticket = self.submit(number, work, durable(options.durability));
+        let ticket = self.submit(sectors, work, durable(options.durability));
         Op::start(async move {
             let begun = committed_put(ticket).await?;
             Ok(UploadId::of_lsn(begun.version))
         })
     }
 
-    /// The upload that is open: its sector, its stored key, its entry.
-    fn open_upload(&self, upload: UploadId) -> Result<(usize, BinaryKey, Entry), StorageError> {
+    /// The upload that is open: its stored key, and the sectors that take its parts.
+    fn open_upload(&self, upload: UploadId) -> Result<(BinaryKey, SectorSet), StorageError> {
         let found = self.index.read().find_upload(upload.lsn())?;
-        found.ok_or(StorageError::NoSuchUpload { upload })
+        let (key, found) = found.ok_or(StorageError::NoSuchUpload { upload })?;
+        Ok((key, self.to_change(found.holders)))
     }
 
     /// Starts an operation on an upload that is open, after those on it that were given up and go on
@@ -95,23 +97,23 @@ impl Inner {
     fn on_upload<T: Send + Unpin + 'static>(
         self: &Arc<Self>,
         upload: UploadId,
-        operation: impl FnOnce(&Arc<Self>, usize, BinaryKey, Entry) -> StoreOp<T> + Send + 'static,
+        operation: impl FnOnce(&Arc<Self>, SectorSet, BinaryKey) -> StoreOp<T> + Send + 'static,
     ) -> StoreOp<T> {
         let found = self
             .check_writable()
             .and_then(|()| self.open_upload(upload));
-        let (number, key, entry) = match found {
+        let (key, sectors) = match found {
             Ok(found) => found,
             Err(error) => return Op::fail(error),
         };
         let Some(earlier) = self.detached.before(&[&key]) else {
-            return operation(self, number, key, entry);
+            return operation(self, sectors, key);
         };
         let inner = Arc::clone(self);
         self.start_kept(vec![key], async move {
             earlier.await;
-            let (number, key, entry) = inner.open_upload(upload)?;
-            operation(&inner, number, key, entry).await
+            let (key, sectors) = inner.open_upload(upload)?;
+            operation(&inner, sectors, key).await
         })
     }
 
@@ -126,12 +128,12 @@ impl Inner {
         if let Err(error) = check_part_number(number) {
             return Op::fail(error);
         }
-        self.on_upload(upload, move |inner, sector, key, _| {
+        self.on_upload(upload, move |inner, sectors, key| {
             let (target, options) = match inner.check_part(number, key, options) {
                 Ok(checked) => checked,
                 Err(error) => return Op::fail(error),
             };
-            inner.put_at(sector, target, &payload, options)
+            inner.put_at(sectors, target, &payload, options)
         })
     }
 
@@ -145,9 +147,9 @@ impl Inner {
     ) -> Result<BlobWriter, StorageError> {
         check_part_number(number)?;
         self.check_writable()?;
-        let (sector, key, _) = self.open_upload(upload)?;
+        let (key, sectors) = self.open_upload(upload)?;
         let (target, options) = self.check_part(number, key, options)?;
-        self.stream_to(sector, target, options)
+        self.stream_to(sectors, target, options)
     }
 
     /// What a part is put as, and with which options.
@@ -186,7 +188,7 @@ impl Inner {
         let parts = parts.to_vec();
         // Those that were given up and go on by themselves: on this upload and, in the end, on its blob.
         let keys = match self.index.read().find_upload(upload.lsn()) {
-            Ok(Some((_, key, _))) => vec![key.of_blob(), key],
+            Ok(Some((key, _))) => vec![key.of_blob(), key],
             Ok(None) => Vec::new(),
             Err(error) => return Op::fail(error),
         };
@@ -213,19 +215,18 @@ impl Inner {
         parts: &[(u16, ETag)],
         options: &CompleteOptions,
     ) -> Result<PutOutcome, StorageError> {
-        let (number, key, entry, pin) = {
+        let held = {
             let index = self.index.read();
             let found = index.find_upload(upload.lsn())?;
-            let (number, key, entry) = found.ok_or(StorageError::NoSuchUpload { upload })?;
-            let pin = self.sectors[number].pin(std::iter::once(entry.address));
-            (number, key, entry, pin)
+            let (key, _) = found.ok_or(StorageError::NoSuchUpload { upload })?;
+            self.hold_in(&index, &key)?
         };
         check_part_order(parts)?;
         if parts.is_empty() && options.refuse_empty {
             return Err(StorageError::invalid("an upload completed with no parts"));
         }
-        let details = read_details(&self.sectors[number], &key, &entry).await?;
-        drop(pin);
+        let details = held.details().await?;
+        let HeldRecord { key, holders, .. } = held;
         let mutation = Mutation::Complete {
             blob: key.of_blob(),
             upload: key,
@@ -236,7 +237,8 @@ impl Inner {
             time: self.now(),
         };
         let work = Work::Mutations(vec![mutation]);
-        committed_put(self.submit(number, work, durable(options.durability))).await
+        let sectors = self.to_change(holders);
+        committed_put(self.submit(sectors, work, durable(options.durability))).await
     }
 
     /// The answer once more, if the upload was completed with these parts, and the blob is still what
@@ -248,11 +250,11 @@ impl Inner {
         durability: Durability,
     ) -> Result<PutOutcome, StorageError> {
         let none = || StorageError::NoSuchUpload { upload };
-        let (number, key, blob) = {
+        let (key, holders, blob) = {
             let index = self.index.read();
-            let (number, key, kept) = index.find_completed(upload.lsn())?.ok_or_else(none)?;
-            let blob = index.completed_blob(&key, &kept)?;
-            (number, key, blob.ok_or_else(none)?)
+            let (key, kept) = index.find_completed(upload.lsn())?.ok_or_else(none)?;
+            let blob = index.completed_blob(&key, &kept.entry)?;
+            (key, kept.holders, blob.ok_or_else(none)?)
         };
         let kept = self.get(&key, &GetOptions::default()).await?;
         if kept.bytes != digest_of(parts) {
@@ -260,7 +262,7 @@ impl Inner {
         }
         if durable(durability) {
             // Whoever completed it may have asked for less.
-            self.submit(number, Work::Sync, true).await?;
+            self.sync(holders).await?;
         }
         Ok(PutOutcome {
             etag: ETag::of_version(blob.lsn),
@@ -271,8 +273,8 @@ impl Inner {
 
     /// See [`MutableObjectStore::abort_upload`](crate::port::MutableObjectStore::abort_upload).
     pub fn abort_upload(self: &Arc<Self>, upload: UploadId) -> StoreOp<()> {
-        self.on_upload(upload, move |inner, number, key, _| {
-            let aborted = inner.abort(number, key, None);
+        self.on_upload(upload, move |inner, sectors, key| {
+            let aborted = inner.abort(sectors, key, None);
             Op::start(async move { aborted.await.map(drop) })
         })
     }
@@ -280,7 +282,7 @@ impl Inner {
     /// Returns the bytes that are gone with it, unless something was put into it after `idle_since`.
     fn abort(
         self: &Arc<Self>,
-        number: usize,
+        sectors: SectorSet,
         upload: BinaryKey,
         idle_since: Option<u64>,
     ) -> impl Future<Output = Result<Option<u64>, StorageError>> + Send + Unpin + use<> {
@@ -289,7 +291,7 @@ impl Inner {
             idle_since,
             time: self.now(),
         };
-        let ticket = self.submit(number, Work::Mutations(vec![mutation]), true);
+        let ticket = self.submit(sectors, Work::Mutations(vec![mutation]), true);
         Box::pin(async move {
             match committed(ticket).await?.first() {
                 Some(MutationOutcome::Aborted { bytes }) => Ok(*bytes),
@@ -307,22 +309,22 @@ impl Inner {
         self.check_open()?;
         let index = self.index.read();
         // The index has them by age, and not by key.
-        let mut first: BTreeMap<(BinaryKey, UploadId), (usize, Entry)> = BTreeMap::new();
-        index.scan(&[SPACE_UPLOAD], |number, stored, entry| {
+        let mut first: BTreeMap<(BinaryKey, UploadId), Entry> = BTreeMap::new();
+        index.scan(&[SPACE_UPLOAD], |_, stored, entry| {
             let Ok(StoredKey::Upload { upload, key }) = StoredKey::decode(stored) else {
                 return Ok(false);
             };
             let name = (BinaryKey::bound(key), UploadId::of_lsn(upload));
             if after.as_ref().is_none_or(|after| name > *after) {
-                first.insert(name, (number, entry));
+                first.insert(name, entry);
             }
             if first.len() > max {
                 first.pop_last();
             }
             Ok(true)
         })?;
-        let info = |((key, upload), (number, begun)): ((_, UploadId), (usize, Entry))| {
-            let parts = index.sectors[number].parts(upload.lsn())?;
+        let info = |((key, upload), begun): ((_, UploadId), Entry)| {
+            let parts = index.parts(upload.lsn())?;
             Ok(UploadInfo {
                 upload,
                 key,
@@ -345,8 +347,8 @@ impl Inner {
         self.check_open()?;
         let index = self.index.read();
         let found = index.find_upload(upload.lsn())?;
-        let (number, ..) = found.ok_or(StorageError::NoSuchUpload { upload })?;
-        let parts = index.sectors[number].parts(upload.lsn())?.into_iter();
+        found.ok_or(StorageError::NoSuchUpload { upload })?;
+        let parts = index.parts(upload.lsn())?.into_iter();
         let info = |(number, part): (u16, Entry)| PartInfo {
             number,
             etag: ETag::of_version(part.lsn),
@@ -370,8 +372,9 @@ impl Inner {
             let Some(since) = since else {
                 return Ok(swept);
             };
-            for (number, key) in inner.idle_uploads(since)? {
-                match inner.abort(number, key, Some(since)).await {
+            for (key, holders) in inner.idle_uploads(since)? {
+                let sectors = inner.to_change(holders);
+                match inner.abort(sectors, key, Some(since)).await {
                     Ok(Some(bytes)) => {
                         swept.uploads += 1;
                         swept.bytes += bytes;
@@ -399,20 +402,20 @@ impl Inner {
         Ok(())
     }
 
-    fn idle_uploads(&self, since: u64) -> Result<Vec<(usize, BinaryKey)>, StorageError> {
+    fn idle_uploads(&self, since: u64) -> Result<Vec<(BinaryKey, SectorSet)>, StorageError> {
         let index = self.index.read();
         let mut idle = Vec::new();
         index.scan(&[SPACE_UPLOAD], |number, stored, entry| {
             let Ok(StoredKey::Upload { upload, .. }) = StoredKey::decode(stored) else {
                 return Ok(false);
             };
-            let parts = index.sectors[number].parts(upload)?;
-            if modified(&entry, &parts) <= since {
+            let parts = index.parts(upload)?;
+            if modified(&entry, &parts) <= since
+                && let Some(Found { holders, .. }) = index.lookup(stored)?
+            {
                 let key = BinaryKey::of_stored(stored);
-                idle.push((
-                    number,
-                    key.map_err(|error| self.sectors[number].corruption(0, error))?,
-                ));
+                let key = key.map_err(|error| self.sectors[number].corruption(0, error))?;
+                idle.push((key, holders));
             }
             Ok(true)
         })?;

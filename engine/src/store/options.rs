@@ -18,6 +18,9 @@ pub const GIB: u64 = 1 << 30;
 pub struct CreateOptions {
     /// How many sectors (1 to 64), all of one size, in the store's directory.
     pub sectors: u16,
+    /// How many sectors each blob is put into (1 to the number of sectors): so many less one may be
+    /// lost.
+    pub replicas: u16,
     /// Size of each sector in bytes, preallocated; rounded down to whole segments. At least 4 MiB.
     pub sector_size: u64,
     /// Size of a segment in bytes: a power of two from 64 KiB to 1 GiB, or `None` to fit it to the
@@ -33,6 +36,7 @@ impl Default for CreateOptions {
     fn default() -> Self {
         Self {
             sectors: 1,
+            replicas: 1,
             sector_size: GIB,
             segment_size: None,
             block_size: None,

@@ -8,9 +8,10 @@ use bytes::Bytes;
 use graviton_format::key::SPACE_BLOB;
 use graviton_format::record::ExtentRef;
 
-use super::index::{Entry, Index, Piece};
+use super::index::{Entry, Found, Index, Piece};
 use super::inner::Inner;
 use super::record::{Details, system_time};
+use super::set::SectorSet;
 use crate::log::Sector;
 use crate::log::sector::{Pin, READ_MAX};
 use crate::port::blob::resolve_range;
@@ -147,9 +148,10 @@ impl Inner {
     ) -> Result<Snapshot, StorageError> {
         self.check_open()?;
         let index = self.index.read();
-        let Some((number, entry)) = index.lookup(key.stored())? else {
+        let Some(found) = index.lookup(key.stored())? else {
             return Err(StorageError::NotFound { key: key.clone() });
         };
+        let (number, entry) = (found.number, found.entry);
         check(key, options.precondition, entry.lsn)?;
         let range = resolve_range(key, options.range.as_ref(), entry.size)?;
         let snapshot = self.pinned(&index, number, key, entry, range)?;
@@ -237,9 +239,10 @@ impl Inner {
     ) -> Result<Snapshots, StorageError> {
         self.check_open()?;
         let index = self.index.read();
-        let Some((number, entry)) = index.lookup(key.stored())? else {
+        let Some(found) = index.lookup(key.stored())? else {
             return Err(StorageError::NotFound { key: key.clone() });
         };
+        let (number, entry) = (found.number, found.entry);
         check(key, options.precondition, entry.lsn)?;
         let resolve = |&range: &Span| resolve_range(key, Some(&range.into()), entry.size);
         let ranges: Vec<Range<u64>> = ranges.iter().map(resolve).collect::<Result<_, _>>()?;
@@ -320,13 +323,22 @@ impl Inner {
         self.hold_in(&self.index.read(), key)
     }
 
-    fn hold_in(&self, index: &Index, key: &BinaryKey) -> Result<HeldRecord, StorageError> {
-        let Some((number, entry)) = index.lookup(key.stored())? else {
+    /// The same, where the index is at hand.
+    ///
+    /// # Errors
+    /// As [`Inner::hold`].
+    pub fn hold_in(&self, index: &Index, key: &BinaryKey) -> Result<HeldRecord, StorageError> {
+        let Some(found) = index.lookup(key.stored())? else {
             return Err(StorageError::NotFound { key: key.clone() });
         };
+        let Found {
+            holders,
+            number,
+            entry,
+        } = found;
         let sector = Arc::clone(&self.sectors[number]);
         Ok(HeldRecord {
-            number,
+            holders,
             key: key.clone(),
             _pin: sector.pin(std::iter::once(entry.address)),
             sector,
@@ -339,7 +351,12 @@ impl Inner {
         let found = self.check_open().and_then(|()| {
             let index = self.index.read();
             let held = self.hold_in(&index, key)?;
-            let allocated = index.sectors[held.number].allocated(key, &held.entry);
+            let mut allocated = 0;
+            for number in held.holders.iter() {
+                if let Some(entry) = index.entry_in(number, key.stored())? {
+                    allocated += index.sectors[number].allocated(key, &entry);
+                }
+            }
             Ok((held, allocated))
         });
         let (held, allocated) = match found {
@@ -349,8 +366,12 @@ impl Inner {
         Op::start(async move {
             let details = held.details().await?;
             let HeldRecord {
-                key, entry, sector, ..
+                key,
+                entry,
+                holders,
+                ..
             } = held;
+            let number = |number| u16::try_from(number).unwrap_or(u16::MAX);
             Ok(BlobInfo {
                 size: entry.size,
                 allocated,
@@ -362,7 +383,7 @@ impl Inner {
                 attributes: details.attributes,
                 missing: entry.missing(),
                 fragments: entry.fragments(),
-                sectors: vec![sector.number()],
+                sectors: holders.iter().map(number).collect(),
                 key,
             })
         })
@@ -398,7 +419,9 @@ impl Inner {
 /// The record of one version of a blob, kept readable.
 #[derive(Debug)]
 pub struct HeldRecord {
-    pub number: usize,
+    /// The sectors that have the version.
+    pub holders: SectorSet,
+    /// The one whose record it is.
     pub sector: Arc<Sector>,
     pub key: BinaryKey,
     pub entry: Entry,
@@ -412,6 +435,16 @@ impl HeldRecord {
     /// `Io`, `Corruption`.
     pub async fn details(&self) -> Result<Details, StorageError> {
         read_details(&self.sector, &self.key, &self.entry).await
+    }
+
+    /// The sectors that a blob goes to which shares the payload of the version.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn to_share(&self, inner: &Inner) -> Result<SectorSet, StorageError> {
+        let alike = inner.index.read().alike(self.key.stored())?;
+        let holders = alike.map_or(self.holders, |found| found.holders);
+        Ok(inner.to_change(holders))
     }
 
     /// The same, as it holds of a copy of the version.

@@ -10,12 +10,13 @@ use bytes::Bytes;
 use graviton_format::FormatError;
 use graviton_format::key::StoredKey;
 use graviton_format::ranges::{Entry as Logged, Header, pack, unpack};
-use graviton_format::record::{ExtentRef, Manifest, RecordKind};
+use graviton_format::record::{Manifest, RecordKind};
 
 use super::commit::{Done, Mutation, Work};
-use super::index::{Entry, narrow, punch};
+use super::index::{Entry, Found as Held, narrow, punch};
 use super::inner::Inner;
 use super::record;
+use super::set::SectorSet;
 use super::write::{Target, durable, put_outcome, unexpected};
 use crate::port::tracker::{self, FRAGMENTS_MAX, Listener, Look, Watches, resolve_total};
 use crate::port::{
@@ -230,7 +231,8 @@ fn decode(
 
 /// What is complete, and where that is kept.
 struct Found {
-    number: usize,
+    /// The sectors that a change of it goes to.
+    sectors: SectorSet,
     entry: Entry,
     completed: Completed,
     /// Of bytes held elsewhere.
@@ -253,17 +255,18 @@ impl StoreTracker {
     }
 
     /// Where it is kept what is complete, and what is known of that.
-    fn find(&self, key: &BinaryKey) -> Result<Option<(usize, Entry)>, StorageError> {
+    fn find(&self, key: &BinaryKey) -> Result<Option<Held>, StorageError> {
         self.inner.check_open()?;
-        self.inner.index.read().lookup(self.told_as(key).stored())
+        self.inner.index.read().alike(self.told_as(key).stored())
     }
 
     /// What is complete, by a version that was current.
     async fn current(&self, key: &BinaryKey) -> Result<Option<Found>, TrackerError> {
         loop {
-            let Some((number, entry)) = self.find(key)? else {
+            let Some(held) = self.find(key)? else {
                 return Ok(None);
             };
+            let (number, entry) = (held.number, held.entry);
             let (completed, known) = match self.of {
                 Of::Blobs => (of_blob(&entry), None),
                 Of::Elsewhere => match self.read(&stored_key(key), number, &entry).await {
@@ -276,7 +279,7 @@ impl StoreTracker {
                 },
             };
             return Ok(Some(Found {
-                number,
+                sectors: self.inner.to_change(held.holders),
                 entry,
                 completed,
                 known,
@@ -338,12 +341,12 @@ impl StoreTracker {
                     set: update,
                     generation: before.generation,
                 };
-                if let Some(Found { number, .. }) = found
+                if let Some(Found { sectors, .. }) = found
                     && after == before
                 {
                     if durable(options.durability) {
                         // What was written before may not be as durable yet.
-                        tracker.inner.submit(number, Work::Sync, true).await?;
+                        tracker.inner.sync(sectors).await?;
                     }
                     return Ok(answer(after, new));
                 }
@@ -386,7 +389,7 @@ impl StoreTracker {
         options: TrackOptions,
     ) -> Result<Option<u64>, TrackerError> {
         let Found {
-            number,
+            sectors,
             entry,
             completed: before,
             ..
@@ -401,10 +404,7 @@ impl StoreTracker {
             return Ok(None);
         };
         let range = Span::new(first.start(), last.end())?;
-        let whole: Arc<[ExtentRef]> = match &entry.extents {
-            Some(extents) => Arc::clone(extents),
-            None => Arc::new([entry.payload()]),
-        };
+        let whole = entry.all_pieces();
         let pieces = punch(&whole, range, holes.spans());
         // Merging fragments makes no version.
         let expected = Some(punch(&whole, range, &[]));
@@ -432,7 +432,7 @@ impl StoreTracker {
             expected,
             known: None,
         };
-        self.commit(*number, mutation, options).await
+        self.commit(*sectors, mutation, options).await
     }
 
     /// Writes down what is complete of bytes held elsewhere: what has changed, or all of it.
@@ -464,7 +464,7 @@ impl StoreTracker {
         };
         match found {
             Some(Found {
-                number,
+                sectors,
                 entry,
                 known: Some(was),
                 ..
@@ -479,7 +479,7 @@ impl StoreTracker {
                         ..known
                     };
                     return self
-                        .append(key, number, &entry, delta, known, options)
+                        .append(key, sectors, &entry, delta, known, options)
                         .await;
                 }
                 let precondition = Precondition::IfVersion(entry.lsn);
@@ -507,7 +507,7 @@ impl StoreTracker {
         };
         let mut bytes = header.encode();
         Logged::encode_added(&known.packed, &mut bytes);
-        let number = self.inner.place(&stored, bytes.len() as u64 + 4096)?;
+        let sectors = self.inner.place(&stored, bytes.len() as u64 + 4096)?;
         let known = Known {
             size: bytes.len() as u64,
             ..known
@@ -518,23 +518,23 @@ impl StoreTracker {
             ..PutOptions::default()
         };
         let target = Target::of_blob(&stored);
-        if bytes.len() > self.inner.inline_max(number) {
+        if bytes.len() > self.inner.inline_max(sectors) {
             let put = self
                 .inner
-                .put_at(number, target, &bytes.into(), put_options);
+                .put_at(sectors, target, &bytes.into(), put_options);
             return Ok(Some(put.await?.version));
         }
         let mutation = self
             .inner
             .inline_put(target, &bytes, &put_options, Some(Box::new(known)));
-        self.commit(number, mutation, options).await
+        self.commit(sectors, mutation, options).await
     }
 
     /// Writes a change behind a set.
     async fn append(
         &self,
         key: &BinaryKey,
-        number: usize,
+        sectors: SectorSet,
         entry: &Entry,
         delta: Vec<u8>,
         known: Known,
@@ -543,7 +543,7 @@ impl StoreTracker {
         let stored = stored_key(key);
         let range = Span::at(entry.size, delta.len() as u64)?;
         let precondition = Precondition::IfVersion(entry.lsn);
-        if delta.len() > self.inner.inline_max(number) {
+        if delta.len() > self.inner.inline_max(sectors) {
             let put_options = PutRangeOptions {
                 precondition,
                 durability: options.durability,
@@ -573,18 +573,20 @@ impl StoreTracker {
             expected: None,
             known: Some(Box::new(known)),
         };
-        self.commit(number, mutation, options).await
+        self.commit(sectors, mutation, options).await
     }
 
-    /// Returns the new version; `None` if what is to be changed lies in another sector by now.
+    /// Returns the new version; `None` if what is to be changed lies in other sectors by now.
     async fn commit(
         &self,
-        number: usize,
+        sectors: SectorSet,
         mutation: Mutation,
         options: TrackOptions,
     ) -> Result<Option<u64>, TrackerError> {
         let work = Work::Mutations(vec![mutation]);
-        let ticket = self.inner.submit(number, work, durable(options.durability));
+        let ticket = self
+            .inner
+            .submit(sectors, work, durable(options.durability));
         match ticket.await? {
             Done::Mutations(outcomes) => {
                 let outcome = outcomes.first().and_then(put_outcome);
@@ -637,7 +639,11 @@ impl Look for StoreTracker {
             sector.disk().reap_in_background();
         }
         match self.find(key)? {
-            Some((number, _)) => Ok(self.inner.sectors[number].check_writable()?),
+            Some(held) => {
+                let first = self.inner.to_change(held.holders).first();
+                let number = first.unwrap_or(held.number);
+                Ok(self.inner.sectors[number].check_writable()?)
+            }
             None => Ok(()),
         }
     }

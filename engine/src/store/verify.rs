@@ -57,7 +57,9 @@ impl Inner {
         }
         // What was written or moved meanwhile may lie where the walk had been before.
         if verifier.lacking || self.commits.lock().last_lsn() != begun {
-            verifier.blobs()?;
+            for number in 0..self.sectors.len() {
+                verifier.blobs(number)?;
+            }
         }
         let mut report = verifier.report;
         for error in &self.damage {
@@ -329,7 +331,8 @@ impl Verifier<'_> {
                         record_length(key.len(), record.meta.len(), record.payload_length.into());
                     live += length;
                     // The index must say of it what it is.
-                    if let Ok(Some((_, entry))) = index.lookup(key)
+                    let number = usize::from(sector.number());
+                    if let Ok(Some(entry)) = index.entry_in(number, key)
                         && entry.record_lsn() == record.lsn
                     {
                         self.lacking |= entry.record_length(key) != length
@@ -356,12 +359,13 @@ impl Verifier<'_> {
             count(address, length);
         }
         let mut dangling = Vec::new();
-        index.scan(&[], |holder, key, entry| {
-            if holder != number {
-                return Ok(true);
-            }
+        part.scan(&[], |key, entry| {
             let key = BinaryKey::of_stored(key).map_err(|error| sector.corruption(0, error))?;
-            self.report.blobs += u64::from(key.is_blob());
+            if key.is_blob() {
+                // Of several replicas the first is the blob.
+                let first = index.lookup(key.stored())?.map(|found| found.number);
+                self.report.blobs += u64::from(first == Some(number));
+            }
             // Where no segment of the log is, no record was met.
             let place = sector.geometry().segment_of(entry.address);
             let is_in_log = place.is_some_and(|(segment, offset)| {
@@ -407,10 +411,11 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    /// Every blob of the index: its record is there and is what the index says. (Its payload was
+    /// Every blob of a sector's index: its record is there and is what the index says. (Its payload was
     /// read with the segments.)
-    fn blobs(&mut self) -> Result<(), StorageError> {
+    fn blobs(&mut self, number: usize) -> Result<(), StorageError> {
         const PAGE: usize = 1024;
+        let sector = Arc::clone(&self.inner.sectors[number]);
         let mut from = Vec::new();
         loop {
             self.inner.check_open()?;
@@ -418,13 +423,13 @@ impl Verifier<'_> {
             let mut wrong = Vec::new();
             {
                 let index = self.inner.index.read();
-                let scanned = index.scan(&from, |number, key, entry| {
-                    let sector = &self.inner.sectors[number];
+                let part = &index.sectors[number];
+                let scanned = part.scan(&from, |key, entry| {
                     let key =
                         BinaryKey::of_stored(key).map_err(|error| sector.corruption(0, error))?;
                     let pin = sector.pin(std::iter::once(entry.address));
-                    let kind = index.sectors[number].kind_of_record(&entry);
-                    page.push((number, key, entry, kind, pin));
+                    let kind = part.kind_of_record(&entry);
+                    page.push((key, entry, kind, pin));
                     Ok(page.len() < PAGE)
                 });
                 wrong.extend(scanned.err());
@@ -437,11 +442,10 @@ impl Verifier<'_> {
                 self.found::<()>(Err(error))?;
             }
             let full = page.len() == PAGE;
-            if let Some((_, key, ..)) = page.last() {
+            if let Some((key, ..)) = page.last() {
                 from = [key.stored(), &[0]].concat();
             }
-            for (number, key, entry, expected, _pin) in page {
-                let sector = Arc::clone(&self.inner.sectors[number]);
+            for (key, entry, expected, _pin) in page {
                 let head = record_length(key.stored().len(), entry.meta_length as usize, 0);
                 let Some((buffer, skip)) = self.found(wait_for(
                     sector.read(entry.address..entry.address.saturating_add(head)),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use graviton_format::Geometry;
 use graviton_format::checksum::{CHUNK_CHECKSUM, CHUNK_SIZE};
 use graviton_format::record::{BLOB_MAX_LEN, ExtentRef, Manifest, RecordKind, record_length};
 
@@ -14,6 +15,7 @@ use super::commit::{Done, Mutation, MutationOutcome, Work};
 use super::index::{Hold, holes};
 use super::inner::Inner;
 use super::record::{self, Details};
+use super::set::SectorSet;
 use super::ticket::Ticket;
 use super::tracker::Known;
 use crate::log::append::frame_length;
@@ -121,16 +123,28 @@ fn metadata(options: &PutOptions) -> Vec<u8> {
 }
 
 impl Inner {
-    /// The longest payload that lies in its blob's own record.
-    pub fn inline_max(&self, number: usize) -> usize {
-        let sixteenth = self.sectors[number].geometry().segment_size / 16;
-        usize::try_from(sixteenth.min(1 << 20)).unwrap_or(1 << 20)
+    /// The geometry of a sector.
+    pub fn geometry(&self, number: usize) -> &Geometry {
+        self.sectors[number].geometry()
     }
 
-    /// The longest extent. A frame that holds one alone takes whole blocks, and sixteen such
-    /// frames fill a segment: nothing is lost to padding or at its end.
-    pub fn extent_max(&self, number: usize, key: &BinaryKey) -> usize {
-        let geometry = self.sectors[number].geometry();
+    /// The longest payload that lies in its blob's own record, in each of these sectors.
+    pub fn inline_max(&self, sectors: SectorSet) -> usize {
+        let sixteenths = sectors
+            .iter()
+            .map(|number| self.geometry(number).segment_size / 16);
+        usize::try_from(sixteenths.fold(1 << 20, u64::min)).unwrap_or(1 << 20)
+    }
+
+    /// The longest extent in each of these sectors. A frame that holds one alone takes whole blocks, and
+    /// sixteen such frames fill a segment: nothing is lost to padding or at its end.
+    pub fn extent_max(&self, sectors: SectorSet, key: &BinaryKey) -> usize {
+        let longest = sectors.iter().map(|number| self.extent_max_in(number, key));
+        longest.min().unwrap_or(usize::MAX)
+    }
+
+    fn extent_max_in(&self, number: usize, key: &BinaryKey) -> usize {
+        let geometry = self.geometry(number);
         let block = u64::from(geometry.block_size);
         let blocks = (geometry.segment_size / block - 1) / 16;
         let frame = blocks.clamp(1, (4 << 20) / block) * block;
@@ -188,25 +202,25 @@ impl Inner {
         let started = self
             .check_put(key, &options)
             .and_then(|()| self.place(key, payload.len() as u64 + 4096));
-        let number = match started {
-            Ok(number) => number,
+        let sectors = match started {
+            Ok(sectors) => sectors,
             Err(error) => return Op::fail(error),
         };
-        self.put_at(number, Target::of_blob(key), payload, options)
+        self.put_at(sectors, Target::of_blob(key), payload, options)
     }
 
-    /// Puts what was checked, and is to lie in sector `number`.
+    /// Puts what was checked, and is to lie in these sectors.
     pub fn put_at(
         self: &Arc<Self>,
-        number: usize,
+        sectors: SectorSet,
         target: Target,
         payload: &Bytes,
         options: PutOptions,
     ) -> StoreOp<PutOutcome> {
-        if payload.len() > self.inline_max(number) {
+        if payload.len() > self.inline_max(sectors) {
             let keys = target.keys();
             let mut incoming =
-                match Incoming::new(self, target, number, options, Some(payload.len() as u64)) {
+                match Incoming::new(self, target, sectors, options, Some(payload.len() as u64)) {
                     Ok(incoming) => incoming,
                     Err(error) => return Op::fail(error),
                 };
@@ -226,7 +240,7 @@ impl Inner {
         }
         let mutation = self.inline_put(target, payload, &options, None);
         let ticket = self.submit(
-            number,
+            sectors,
             Work::Mutations(vec![mutation]),
             durable(options.durability),
         );
@@ -289,8 +303,8 @@ impl Inner {
         let started = check_sparse(&options)
             .and_then(|()| self.check_put(key, &sized))
             .and_then(|()| self.place(key, 4096));
-        let number = match started {
-            Ok(number) => number,
+        let sectors = match started {
+            Ok(sectors) => sectors,
             Err(error) => return Op::fail(error),
         };
         let manifest = Manifest {
@@ -299,7 +313,7 @@ impl Inner {
         };
         let mutation = self.manifest_put(Target::of_blob(key), manifest, &options);
         let ticket = self.submit(
-            number,
+            sectors,
             Work::Mutations(vec![mutation]),
             durable(options.durability),
         );
@@ -324,16 +338,17 @@ impl Inner {
         self.start_kept(vec![key.clone()], async move {
             let mut is_merged = false;
             loop {
-                let holder = inner.index.read().lookup(key.stored())?;
-                let number = match holder {
-                    Some((number, _)) => number,
+                let found = inner.index.read().lookup(key.stored())?;
+                let sectors = match found {
+                    Some(found) => inner.to_change(found.holders),
                     None => inner.place(&key, range.len())?,
                 };
                 // It holds its extents until the change is committed.
-                let (mutation, _incoming) =
-                    inner.change(&key, number, range, &bytes, &options).await?;
+                let (mutation, incoming) =
+                    inner.change(&key, sectors, range, &bytes, &options).await?;
+                let landed = incoming.as_ref().map_or(sectors, Incoming::sectors);
                 let ticket = inner.submit(
-                    number,
+                    landed,
                     Work::Mutations(vec![mutation]),
                     durable(options.durability),
                 );
@@ -343,7 +358,7 @@ impl Inner {
                         inner.merge_fragments(&key).await;
                         return outcome.ok_or_else(unexpected);
                     }
-                    // The blob lies in another sector by now.
+                    // The blob lies in other sectors by now.
                     Ok(Done::Changed) => {}
                     Ok(_) => return Err(unexpected()),
                     Err(StorageError::TooFragmented { .. }) if !is_merged => {
@@ -356,12 +371,11 @@ impl Inner {
         })
     }
 
-    /// Makes what puts `bytes` into a blob of sector `number`; they go ahead as extents if they are
-    /// many.
+    /// Makes what puts `bytes` into a blob of these sectors; they go ahead as extents if they are many.
     async fn change(
         self: &Arc<Self>,
         key: &BinaryKey,
-        number: usize,
+        sectors: SectorSet,
         range: Span,
         bytes: &Bytes,
         options: &PutRangeOptions,
@@ -372,14 +386,14 @@ impl Inner {
             false => record::encode(kind, key, &meta, payload, time),
         };
         let (time, record, payload_length, pieces, incoming);
-        if bytes.len() <= self.inline_max(number) {
+        if bytes.len() <= self.inline_max(sectors) {
             time = self.now();
             record = encode(RecordKind::Range, bytes, time);
             payload_length = bytes.len();
             (pieces, incoming) = (None, None);
         } else {
             let (target, options) = (Target::of_blob(key), PutOptions::default());
-            let mut whole = Incoming::new(self, target, number, options, Some(range.len()))?;
+            let mut whole = Incoming::new(self, target, sectors, options, Some(range.len()))?;
             whole.take_all(bytes).await?;
             let manifest = poll_fn(|context| whole.poll_pieces(context)).await?;
             let payload = manifest.encode();
@@ -413,19 +427,19 @@ impl Inner {
         self.check_put(key, &options)?;
         // Of what is not known it is only hoped that it fits where there is room for much.
         let unknown = self.sectors[0].geometry().sector_size() / 16;
-        let number = self.place(key, options.size.unwrap_or(unknown))?;
-        self.stream_to(number, Target::of_blob(key), options)
+        let sectors = self.place(key, options.size.unwrap_or(unknown))?;
+        self.stream_to(sectors, Target::of_blob(key), options)
     }
 
-    /// A stream of what was checked, and is to lie in sector `number`.
+    /// A stream of what was checked, and is to lie in these sectors.
     pub fn stream_to(
         self: &Arc<Self>,
-        number: usize,
+        sectors: SectorSet,
         target: Target,
         options: PutOptions,
     ) -> Result<BlobWriter, StorageError> {
         let size = options.size;
-        let incoming = Incoming::new(self, target, number, options, size)?;
+        let incoming = Incoming::new(self, target, sectors, options, size)?;
         Ok(BlobWriter::new(Writer {
             incoming: Arc::new(Mutex::new(incoming)),
         }))
@@ -438,8 +452,8 @@ impl Inner {
         options: &DeleteOptions,
     ) -> StoreOp<DeleteOutcome> {
         let started = self.check_access().and_then(|()| self.place(key, 0));
-        let number = match started {
-            Ok(number) => number,
+        let sectors = match started {
+            Ok(sectors) => sectors,
             Err(error) => return Op::fail(error),
         };
         let mutation = Mutation::Delete {
@@ -449,7 +463,7 @@ impl Inner {
             time: self.now(),
         };
         let ticket = self.submit(
-            number,
+            sectors,
             Work::Mutations(vec![mutation]),
             durable(options.durability),
         );
@@ -506,7 +520,7 @@ impl Inner {
             }
             held => held?,
         };
-        let (number, expected) = (held.number, held.entry.lsn);
+        let (sectors, expected) = (held.to_share(self)?, held.entry.lsn);
         let details = held.details_to_copy().await?;
         drop(held);
         let mutation = Mutation::Copy {
@@ -520,7 +534,8 @@ impl Inner {
             time: self.now(),
             rename,
         };
-        self.try_planned(number, mutation, options.durability).await
+        self.try_planned(sectors, mutation, options.durability)
+            .await
     }
 
     /// Whether `key` still has this version, or still none, once everything is decided that was asked for
@@ -543,15 +558,15 @@ impl Inner {
             expected: None,
             known: None,
         };
-        let holder = self.index.read().lookup(key.stored())?;
-        let number = match holder {
-            Some((number, _)) => number,
+        let found = self.index.read().lookup(key.stored())?;
+        let sectors = match found {
+            Some(found) => self.to_change(found.holders),
             None => self.place(key, 0)?,
         };
         let work = Work::Mutations(vec![nothing]);
-        match self.submit(number, work, durable).await {
+        match self.submit(sectors, work, durable).await {
             Ok(Done::Mutations(_)) => Ok(seen.is_some()),
-            // It lies in another sector by now.
+            // It lies in other sectors by now.
             Ok(Done::Changed) => Ok(false),
             Ok(_) => Err(unexpected()),
             Err(StorageError::NotFound { .. }) => Ok(seen.is_none()),
@@ -563,12 +578,12 @@ impl Inner {
     /// Commits a mutation that was planned by what there was. `None`: that has changed meanwhile.
     pub async fn try_planned(
         self: &Arc<Self>,
-        number: usize,
+        sectors: SectorSet,
         mutation: Mutation,
         durability: Durability,
     ) -> Result<Option<PutOutcome>, StorageError> {
         let work = Work::Mutations(vec![mutation]);
-        match self.submit(number, work, durable(durability)).await? {
+        match self.submit(sectors, work, durable(durability)).await? {
             Done::Mutations(outcomes) => {
                 let outcome = outcomes.first().and_then(put_outcome);
                 outcome.ok_or_else(unexpected).map(Some)
@@ -626,16 +641,18 @@ impl Inner {
                 }
             })
             .sum();
-        let number = match self.place(key, total) {
-            Ok(number) => number,
+        let sectors = match self.place(key, total) {
+            Ok(sectors) => sectors,
             Err(error) => return Op::fail(error),
         };
         let inner = Arc::clone(self);
         let keys = batch.items.iter().map(|item| item.key().clone()).collect();
         self.start_kept(keys, async move {
             // What does not fit a record, or all together one frame, goes ahead as extents.
-            let frame = usize::try_from(inner.sectors[number].geometry().segment_size / 2)
-                .unwrap_or(usize::MAX);
+            let segments = sectors
+                .iter()
+                .map(|number| inner.geometry(number).segment_size);
+            let frame = usize::try_from(segments.min().unwrap_or(0) / 2).unwrap_or(usize::MAX);
             let crowded = usize::try_from(total).is_ok_and(|total| total > frame);
             let mut items = Vec::with_capacity(batch.items.len());
             let (mut on_the_way, mut settled) = (0, 0);
@@ -645,12 +662,12 @@ impl Inner {
                         key,
                         payload,
                         options,
-                    } if payload.len() > inner.inline_max(number)
+                    } if payload.len() > inner.inline_max(sectors)
                         || (crowded && payload.len() > CROWDED_INLINE_MAX) =>
                     {
                         on_the_way += payload.len();
                         let target = Target::of_blob(&key);
-                        let incoming = Incoming::whole(&inner, target, number, options, &payload);
+                        let incoming = Incoming::whole(&inner, target, sectors, options, &payload);
                         items.push(Item::Incoming(Box::new(incoming.await?)));
                     }
                     BatchItem::Put {
@@ -682,18 +699,20 @@ impl Inner {
             let mut mutations = Vec::with_capacity(items.len());
             // They hold the extents until the batch is committed.
             let mut held = Vec::new();
+            let mut landed = sectors;
             for item in items {
                 mutations.push(match item {
                     Item::Ready(mutation) => mutation,
                     Item::Incoming(mut incoming) => {
                         let mutation = incoming.take_manifest().await?;
+                        landed = landed.within(incoming.sectors());
                         held.push(incoming);
                         mutation
                     }
                 });
             }
             let ticket = inner.submit(
-                number,
+                landed,
                 Work::Mutations(mutations),
                 durable(batch.durability),
             );
@@ -739,15 +758,22 @@ impl Inner {
         if let Err(error) = self.check_writable() {
             return Op::fail(error);
         }
-        let tickets: Vec<_> = (0..self.sectors.len())
-            .map(|number| self.submit(number, Work::Sync, true))
-            .collect();
-        Op::start(async move {
+        Op::start(self.sync((0..self.sectors.len()).collect()))
+    }
+
+    /// Makes durable what was submitted to these sectors.
+    pub fn sync(
+        self: &Arc<Self>,
+        sectors: SectorSet,
+    ) -> impl Future<Output = Result<(), StorageError>> + Send + use<> {
+        let sync = |number| self.submit(SectorSet::one(number), Work::Sync, true);
+        let tickets: Vec<_> = sectors.iter().map(sync).collect();
+        async move {
             for ticket in tickets {
                 ticket.await?;
             }
             Ok(())
-        })
+        }
     }
 }
 
@@ -803,7 +829,8 @@ impl Target {
 /// that, it gives its extents up.
 pub struct Incoming {
     inner: Arc<Inner>,
-    number: usize,
+    /// The sectors that have all of what came.
+    sectors: SectorSet,
     target: Target,
     options: PutOptions,
     hold: Arc<Hold>,
@@ -824,7 +851,11 @@ impl Drop for Incoming {
     fn drop(&mut self) {
         let mut index = self.inner.index.write();
         let lsns = self.hold.end();
-        index.sectors[self.number].abandon(&lsns);
+        // Also those that were given up meanwhile.
+        index
+            .sectors
+            .iter_mut()
+            .for_each(|sector| sector.abandon(&lsns));
     }
 }
 
@@ -833,23 +864,24 @@ impl Incoming {
     pub fn new(
         inner: &Arc<Inner>,
         target: Target,
-        number: usize,
+        sectors: SectorSet,
         options: PutOptions,
         size: Option<u64>,
     ) -> Result<Self, StorageError> {
-        inner.sectors[number].check_writable()?;
-        if let Some(needed) = size {
+        let sectors = inner.to_change(sectors);
+        for number in sectors.iter() {
+            inner.sectors[number].check_writable()?;
             // What is known not to fit is refused before anything is written.
             let available = inner.available(&inner.index.read(), number);
-            if needed > available {
+            if let Some(needed) = size.filter(|size| *size > available) {
                 return Err(StorageError::NoSpace { needed, available });
             }
         }
         Ok(Self {
             inner: Arc::clone(inner),
-            number,
+            sectors,
             hold: Hold::new(),
-            extent_max: inner.extent_max(number, &target.key),
+            extent_max: inner.extent_max(sectors, &target.key),
             target,
             buffer: Vec::new(),
             extents: Vec::new(),
@@ -868,14 +900,20 @@ impl Incoming {
     async fn whole(
         inner: &Arc<Inner>,
         target: Target,
-        number: usize,
+        sectors: SectorSet,
         options: PutOptions,
         payload: &[u8],
     ) -> Result<Self, StorageError> {
-        let mut whole = Self::new(inner, target, number, options, Some(payload.len() as u64))?;
+        let size = Some(payload.len() as u64);
+        let mut whole = Self::new(inner, target, sectors, options, size)?;
         whole.take_all(payload).await?;
         whole.end()?;
         Ok(whole)
+    }
+
+    /// The sectors that have all of what came.
+    pub fn sectors(&self) -> SectorSet {
+        self.sectors
     }
 
     /// Takes in payload as fast as the log takes its extents.
@@ -938,7 +976,7 @@ impl Incoming {
         self.buffer.clear();
         // Not durable by itself: the manifest's frame makes durable what comes before it.
         self.in_flight
-            .push_back((length, self.inner.submit(self.number, work, false)));
+            .push_back((length, self.inner.submit(self.sectors, work, false)));
     }
 
     /// Ready once at most `most` extents are on their way.
@@ -956,11 +994,14 @@ impl Incoming {
             let length = *length;
             self.in_flight.pop_front();
             match landed {
-                Ok(Done::Extent(lsn)) => self.extents.push(ExtentRef {
-                    lsn: lsn.into(),
-                    offset: 0.into(),
-                    length: length.into(),
-                }),
+                Ok(Done::Extent { lsn, sectors }) => {
+                    self.sectors = self.sectors.within(sectors);
+                    self.extents.push(ExtentRef {
+                        lsn: lsn.into(),
+                        offset: 0.into(),
+                        length: length.into(),
+                    });
+                }
                 Ok(_) => return Poll::Ready(Err(self.fail(unexpected()))),
                 Err(error) => return Poll::Ready(Err(self.fail(error))),
             }
@@ -1025,7 +1066,7 @@ impl Incoming {
         let whole = !self.checked
             && self.extents.is_empty()
             && self.in_flight.is_empty()
-            && self.buffer.len() <= self.inner.inline_max(self.number);
+            && self.buffer.len() <= self.inner.inline_max(self.sectors);
         if whole {
             self.check_complete()?;
             return Poll::Ready(Ok(self.inner.inline_put(
@@ -1041,7 +1082,7 @@ impl Incoming {
     /// Commits it. It must live until the ticket is answered: it holds the extents.
     fn commit(&self, mutation: Mutation) -> Ticket<Result<Done, StorageError>> {
         self.inner.submit(
-            self.number,
+            self.sectors,
             Work::Mutations(vec![mutation]),
             durable(self.options.durability),
         )

@@ -17,6 +17,8 @@ pub struct Plan {
     pub name: &'static str,
     /// How many sectors, of 4 MiB each.
     pub sectors: u16,
+    /// How many of them have each blob.
+    pub replicas: u16,
     /// Bytes of a segment.
     pub segment_size: u64,
     /// Bytes of a block.
@@ -30,6 +32,7 @@ impl Plan {
     pub const SMALL: Self = Self {
         name: "small",
         sectors: 1,
+        replicas: 1,
         segment_size: 64 * KIB,
         block_size: 512,
         mix: Mix {
@@ -59,6 +62,13 @@ impl Plan {
         ..Self::SMALL
     };
 
+    /// Two replicas over three sectors.
+    pub const REPLICAS: Self = Self {
+        name: "replicas",
+        replicas: 2,
+        ..Self::THREE_SECTORS
+    };
+
     /// Blobs of several extents, and so much of them that the sector is full now and then.
     pub const FULL: Self = Self {
         name: "full",
@@ -72,10 +82,11 @@ impl Plan {
     };
 
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::SMALL,
         Self::LARGE_BLOCKS,
         Self::THREE_SECTORS,
+        Self::REPLICAS,
         Self::FULL,
     ];
 
@@ -98,6 +109,7 @@ impl Plan {
     pub fn create_options(&self) -> CreateOptions {
         CreateOptions {
             sectors: self.sectors,
+            replicas: self.replicas,
             sector_size: 4 * MIB,
             segment_size: Some(self.segment_size),
             block_size: Some(self.block_size),

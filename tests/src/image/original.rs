@@ -127,6 +127,7 @@ impl Maker {
         sim.record(false);
         let create = CreateOptions {
             sectors,
+            replicas: 1,
             sector_size: 4 * MIB,
             segment_size: Some(64 * KIB),
             block_size: Some(block_size),
