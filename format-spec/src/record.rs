@@ -16,6 +16,8 @@ pub const META_MAX_LEN: usize = 40 * 1024;
 pub const BLOB_MAX_LEN: u64 = 1 << 40;
 /// `flags`: the record was copied by compaction and keeps its old LSN.
 pub const FLAG_MOVED: u8 = 1;
+/// `flags`: the record is a replica of what another sector has, and keeps its LSN \[F-65\].
+pub const FLAG_REPLICA: u8 = 2;
 
 /// What a record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,7 +76,8 @@ on_disk! {
         checksum: U32,
         /// 1: blob. 2: extent. 3: manifest. 4: tombstone. 5: range. 6: splice. 7: merge.
         kind: u8,
-        /// Bit 0: copied by compaction, the LSN is older than the frame. Others: zero.
+        /// Bit 0: copied by compaction. Bit 1: copied from another sector. The LSN is older than the frame
+        /// then. Others: zero.
         flags: u8,
         /// Bytes of the key: 2 to 1033.
         key_length: U16,
@@ -225,11 +228,19 @@ impl<'a> RecordView<'a> {
             });
         }
         require(
-            header.flags & !FLAG_MOVED == 0,
+            header.flags & !(FLAG_MOVED | FLAG_REPLICA) == 0,
             name,
             "flags",
             "F-25",
             || format!("is {:#x}", header.flags),
+        )?;
+        let is_replica = header.flags & FLAG_REPLICA != 0;
+        require(
+            !is_replica || !kind.changes(),
+            name,
+            "flags",
+            "F-65",
+            || "is of a replica, of a record that changes another".to_owned(),
         )?;
         require(header.lsn != 0, name, "lsn", "F-25", || "is 0".to_owned())?;
         let (key, meta) = bytes[size_of::<RecordHeader>()..].split_at(key_length);

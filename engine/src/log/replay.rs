@@ -15,7 +15,7 @@ use graviton_format::FormatError;
 use graviton_format::checkpoint::CheckpointRoot;
 use graviton_format::checksum::{CHUNK_SIZE, verify_chunk};
 use graviton_format::frame::{FrameHeader, records_checksum};
-use graviton_format::record::{Change, FLAG_MOVED, Manifest, RecordKind, RecordView};
+use graviton_format::record::{Change, FLAG_MOVED, FLAG_REPLICA, Manifest, RecordKind, RecordView};
 use graviton_format::segment::{KIND_CHECKPOINT, KIND_LOG, NONE, SegmentHeader};
 
 use super::append::Tail;
@@ -41,6 +41,8 @@ pub struct LoggedRecord {
     pub kind: RecordKind,
     /// Copied by compaction: its LSN is older than the frame.
     pub moved: bool,
+    /// Copied from another sector: so is that of this.
+    pub replica: bool,
     /// Its key.
     pub key: BinaryKey,
     /// Its LSN.
@@ -141,6 +143,7 @@ pub fn decode_frame(
         records.push(LoggedRecord {
             kind: record.kind,
             moved: record.header.flags & FLAG_MOVED != 0,
+            replica: record.header.flags & FLAG_REPLICA != 0,
             key,
             lsn: record.header.lsn.get(),
             time: record.header.time.get(),
@@ -169,7 +172,7 @@ pub fn decode_frame(
         )));
     }
     if records.iter().any(|record| {
-        if record.moved {
+        if record.moved || record.replica {
             record.lsn >= header.lsn.get()
         } else {
             record.lsn > header.lsn.get()
@@ -182,7 +185,13 @@ pub fn decode_frame(
             .manifest
             .iter()
             .flat_map(|manifest| &manifest.extents);
-        pieces.into_iter().any(|piece| piece.lsn.get() > record.lsn)
+        // Pieces of a replica may have been merged since the version came about.
+        let most = if record.replica {
+            header.lsn.get()
+        } else {
+            record.lsn
+        };
+        pieces.into_iter().any(|piece| piece.lsn.get() > most)
     };
     if records.iter().any(ahead) {
         return Err(bad("name extents with LSNs above their own".to_owned()));

@@ -13,7 +13,7 @@ use graviton_format::checksum::stored_length;
 use graviton_format::key::StoredKey;
 use graviton_format::meta::CHANGE_LEN;
 use graviton_format::record::{
-    BLOB_MAX_LEN, Change, ExtentRef, FLAG_MOVED, Manifest, RecordKind, record_length,
+    BLOB_MAX_LEN, Change, ExtentRef, FLAG_MOVED, FLAG_REPLICA, Manifest, RecordKind, record_length,
 };
 
 use super::commit::{
@@ -201,8 +201,7 @@ impl Draft {
 
     /// No segment is free for a request.
     fn without_room(&mut self, work: &Work, length: u64) -> Room {
-        if work.purpose() == Purpose::Compaction || matches!(work, Work::Note) {
-            // Maintenance makes the room that others wait for; it must not wait for itself.
+        if !work.waits_for_room() {
             return Room::Never(StorageError::NoSpace {
                 needed: length,
                 available: 0,
@@ -561,14 +560,22 @@ impl<'a> Assembly<'a> {
                 payload_length,
                 record,
                 hold,
+                replica_of,
             } => {
-                let lsn = self.lsn();
+                let lsn = replica_of.unwrap_or_else(|| self.lsn());
                 let applied = Applied {
                     payload_length,
                     hold: Some(hold),
+                    replica: replica_of.is_some(),
                     ..applied(RecordKind::Extent, key, lsn, time)
                 };
-                self.push(record, 0, applied);
+                if replica_of.is_some() {
+                    self.push(record, FLAG_REPLICA, applied);
+                    // The frame has an LSN above that of the replica.
+                    self.lsn();
+                } else {
+                    self.push(record, 0, applied);
+                }
                 let sectors = self.target;
                 Ok(Done::Extent { lsn, sectors })
             }
@@ -590,7 +597,11 @@ impl<'a> Assembly<'a> {
                             payload_length: moved.payload_length,
                             ..applied(moved.kind, moved.key, moved.lsn, moved.time)
                         };
-                        self.push(moved.record, FLAG_MOVED, applied);
+                        let flags = match moved.replica {
+                            true => FLAG_MOVED | FLAG_REPLICA,
+                            false => FLAG_MOVED,
+                        };
+                        self.push(moved.record, flags, applied);
                     }
                 }
                 if self.targets().any(|draft| !draft.records.is_empty()) {
@@ -932,6 +943,42 @@ impl<'a> Assembly<'a> {
                 }
                 Ok(Some(MutationOutcome::Put { version, size }))
             }
+            Mutation::Replica {
+                key,
+                version,
+                lsn,
+                record,
+                kind,
+                time,
+                meta_length,
+                payload_length,
+                manifest,
+                life,
+            } => {
+                let found = self.index.lookup(key.stored())?;
+                let Some(found) = found.filter(|found| found.entry.lsn == version) else {
+                    return Ok(None);
+                };
+                let pieces = manifest.iter().flat_map(|(_, pieces)| pieces.iter());
+                let mut pieces = pieces.filter(|piece| !piece.is_hole());
+                let has = |number: usize, lsn| self.index.sectors[number].names(lsn);
+                if !pieces.all(|piece| self.target.iter().all(|one| has(one, piece.lsn.get()))) {
+                    return Ok(None);
+                }
+                let size = found.entry.size;
+                self.keep_overlay(&key, version, size);
+                let applied = Applied {
+                    replica: true,
+                    meta_length,
+                    payload_length,
+                    manifest,
+                    life,
+                    ..applied(kind, key, lsn, time)
+                };
+                self.push(record, FLAG_REPLICA, applied);
+                self.lsn();
+                Ok(Some(MutationOutcome::Put { version, size }))
+            }
             Mutation::Compose {
                 target,
                 precondition,
@@ -1227,6 +1274,7 @@ fn applied(kind: RecordKind, key: BinaryKey, lsn: u64, time: u64) -> Applied {
     Applied {
         kind,
         moved: false,
+        replica: false,
         key,
         lsn,
         time,

@@ -136,6 +136,22 @@ pub enum Mutation {
         time: u64,
         rename: bool,
     },
+    /// What other sectors have of a version, for one that has not, or can't read it.
+    Replica {
+        key: BinaryKey,
+        /// The version, which must be current.
+        version: u64,
+        /// LSN of the record.
+        lsn: u64,
+        record: Encoded,
+        kind: RecordKind,
+        time: u64,
+        meta_length: u32,
+        payload_length: u32,
+        /// The blob's size and pieces, all of which the sector has.
+        manifest: Option<(u64, Arc<[ExtentRef]>)>,
+        life: Option<u64>,
+    },
     /// A manifest for `target` over payload of others, as they were when it was planned, and extents of
     /// its own.
     Compose {
@@ -169,6 +185,7 @@ impl Mutation {
         };
         let (first, second) = match self {
             Self::Put { key, upload, .. } => (key, upload.as_ref()),
+            Self::Replica { key, .. } => (key, None),
             Self::Change { key, .. } | Self::Merge { key, .. } | Self::Delete { key, .. } => {
                 (key, None)
             }
@@ -188,6 +205,7 @@ impl Mutation {
             self,
             Self::Copy { .. }
                 | Self::Compose { .. }
+                | Self::Replica { .. }
                 | Self::Merge { .. }
                 | Self::Complete { .. }
                 | Self::Abort { .. }
@@ -200,6 +218,7 @@ impl Mutation {
             Self::Put { record, .. }
             | Self::Change { record, .. }
             | Self::Merge { record, .. }
+            | Self::Replica { record, .. }
             | Self::Start { record, .. } => record.len() as u64,
             Self::Delete { key: gone, .. } | Self::Abort { upload: gone, .. } => {
                 record_length(gone.stored().len(), 0, 0)
@@ -230,6 +249,8 @@ pub struct Move {
     pub time: u64,
     /// Where it lies now.
     pub from: u64,
+    /// It is a replica of what another sector has.
+    pub replica: bool,
     pub meta_length: u32,
     pub payload_length: u32,
     /// Head, then chunks with unmasked checksums.
@@ -255,6 +276,8 @@ pub enum Work {
         payload_length: u32,
         record: Encoded,
         hold: Arc<Hold>,
+        /// It is a replica of what has this LSN.
+        replica_of: Option<u64>,
     },
     /// Records on their way out of a segment.
     Moves(Vec<Move>),
@@ -278,6 +301,19 @@ impl Work {
             Self::Mutations(_) | Self::Extent { .. } => Purpose::Put,
             Self::Moves(_) => Purpose::Compaction,
             Self::Sync | Self::Note => Purpose::Delete,
+        }
+    }
+
+    /// Whether it waits if there is no room for it. Maintenance makes the room that others wait for; it
+    /// must not wait for itself.
+    pub fn waits_for_room(&self) -> bool {
+        match self {
+            Self::Mutations(mutations) => !mutations
+                .iter()
+                .any(|mutation| matches!(mutation, Mutation::Replica { .. })),
+            Self::Extent { replica_of, .. } => replica_of.is_none(),
+            Self::Moves(_) | Self::Note => false,
+            Self::Sync => true,
         }
     }
 
@@ -1168,6 +1204,9 @@ impl Inner {
                 self.trackers.remember(&key, known);
             }
         }
+        if self.sectors.len() > 1 {
+            self.note_short(&decided.applied, landed);
+        }
         for Answering {
             answer,
             reply,
@@ -1177,12 +1216,13 @@ impl Inner {
             answer.send(reply_of(reply, sectors, landed, &frames));
         }
         if landed != members {
-            // Nothing changes in the others any more.
+            // Nothing changes in the others any more, and what is there alone is on its own.
             self.trackers.watches.all_changed();
+            self.marks.want_scan();
         }
         if !self.trackers.watches.is_empty() {
             let has_changed = |(sectors, applied): &&(SectorSet, Applied)| {
-                !applied.moved && sectors.meets(landed)
+                !applied.moved && !applied.replica && sectors.meets(landed)
             };
             let changed = decided.applied.iter().filter(has_changed);
             changed.for_each(|(_, applied)| self.trackers.watches.changed(&applied.key));
@@ -1191,6 +1231,19 @@ impl Inner {
             self.note_progress(number, wants_note.contains(number));
         }
         self.pump();
+    }
+
+    /// Remembers which blobs came about in fewer sectors than they should.
+    fn note_short(&self, applied: &[(SectorSet, Applied)], landed: SectorSet) {
+        for (sectors, applied) in applied {
+            let makes_blob = !applied.moved
+                && !applied.replica
+                && !matches!(applied.kind, RecordKind::Extent | RecordKind::Tombstone);
+            let have = sectors.within(landed);
+            if makes_blob && !have.is_empty() && have.len() < self.replicas {
+                self.marks.want_repair(&applied.key);
+            }
+        }
     }
 
     /// Takes what a flight has written into the index, in the order in which it was decided.

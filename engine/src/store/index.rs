@@ -369,8 +369,8 @@ pub struct Extent {
     pub head_length: u32,
     /// Pieces that manifests have of it, and the blob itself if its record is one.
     pub references: u32,
-    /// A blob on its way in that it belongs to, but no manifest names yet.
-    pub held: bool,
+    /// How many blobs on their way in it belongs to, which no manifest names yet.
+    pub held: u32,
 }
 
 impl Extent {
@@ -384,7 +384,7 @@ impl Extent {
     }
 
     fn is_dead(&self) -> bool {
-        self.references == 0 && !self.held
+        self.references == 0 && self.held == 0
     }
 }
 
@@ -395,6 +395,8 @@ pub struct Applied {
     pub kind: RecordKind,
     /// Copied by compaction.
     pub moved: bool,
+    /// Copied from another sector.
+    pub replica: bool,
     /// Its key.
     pub key: BinaryKey,
     /// Its LSN.
@@ -423,8 +425,8 @@ pub struct Applied {
 /// The extents of one blob that is on its way in.
 #[derive(Debug, Default)]
 pub struct Hold {
-    /// `None` once the blob was given up or has become one.
-    lsns: Mutex<Option<Vec<u64>>>,
+    /// By sector; `None` once the blob was given up or has become one.
+    lsns: Mutex<Option<Vec<(usize, u64)>>>,
 }
 
 impl Hold {
@@ -435,17 +437,17 @@ impl Hold {
         })
     }
 
-    /// Takes an extent in. `false` if the blob was given up meanwhile.
-    fn add(&self, lsn: u64) -> bool {
+    /// Takes an extent of a sector in. `false` if the blob was given up meanwhile.
+    fn add(&self, number: usize, lsn: u64) -> bool {
         self.lsns
             .lock()
             .as_mut()
-            .map(|lsns| lsns.push(lsn))
+            .map(|lsns| lsns.push((number, lsn)))
             .is_some()
     }
 
-    /// Ends the hold: returns the extents it held. Only while the index is locked for writing.
-    pub fn end(&self) -> Vec<u64> {
+    /// Ends the hold: returns the extents it held, by sector. Only while the index is locked for writing.
+    pub fn end(&self) -> Vec<(usize, u64)> {
         self.lsns.lock().take().unwrap_or_default()
     }
 }
@@ -568,7 +570,7 @@ impl SectorIndex {
                     payload_length: entry.payload_length.get(),
                     head_length: entry.head_length.get(),
                     references: entry.references.get(),
-                    held: false,
+                    held: 0,
                 };
                 (entry.lsn.get(), extent)
             })
@@ -611,7 +613,7 @@ impl SectorIndex {
             .filter(|(_, extent)| extent.references == 0)
             .map(|(lsn, _)| *lsn)
             .collect();
-        self.abandon(&unnamed);
+        unnamed.into_iter().for_each(|lsn| self.drop_if_dead(lsn));
     }
 
     /// The sector itself.
@@ -785,7 +787,7 @@ impl SectorIndex {
     pub fn allocated(&self, key: &BinaryKey, entry: &Entry) -> u64 {
         let pieces = entry.extents.iter().flat_map(|extents| extents.iter());
         let mut lsns: Vec<u64> = pieces.map(|piece| piece.lsn.get()).collect();
-        let record = match self.names(entry.record_lsn()) {
+        let record = match self.is_extent(entry) {
             true => {
                 lsns.push(entry.record_lsn());
                 0
@@ -848,13 +850,13 @@ impl SectorIndex {
         let record = entry.record_lsn();
         match &entry.extents {
             // Copies may still share the payload of the record.
-            None if self.extents.contains_key(&entry.lsn) => self.release_extent(entry.lsn),
+            None if self.is_extent(entry) => self.release_extent(entry.lsn),
             // In a replay, the record of a copy may follow.
             None if self.replaying && entry.size > 0 => self.name_payload(key, entry, 0),
             None => self.remove_live(entry.address, entry.record_length(key.stored())),
             Some(extents) => {
                 // The record of a blob that was changed is an extent as well.
-                if self.extents.contains_key(&record) {
+                if self.is_extent(entry) {
                     self.release_extent(record);
                 } else {
                     self.remove_live(entry.address, entry.record_length(key.stored()));
@@ -900,7 +902,7 @@ impl SectorIndex {
         let is_blob = match entry.changed {
             None => entry.extents.is_none(),
             // Only of a blob the record is an extent as well.
-            Some(record) => self.names(record.lsn),
+            Some(_) => self.is_extent(entry),
         };
         match is_blob {
             true => RecordKind::Blob,
@@ -913,19 +915,52 @@ impl SectorIndex {
         self.extents.get(&lsn).map_or(0, |extent| extent.references)
     }
 
+    /// A payload that manifests name.
+    pub fn payload_of(&self, lsn: u64) -> Option<Payload> {
+        let extent = self.extents.get(&lsn)?;
+        Some(Payload {
+            address: extent.address,
+            length: extent.payload_length.into(),
+            lsn,
+        })
+    }
+
+    /// Where the record of a payload lies that manifests name, up to the payload.
+    pub fn head_of(&self, lsn: u64) -> Option<Range<u64>> {
+        let extent = self.extents.get(&lsn)?;
+        Some(extent.record_address()..extent.address)
+    }
+
+    /// Whether the record of an entry is known as an extent as well. (That of a replica may have the LSN of
+    /// a piece, and be another.)
+    pub fn is_extent(&self, entry: &Entry) -> bool {
+        let extent = self.extents.get(&entry.record_lsn());
+        extent.is_some_and(|extent| extent.record_address() == entry.address)
+    }
+
     /// Whether a record's payload is known as an extent.
     pub fn names(&self, lsn: u64) -> bool {
         self.extents.contains_key(&lsn)
     }
 
-    /// Gives up the extents of a blob that will not come to be.
-    pub fn abandon(&mut self, lsns: &[u64]) {
-        for &lsn in lsns {
-            if let Some(extent) = self.extents.get_mut(&lsn) {
-                extent.held = false;
+    /// Holds an extent that is there, for a blob on its way in. `false` if it is not.
+    pub fn hold(&mut self, lsn: u64, hold: &Hold) -> bool {
+        let number = usize::from(self.sector.number());
+        match self.extents.get_mut(&lsn) {
+            Some(extent) if hold.add(number, lsn) => {
+                extent.held += 1;
+                true
             }
-            self.drop_if_dead(lsn);
+            _ => false,
         }
+    }
+
+    /// A blob that an extent was held for has come to be, or will not.
+    fn let_go(&mut self, lsn: u64) {
+        if let Some(extent) = self.extents.get_mut(&lsn) {
+            extent.held = extent.held.saturating_sub(1);
+        }
+        self.drop_if_dead(lsn);
     }
 
     /// Whether compaction must keep a record of this sector.
@@ -961,15 +996,34 @@ impl SectorIndex {
         })
     }
 
+    /// Whether the record of a replica is here already: then it is written anew.
+    fn has_record(&self, applied: &Applied) -> Result<bool, StorageError> {
+        if applied.kind == RecordKind::Extent {
+            return Ok(self.names(applied.lsn));
+        }
+        let Some(Slot::Live(entry)) = self.get(applied.key.stored())? else {
+            return Ok(false);
+        };
+        if let Some((_, pieces)) = &applied.manifest
+            && (entry.changed.is_some() || entry.extents.as_ref() != Some(pieces))
+        {
+            return Ok(false);
+        }
+        Ok(entry.record_lsn() == applied.lsn
+            && entry.meta_length == applied.meta_length
+            && entry.record_payload() == u64::from(applied.payload_length)
+            && self.kind_of_record(&entry) == applied.kind)
+    }
+
     /// Compaction moved a record: whoever names it learns the new place.
     fn relocate(&mut self, applied: &Applied) -> Result<(), StorageError> {
         let key = applied.key.stored();
-        let mut old = None;
+        let mut old: Option<(u64, u64)> = None;
         if let Some(Slot::Live(entry)) = self.get(key)?
             && entry.record_lsn() == applied.lsn
             && matches!(applied.kind, RecordKind::Blob | RecordKind::Manifest)
         {
-            old = Some(entry.address);
+            old = Some((entry.address, entry.record_length(key)));
             self.set(
                 applied.key.clone(),
                 Slot::Live(Entry {
@@ -978,12 +1032,17 @@ impl SectorIndex {
                 }),
             )?;
         }
-        if let Some(extent) = self.extents.get_mut(&applied.lsn) {
-            old = Some(extent.record_address());
+        if applied.kind != RecordKind::Manifest
+            && let Some(extent) = self.extents.get_mut(&applied.lsn)
+            && old.is_none_or(|(old, _)| extent.record_address() == old)
+        {
+            old = Some((extent.record_address(), extent.record_length()));
             extent.address = applied.address + applied.head_length();
+            // That of a replica may have another key.
+            extent.head_length = u32::try_from(applied.head_length()).unwrap_or(u32::MAX);
         }
-        if let Some(old) = old {
-            self.remove_live(old, applied.length());
+        if let Some((old, length)) = old {
+            self.remove_live(old, length);
             self.add_live(applied.address, applied.length());
         }
         Ok(())
@@ -992,13 +1051,14 @@ impl SectorIndex {
     /// A record's payload is an extent from now on.
     fn add_extent(&mut self, applied: &Applied) {
         let head_length = applied.head_length();
+        let number = usize::from(self.sector.number());
         let hold = applied.hold.as_ref();
         let extent = Extent {
             address: applied.address + head_length,
             payload_length: applied.payload_length,
             head_length: u32::try_from(head_length).unwrap_or(u32::MAX),
             references: 0,
-            held: hold.is_some_and(|hold| hold.add(applied.lsn)),
+            held: u32::from(hold.is_some_and(|hold| hold.add(number, applied.lsn))),
         };
         self.extents.insert(applied.lsn, extent);
         self.add_live(applied.address, applied.length());
@@ -1085,7 +1145,6 @@ impl SectorIndex {
         for piece in pieces.iter().filter(|piece| !piece.is_hole()) {
             if let Some(extent) = self.extents.get_mut(&piece.lsn.get()) {
                 extent.references = extent.references.saturating_add(1);
-                extent.held = false;
             } else if !self.replaying {
                 // Of a log with damage, whoever reads the blob learns of it.
                 return Err(self.sector.corruption(
@@ -1189,7 +1248,7 @@ impl SectorIndex {
             payload_length: u32::try_from(entry.size).unwrap_or(u32::MAX),
             head_length: u32::try_from(head_length).unwrap_or(u32::MAX),
             references,
-            held: false,
+            held: 0,
         };
         self.extents.insert(entry.lsn, extent);
     }
@@ -1454,6 +1513,13 @@ pub struct Index {
 }
 
 impl Index {
+    /// What was held of extents is held no more.
+    pub fn let_go(&mut self, hold: &Hold) {
+        for (number, lsn) in hold.end() {
+            self.sectors[number].let_go(lsn);
+        }
+    }
+
     /// The index of a store that has these sectors; [`Index::settle`] it once they are what they are.
     pub fn new(sectors: Vec<SectorIndex>) -> Self {
         Self {
@@ -1545,6 +1611,22 @@ impl Index {
         match self.sectors[number].get(key)? {
             Some(Slot::Live(entry)) => Ok(Some(entry)),
             Some(Slot::Tombstone { .. } | Slot::Gone) | None => Ok(None),
+        }
+    }
+
+    /// The same, of a version that was found: that of its sector is at hand.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn entry_of(
+        &self,
+        found: &Found,
+        number: usize,
+        key: &[u8],
+    ) -> Result<Option<Entry>, StorageError> {
+        match number == found.number {
+            true => Ok(Some(found.entry.clone())),
+            false => self.entry_in(number, key),
         }
     }
 
@@ -1711,6 +1793,9 @@ impl Index {
         if applied.moved {
             return self.sectors[number].relocate(applied);
         }
+        if applied.replica && self.sectors[number].has_record(applied)? {
+            return self.sectors[number].relocate(applied);
+        }
         match applied.kind {
             RecordKind::Extent => {
                 let sector = &mut self.sectors[number];
@@ -1832,14 +1917,16 @@ impl Index {
 
     /// Puts together what the sectors say, whose checkpoints are of different ages and whose logs ended at
     /// different moments: of each key the highest LSN holds, the others' entries go, and so do parts of
-    /// uploads that are over. Counts what is left.
+    /// uploads that are over. Counts what is left. Returns whether something lies in fewer sectors than
+    /// `replicas`.
     ///
     /// # Errors
     /// `Corruption` of the index.
-    pub fn settle(&mut self) -> Result<(), StorageError> {
+    pub fn settle(&mut self, replicas: usize) -> Result<bool, StorageError> {
         if self.sectors.len() < 2 {
-            return Ok(());
+            return Ok(false);
         }
+        let mut is_short = false;
         let (mut blobs, mut logical_bytes) = (0_u64, 0_u64);
         let mut losers: Vec<(usize, BinaryKey, Entry)> = Vec::new();
         let mut uploads = HashSet::new();
@@ -1858,15 +1945,17 @@ impl Index {
                 StoredKey::Part { upload, .. } => !uploads.contains(&upload),
                 _ => false,
             };
-            let mut current = None;
+            let (mut current, mut holders) = (None, 0);
             for (number, slot) in heads.found.drain(..) {
                 let Slot::Live(entry) = slot else { continue };
                 if is_over || Some(entry.lsn) != newest {
                     losers.push((number, key.clone(), entry));
                 } else {
                     current = Some(entry.size);
+                    holders += 1;
                 }
             }
+            is_short |= current.is_some() && holders < replicas;
             match (key.space(), current) {
                 (StoredKey::Blob(_), Some(size)) => {
                     blobs += 1;
@@ -1885,7 +1974,7 @@ impl Index {
             sector.set(key, Slot::Gone)?;
         }
         (self.blobs, self.logical_bytes) = (blobs, logical_bytes);
-        Ok(())
+        Ok(is_short)
     }
 
     /// Calls `each` with the live entries whose stored keys are `from` or greater, in order, until
@@ -1907,6 +1996,29 @@ impl Index {
             if let Some((number, entry)) = live
                 && !each(number, &key, entry)?
             {
+                return Ok(());
+            }
+            heads.recycle(key);
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with the stored keys of `from` or greater that are live, in order, and the sectors that
+    /// have them, until it returns `false`.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn scan_replicas(
+        &self,
+        from: &[u8],
+        mut each: impl FnMut(&[u8], SectorSet) -> Result<bool, StorageError>,
+    ) -> Result<(), StorageError> {
+        let mut heads = Heads::new(self, from)?;
+        while let Some(key) = heads.next()? {
+            let live = heads.found.iter();
+            let live = live.filter(|(_, slot)| matches!(slot, Slot::Live(_)));
+            let holders: SectorSet = live.map(|(number, _)| *number).collect();
+            if !holders.is_empty() && !each(&key, holders)? {
                 return Ok(());
             }
             heads.recycle(key);

@@ -18,6 +18,7 @@ use super::commit::Commits;
 use super::detached::DetachedMutations;
 use super::index::{Applied, Index, SectorIndex};
 use super::maintain::{Efforts, Kept};
+use super::marks::Marks;
 use super::options::{Access, CreateOptions, MIB, OpenOptions};
 use super::record::{self, Details};
 use super::set::SectorSet;
@@ -67,6 +68,8 @@ pub struct Inner {
     /// Mutations that go on without their callers.
     pub detached: Arc<DetachedMutations>,
     pub trackers: Trackers,
+    /// What is known to be wrong with replicas.
+    pub marks: Marks,
     /// Blobs whose fragments are being merged.
     pub merging: Mutex<HashSet<BinaryKey>>,
     sources: Vec<Arc<SectorSource>>,
@@ -468,7 +471,7 @@ impl Inner {
         for sector in &sectors {
             recovery.load(sector).await?;
         }
-        let newest = recovery.replay().await?;
+        let (newest, is_short) = recovery.replay(catalog.replicas.into()).await?;
         let mut skip = 0;
         if writing {
             // What a crash took may have had the LSNs that come next, and been seen: they are not
@@ -503,13 +506,11 @@ impl Inner {
             health,
             damage,
         };
-        Ok(Self::assemble_parts(
-            parts,
-            index,
-            kept,
-            (newest, skip),
-            kick,
-        ))
+        let inner = Self::assemble_parts(parts, index, kept, (newest, skip), kick);
+        if is_short {
+            inner.marks.want_scan();
+        }
+        Ok(inner)
     }
 
     fn assemble_parts(
@@ -554,14 +555,15 @@ impl Inner {
                 sectors,
                 replicas,
                 commits: Mutex::new(Commits::new(&tails, newest, skip)),
-                index: RwLock::new(index),
                 kept: Mutex::new(kept),
                 maintenance: Mutex::default(),
                 health: Mutex::new(health),
                 damage,
                 detached: Arc::default(),
                 trackers: Trackers::default(),
+                marks: Marks::new(index.sectors.len(), kick.clone()),
                 merging: Mutex::default(),
+                index: RwLock::new(index),
                 kick,
                 clock: AtomicU64::new(latest),
                 closed: AtomicBool::new(false),
@@ -927,8 +929,8 @@ impl Recovery {
     }
 
     /// Replays all logs, merged by LSN: record by record, as they were decided. Returns the highest LSN
-    /// there is.
-    async fn replay(&mut self) -> Result<u64, StorageError> {
+    /// there is, and whether something lies in fewer sectors than `replicas`.
+    async fn replay(&mut self, replicas: usize) -> Result<(u64, bool), StorageError> {
         let mut logs: Vec<Log> = self.replays.iter().map(|_| Log::default()).collect();
         loop {
             for (number, log) in logs.iter_mut().enumerate() {
@@ -948,7 +950,7 @@ impl Recovery {
                 self.apply(number, record)?;
             }
         }
-        self.index.settle()?;
+        let is_short = self.index.settle(replicas)?;
         let mut highest = self.known;
         for (replay, index) in self.replays.iter().zip(&mut self.index.sectors) {
             index.end_replay(replay.tail());
@@ -978,7 +980,7 @@ impl Recovery {
                 ),
             ));
         }
-        Ok(highest)
+        Ok((highest, is_short))
     }
 
     fn apply(&mut self, number: usize, record: LoggedRecord) -> Result<(), StorageError> {
@@ -999,7 +1001,7 @@ impl Recovery {
 /// One sector's log, being replayed.
 #[derive(Default)]
 struct Log {
-    /// Records to come, each with the LSN that it is replayed at: its own, or, if compaction moved it, that
+    /// Records to come, each with the LSN that it is replayed at: its own, or, if it is a copy, that
     /// of the record before.
     records: VecDeque<(u64, LoggedRecord)>,
     /// LSN that the last record was replayed at.
@@ -1014,7 +1016,7 @@ impl Log {
             return;
         };
         for record in frame.records {
-            if !record.moved {
+            if !record.moved && !record.replica {
                 self.at = record.lsn;
             }
             self.records.push_back((self.at, record));
@@ -1036,6 +1038,7 @@ fn applied(record: LoggedRecord) -> Result<Applied, graviton_format::FormatError
     Ok(Applied {
         kind: record.kind,
         moved: record.moved,
+        replica: record.replica,
         key: record.key,
         lsn: record.lsn,
         time: record.time,

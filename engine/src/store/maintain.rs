@@ -23,6 +23,7 @@ use super::info::{CheckpointInfo, CompactReport};
 use super::inner::Inner;
 use super::options::{Access, MIB};
 use super::record::system_time;
+use super::repair::Repairs;
 use super::set::SectorSet;
 use crate::io::WriteSync;
 use crate::log::image_io::{Root, image_segments, write_image, write_root};
@@ -54,6 +55,7 @@ pub struct Efforts {
     /// By sector: while puts wait for room, the newest generation when they began to. What is
     /// younger is compact already; so an effort to make room comes to an end.
     horizons: Vec<Option<u64>>,
+    repairs: Repairs,
 }
 
 /// The checkpoints of a sector that are kept on disk.
@@ -220,22 +222,32 @@ impl Inner {
             let commits = self.commits.lock();
             order.sort_by_key(|&number| !commits.is_stalled(number));
         }
+        let mut failed = None;
         for number in order {
             match self.step_sector(number, &mut efforts.horizons[number]) {
                 Ok(false) => {}
                 Ok(true) => return Ok(true),
+                // What ails one sector keeps nobody from tidying up the others.
                 Err(error) => {
                     self.fail_stalled(number, &error);
-                    return Err(error);
+                    failed = failed.or(Some(error));
                 }
             }
         }
-        Ok(false)
+        match (self.step_repair(&mut efforts.repairs)?, failed) {
+            (false, Some(error)) => Err(error),
+            (stepped, _) => Ok(stepped),
+        }
     }
 
     /// Ends maintenance for good, once what is under way is over.
     pub fn end_maintenance(&self) {
-        self.maintenance.lock().ended = true;
+        let mut efforts = self.maintenance.lock();
+        efforts.ended = true;
+        // It is part of the store, and would keep it.
+        let repairs = std::mem::take(&mut efforts.repairs);
+        drop(efforts);
+        drop(repairs);
     }
 
     fn step_sector(
@@ -912,6 +924,7 @@ fn to_move(sector: &Sector, frame: &[u8], frame_address: u64, record: LoggedReco
         lsn: record.lsn,
         time: record.time,
         from: record.address,
+        replica: record.replica,
         meta_length: u32::try_from(meta_length).unwrap_or(u32::MAX),
         payload_length: record.payload_length,
         record: bytes,

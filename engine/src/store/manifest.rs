@@ -45,7 +45,7 @@ impl Inner {
         Arc::new(StoreManifests { inner })
     }
 
-    fn get_manifest(&self, key: &BinaryKey) -> ManifestOp<BlobManifest> {
+    fn get_manifest(self: &Arc<Self>, key: &BinaryKey) -> ManifestOp<BlobManifest> {
         let held = match self.check_open().and_then(|()| self.hold(key)) {
             Ok(held) => held,
             Err(error) => return Op::fail(ManifestError::from(error)),
@@ -153,7 +153,7 @@ impl Inner {
             }
             Err(refusal) => return self.refuse(key, Some(version), refusal.into()).await,
         };
-        let sectors = held.to_share(self)?;
+        let sectors = held.to_share()?;
         drop(held);
         let mutation = Mutation::Copy {
             source: key.clone(),
@@ -314,7 +314,7 @@ impl Inner {
 
     /// Sees what a new blob in these sectors is made of, as it is now.
     fn plan_manifest(
-        &self,
+        self: &Arc<Self>,
         key: &BinaryKey,
         new: &NewManifest,
         sectors: SectorSet,
@@ -349,7 +349,7 @@ impl Inner {
                     }
                 },
             };
-            let version = planned.entry.lsn;
+            let version = planned.found.entry.lsn;
             if !precondition.holds(Some(version)) {
                 let error = StorageError::PreconditionFailed {
                     key: source.clone(),
@@ -357,13 +357,15 @@ impl Inner {
                 };
                 return Ok(Err(missing(Some(version), error)));
             }
-            let range = match source_range(source, *start, entry.span.len(), planned.entry.size) {
-                Ok(range) => range,
-                Err(error) => return Ok(Err(missing(Some(version), error))),
-            };
+            let range =
+                match source_range(source, *start, entry.span.len(), planned.found.entry.size) {
+                    Ok(range) => range,
+                    Err(error) => return Ok(Err(missing(Some(version), error))),
+                };
             // What is too much is not gathered to the end.
             self.check_fragments(key, new.size, sectors, plan.fragments)?;
-            if sectors.is_within(planned.holders) && planned.entry.extents.is_some() {
+            let of = &planned.found;
+            if sectors.is_within(of.holders) && of.entry.extents.is_some() {
                 planned.is_shared = true;
                 let pieces = planned.pieces_of(range);
                 plan.push_pieces(pieces);
@@ -374,17 +376,15 @@ impl Inner {
                     plan.push_pieces(pieces);
                     continue;
                 }
-                let PlannedBlob {
-                    number, entry: of, ..
-                } = planned;
-                let snapshot = self.pinned_pieces(&index, *number, source, of, span, &pieces)?;
+                let of = &planned.found;
+                let snapshot = self.pinned_pieces(&index, source, of, span, &pieces)?;
                 plan.push_copy(entry.span, snapshot);
             }
         }
         let planned = sources.into_iter().map(|(key, planned)| PlannedSource {
             key: key.clone(),
-            version: planned.entry.lsn,
-            shared: planned.entry.extents.filter(|_| planned.is_shared),
+            version: planned.found.entry.lsn,
+            shared: planned.found.entry.extents.filter(|_| planned.is_shared),
         });
         plan.sources = planned.collect();
         self.check_fragments(key, new.size, sectors, plan.fragments)?;
@@ -475,10 +475,7 @@ struct Missing {
 
 /// A blob that another is to be made of.
 struct PlannedBlob {
-    /// The sectors that have it, and one of them.
-    holders: SectorSet,
-    number: usize,
-    entry: Entry,
+    found: Found,
     /// Its payload is shared.
     is_shared: bool,
     /// Where its pieces begin.
@@ -487,26 +484,23 @@ struct PlannedBlob {
 
 impl PlannedBlob {
     fn new(found: Found) -> Self {
-        let entry = found.entry;
         Self {
-            holders: found.holders,
-            number: found.number,
             is_shared: false,
-            starts: starts(entry.extents.as_deref().unwrap_or_default()),
-            entry,
+            starts: starts(found.entry.extents.as_deref().unwrap_or_default()),
+            found,
         }
     }
 
     /// The pieces that make up a range of it; it has some.
     fn pieces_of(&self, range: Span) -> Vec<ExtentRef> {
-        let pieces = self.entry.extents.as_deref().unwrap_or_default();
+        let pieces = self.found.entry.extents.as_deref().unwrap_or_default();
         within(pieces, &self.starts, range)
     }
 
     /// The runs of a range of it that were written, and those that were not, with their pieces.
     fn runs_of(&self, range: Span) -> Vec<(Span, Vec<ExtentRef>)> {
-        if self.entry.extents.is_none() {
-            return vec![(range, self.entry.pieces_of(range))];
+        if self.found.entry.extents.is_none() {
+            return vec![(range, self.found.entry.pieces_of(range))];
         }
         let pieces = self.pieces_of(range);
         let mut position = range.start();
@@ -650,13 +644,14 @@ fn manifest(held: &HeldRecord, details: &Details) -> BlobManifest {
         held.key.clone(),
         entry.lsn,
         (created, system_time(entry.time)),
-        entries(held.sector.number(), entry),
+        entries(held.holders, entry),
         &details.digests,
         details.advertised(created),
     )
 }
 
-fn entries(sector: u16, entry: &Entry) -> Vec<ManifestEntry> {
+fn entries(holders: SectorSet, entry: &Entry) -> Vec<ManifestEntry> {
+    let sector = u16::try_from(holders.first().unwrap_or(0)).unwrap_or(u16::MAX);
     let mut position = 0;
     let pieces = entry.pieces_of(Span::first(entry.size)).into_iter();
     let entry = |piece: ExtentRef| {

@@ -29,7 +29,7 @@ struct Plan {
     sectors: SectorSet,
     range: Span,
     pieces: Vec<ExtentRef>,
-    snapshot: Snapshot,
+    snapshot: Arc<Snapshot>,
 }
 
 /// Takes its blob out of those that are being merged.
@@ -68,12 +68,12 @@ impl Inner {
     }
 
     /// What to merge: of as many bytes as are merged at once, those with the most pieces.
-    fn plan_merge(&self, key: &BinaryKey) -> Result<Option<Plan>, StorageError> {
+    fn plan_merge(self: &Arc<Self>, key: &BinaryKey) -> Result<Option<Plan>, StorageError> {
         let index = self.index.read();
         let Some(found) = index.alike(key.stored())? else {
             return Ok(None);
         };
-        let (sectors, number, entry) = (found.holders, found.number, found.entry);
+        let (sectors, number, entry) = (found.holders, found.number, &found.entry);
         let Some(extents) = &entry.extents else {
             return Ok(None);
         };
@@ -90,7 +90,7 @@ impl Inner {
             return Ok(None);
         };
         let pieces = entry.pieces_of(range);
-        let snapshot = self.pinned(&index, number, key, entry, range.into())?;
+        let snapshot = Arc::new(self.pinned(&index, key, &found, range.into())?);
         Ok(Some(Plan {
             sectors: self.to_change(sectors),
             range,

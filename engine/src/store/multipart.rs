@@ -15,7 +15,6 @@ use super::assembly::upload_id;
 use super::commit::{Mutation, MutationOutcome, Work};
 use super::index::{Entry, Found};
 use super::inner::Inner;
-use super::read::HeldRecord;
 use super::record::{self, Details, milliseconds, system_time};
 use super::set::SectorSet;
 use super::write::{Target, committed, committed_put, durable, unexpected};
@@ -226,7 +225,8 @@ impl Inner {
             return Err(StorageError::invalid("an upload completed with no parts"));
         }
         let details = held.details().await?;
-        let HeldRecord { key, holders, .. } = held;
+        let (key, holders) = (held.key.clone(), held.holders);
+        drop(held);
         let mutation = Mutation::Complete {
             blob: key.of_blob(),
             upload: key,

@@ -1,6 +1,8 @@
-//! Reading blobs: a snapshot under the index's lock, then verified device reads without it.
+//! Reading blobs: a snapshot under the index's lock, then verified device reads without it. A read that
+//! fails goes on with the next replica, and the one that failed is marked.
 
 use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,12 +10,12 @@ use bytes::Bytes;
 use graviton_format::key::SPACE_BLOB;
 use graviton_format::record::ExtentRef;
 
-use super::index::{Entry, Found, Index, Piece};
+use super::index::{Entry, Found, Index, Piece, SectorIndex};
 use super::inner::Inner;
 use super::record::{Details, system_time};
 use super::set::SectorSet;
 use crate::log::Sector;
-use crate::log::sector::{Pin, READ_MAX};
+use crate::log::sector::{Payload, Pin, READ_MAX};
 use crate::port::blob::resolve_range;
 use crate::port::{
     BinaryKey, Blob, BlobInfo, BlobRanges, BlobReader, ETag, GetOptions, GetRangesOptions, Holes,
@@ -33,11 +35,21 @@ const READ_AHEAD: usize = 4;
 /// One version of a blob, kept readable: its segments are not reused while this lives.
 #[derive(Debug)]
 pub struct Snapshot {
-    pub sector: Arc<Sector>,
+    inner: Arc<Inner>,
     pub key: BinaryKey,
     pub entry: Entry,
     /// The bytes asked for.
     pub range: Range<u64>,
+    /// Its replicas, the one to read first.
+    replicas: Vec<Replica>,
+}
+
+/// One replica of a snapshot.
+#[derive(Debug)]
+struct Replica {
+    number: usize,
+    sector: Arc<Sector>,
+    /// What makes up the bytes asked for.
     pieces: Vec<Piece>,
     _pin: Pin,
 }
@@ -142,7 +154,7 @@ impl Snapshots {
 impl Inner {
     /// Takes hold of the current version of `key`.
     pub fn snapshot(
-        &self,
+        self: &Arc<Self>,
         key: &BinaryKey,
         options: &GetOptions,
     ) -> Result<Snapshot, StorageError> {
@@ -151,10 +163,9 @@ impl Inner {
         let Some(found) = index.lookup(key.stored())? else {
             return Err(StorageError::NotFound { key: key.clone() });
         };
-        let (number, entry) = (found.number, found.entry);
-        check(key, options.precondition, entry.lsn)?;
-        let range = resolve_range(key, options.range.as_ref(), entry.size)?;
-        let snapshot = self.pinned(&index, number, key, entry, range)?;
+        check(key, options.precondition, found.entry.lsn)?;
+        let range = resolve_range(key, options.range.as_ref(), found.entry.size)?;
+        let snapshot = self.pinned(&index, key, &found, range)?;
         if options.holes == Holes::Refuse && snapshot.has_holes() {
             check_written(key, &snapshot.entry, std::slice::from_ref(&snapshot.range))?;
         }
@@ -162,59 +173,99 @@ impl Inner {
     }
 
     /// Takes hold of a range of a version.
+    ///
+    /// # Errors
+    /// `Corruption` of the index, of all replicas.
     pub fn pinned(
-        &self,
+        self: &Arc<Self>,
         index: &Index,
-        number: usize,
         key: &BinaryKey,
-        entry: Entry,
+        found: &Found,
         range: Range<u64>,
     ) -> Result<Snapshot, StorageError> {
-        let pieces = index.sectors[number].pieces(key, &entry, &range)?;
-        Ok(self.pin(number, key, entry, range, pieces))
+        self.pin(index, key, found, range.clone(), |sector, entry| {
+            sector.pieces(key, entry, &range)
+        })
     }
 
-    /// The same, of a range that these pieces make up.
+    /// The same, of a range that these pieces make up, in the sectors where it is made of them.
+    ///
+    /// # Errors
+    /// As [`Inner::pinned`].
     pub fn pinned_pieces(
-        &self,
+        self: &Arc<Self>,
         index: &Index,
-        number: usize,
         key: &BinaryKey,
-        entry: &Entry,
+        found: &Found,
         range: Span,
         pieces: &[ExtentRef],
     ) -> Result<Snapshot, StorageError> {
-        let sector = &index.sectors[number];
         let range = Range::from(range);
-        let pieces = match entry.extents {
-            None => sector.pieces(key, entry, &range)?,
-            Some(_) => {
-                let piece = |piece| sector.piece(key, entry, piece, 0..u64::MAX);
-                pieces.iter().map(piece).collect::<Result<_, _>>()?
+        self.pin(index, key, found, range.clone(), |sector, entry| {
+            if entry.extents.is_none() {
+                return sector.pieces(key, entry, &range);
             }
-        };
-        Ok(self.pin(number, key, entry.clone(), range, pieces))
+            let piece = |piece| sector.piece(key, entry, piece, 0..u64::MAX);
+            pieces.iter().map(piece).collect()
+        })
     }
 
     fn pin(
-        &self,
-        number: usize,
+        self: &Arc<Self>,
+        index: &Index,
         key: &BinaryKey,
-        entry: Entry,
+        found: &Found,
         range: Range<u64>,
-        pieces: Vec<Piece>,
-    ) -> Snapshot {
-        let sector = Arc::clone(&self.sectors[number]);
-        let payloads = pieces.iter().filter_map(|piece| piece.payload);
-        let pin = sector.pin(payloads.map(|payload| payload.address));
-        Snapshot {
-            sector,
-            key: key.clone(),
-            entry,
-            range,
-            pieces,
-            _pin: pin,
+        pieces: impl Fn(&SectorIndex, &Entry) -> Result<Vec<Piece>, StorageError>,
+    ) -> Result<Snapshot, StorageError> {
+        let mut replicas = Vec::with_capacity(found.holders.len());
+        let mut failed = None;
+        for number in self.by_health(key, found) {
+            let part = &index.sectors[number];
+            let pieces = match index.entry_of(found, number, key.stored())? {
+                Some(entry) => pieces(part, &entry),
+                None => continue,
+            };
+            match pieces {
+                Ok(pieces) => {
+                    let sector = Arc::clone(&self.sectors[number]);
+                    let payloads = pieces.iter().filter_map(|piece| piece.payload);
+                    let pin = sector.pin(payloads.map(|payload| payload.address));
+                    replicas.push(Replica {
+                        number,
+                        sector,
+                        pieces,
+                        _pin: pin,
+                    });
+                }
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
+        match (replicas.is_empty(), failed) {
+            (true, Some(error)) => Err(error),
+            _ => Ok(Snapshot {
+                inner: Arc::clone(self),
+                key: key.clone(),
+                entry: found.entry.clone(),
+                range,
+                replicas,
+            }),
+        }
+    }
+
+    /// The sectors that have a version, the one to read from first: those of which nothing bad is known,
+    /// each key from another.
+    fn by_health(&self, key: &BinaryKey, found: &Found) -> Vec<usize> {
+        let mut holders: Vec<usize> = found.holders.iter().collect();
+        if holders.len() > 1 {
+            let mut hasher = DefaultHasher::new();
+            hasher.write(key.stored());
+            let first = hasher.finish() % holders.len() as u64;
+            holders.rotate_left(usize::try_from(first).unwrap_or(0));
+            let version = found.entry.lsn;
+            holders.sort_by_key(|&number| self.marks.is_doubtful(key, number, version));
+        }
+        holders
     }
 
     /// See [`Store::get_ranges`](super::Store::get_ranges).
@@ -232,7 +283,7 @@ impl Inner {
 
     /// Takes hold of ranges of the current version of `key`, those near each other together.
     fn snapshots(
-        &self,
+        self: &Arc<Self>,
         key: &BinaryKey,
         ranges: &[Span],
         options: &GetRangesOptions,
@@ -242,7 +293,7 @@ impl Inner {
         let Some(found) = index.lookup(key.stored())? else {
             return Err(StorageError::NotFound { key: key.clone() });
         };
-        let (number, entry) = (found.number, found.entry);
+        let entry = &found.entry;
         check(key, options.precondition, entry.lsn)?;
         let resolve = |&range: &Span| resolve_range(key, Some(&range.into()), entry.size);
         let ranges: Vec<Range<u64>> = ranges.iter().map(resolve).collect::<Result<_, _>>()?;
@@ -255,12 +306,12 @@ impl Inner {
         check_total(total(&together))?;
         let mut parts = Vec::with_capacity(together.len());
         for range in together {
-            let part = self.pinned(&index, number, key, entry.clone(), range)?;
+            let part = self.pinned(&index, key, &found, range)?;
             parts.push(Arc::new(part));
         }
         // A hole between two ranges is none that was asked for.
         if options.holes == Holes::Refuse && parts.iter().any(|part| part.has_holes()) {
-            check_written(key, &entry, &ranges)?;
+            check_written(key, entry, &ranges)?;
         }
         Ok(Snapshots {
             parts,
@@ -280,6 +331,7 @@ impl Inner {
         if let Err(error) = check_total(length) {
             return Op::fail(error);
         }
+        let snapshot = Arc::new(snapshot);
         Op::start(async move {
             let bytes = snapshot.read_all().await?;
             Ok(Blob {
@@ -319,7 +371,7 @@ impl Inner {
     ///
     /// # Errors
     /// `NotFound`, `Corruption` of the index.
-    pub fn hold(&self, key: &BinaryKey) -> Result<HeldRecord, StorageError> {
+    pub fn hold(self: &Arc<Self>, key: &BinaryKey) -> Result<HeldRecord, StorageError> {
         self.hold_in(&self.index.read(), key)
     }
 
@@ -327,27 +379,33 @@ impl Inner {
     ///
     /// # Errors
     /// As [`Inner::hold`].
-    pub fn hold_in(&self, index: &Index, key: &BinaryKey) -> Result<HeldRecord, StorageError> {
+    pub fn hold_in(
+        self: &Arc<Self>,
+        index: &Index,
+        key: &BinaryKey,
+    ) -> Result<HeldRecord, StorageError> {
         let Some(found) = index.lookup(key.stored())? else {
             return Err(StorageError::NotFound { key: key.clone() });
         };
-        let Found {
-            holders,
-            number,
-            entry,
-        } = found;
-        let sector = Arc::clone(&self.sectors[number]);
+        let mut records = Vec::with_capacity(found.holders.len());
+        for number in self.by_health(key, &found) {
+            if let Some(entry) = index.entry_of(&found, number, key.stored())? {
+                let sector = Arc::clone(&self.sectors[number]);
+                let pin = sector.pin(std::iter::once(entry.address));
+                records.push((number, entry, pin));
+            }
+        }
         Ok(HeldRecord {
-            holders,
+            inner: Arc::clone(self),
             key: key.clone(),
-            _pin: sector.pin(std::iter::once(entry.address)),
-            sector,
-            entry,
+            holders: found.holders,
+            entry: found.entry,
+            records,
         })
     }
 
     /// See [`BlobStore::stat`](crate::port::BlobStore::stat).
-    pub fn stat(&self, key: &BinaryKey) -> StoreOp<BlobInfo> {
+    pub fn stat(self: &Arc<Self>, key: &BinaryKey) -> StoreOp<BlobInfo> {
         let found = self.check_open().and_then(|()| {
             let index = self.index.read();
             let held = self.hold_in(&index, key)?;
@@ -419,13 +477,14 @@ impl Inner {
 /// The record of one version of a blob, kept readable.
 #[derive(Debug)]
 pub struct HeldRecord {
+    inner: Arc<Inner>,
+    pub key: BinaryKey,
     /// The sectors that have the version.
     pub holders: SectorSet,
-    /// The one whose record it is.
-    pub sector: Arc<Sector>,
-    pub key: BinaryKey,
+    /// As one of them has it.
     pub entry: Entry,
-    _pin: Pin,
+    /// As each of them has it, the one to read first.
+    records: Vec<(usize, Entry, Pin)>,
 }
 
 impl HeldRecord {
@@ -434,17 +493,33 @@ impl HeldRecord {
     /// # Errors
     /// `Io`, `Corruption`.
     pub async fn details(&self) -> Result<Details, StorageError> {
-        read_details(&self.sector, &self.key, &self.entry).await
+        let mut failed = None;
+        for (number, entry, _) in &self.records {
+            let sector = &self.inner.sectors[*number];
+            match read_details(sector, &self.key, entry).await {
+                Ok(details) => return Ok(details),
+                Err(error) if self.records.len() > 1 => {
+                    let (now, version) = (self.inner.now(), entry.lsn);
+                    let marks = &self.inner.marks;
+                    marks.mark(&self.key, *number, version, &(0..0), &error, now);
+                    failed = failed.or(Some(error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(failed.unwrap_or_else(|| StorageError::NotFound {
+            key: self.key.clone(),
+        }))
     }
 
     /// The sectors that a blob goes to which shares the payload of the version.
     ///
     /// # Errors
     /// `Corruption` of the index.
-    pub fn to_share(&self, inner: &Inner) -> Result<SectorSet, StorageError> {
-        let alike = inner.index.read().alike(self.key.stored())?;
+    pub fn to_share(&self) -> Result<SectorSet, StorageError> {
+        let alike = self.inner.index.read().alike(self.key.stored())?;
         let holders = alike.map_or(self.holders, |found| found.holders);
-        Ok(inner.to_change(holders))
+        Ok(self.inner.to_change(holders))
     }
 
     /// The same, as it holds of a copy of the version.
@@ -494,9 +569,36 @@ pub async fn read_details(
 }
 
 impl Snapshot {
+    /// What makes up the bytes, as the replica has them that is read first.
+    fn pieces(&self) -> &[Piece] {
+        let first = self.replicas.first();
+        first.map_or(&[], |replica| replica.pieces.as_slice())
+    }
+
+    /// Where the replicas have payload of it.
+    pub fn payloads(&self) -> impl Iterator<Item = (usize, Payload)> + '_ {
+        self.replicas.iter().flat_map(|replica| {
+            let payloads = replica.pieces.iter().filter_map(|piece| piece.payload);
+            payloads.map(|payload| (replica.number, payload))
+        })
+    }
+
+    /// What is known of the version beside its payload.
+    ///
+    /// # Errors
+    /// `NotFound` if another version is there by now; `Io`, `Corruption`.
+    pub async fn details(&self) -> Result<Details, StorageError> {
+        let held = self.inner.hold(&self.key)?;
+        if held.entry.lsn != self.entry.lsn {
+            let key = self.key.clone();
+            return Err(StorageError::NotFound { key });
+        }
+        held.details().await
+    }
+
     /// Whether some of it was never written.
     fn has_holes(&self) -> bool {
-        self.pieces.iter().any(|piece| piece.payload.is_none())
+        self.pieces().iter().any(|piece| piece.payload.is_none())
     }
 
     fn named(&self, error: StorageError) -> StorageError {
@@ -510,46 +612,89 @@ impl Snapshot {
         }
     }
 
-    /// Device reads for the snapshot's bytes.
-    fn reads(&self) -> impl Iterator<Item = Piece> + '_ {
-        self.pieces.iter().flat_map(cut)
-    }
-
     /// All its bytes.
-    pub async fn read_all(&self) -> Result<Bytes, StorageError> {
+    pub async fn read_all(self: &Arc<Self>) -> Result<Bytes, StorageError> {
         if let [
             Piece {
-                payload: Some(payload),
+                payload: Some(_),
                 range,
             },
-        ] = self.pieces.as_slice()
+        ] = self.pieces()
             && range.end - range.start <= READ_MAX
         {
             return self
-                .sector
-                .read_payload(*payload, range.clone())
-                .await
-                .map_err(|error| self.named(error));
+                .read(self.range.clone(), self.pieces()[0].clone())
+                .await;
         }
         let length = usize::try_from(self.range.end - self.range.start).unwrap_or(usize::MAX);
         let mut whole = Vec::new();
         whole.try_reserve_exact(length).map_err(|_| {
-            self.sector
-                .io_error("allocate", 0, std::io::ErrorKind::OutOfMemory.into())
+            let error = std::io::ErrorKind::OutOfMemory.into();
+            self.inner.sectors[0].io_error("allocate", 0, error)
         })?;
-        let mut ahead: VecDeque<StoreOp<Bytes>> = VecDeque::new();
-        let mut reads = self.reads();
-        loop {
-            while ahead.len() < READ_AHEAD
-                && let Some(piece) = reads.next()
-            {
-                ahead.push_back(start_read(&self.sector, piece));
-            }
-            let Some(read) = ahead.pop_front() else {
-                return Ok(whole.into());
-            };
-            whole.extend_from_slice(&read.await.map_err(|error| self.named(error))?);
+        let mut reader = Reader::new(Arc::clone(self));
+        while let Some(read) = reader.next_op() {
+            whole.extend_from_slice(&read.await?);
         }
+        Ok(whole.into())
+    }
+
+    /// Reads a piece of the first replica, which has the blob's bytes from `at.start` to `at.end`; if that
+    /// can't be, those bytes of another.
+    async fn read(self: &Arc<Self>, at: Range<u64>, piece: Piece) -> Result<Bytes, StorageError> {
+        let Some(first) = self.replicas.first() else {
+            let key = self.key.clone();
+            return Err(StorageError::NotFound { key });
+        };
+        let error = match read_piece(&first.sector, piece).await {
+            Ok(bytes) => {
+                self.inner.marks.went_well(first.number);
+                return Ok(bytes);
+            }
+            Err(error) => error,
+        };
+        self.mark(first, &at, &error);
+        for replica in &self.replicas[1..] {
+            match replica.read(self.range.start, &at).await {
+                Ok(bytes) => {
+                    self.inner.marks.went_well(replica.number);
+                    return Ok(bytes);
+                }
+                Err(error) => self.mark(replica, &at, &error),
+            }
+        }
+        Err(self.named(error))
+    }
+
+    fn mark(&self, replica: &Replica, at: &Range<u64>, error: &StorageError) {
+        // Of one alone there is nothing to mend it by.
+        if self.replicas.len() > 1 {
+            let (number, version, now) = (replica.number, self.entry.lsn, self.inner.now());
+            let marks = &self.inner.marks;
+            marks.mark(&self.key, number, version, at, error, now);
+        }
+    }
+}
+
+impl Replica {
+    /// Some of the bytes that its pieces make up, which begin at `start`.
+    async fn read(&self, start: u64, wanted: &Range<u64>) -> Result<Bytes, StorageError> {
+        let mut bytes = Vec::new();
+        let mut position = start;
+        for piece in &self.pieces {
+            let end = position + (piece.range.end - piece.range.start);
+            let (from, to) = (wanted.start.max(position), wanted.end.min(end));
+            if from < to {
+                let shift = piece.range.start;
+                let part = Piece {
+                    payload: piece.payload,
+                    range: from - position + shift..to - position + shift,
+                };
+                bytes.extend_from_slice(&read_piece(&self.sector, part).await?);
+            }
+            position = end;
+        }
+        Ok(bytes.into())
     }
 }
 
@@ -565,13 +710,15 @@ fn cut(piece: &Piece) -> impl Iterator<Item = Piece> + use<> {
         })
 }
 
-fn start_read(sector: &Arc<Sector>, Piece { payload, range }: Piece) -> StoreOp<Bytes> {
-    let Some(payload) = payload else {
-        let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        return Op::ready(Ok(vec![0; length].into()));
-    };
-    let sector = Arc::clone(sector);
-    Op::start(async move { sector.read_payload(payload, range).await })
+async fn read_piece(sector: &Sector, piece: Piece) -> Result<Bytes, StorageError> {
+    let Piece { payload, range } = piece;
+    match payload {
+        Some(payload) => sector.read_payload(payload, range).await,
+        None => {
+            let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+            Ok(vec![0; length].into())
+        }
+    }
 }
 
 /// Streams a snapshot, some reads ahead of its reader.
@@ -579,12 +726,15 @@ pub struct Reader {
     snapshot: Arc<Snapshot>,
     to_read: VecDeque<Piece>,
     next_piece: usize,
+    /// Where in the blob the next read begins.
+    position: u64,
     ahead: VecDeque<StoreOp<Bytes>>,
 }
 
 impl Reader {
     pub fn new(snapshot: Arc<Snapshot>) -> Self {
         Self {
+            position: snapshot.range.start,
             snapshot,
             to_read: VecDeque::new(),
             next_piece: 0,
@@ -592,30 +742,37 @@ impl Reader {
         }
     }
 
-    /// The next device read, cut from the snapshot's pieces one at a time.
-    fn next_read(&mut self) -> Option<Piece> {
+    /// The next device read, cut from the snapshot's pieces one at a time, and the bytes it is of.
+    fn next_read(&mut self) -> Option<(Range<u64>, Piece)> {
         while self.to_read.is_empty() {
-            let piece = self.snapshot.pieces.get(self.next_piece)?;
+            let piece = self.snapshot.pieces().get(self.next_piece)?;
             self.next_piece += 1;
             self.to_read.extend(cut(piece));
         }
-        self.to_read.pop_front()
+        let piece = self.to_read.pop_front()?;
+        let start = self.position;
+        self.position += piece.range.end - piece.range.start;
+        Some((start..self.position, piece))
+    }
+
+    /// The next of the reads under way.
+    fn next_op(&mut self) -> Option<StoreOp<Bytes>> {
+        while self.ahead.len() < READ_AHEAD
+            && let Some((at, piece)) = self.next_read()
+        {
+            let snapshot = Arc::clone(&self.snapshot);
+            let read = Op::start(async move { snapshot.read(at, piece).await });
+            self.ahead.push_back(read);
+        }
+        self.ahead.pop_front()
     }
 }
 
 impl ReadBlob for Reader {
     fn next(&mut self) -> StoreOp<Option<Bytes>> {
-        while self.ahead.len() < READ_AHEAD {
-            let Some(piece) = self.next_read() else {
-                break;
-            };
-            self.ahead
-                .push_back(start_read(&self.snapshot.sector, piece));
+        match self.next_op() {
+            Some(read) => Op::start(async move { read.await.map(Some) }),
+            None => Op::ready(Ok(None)),
         }
-        let Some(read) = self.ahead.pop_front() else {
-            return Op::ready(Ok(None));
-        };
-        let snapshot = Arc::clone(&self.snapshot);
-        Op::start(async move { read.await.map(Some).map_err(|error| snapshot.named(error)) })
     }
 }

@@ -374,7 +374,7 @@ impl Verifier<'_> {
             });
             self.lacking |= !is_in_log;
             // A blob record that manifests share is counted among the extents.
-            if !part.names(entry.record_lsn()) {
+            if !part.is_extent(&entry) {
                 count(entry.address, entry.record_length(key.stored()));
             }
             if entry.extents.is_some() && dangling.len() < FINDINGS_MAX {

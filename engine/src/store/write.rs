@@ -520,7 +520,7 @@ impl Inner {
             }
             held => held?,
         };
-        let (sectors, expected) = (held.to_share(self)?, held.entry.lsn);
+        let (sectors, expected) = (held.to_share()?, held.entry.lsn);
         let details = held.details_to_copy().await?;
         drop(held);
         let mutation = Mutation::Copy {
@@ -761,16 +761,24 @@ impl Inner {
         Op::start(self.sync((0..self.sectors.len()).collect()))
     }
 
-    /// Makes durable what was submitted to these sectors.
+    /// Makes durable what was submitted to these sectors: in so many of them that no replica which is lost
+    /// was the last.
     pub fn sync(
         self: &Arc<Self>,
         sectors: SectorSet,
     ) -> impl Future<Output = Result<(), StorageError>> + Send + use<> {
         let sync = |number| self.submit(SectorSet::one(number), Work::Sync, true);
         let tickets: Vec<_> = sectors.iter().map(sync).collect();
+        let dispensable = (self.replicas - 1).min(tickets.len().saturating_sub(1));
         async move {
+            let mut failed = 0;
             for ticket in tickets {
-                ticket.await?;
+                if let Err(error) = ticket.await {
+                    failed += 1;
+                    if failed > dispensable {
+                        return Err(error);
+                    }
+                }
             }
             Ok(())
         }
@@ -849,13 +857,7 @@ pub struct Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        let mut index = self.inner.index.write();
-        let lsns = self.hold.end();
-        // Also those that were given up meanwhile.
-        index
-            .sectors
-            .iter_mut()
-            .for_each(|sector| sector.abandon(&lsns));
+        self.inner.index.write().let_go(&self.hold);
     }
 }
 
@@ -972,6 +974,7 @@ impl Incoming {
                 time,
             ),
             hold: Arc::clone(&self.hold),
+            replica_of: None,
         };
         self.buffer.clear();
         // Not durable by itself: the manifest's frame makes durable what comes before it.

@@ -11,7 +11,7 @@ use graviton_format::geometry::{AREA_SIZE, ROOT_SLOT_SIZE};
 use graviton_format::image::{Image, ImageValue};
 use graviton_format::key::StoredKey;
 use graviton_format::record::{
-    ExtentRef, FLAG_MOVED, Manifest, RecordHeader, RecordKind, RecordView,
+    ExtentRef, FLAG_MOVED, FLAG_REPLICA, Manifest, RecordHeader, RecordKind, RecordView,
 };
 use graviton_format::segment::{KIND_CHECKPOINT, KIND_LOG, NONE, SegmentHeader};
 use graviton_format::superblock::Superblock;
@@ -262,9 +262,9 @@ impl<'a> Reader<'a> {
             let rest = bytes.get(offset..used)?;
             let view = RecordView::decode(rest, &self.identity, &self.geometry, place).ok()?;
             let record = rest.get(..usize::try_from(view.length()).ok()?)?;
-            // [F-29]: only a moved record is older than its frame.
+            // [F-29]: only a copy is older than its frame.
             let lsn = view.header.lsn.get();
-            let moved = view.header.flags & FLAG_MOVED != 0;
+            let moved = view.header.flags & (FLAG_MOVED | FLAG_REPLICA) != 0;
             if lsn > frame.lsn.get() || (!moved && lsn <= last) {
                 return None;
             }

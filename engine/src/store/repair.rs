@@ -1,0 +1,458 @@
+//! Repair: blobs that have fewer good replicas than they should get others, made of those that are left.
+//!
+//! A replica is made record by record: payload under the LSN that it has everywhere, then the record that
+//! makes a version of it \[F-65\]. What a sector has already, of this blob or of others that share it, is
+//! read back and left as it is; what does not read back is written anew in the same place of the index. So
+//! a repair that is cut short, or done twice, does no harm, and nothing is taken away before something
+//! better is there.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use graviton_format::record::{ExtentRef, Manifest, RecordKind, RecordView};
+
+use super::commit::{Done, Mutation, Work};
+use super::index::{Entry, Found, Hold};
+use super::inner::Inner;
+use super::read::{Snapshot, read_details};
+use super::record::{self, Details};
+use super::set::SectorSet;
+use super::write::unexpected;
+use crate::log::sector::Payload;
+use crate::port::op::wait_for;
+use crate::port::{BinaryKey, StorageError};
+
+/// Blobs that one step looks at.
+const LOOKED_AT: usize = 256;
+
+/// How far repair is.
+#[derive(Debug, Default)]
+pub struct Repairs {
+    /// The blob that was looked at last.
+    cursor: Option<BinaryKey>,
+    /// Something was mended since it began with the first.
+    has_progress: bool,
+    /// Nothing could be done for any: not before something changes.
+    is_stuck: bool,
+    /// Where a scan of the index goes on.
+    scan: Option<Vec<u8>>,
+    under_way: Option<Repair>,
+}
+
+/// A replica that is being made.
+#[derive(Debug)]
+struct Repair {
+    key: BinaryKey,
+    /// The version, as another sector has it.
+    entry: Entry,
+    /// The sector that gets it.
+    target: usize,
+    /// The replicas that it is made of.
+    snapshot: Arc<Snapshot>,
+    /// Payload that is still to be seen to.
+    to_do: VecDeque<u64>,
+    /// Where it is.
+    payloads: BTreeMap<u64, Vec<(usize, Payload)>>,
+    hold: Arc<Hold>,
+    inner: Arc<Inner>,
+}
+
+impl Drop for Repair {
+    fn drop(&mut self) {
+        self.inner.index.write().let_go(&self.hold);
+    }
+}
+
+/// What is to be done for a blob.
+enum Plan {
+    /// It is as it should be, or gone.
+    Nothing,
+    /// It is not, and nothing can be done.
+    Stuck,
+    Make(Box<Repair>),
+}
+
+/// The front of a record.
+struct Head {
+    kind: RecordKind,
+    key: BinaryKey,
+    meta: Vec<u8>,
+    time: u64,
+}
+
+impl Inner {
+    /// Does one thing for blobs that have too few good replicas. `false` if there is nothing to do, or
+    /// nothing that can be done.
+    pub fn step_repair(self: &Arc<Self>, repairs: &mut Repairs) -> Result<bool, StorageError> {
+        if self.sectors.len() < 2 {
+            return Ok(false);
+        }
+        if let Some(repair) = repairs.under_way.take() {
+            match wait_for(self.go_on(repair)) {
+                Ok(Some(repair)) => repairs.under_way = Some(repair),
+                Ok(None) => repairs.has_progress = true,
+                // The next that is looked at may fare better.
+                Err(error) => self.note(format!("repair: {error}")),
+            }
+            return Ok(true);
+        }
+        if self.marks.take_news() {
+            repairs.is_stuck = false;
+        }
+        if self.marks.take_scan() {
+            repairs.scan = Some(Vec::new());
+        }
+        if let Some(from) = repairs.scan.take() {
+            repairs.scan = self.scan_for_repair(from)?;
+            return Ok(true);
+        }
+        if repairs.is_stuck {
+            return Ok(false);
+        }
+        for _ in 0..LOOKED_AT {
+            let Some(key) = self.marks.next_repair(repairs.cursor.as_ref()) else {
+                let was_behind = repairs.cursor.take().is_some();
+                repairs.is_stuck = !repairs.has_progress;
+                repairs.has_progress = false;
+                return Ok(was_behind && !repairs.is_stuck);
+            };
+            repairs.cursor = Some(key.clone());
+            match self.plan_repair(&key)? {
+                Plan::Nothing => {
+                    self.marks.repaired(&key);
+                    repairs.has_progress = true;
+                }
+                Plan::Stuck => {}
+                Plan::Make(repair) => {
+                    repairs.under_way = Some(*repair);
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Looks through the index, from a stored key on, for blobs that have too few good replicas. Returns
+    /// where to go on.
+    fn scan_for_repair(&self, from: Vec<u8>) -> Result<Option<Vec<u8>>, StorageError> {
+        /// Looked at under one lock.
+        const AT_ONCE: usize = 4096;
+        let index = self.index.read();
+        let writable = self.writable();
+        let wanted = self.replicas.min(writable.len());
+        let (mut seen, mut last) = (0, None);
+        index.scan_replicas(&from, |key, holders| {
+            if holders.within(writable).len() < wanted
+                && let Ok(key) = BinaryKey::of_stored(key)
+            {
+                self.marks.want_repair(&key);
+            }
+            seen += 1;
+            last = Some([key, &[0]].concat());
+            Ok(seen < AT_ONCE)
+        })?;
+        Ok(last.filter(|_| seen == AT_ONCE))
+    }
+
+    fn plan_repair(self: &Arc<Self>, key: &BinaryKey) -> Result<Plan, StorageError> {
+        let mut index = self.index.write();
+        let (Some(all), Some(alike)) = (index.lookup(key.stored())?, index.alike(key.stored())?)
+        else {
+            return Ok(Plan::Nothing);
+        };
+        let version = alike.entry.lsn;
+        let writable = self.writable();
+        let marked: SectorSet = alike
+            .holders
+            .iter()
+            .filter(|&number| self.marks.get(key, number, version).is_some())
+            .collect();
+        let good = alike.holders.within(writable).without(marked);
+        // To be mended where it is: what is damaged, then what was merged otherwise; or a sector more.
+        let in_place = marked.within(writable).first().or(all
+            .holders
+            .without(alike.holders)
+            .within(writable)
+            .first());
+        let target = match in_place {
+            Some(number) => number,
+            None if good.len() >= self.replicas.min(writable.len()) => return Ok(Plan::Nothing),
+            None => match self.sector_for_replica(&index, all.holders, &alike.entry) {
+                Some(number) => number,
+                None => return Ok(Plan::Stuck),
+            },
+        };
+        let holders = alike.holders.without(SectorSet::one(target));
+        let Some(number) = good.within(holders).first().or(holders.first()) else {
+            return Ok(Plan::Stuck);
+        };
+        let Some(entry) = index.entry_in(number, key.stored())? else {
+            return Ok(Plan::Stuck);
+        };
+        let sources = Found {
+            holders,
+            number,
+            entry: entry.clone(),
+        };
+        let size = entry.size;
+        let snapshot = Arc::new(self.pinned(&index, key, &sources, 0..size)?);
+        let mut payloads: BTreeMap<u64, Vec<(usize, Payload)>> = BTreeMap::new();
+        for (number, payload) in snapshot.payloads() {
+            let places = payloads.entry(payload.lsn).or_default();
+            if places.iter().all(|(other, _)| *other != number) {
+                places.push((number, payload));
+            }
+        }
+        // Without the payload that is in its own record: unless others share that there.
+        let part = &mut index.sectors[target];
+        let is_inline = entry.extents.is_none() && !part.names(version);
+        let hold = Hold::new();
+        let to_do = if is_inline {
+            VecDeque::new()
+        } else {
+            payloads.keys().copied().collect()
+        };
+        for &lsn in &to_do {
+            part.hold(lsn, &hold);
+        }
+        Ok(Plan::Make(Box::new(Repair {
+            key: key.clone(),
+            entry,
+            target,
+            snapshot,
+            to_do,
+            payloads,
+            hold,
+            inner: Arc::clone(self),
+        })))
+    }
+
+    /// The sector that a replica more of a version goes to.
+    fn sector_for_replica(
+        &self,
+        index: &super::index::Index,
+        holders: SectorSet,
+        entry: &Entry,
+    ) -> Option<usize> {
+        let others = self.writable().without(holders);
+        let room = |number: usize| self.available(index, number);
+        let best = others.iter().max_by_key(|&number| room(number))?;
+        (room(best) > entry.size).then_some(best)
+    }
+
+    /// Sees to one payload, or, behind the last, to the record. Returns what is left to do.
+    async fn go_on(self: &Arc<Self>, mut repair: Repair) -> Result<Option<Repair>, StorageError> {
+        if let Some(lsn) = repair.to_do.pop_front() {
+            if !self.is_readable(repair.target, lsn).await? {
+                self.copy_payload(&repair, lsn).await?;
+            }
+            return Ok(Some(repair));
+        }
+        if self.is_whole(&repair).await? || self.make_replica(&repair).await? {
+            self.marks.clear(&repair.key, repair.target);
+        }
+        Ok(None)
+    }
+
+    /// Whether the sector has the version as it should, and can read what is in its record.
+    async fn is_whole(&self, repair: &Repair) -> Result<bool, StorageError> {
+        let (key, number) = (&repair.key, repair.target);
+        let sector = &self.sectors[number];
+        let (entry, payload, _pin) = {
+            let index = self.index.read();
+            let Some(entry) = index.entry_in(number, key.stored())? else {
+                return Ok(false);
+            };
+            if entry.lsn != repair.entry.lsn || entry.all_pieces() != repair.entry.all_pieces() {
+                return Ok(false);
+            }
+            let payload = entry.extents.is_none().then(|| Payload {
+                address: entry
+                    .address
+                    .saturating_add(entry.head_length(key.stored())),
+                length: entry.size,
+                lsn: entry.lsn,
+            });
+            let pin = sector.pin(std::iter::once(entry.address));
+            (entry, payload, pin)
+        };
+        if let Some(payload) = payload
+            && sector
+                .read_payload(payload, 0..payload.length)
+                .await
+                .is_err()
+        {
+            return Ok(false);
+        }
+        Ok(read_details(sector, key, &entry).await.is_ok())
+    }
+
+    /// Whether a sector has a payload and can read it.
+    async fn is_readable(&self, number: usize, lsn: u64) -> Result<bool, StorageError> {
+        let sector = &self.sectors[number];
+        let found = {
+            let index = self.index.read();
+            let payload = index.sectors[number].payload_of(lsn);
+            payload.map(|payload| (payload, sector.pin(std::iter::once(payload.address))))
+        };
+        let Some((payload, _pin)) = found else {
+            return Ok(false);
+        };
+        Ok(sector
+            .read_payload(payload, 0..payload.length)
+            .await
+            .is_ok())
+    }
+
+    /// Copies a payload from whichever sector can read it.
+    async fn copy_payload(self: &Arc<Self>, repair: &Repair, lsn: u64) -> Result<(), StorageError> {
+        let (bytes, from) = read_any(self, repair, lsn).await?;
+        let head = match self.head_of(repair.target, lsn).await {
+            Some(head) => Some(head),
+            None => self.head_of(from, lsn).await,
+        };
+        let head = head.filter(|head| head.kind == RecordKind::Blob);
+        let own = match &head {
+            Some(head) => {
+                let index = self.index.read();
+                let own = index.entry_in(repair.target, head.key.stored())?;
+                let part = &index.sectors[repair.target];
+                own.filter(|own| part.is_extent(own))
+            }
+            None => None,
+        };
+        // A blob of its own there: it and whoever shares its payload learn the new place.
+        if let (Some(head), Some(own)) = (head, own)
+            && own.record_lsn() == lsn
+        {
+            let mutation = Mutation::Replica {
+                version: own.lsn,
+                lsn,
+                record: record::encode(RecordKind::Blob, &head.key, &head.meta, &bytes, head.time),
+                kind: RecordKind::Blob,
+                time: head.time,
+                meta_length: narrow(head.meta.len()),
+                payload_length: narrow(bytes.len()),
+                manifest: None,
+                life: None,
+                key: head.key,
+            };
+            return self.submit_replica(repair.target, mutation).await.map(drop);
+        }
+        let time = repair.entry.time;
+        let work = Work::Extent {
+            key: repair.key.clone(),
+            time,
+            payload_length: narrow(bytes.len()),
+            record: record::encode(RecordKind::Extent, &repair.key, &[], &bytes, time),
+            hold: Arc::clone(&repair.hold),
+            replica_of: Some(lsn),
+        };
+        match self
+            .submit(SectorSet::one(repair.target), work, false)
+            .await?
+        {
+            Done::Extent { .. } => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// The front of the record that holds a payload.
+    async fn head_of(&self, number: usize, lsn: u64) -> Option<Head> {
+        let sector = &self.sectors[number];
+        let (range, _pin) = {
+            let index = self.index.read();
+            let range = index.sectors[number].head_of(lsn)?;
+            (range.clone(), sector.pin(std::iter::once(range.start)))
+        };
+        let (buffer, skip) = sector.read(range.clone()).await.ok()?;
+        let (identity, geometry) = (sector.identity(), sector.geometry());
+        let view = RecordView::decode(&buffer[skip..], identity, geometry, range.start).ok()?;
+        let is_it = view.header.lsn.get() == lsn;
+        let key = BinaryKey::of_stored(view.key).ok().filter(|_| is_it)?;
+        Some(Head {
+            kind: view.kind,
+            key,
+            meta: view.meta.to_vec(),
+            time: view.header.time.get(),
+        })
+    }
+
+    /// Makes the version of what is there. `false` if there is another by now.
+    async fn make_replica(self: &Arc<Self>, repair: &Repair) -> Result<bool, StorageError> {
+        let (key, entry) = (&repair.key, &repair.entry);
+        let details = repair.snapshot.details().await?;
+        let details = Details {
+            source: None,
+            life: Some(entry.life()).filter(|life| *life != entry.lsn),
+            ..details
+        };
+        let is_inline =
+            entry.extents.is_none() && !self.index.read().sectors[repair.target].names(entry.lsn);
+        let (payload, manifest) = if is_inline {
+            (repair.snapshot.read_all().await?, None)
+        } else {
+            let pieces: Arc<[ExtentRef]> = entry.all_pieces();
+            let extents = pieces.to_vec();
+            let manifest = Manifest {
+                size: entry.size,
+                extents,
+            };
+            (manifest.encode().into(), Some((entry.size, pieces)))
+        };
+        let kind = match &manifest {
+            Some(_) => RecordKind::Manifest,
+            None => RecordKind::Blob,
+        };
+        let meta = details.encode();
+        let mutation = Mutation::Replica {
+            key: key.clone(),
+            version: entry.lsn,
+            lsn: entry.lsn,
+            record: record::encode(kind, key, &meta, &payload, entry.time),
+            kind,
+            time: entry.time,
+            meta_length: narrow(meta.len()),
+            payload_length: narrow(payload.len()),
+            manifest,
+            life: details.life,
+        };
+        self.submit_replica(repair.target, mutation).await
+    }
+
+    async fn submit_replica(
+        self: &Arc<Self>,
+        target: usize,
+        mutation: Mutation,
+    ) -> Result<bool, StorageError> {
+        let work = Work::Mutations(vec![mutation]);
+        match self.submit(SectorSet::one(target), work, true).await? {
+            Done::Mutations(_) => Ok(true),
+            Done::Changed => Ok(false),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+/// A payload, and the sector that could read it.
+async fn read_any(
+    inner: &Inner,
+    repair: &Repair,
+    lsn: u64,
+) -> Result<(Bytes, usize), StorageError> {
+    let mut failed = None;
+    for (number, payload) in repair.payloads.get(&lsn).into_iter().flatten() {
+        let sector = &inner.sectors[*number];
+        match sector.read_payload(*payload, 0..payload.length).await {
+            Ok(bytes) => return Ok((bytes, *number)),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    let key = repair.key.clone();
+    Err(failed.unwrap_or(StorageError::NotFound { key }))
+}
+
+fn narrow(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,193 @@
+//! Sectors as replicas: random histories on two replicas over three sectors, in the course of which one of
+//! the sectors is damaged or fails. No call fails that a second copy could have answered, nothing is wrong
+//! or stale, and in the end every blob is whole in two sectors again.
+//!
+//! How to run more of it, or one of it again: `graviton_tests::history` and `tests/README.md`.
+
+use std::sync::Arc;
+
+use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Random};
+use graviton_engine::port::BlobStore;
+use graviton_engine::store::Store;
+use graviton_engine::testing::{Difference, Pair, Step, Subject};
+use graviton_tests::all_keys;
+use graviton_tests::history::{Action, Ground, Machine, Plan, Tally, Trials, open, perform};
+
+/// What happens to one sector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    /// Bits of it flip.
+    Rot,
+    /// Some of its blocks can't be read.
+    Unreadable,
+    /// Nothing can be read or written any more.
+    Death,
+    /// A write fails.
+    FailedWrite,
+    /// A sync fails.
+    FailedSync,
+}
+
+const TROUBLES: [Trouble; 5] = [
+    Trouble::Rot,
+    Trouble::Unreadable,
+    Trouble::Death,
+    Trouble::FailedWrite,
+    Trouble::FailedSync,
+];
+
+impl Trouble {
+    fn strike(self, machine: &Machine, sector: usize, random: &mut Random) {
+        let sim = machine.sim();
+        let fault = |kind| Fault {
+            kind,
+            after: 0,
+            times: 1,
+            disk: Some(sector),
+        };
+        // What is needed to open the store is another matter.
+        let segments = graviton_format::geometry::AREA_SIZE;
+        let first = usize::try_from(segments).expect("it is small");
+        let length = 4 << 20;
+        match self {
+            Self::Rot => {
+                for _ in 0..200 {
+                    let bit = u8::try_from(random.below(8)).expect("of eight");
+                    sim.rot(sector, first + random.below(length - 2 * first), bit);
+                }
+            }
+            Self::Unreadable => {
+                for _ in 0..20 {
+                    let start = first + random.below(length - 2 * first);
+                    sim.make_unreadable(sector, start..start + 1 + random.below(40_000));
+                }
+            }
+            Self::Death => sim.set_condition(sector, DiskCondition::Dead),
+            Self::FailedWrite => sim.set_faults(&[fault(FaultKind::Write)]),
+            Self::FailedSync => sim.set_faults(&[fault(FaultKind::Sync)]),
+        }
+    }
+
+    fn end(machine: &Machine, sector: usize) {
+        machine.sim().set_faults(&[]);
+        machine.sim().set_condition(sector, DiskCondition::Well);
+    }
+}
+
+fn settle(store: &Store) -> Result<(), Difference> {
+    for _ in 0..100_000 {
+        // A sector that can't be read keeps compaction from going on there, and nothing else.
+        if let Ok(false) = store.step() {
+            return Ok(());
+        }
+    }
+    Err("maintenance comes to no end".to_owned())
+}
+
+/// Every key lies in two sectors.
+fn check_replicas(store: &Store) -> Result<(), Difference> {
+    let keys = all_keys(store).map_err(|error| format!("list: {error}"))?;
+    for key in keys {
+        let found = store.stat(&key).wait().map_err(|error| error.to_string())?;
+        if found.sectors.len() < 2 {
+            return Err(format!("{key} lies in {:?} alone", found.sectors));
+        }
+    }
+    Ok(())
+}
+
+/// All is right though any one of the sectors can't be read.
+fn compare_without_each(pair: &mut Pair<'_, Machine>) -> Result<(), Difference> {
+    for sector in 0..3 {
+        let sim = pair.subject().sim().clone();
+        sim.set_condition(sector, DiskCondition::Dead);
+        let compared = pair.run(&Step::compare_all());
+        sim.set_condition(sector, DiskCondition::Well);
+        compared.map_err(|what| format!("without sector {sector}: {what}"))?;
+        // What could not be read is read again, and found to be well.
+        settle(&pair.subject().store())?;
+    }
+    Ok(())
+}
+
+fn trouble(
+    ground: &Ground,
+    seed: u64,
+    actions: &[Action],
+    trouble: Trouble,
+) -> Result<Tally, Difference> {
+    let mut machine = Machine::boot(ground.plan.clone(), &ground.image, seed);
+    let store = open(&mut machine)?;
+    let mut pair = Pair::over(&mut machine, Arc::<Store>::clone(&store));
+    pair.adopt(store)?;
+    let mut random = Random::new(seed);
+    let sector = random.below(3);
+    let moment = random.below(actions.len().max(1));
+    for (number, action) in actions.iter().enumerate() {
+        if number == moment {
+            trouble.strike(pair.subject(), sector, &mut random);
+        }
+        let done = perform(&mut pair, action);
+        // Maintenance of a sector that can't be read or written fails, and that is all.
+        if !matches!(action, Action::Step(_)) && number >= moment {
+            continue;
+        }
+        done.map_err(|what| format!("{action:?}: {what}"))?;
+    }
+    pair.run(&Step::compare_all())?;
+    settle(&pair.subject().store())?;
+    pair.run(&Step::compare_all())?;
+    Trouble::end(pair.subject(), sector);
+    if matches!(trouble, Trouble::Rot | Trouble::Unreadable) {
+        // Damage that nobody has met yet is met now.
+        settle(&pair.subject().store())?;
+        return Ok(Tally {
+            histories: 1,
+            actions: actions.len(),
+            images: 0,
+        });
+    }
+    // The sector is opened again, and catches up.
+    let store = pair.release();
+    let store = pair.subject().reopen(store);
+    pair.resume(store);
+    pair.run(&Step::compare_all())?;
+    settle(&pair.subject().store())?;
+    check_replicas(&pair.subject().store())?;
+    compare_without_each(&mut pair)?;
+    Ok(Tally {
+        histories: 1,
+        actions: actions.len(),
+        images: 0,
+    })
+}
+
+fn troubled(what: Trouble) {
+    let trials = Trials::undisturbed(Plan::REPLICAS, 40, 300);
+    trials.run(&|ground, seed, actions| trouble(ground, seed, actions, what));
+}
+
+#[test]
+fn bits_of_a_sector_flip() {
+    troubled(TROUBLES[0]);
+}
+
+#[test]
+fn blocks_of_a_sector_cannot_be_read() {
+    troubled(TROUBLES[1]);
+}
+
+#[test]
+fn a_sector_dies() {
+    troubled(TROUBLES[2]);
+}
+
+#[test]
+fn a_write_of_a_sector_fails() {
+    troubled(TROUBLES[3]);
+}
+
+#[test]
+fn a_sync_of_a_sector_fails() {
+    troubled(TROUBLES[4]);
+}
