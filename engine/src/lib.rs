@@ -5,9 +5,9 @@
 //! io_uring direct I/O; a put that was acknowledged survives power loss; no byte is handed out that
 //! does not verify.
 //!
-//! The floors, each of which knows only those below it: [`store`] (the ports over sectors), `log`
-//! (one sector), [`io`] (disks), [`memory`] (the ports in memory), [`port`] (traits and types), and
-//! `sync` (locks and threads).
+//! The floors, each of which knows only those below it: [`store`] (the ports over sectors), [`policy`]
+//! (decisions), `log` (one sector), [`io`] (disks), [`memory`] (the ports in memory), [`port`] (traits
+//! and types), and `sync` (locks and threads).
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -15,6 +15,7 @@
 pub mod io;
 mod log;
 pub mod memory;
+pub mod policy;
 pub mod port;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]

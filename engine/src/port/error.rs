@@ -1,4 +1,5 @@
-//! [`StorageError`]: everything that can go wrong with a blob, grouped by what a caller can do.
+//! [`StorageError`]: everything that can go wrong with a blob, grouped by what a caller can do; and
+//! [`PolicyError`]: why a policy could not decide.
 
 use std::io;
 use std::ops::Range;
@@ -9,6 +10,7 @@ use std::time::SystemTime;
 use super::blob::ETag;
 use super::key::BinaryKey;
 use super::mutable::UploadId;
+use super::replication::{Reason, Verdict};
 use super::span::{RangeSet, Span};
 
 /// Where on a store something was found or went wrong.
@@ -26,7 +28,7 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// What a caller can do about a [`StorageError`].
+/// What a caller can do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -317,6 +319,66 @@ impl StorageError {
     }
 
     /// Short for [`StorageError::InvalidArgument`].
+    pub(crate) fn invalid(what: impl Into<String>) -> Self {
+        Self::InvalidArgument { what: what.into() }
+    }
+}
+
+/// Why a policy could not decide.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// Fewer sectors can take a copy than are wanted.
+    #[error("{wanted} copies are to be placed, {} of {} sectors can take one", chosen.len(), verdicts.len())]
+    Insufficient {
+        /// How many copies were to be placed.
+        wanted: usize,
+        /// The sectors that can take one, best first.
+        chosen: Vec<u16>,
+        /// Every sector that was looked at, by number.
+        verdicts: Vec<Verdict>,
+    },
+    /// A price must be finite and not negative.
+    #[error("invalid price: {value} for {what}, must be finite and not negative")]
+    InvalidPrice {
+        /// Which part of it: `storage`, `read` or `write`.
+        what: &'static str,
+        /// What was given.
+        value: f64,
+    },
+    /// An argument is out of its range.
+    #[error("invalid argument: {what}")]
+    InvalidArgument {
+        /// Which argument, what it was, and what it may be.
+        what: String,
+    },
+}
+
+impl PolicyError {
+    /// What a caller can do about it. Too few sectors are a lack of space if one of them is full.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Insufficient { verdicts, .. } => {
+                let is_full = |verdict: &Verdict| matches!(verdict.reason, Reason::Full { .. });
+                if verdicts.iter().any(is_full) {
+                    ErrorKind::NoSpace
+                } else {
+                    ErrorKind::Unavailable
+                }
+            }
+            Self::InvalidPrice { .. } | Self::InvalidArgument { .. } => ErrorKind::InvalidInput,
+        }
+    }
+
+    /// Whether the same call may succeed later without anything else being mended: where space is
+    /// lacking, which deletes make.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        self.kind() == ErrorKind::NoSpace
+    }
+
+    /// Short for [`PolicyError::InvalidArgument`].
     pub(crate) fn invalid(what: impl Into<String>) -> Self {
         Self::InvalidArgument { what: what.into() }
     }

@@ -9,6 +9,8 @@ pub mod list;
 pub mod manifest;
 pub mod mutable;
 pub mod op;
+pub mod replication;
+pub mod sector;
 pub mod span;
 pub mod tracker;
 
@@ -18,7 +20,7 @@ pub use blob::{
     Precondition, PutOptions, PutOutcome, ReadBlob, StoreOp, WriteBlob,
 };
 pub use digest::{Digest, DigestAlgorithm, DigestHasher};
-pub use error::{ErrorKind, Place, StorageError};
+pub use error::{ErrorKind, Place, PolicyError, StorageError};
 pub use key::BinaryKey;
 pub use list::{ListEntry, ListPage, ListRequest, ListToken};
 pub use manifest::{
@@ -31,6 +33,10 @@ pub use mutable::{
     PutRangeOptions, SweptUploads, UploadId, UploadInfo, UploadOptions,
 };
 pub use op::Op;
+pub use replication::{
+    Choice, Gain, PartialCopy, Placement, Reason, Rebalance, ReplicationPolicy, Verdict,
+};
+pub use sector::{Labels, Price, SectorFacts, SectorState};
 pub use span::{RangeSet, Span};
 pub use tracker::{
     Completed, Expected, Marked, ObserveRanges, RangeTracker, TrackOptions, TrackerError, TrackerOp,
