@@ -138,7 +138,7 @@ pub enum IoBackend {
 pub enum Command {
     /// Create a store
     #[command(
-        after_help = "Examples:\n  graviton init --sector-size 10GiB\n  graviton --store /srv/blobs init --sectors 2 --sector-size 64GiB"
+        after_help = "Examples:\n  graviton init --sector-size 10GiB\n  graviton --store /srv/blobs init --sectors 3 --replicas 2 --sector-size 64GiB"
     )]
     Init(Geometry),
 

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use comfy_table::{CellAlignment, Table, presets};
 use graviton_engine::store::{
-    Access, CheckpointInfo, Finding, SectorInfo, Space, StoreInfo, VerifyReport,
+    Access, CheckpointInfo, Finding, ReplicationInfo, SectorInfo, Space, StoreInfo, VerifyReport,
 };
 use serde_json::{Value, json};
 
@@ -62,7 +62,7 @@ pub fn info(session: &Session) -> Result<(), Failure> {
     if let Some(notice) = &info.notice {
         field("notice", notice.clone())?;
     }
-    field("replicas", info.replicas.to_string())?;
+    field("replicas", replicas_line(&info.replication))?;
     field("blobs", info.blobs.to_string())?;
     field("logical", output.bytes(info.logical_bytes))?;
     field("LSN", info.lsn.to_string())?;
@@ -198,6 +198,20 @@ pub fn percent(part: u64, whole: u64) -> String {
     format!("{percent}%")
 }
 
+fn replicas_line(replication: &ReplicationInfo) -> String {
+    let mut line = replication.replicas.to_string();
+    if replication.backlog > 0 {
+        line += &format!(", {} to repair", replication.backlog);
+    }
+    if replication.damaged > 0 {
+        line += &format!(", {} damaged", replication.damaged);
+    }
+    if replication.is_scan_due {
+        line += ", perhaps more";
+    }
+    line
+}
+
 /// Everything `info` knows.
 pub fn info_json(info: &StoreInfo) -> Value {
     let sectors: Vec<Value> = info.sectors.iter().map(sector_json).collect();
@@ -212,7 +226,12 @@ pub fn info_json(info: &StoreInfo) -> Value {
         },
         "backend": info.backend,
         "notice": info.notice,
-        "replicas": info.replicas,
+        "replication": {
+            "replicas": info.replication.replicas,
+            "backlog": info.replication.backlog,
+            "scan_due": info.replication.is_scan_due,
+            "damaged": info.replication.damaged,
+        },
         "blobs": info.blobs,
         "logical_bytes": info.logical_bytes,
         "lsn": info.lsn,

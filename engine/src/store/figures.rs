@@ -5,7 +5,7 @@ use graviton_format::geometry::AREA_SIZE;
 use graviton_format::structure::hex;
 
 use super::index::{Index, SectorIndex};
-use super::info::{SectorInfo, SegmentInfo, SegmentState, Space, StoreInfo};
+use super::info::{ReplicationInfo, SectorInfo, SegmentInfo, SegmentState, Space, StoreInfo};
 use super::inner::Inner;
 use crate::log::State;
 
@@ -60,7 +60,12 @@ impl Inner {
             access: self.options.access,
             backend: self.backend.name(),
             notice: self.notice.clone(),
-            replicas: u16::try_from(self.replicas).unwrap_or(u16::MAX),
+            replication: ReplicationInfo {
+                replicas: u16::try_from(self.replicas).unwrap_or(u16::MAX),
+                backlog: self.marks.backlog() as u64,
+                is_scan_due: self.marks.is_scan_due(),
+                damaged: self.marks.len() as u64,
+            },
             blobs,
             logical_bytes,
             lsn,

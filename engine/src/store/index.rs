@@ -996,25 +996,6 @@ impl SectorIndex {
         })
     }
 
-    /// Whether the record of a replica is here already: then it is written anew.
-    fn has_record(&self, applied: &Applied) -> Result<bool, StorageError> {
-        if applied.kind == RecordKind::Extent {
-            return Ok(self.names(applied.lsn));
-        }
-        let Some(Slot::Live(entry)) = self.get(applied.key.stored())? else {
-            return Ok(false);
-        };
-        if let Some((_, pieces)) = &applied.manifest
-            && (entry.changed.is_some() || entry.extents.as_ref() != Some(pieces))
-        {
-            return Ok(false);
-        }
-        Ok(entry.record_lsn() == applied.lsn
-            && entry.meta_length == applied.meta_length
-            && entry.record_payload() == u64::from(applied.payload_length)
-            && self.kind_of_record(&entry) == applied.kind)
-    }
-
     /// Compaction moved a record: whoever names it learns the new place.
     fn relocate(&mut self, applied: &Applied) -> Result<(), StorageError> {
         let key = applied.key.stored();
@@ -1046,6 +1027,25 @@ impl SectorIndex {
             self.add_live(applied.address, applied.length());
         }
         Ok(())
+    }
+
+    /// Whether the record of a replica is here already: then it is written anew.
+    fn has_record(&self, applied: &Applied) -> Result<bool, StorageError> {
+        if applied.kind == RecordKind::Extent {
+            return Ok(self.names(applied.lsn));
+        }
+        let Some(Slot::Live(entry)) = self.get(applied.key.stored())? else {
+            return Ok(false);
+        };
+        if let Some((_, pieces)) = &applied.manifest
+            && (entry.changed.is_some() || entry.extents.as_ref() != Some(pieces))
+        {
+            return Ok(false);
+        }
+        Ok(entry.record_lsn() == applied.lsn
+            && entry.meta_length == applied.meta_length
+            && entry.record_payload() == u64::from(applied.payload_length)
+            && self.kind_of_record(&entry) == applied.kind)
     }
 
     /// A record's payload is an extent from now on.

@@ -22,8 +22,8 @@ pub struct StoreInfo {
     pub backend: &'static str,
     /// Why the backend is not the preferred one.
     pub notice: Option<String>,
-    /// How many sectors are to have each blob.
-    pub replicas: u16,
+    /// How its blobs are spread over its sectors.
+    pub replication: ReplicationInfo,
     /// How many blobs it holds, however many replicas there are of each.
     pub blobs: u64,
     /// Their sizes, summed, in bytes.
@@ -38,6 +38,22 @@ pub struct StoreInfo {
     pub sectors: Vec<SectorInfo>,
     /// What is wrong with it, a line each; empty when it is healthy.
     pub health: Vec<String>,
+}
+
+/// How a store's blobs are spread over its sectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReplicationInfo {
+    /// How many sectors are to have each blob.
+    pub replicas: u16,
+    /// Blobs (and uploads, parts and tracked sets) that are known to have fewer good replicas, or a damaged
+    /// one: repair is on its way, unless there is no sector for it.
+    pub backlog: u64,
+    /// Whether there may be others: the index has not been looked through since a sector failed, or since
+    /// the store was opened and some were found.
+    pub is_scan_due: bool,
+    /// Replicas that could not be read, and have neither been read nor written anew since.
+    pub damaged: u64,
 }
 
 /// Where a sector's bytes are: `total = metadata + live + garbage + free`.

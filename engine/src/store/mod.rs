@@ -40,8 +40,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use info::{
-    CheckpointInfo, CompactReport, Finding, SectorInfo, SegmentInfo, SegmentState, Space,
-    StoreInfo, VerifyProgress, VerifyReport,
+    CheckpointInfo, CompactReport, Finding, ReplicationInfo, SectorInfo, SegmentInfo, SegmentState,
+    Space, StoreInfo, VerifyProgress, VerifyReport,
 };
 pub use options::{Access, CreateOptions, GIB, KIB, MIB, OpenOptions};
 pub use read::GET_MAX;
