@@ -48,6 +48,16 @@ fn over_three_sectors() {
 }
 
 #[test]
+fn over_two_replicas_in_three_sectors() {
+    if let Some(io) = io(BackendChoice::Auto) {
+        all(&mut StoreSubject::new(CreateOptions {
+            replicas: 2,
+            ..create_options(&io, 3, 64 << 20)
+        }));
+    }
+}
+
+#[test]
 fn with_blocks_of_4096_bytes() {
     let Some(io) = io(BackendChoice::Auto) else {
         return;
@@ -96,15 +106,12 @@ fn random_histories_agree_with_the_model() {
     for backend in [BackendChoice::Uring, BackendChoice::Syscall] {
         let Some(io) = io(backend) else { continue };
         for seed in 0..seeds() {
-            check_against_model(
-                &mut StoreSubject::new(create_options(
-                    &io,
-                    1 + u16::try_from(seed % 3).expect("small"),
-                    96 << 20,
-                )),
-                seed,
-                200,
-            );
+            let sectors = 1 + u16::try_from(seed % 3).expect("small");
+            let options = CreateOptions {
+                replicas: sectors.div_ceil(2),
+                ..create_options(&io, sectors, 96 << 20)
+            };
+            check_against_model(&mut StoreSubject::new(options), seed, 200);
         }
     }
 }

@@ -87,6 +87,7 @@ pub fn image(sectors: u16, fill: impl Fn(&Store) + Send + Sync + 'static) -> Ima
         let sim = Sim::new(BLOCK, 1);
         let options = CreateOptions {
             sectors,
+            replicas: 1,
             sector_size: 4 * MIB,
             segment_size: Some(64 * KIB),
             block_size: Some(BLOCK),
