@@ -1,15 +1,16 @@
 //! Several sectors: what is done to one key in different sectors keeps its order, and copies keep
 //! their payload whatever becomes of their source elsewhere.
 
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use bytes::Bytes;
 use graviton_engine::io::sim::{Fault, FaultKind, Loss, Sim};
+use graviton_engine::policy::RackAware;
 use graviton_engine::port::{
-    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, Durability, GetOptions,
-    MutableObjectStore, PutOptions, PutRangeOptions, Span, StorageError,
+    Batch, BinaryKey, BlobStore, CopyOptions, DeleteOptions, Durability, GetOptions, Labels,
+    MutableObjectStore, PutOptions, PutRangeOptions, ReplicationPolicy, Span, StorageError,
 };
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::payload;
@@ -426,4 +427,47 @@ fn a_dropped_put_is_not_late() {
         stop.store(true, Ordering::Relaxed);
         outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
+}
+
+/// Replicas go where the policy says, by labels that outlive the store.
+#[test]
+fn replicas_go_where_the_policy_says() {
+    let sim = Sim::new(512, 1);
+    sim.record(false);
+    let policy: Arc<dyn ReplicationPolicy> = Arc::new(RackAware::default());
+    let options = CreateOptions {
+        sectors: 4,
+        replicas: 2,
+        sector_size: 8 * MIB,
+        open: OpenOptions {
+            background: false,
+            replication: Some(policy),
+            ..OpenOptions::default()
+        },
+        ..CreateOptions::default()
+    };
+    let store = Store::create_on(sim.backend(), "/store", options.clone()).expect("it is made");
+    let racks = ["left", "left", "left", "right"];
+    for (number, rack) in (0..).zip(racks) {
+        let labels = Labels {
+            rack: Some(rack.to_owned()),
+            ..Labels::default()
+        };
+        store.relabel(number, labels).expect("it is written");
+    }
+    let no_such = store.relabel(4, Labels::default());
+    assert!(matches!(no_such, Err(StorageError::InvalidArgument { .. })));
+    store.close().expect("it closes");
+    drop(store);
+    let store = Store::open_on(sim.backend(), "/store", options.open).expect("it opens");
+    let said = store.info().sectors.into_iter();
+    let said: Vec<Option<String>> = said.map(|sector| sector.labels.rack).collect();
+    assert_eq!(said, racks.map(|rack| Some(rack.to_owned())));
+    for number in 0..20 {
+        let name = format!("blob {number}");
+        put(&store, &name, 10_000 + 20_000 * number);
+        let sectors = store.stat(&key(&name)).wait().expect("it is there").sectors;
+        assert_eq!(sectors.len(), 2, "{name}");
+        assert_eq!(sectors[1], 3, "{name}: the only sector of its rack");
+    }
 }

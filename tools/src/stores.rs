@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use comfy_table::{CellAlignment, Table, presets};
+use graviton_engine::port::Labels;
 use graviton_engine::store::{
     Access, CheckpointInfo, Finding, ReplicationInfo, SectorInfo, Space, StoreInfo, VerifyReport,
 };
@@ -74,6 +75,9 @@ pub fn info(session: &Session) -> Result<(), Failure> {
     for sector in &info.sectors {
         output.line(sector_line(output, sector))?;
         output.line(format!("  file        {}", sector.path.display()))?;
+        if let Some(labels) = labels_line(&sector.labels) {
+            output.line(format!("  labels      {labels}"))?;
+        }
         let checkpoint = match &sector.checkpoint {
             Some(checkpoint) => checkpoint_text(output, checkpoint),
             None => "none yet".to_owned(),
@@ -196,6 +200,18 @@ pub fn percent(part: u64, whole: u64) -> String {
         return "<1%".to_owned();
     }
     format!("{percent}%")
+}
+
+/// What is said of a sector, if anything is.
+fn labels_line(labels: &Labels) -> Option<String> {
+    let rack = labels.rack.iter().map(|rack| format!("rack {rack}"));
+    let tier = labels.tier.iter().map(|tier| format!("tier {tier}"));
+    let price = labels.price.iter().map(|price| {
+        let (storage, read, write) = (price.storage(), price.read(), price.write());
+        format!("price {storage} to store, {read} to read, {write} to write")
+    });
+    let all: Vec<String> = rack.chain(tier).chain(price).collect();
+    (!all.is_empty()).then(|| all.join(", "))
 }
 
 fn replicas_line(replication: &ReplicationInfo) -> String {

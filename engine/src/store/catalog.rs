@@ -9,7 +9,7 @@ use graviton_format::structure::hex;
 use serde::{Deserialize, Serialize};
 
 use crate::io::Backend;
-use crate::port::StorageError;
+use crate::port::{Labels, PolicyError, Price, StorageError};
 
 /// Its name in the store's directory.
 pub const FILE: &str = "graviton.toml";
@@ -24,7 +24,7 @@ const LENGTH_MAX: usize = 1 << 20;
 pub const SECTORS_MAX: usize = 64;
 
 /// What the store file says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Catalog {
     /// Version of the format of the sectors.
@@ -40,13 +40,59 @@ pub struct Catalog {
 }
 
 /// One sector of the store file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CatalogSector {
     /// Its file or block device; relative to the store's directory.
     pub file: PathBuf,
     /// Its id, 16 hex digits.
     pub id: String,
+    /// What fails together with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rack: Option<String>,
+    /// What kind of storage it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tier: Option<String>,
+    /// What it costs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    price: Option<CatalogPrice>,
+}
+
+/// What a sector costs: see [`Price`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CatalogPrice {
+    storage: f64,
+    read: f64,
+    write: f64,
+}
+
+impl CatalogSector {
+    /// What its operator says of it.
+    ///
+    /// # Errors
+    /// What is wrong with that.
+    pub fn labels(&self) -> Result<Labels, PolicyError> {
+        let price = |price: CatalogPrice| Price::new(price.storage, price.read, price.write);
+        let labels = Labels {
+            rack: self.rack.clone(),
+            tier: self.tier.clone(),
+            price: self.price.map(price).transpose()?,
+        };
+        labels.check()?;
+        Ok(labels)
+    }
+
+    /// Says it anew.
+    pub fn set_labels(&mut self, labels: &Labels) {
+        self.rack.clone_from(&labels.rack);
+        self.tier.clone_from(&labels.tier);
+        self.price = labels.price.map(|price| CatalogPrice {
+            storage: price.storage(),
+            read: price.read(),
+            write: price.write(),
+        });
+    }
 }
 
 fn one() -> u16 {
@@ -133,6 +179,9 @@ impl Catalog {
         let sector = |(file, id): &(PathBuf, u64)| CatalogSector {
             file: file.clone(),
             id: format!("{id:016x}"),
+            rack: None,
+            tier: None,
+            price: None,
         };
         Self {
             format_version: FORMAT_VERSION,
@@ -191,7 +240,17 @@ impl Catalog {
                 catalog.replicas
             )));
         }
+        for sector in &catalog.sectors {
+            let labels = sector.labels();
+            labels.map_err(|error| invalid(format!("{}: {error}", sector.file.display())))?;
+        }
         Ok(catalog)
+    }
+
+    /// What the operator says of the sectors, by number.
+    pub fn labels(&self) -> Vec<Labels> {
+        let labels = |sector: &CatalogSector| sector.labels().unwrap_or_default();
+        self.sectors.iter().map(labels).collect()
     }
 
     /// Writes the store file, atomically and durably.

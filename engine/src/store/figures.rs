@@ -35,6 +35,8 @@ impl Inner {
                 number: sector.number(),
                 sector_id: format!("{:016x}", sector.identity().sector_id),
                 path: sector.path().to_owned(),
+                state: self.state(number),
+                labels: self.labels.read()[number].clone(),
                 direct: sector.disk().info().direct,
                 block_size: sector.geometry().block_size,
                 segment_size: sector.geometry().segment_size,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::options::Access;
-use crate::port::{BinaryKey, Place};
+use crate::port::{BinaryKey, Labels, Place, SectorState};
 
 /// A store's figures at one moment.
 #[derive(Debug, Clone)]
@@ -99,6 +99,10 @@ pub struct SectorInfo {
     pub sector_id: String,
     /// Its file.
     pub path: PathBuf,
+    /// What it can be used for.
+    pub state: SectorState,
+    /// What its operator says of it.
+    pub labels: Labels,
     /// Whether its I/O bypasses the page cache.
     pub direct: bool,
     /// Alignment of its writes in bytes.

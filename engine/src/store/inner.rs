@@ -30,7 +30,10 @@ use crate::log::replay::{LoggedFrame, LoggedRecord};
 use crate::log::sector::is_failed_read;
 use crate::log::{Replay, Sector, Segments, State};
 use crate::port::op::{Driver, Signal, wait_for};
-use crate::port::{BinaryKey, ErrorKind, StorageError};
+use crate::port::{
+    BinaryKey, ErrorKind, Labels, Placement, PolicyError, ReplicationPolicy, SectorFacts,
+    SectorState, StorageError,
+};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::channel::Sender;
 use crate::sync::{Mutex, RwLock};
@@ -55,6 +58,10 @@ pub struct Inner {
     pub sectors: Vec<Arc<Sector>>,
     /// How many sectors are to have each blob.
     pub replicas: usize,
+    /// The store file.
+    catalog: Mutex<Catalog>,
+    /// What the operator says of the sectors, by number.
+    pub labels: RwLock<Vec<Labels>>,
     pub index: RwLock<Index>,
     pub commits: Mutex<Commits>,
     /// The checkpoints that are kept, by sector.
@@ -186,7 +193,7 @@ struct Parts {
     backend: Arc<dyn Backend>,
     notice: Option<String>,
     sectors: Vec<Arc<Sector>>,
-    replicas: usize,
+    catalog: Catalog,
     lock: Option<Box<dyn Lock>>,
     health: Vec<String>,
     damage: Vec<StorageError>,
@@ -384,7 +391,7 @@ impl Inner {
             backend,
             notice,
             sectors,
-            replicas: usize::from(options.replicas),
+            catalog: Catalog::new(&store_id, options.replicas, &named),
             lock,
             health: Vec::new(),
             damage: Vec::new(),
@@ -393,7 +400,7 @@ impl Inner {
         // Two, so that from the beginning damage to one leaves another.
         inner.checkpoint_all()?;
         inner.checkpoint_all()?;
-        Catalog::new(&store_id, options.replicas, &named).write(inner.backend.as_ref(), path)?;
+        inner.catalog.lock().write(inner.backend.as_ref(), path)?;
         Ok(inner)
     }
 
@@ -501,7 +508,7 @@ impl Inner {
             backend,
             notice,
             sectors,
-            replicas: catalog.replicas.into(),
+            catalog: catalog.clone(),
             lock,
             health,
             damage,
@@ -527,7 +534,7 @@ impl Inner {
             backend,
             notice,
             sectors,
-            replicas,
+            catalog,
             lock,
             health,
             damage,
@@ -553,7 +560,9 @@ impl Inner {
                 notice,
                 sources: (0..sectors.len()).map(source).collect(),
                 sectors,
-                replicas,
+                replicas: catalog.replicas.into(),
+                labels: RwLock::new(catalog.labels()),
+                catalog: Mutex::new(catalog),
                 commits: Mutex::new(Commits::new(&tails, newest, skip)),
                 kept: Mutex::new(kept),
                 maintenance: Mutex::default(),
@@ -691,18 +700,101 @@ impl Inner {
         if writable.is_empty() {
             return Ok(SectorSet::one(holders.first().unwrap_or(0)));
         }
-        let mut candidates: Vec<_> = writable
-            .iter()
-            .map(|number| {
-                let room = room(number);
-                (holders.contains(number) && room >= needed, room, number)
-            })
-            .collect();
-        candidates.sort_unstable_by_key(|&(holds, room, number)| {
-            std::cmp::Reverse((holds, room, std::cmp::Reverse(number)))
-        });
-        let chosen = candidates.into_iter().take(self.replicas);
-        Ok(chosen.map(|(.., number)| number).collect())
+        let by_room = |sectors: SectorSet, most: usize| -> SectorSet {
+            let mut sectors: Vec<usize> = sectors.iter().collect();
+            sectors.sort_by_key(|&number| std::cmp::Reverse(room(number)));
+            sectors.into_iter().take(most).collect()
+        };
+        let stays = holders.within(writable);
+        let stays = stays.iter().filter(|&number| room(number) >= needed);
+        let stays = by_room(stays.collect(), self.replicas);
+        let more = self.replicas - stays.len();
+        let chosen = match &self.options.replication {
+            Some(policy) if more > 0 => self.choose(&**policy, key, stays, needed, &room)?,
+            _ => by_room(writable.without(stays), more),
+        };
+        let sectors = stays.and(chosen);
+        // Where there is no room, it says so.
+        Ok(match sectors.is_empty() {
+            true => by_room(writable, 1),
+            false => sectors,
+        })
+    }
+
+    /// The sectors that the policy chooses for replicas of a blob beside those in `holders`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the policy can't choose at all.
+    pub fn choose(
+        &self,
+        policy: &dyn ReplicationPolicy,
+        key: &BinaryKey,
+        holders: SectorSet,
+        needed: u64,
+        room: &dyn Fn(usize) -> u64,
+    ) -> Result<SectorSet, StorageError> {
+        let numbers = |sectors: SectorSet| -> Vec<u16> {
+            let numbers = sectors.iter();
+            numbers
+                .filter_map(|number| u16::try_from(number).ok())
+                .collect()
+        };
+        let labels = self.labels.read();
+        let facts = |(number, sector): (usize, &Arc<Sector>)| SectorFacts {
+            number: sector.number(),
+            labels: labels[number].clone(),
+            state: self.state(number),
+            capacity: sector.geometry().sector_size(),
+            free: room(number),
+        };
+        let facts: Vec<SectorFacts> = self.sectors.iter().enumerate().map(facts).collect();
+        let (seed, _) = self.store_id.split_at(8);
+        let placement = Placement {
+            key,
+            copies: u8::try_from(self.replicas).unwrap_or(u8::MAX),
+            holders: &numbers(holders),
+            sectors: &facts,
+            needed,
+            seed: u64::from_le_bytes(seed.try_into().unwrap_or_default()),
+        };
+        let chosen = match policy.select_targets(&placement) {
+            Ok(choice) => choice.chosen,
+            // So many as there are.
+            Err(PolicyError::Insufficient { chosen, .. }) => chosen,
+            Err(error) => {
+                let what = format!("the policy of replication: {error}");
+                return Err(StorageError::invalid(what));
+            }
+        };
+        let chosen: SectorSet = chosen.into_iter().map(usize::from).collect();
+        // Whatever a policy says.
+        Ok(chosen.within(self.writable()))
+    }
+
+    /// What a sector can be used for.
+    pub fn state(&self, number: usize) -> SectorState {
+        match self.sectors[number].poisoned() {
+            Some(_) => SectorState::Failed,
+            None => SectorState::Active,
+        }
+    }
+
+    /// See [`Store::relabel`](super::Store::relabel).
+    pub fn relabel(&self, number: u16, labels: Labels) -> Result<(), StorageError> {
+        self.check_writable()?;
+        let checked = labels.check();
+        checked.map_err(|error| StorageError::invalid(error.to_string()))?;
+        let mut catalog = self.catalog.lock();
+        let mut new = catalog.clone();
+        let count = new.sectors.len();
+        let sector = new.sectors.get_mut(usize::from(number)).ok_or_else(|| {
+            StorageError::invalid(format!("sector {number}, the store has {count}"))
+        })?;
+        sector.set_labels(&labels);
+        new.write(self.backend.as_ref(), &self.path)?;
+        *catalog = new;
+        self.labels.write()[usize::from(number)] = labels;
+        Ok(())
     }
 
     /// The sectors that a change of a blob goes to: all that have it and take records.

@@ -51,9 +51,9 @@ use crate::port::blob::BatchItemOutcome;
 use crate::port::{
     Batch, BatchItem, BinaryKey, Blob, BlobInfo, BlobRanges, BlobReader, BlobStore, BlobWriter,
     CompleteOptions, CopyOptions, DeleteOptions, DeleteOutcome, ETag, GetOptions, GetRangesOptions,
-    ListPage, ListRequest, ManifestStore, MutableObjectStore, Op, PartInfo, PutOptions, PutOutcome,
-    PutRangeOptions, RangeTracker, Span, StorageError, StoreOp, SweptUploads, UploadId, UploadInfo,
-    UploadOptions,
+    Labels, ListPage, ListRequest, ManifestStore, MutableObjectStore, Op, PartInfo, PutOptions,
+    PutOutcome, PutRangeOptions, RangeTracker, Span, StorageError, StoreOp, SweptUploads, UploadId,
+    UploadInfo, UploadOptions,
 };
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, channel};
@@ -176,6 +176,16 @@ impl Store {
             inner,
             maintenance: Mutex::new(maintenance),
         })
+    }
+
+    /// Says anew what fails together with a sector, what kind of storage it is and what it costs: what
+    /// policies of replication go by. It holds from the next put on, and is written to the store file.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `InvalidArgument` if there is no such sector, or a name is empty, too long or has
+    /// control characters; `File`.
+    pub fn relabel(&self, sector: u16, labels: Labels) -> Result<(), StorageError> {
+        self.inner.relabel(sector, labels)
     }
 
     /// Closes the store: waits for what was submitted, leaves a note of what is durable (a

@@ -1,8 +1,10 @@
 //! How a store is created and opened.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::io::IoOptions;
+use crate::port::ReplicationPolicy;
 use crate::port::blob::ATTRIBUTES_MAX_LEN;
 use crate::port::tracker::FRAGMENTS_MAX;
 
@@ -73,6 +75,9 @@ pub struct OpenOptions {
     /// `false`, [`Store::step`](super::Store::step) does it, or a thread that blocks on a put which
     /// waits for room; a put that is awaited waits until one of them does.
     pub background: bool,
+    /// Decides which sectors the replicas of a blob go to; `None`: to where it lies already, then to those
+    /// with most room. It is asked for every put.
+    pub replication: Option<Arc<dyn ReplicationPolicy>>,
     /// Log bytes after which a checkpoint is taken: what recovery must replay, at most about
     /// twice this. `None`: 256 MiB, or less in a small sector.
     pub checkpoint_interval: Option<u64>,
@@ -100,6 +105,7 @@ impl Default for OpenOptions {
             access: Access::default(),
             io: IoOptions::default(),
             background: true,
+            replication: None,
             checkpoint_interval: None,
             reader_patience: Duration::from_secs(1),
             max_fragments: FRAGMENTS_MAX,

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use graviton_format::record::{ExtentRef, Manifest, RecordKind, RecordView};
 
 use super::commit::{Done, Mutation, Work};
-use super::index::{Entry, Found, Hold};
+use super::index::{Entry, Found, Hold, Index};
 use super::inner::Inner;
 use super::read::{Snapshot, read_details};
 use super::record::{self, Details};
@@ -178,7 +178,7 @@ impl Inner {
         let target = match in_place {
             Some(number) => number,
             None if good.len() >= self.replicas.min(writable.len()) => return Ok(Plan::Nothing),
-            None => match self.sector_for_replica(&index, all.holders, &alike.entry) {
+            None => match self.sector_for_replica(&index, key, all.holders, &alike.entry)? {
                 Some(number) => number,
                 None => return Ok(Plan::Stuck),
             },
@@ -231,14 +231,19 @@ impl Inner {
     /// The sector that a replica more of a version goes to.
     fn sector_for_replica(
         &self,
-        index: &super::index::Index,
+        index: &Index,
+        key: &BinaryKey,
         holders: SectorSet,
         entry: &Entry,
-    ) -> Option<usize> {
-        let others = self.writable().without(holders);
+    ) -> Result<Option<usize>, StorageError> {
         let room = |number: usize| self.available(index, number);
-        let best = others.iter().max_by_key(|&number| room(number))?;
-        (room(best) > entry.size).then_some(best)
+        if let Some(policy) = &self.options.replication {
+            let chosen = self.choose(&**policy, key, holders, entry.size, &room)?;
+            return Ok(chosen.without(holders).first());
+        }
+        let others = self.writable().without(holders);
+        let best = others.iter().max_by_key(|&number| room(number));
+        Ok(best.filter(|&number| room(number) > entry.size))
     }
 
     /// Sees to one payload, or, behind the last, to the record. Returns what is left to do.
