@@ -41,13 +41,6 @@ fn over_buffered_system_calls() {
 }
 
 #[test]
-fn over_three_sectors() {
-    if let Some(io) = io(BackendChoice::Auto) {
-        contract(create_options(&io, 3, 64 << 20));
-    }
-}
-
-#[test]
 fn over_two_replicas_in_three_sectors() {
     if let Some(io) = io(BackendChoice::Auto) {
         all(&mut StoreSubject::new(CreateOptions {

@@ -27,12 +27,12 @@ fn on_blocks_of_4096_bytes() {
 
 #[test]
 fn on_three_sectors() {
-    histories(Plan::THREE_SECTORS, 3000);
+    histories(Plan::THREE_SECTORS, 2000);
 }
 
 #[test]
 fn on_two_replicas_over_three_sectors() {
-    histories(Plan::REPLICAS, 3000);
+    histories(Plan::REPLICAS, 2000);
 }
 
 #[test]

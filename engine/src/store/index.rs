@@ -852,7 +852,9 @@ impl SectorIndex {
             // Copies may still share the payload of the record.
             None if self.is_extent(entry) => self.release_extent(entry.lsn),
             // In a replay, the record of a copy may follow.
-            None if self.replaying && entry.size > 0 => self.name_payload(key, entry, 0),
+            None if self.replaying && entry.size > 0 && !self.names(entry.lsn) => {
+                self.name_payload(key, entry, 0);
+            }
             None => self.remove_live(entry.address, entry.record_length(key.stored())),
             Some(extents) => {
                 // The record of a blob that was changed is an extent as well.
