@@ -8,17 +8,21 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::topology::{Rack, Racks};
 use crate::port::{
-    BinaryKey, Choice, Gain, PartialCopy, Placement, PolicyError, Reason, Rebalance, SectorFacts,
-    SectorState, Verdict,
+    BinaryKey, Choice, Gain, PartialCopy, Placement, PolicyError, Reason, Rebalance,
+    ReplicationPolicy, SectorFacts, SectorState, Verdict,
 };
 
 /// What one policy goes by.
-pub(super) trait Preference {
+pub(super) trait Preference: Send + Sync + fmt::Debug {
+    /// Its name.
+    const NAME: &'static str;
+
     /// Which rack a sector is in.
     fn rack<'a>(&'a self, sector: &'a SectorFacts) -> Rack<'a>;
 
@@ -26,7 +30,9 @@ pub(super) trait Preference {
     fn crowding(&self, copies: usize, racks: usize) -> usize;
 
     /// What a copy costs in a sector, finite and not negative; `None` is dearer than all.
-    fn cost(&self, sector: &SectorFacts) -> Option<f64>;
+    fn cost(&self, _sector: &SectorFacts) -> Option<f64> {
+        Some(0.0)
+    }
 
     /// Which comes first of sectors of the same rank: the lower.
     fn order(&self, sector: &SectorFacts, request: &Placement<'_>) -> (u64, u64);
@@ -35,7 +41,31 @@ pub(super) trait Preference {
     fn chosen(&self, sector: &SectorFacts, copies: usize, racks: usize) -> Reason;
 
     /// Why `sector` came after `chosen`, of the same rank.
-    fn passed_over(&self, sector: &SectorFacts, chosen: &SectorFacts) -> Reason;
+    fn passed_over(&self, _sector: &SectorFacts, _chosen: &SectorFacts) -> Reason {
+        Reason::NotDrawn
+    }
+}
+
+impl<P: Preference> ReplicationPolicy for P {
+    fn name(&self) -> &'static str {
+        P::NAME
+    }
+
+    fn select_targets(&self, request: &Placement<'_>) -> Result<Choice, PolicyError> {
+        select_targets(self, request)
+    }
+
+    fn select_repair_targets(
+        &self,
+        request: &Placement<'_>,
+        partial: &[PartialCopy],
+    ) -> Result<Choice, PolicyError> {
+        select_repair_targets(self, request, partial)
+    }
+
+    fn needs_rebalance(&self, request: &Placement<'_>) -> Result<Option<Rebalance>, PolicyError> {
+        needs_rebalance(self, request)
+    }
 }
 
 /// How good a place is: the lower, the better.
@@ -362,7 +392,7 @@ fn distinct(sectors: &[SectorFacts]) -> Result<Vec<&SectorFacts>, PolicyError> {
 }
 
 /// See [`ReplicationPolicy::select_targets`](crate::port::ReplicationPolicy::select_targets).
-pub(super) fn select_targets(
+fn select_targets(
     policy: &impl Preference,
     request: &Placement<'_>,
 ) -> Result<Choice, PolicyError> {
@@ -371,7 +401,7 @@ pub(super) fn select_targets(
 
 /// See
 /// [`ReplicationPolicy::select_repair_targets`](crate::port::ReplicationPolicy::select_repair_targets).
-pub(super) fn select_repair_targets(
+fn select_repair_targets(
     policy: &impl Preference,
     request: &Placement<'_>,
     partial: &[PartialCopy],
@@ -380,7 +410,7 @@ pub(super) fn select_repair_targets(
 }
 
 /// See [`ReplicationPolicy::needs_rebalance`](crate::port::ReplicationPolicy::needs_rebalance).
-pub(super) fn needs_rebalance(
+fn needs_rebalance(
     policy: &impl Preference,
     request: &Placement<'_>,
 ) -> Result<Option<Rebalance>, PolicyError> {

@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 
 use super::choose::{self, Preference};
 use super::topology::{Rack, Topology};
-use crate::port::{
-    Choice, PartialCopy, Placement, PolicyError, Price, Reason, Rebalance, ReplicationPolicy,
-    SectorFacts,
-};
+use crate::port::{Placement, PolicyError, Price, Reason, SectorFacts};
 
 /// How often a stored byte is expected to be read and written, per month. The default: read once,
 /// written once.
@@ -97,6 +94,8 @@ impl CostOptimized {
 }
 
 impl Preference for CostOptimized {
+    const NAME: &'static str = "cost_optimized";
+
     fn rack<'a>(&'a self, sector: &'a SectorFacts) -> Rack<'a> {
         self.topology.rack(sector)
     }
@@ -136,32 +135,11 @@ impl Preference for CostOptimized {
     }
 }
 
-impl ReplicationPolicy for CostOptimized {
-    fn name(&self) -> &'static str {
-        "cost_optimized"
-    }
-
-    fn select_targets(&self, request: &Placement<'_>) -> Result<Choice, PolicyError> {
-        choose::select_targets(self, request)
-    }
-
-    fn select_repair_targets(
-        &self,
-        request: &Placement<'_>,
-        partial: &[PartialCopy],
-    ) -> Result<Choice, PolicyError> {
-        choose::select_repair_targets(self, request, partial)
-    }
-
-    fn needs_rebalance(&self, request: &Placement<'_>) -> Result<Option<Rebalance>, PolicyError> {
-        choose::needs_rebalance(self, request)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::tests::{Case, key, reason, sector};
     use super::*;
+    use crate::port::ReplicationPolicy;
 
     fn price(storage: f64, read: f64, write: f64) -> Price {
         Price::new(storage, read, write).unwrap()

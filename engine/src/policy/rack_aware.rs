@@ -2,9 +2,7 @@
 
 use super::choose::{self, Preference};
 use super::topology::{Rack, Topology};
-use crate::port::{
-    Choice, PartialCopy, Placement, PolicyError, Reason, Rebalance, ReplicationPolicy, SectorFacts,
-};
+use crate::port::{Placement, Reason, SectorFacts};
 
 /// Spreads copies over racks as evenly as they allow: no rack gets a second copy while one that can
 /// take a copy has none, nor a third while one has a single copy. So the numbers of copies in racks
@@ -24,6 +22,8 @@ impl RackAware {
 }
 
 impl Preference for RackAware {
+    const NAME: &'static str = "rack_aware";
+
     fn rack<'a>(&'a self, sector: &'a SectorFacts) -> Rack<'a> {
         self.topology.rack(sector)
     }
@@ -32,42 +32,12 @@ impl Preference for RackAware {
         copies
     }
 
-    fn cost(&self, _sector: &SectorFacts) -> Option<f64> {
-        Some(0.0)
-    }
-
     fn order(&self, sector: &SectorFacts, request: &Placement<'_>) -> (u64, u64) {
         (choose::draw(sector, request), 0)
     }
 
     fn chosen(&self, _sector: &SectorFacts, copies: usize, _racks: usize) -> Reason {
         Reason::FewestInRack { copies }
-    }
-
-    fn passed_over(&self, _sector: &SectorFacts, _chosen: &SectorFacts) -> Reason {
-        Reason::NotDrawn
-    }
-}
-
-impl ReplicationPolicy for RackAware {
-    fn name(&self) -> &'static str {
-        "rack_aware"
-    }
-
-    fn select_targets(&self, request: &Placement<'_>) -> Result<Choice, PolicyError> {
-        choose::select_targets(self, request)
-    }
-
-    fn select_repair_targets(
-        &self,
-        request: &Placement<'_>,
-        partial: &[PartialCopy],
-    ) -> Result<Choice, PolicyError> {
-        choose::select_repair_targets(self, request, partial)
-    }
-
-    fn needs_rebalance(&self, request: &Placement<'_>) -> Result<Option<Rebalance>, PolicyError> {
-        choose::needs_rebalance(self, request)
     }
 }
 
@@ -79,6 +49,7 @@ mod tests {
 
     use super::super::tests::{Case, by_rack, key, reason, sector};
     use super::*;
+    use crate::port::ReplicationPolicy;
 
     /// `counts[n]` sectors in rack `n`.
     fn racks(copies: u8, counts: &[u16]) -> Case {

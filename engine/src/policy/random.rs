@@ -2,9 +2,7 @@
 
 use super::choose::{self, Preference};
 use super::topology::Rack;
-use crate::port::{
-    Choice, PartialCopy, Placement, PolicyError, Reason, Rebalance, ReplicationPolicy, SectorFacts,
-};
+use crate::port::{Placement, Reason, SectorFacts};
 
 /// Draws sectors one after another, none twice, each with a chance in proportion to its free space, so
 /// that sectors fill up together. Racks and prices are nothing to it.
@@ -16,16 +14,14 @@ use crate::port::{
 pub struct Random;
 
 impl Preference for Random {
+    const NAME: &'static str = "random";
+
     fn rack<'a>(&'a self, sector: &'a SectorFacts) -> Rack<'a> {
         Rack::OwnOf(sector.number)
     }
 
     fn crowding(&self, _copies: usize, _racks: usize) -> usize {
         0
-    }
-
-    fn cost(&self, _sector: &SectorFacts) -> Option<f64> {
-        Some(0.0)
     }
 
     fn order(&self, sector: &SectorFacts, request: &Placement<'_>) -> (u64, u64) {
@@ -35,32 +31,6 @@ impl Preference for Random {
     fn chosen(&self, sector: &SectorFacts, _copies: usize, _racks: usize) -> Reason {
         Reason::Drawn { free: sector.free }
     }
-
-    fn passed_over(&self, _sector: &SectorFacts, _chosen: &SectorFacts) -> Reason {
-        Reason::NotDrawn
-    }
-}
-
-impl ReplicationPolicy for Random {
-    fn name(&self) -> &'static str {
-        "random"
-    }
-
-    fn select_targets(&self, request: &Placement<'_>) -> Result<Choice, PolicyError> {
-        choose::select_targets(self, request)
-    }
-
-    fn select_repair_targets(
-        &self,
-        request: &Placement<'_>,
-        partial: &[PartialCopy],
-    ) -> Result<Choice, PolicyError> {
-        choose::select_repair_targets(self, request, partial)
-    }
-
-    fn needs_rebalance(&self, request: &Placement<'_>) -> Result<Option<Rebalance>, PolicyError> {
-        choose::needs_rebalance(self, request)
-    }
 }
 
 #[cfg(test)]
@@ -69,6 +39,7 @@ mod tests {
 
     use super::super::tests::{Case, key, sector};
     use super::*;
+    use crate::port::ReplicationPolicy;
 
     const DRAWS: u32 = 40_000;
 

@@ -512,16 +512,6 @@ impl HeldRecord {
         }))
     }
 
-    /// The sectors that a blob goes to which shares the payload of the version.
-    ///
-    /// # Errors
-    /// `Corruption` of the index.
-    pub fn to_share(&self) -> Result<SectorSet, StorageError> {
-        let alike = self.inner.index.read().alike(self.key.stored())?;
-        let holders = alike.map_or(self.holders, |found| found.holders);
-        Ok(self.inner.to_change(holders))
-    }
-
     /// The same, as it holds of a copy of the version.
     ///
     /// # Errors
@@ -534,6 +524,16 @@ impl HeldRecord {
             life: None,
             ..details
         })
+    }
+
+    /// The sectors that a blob goes to which shares the payload of the version.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn to_share(&self) -> Result<SectorSet, StorageError> {
+        let alike = self.inner.index.read().alike(self.key.stored())?;
+        let holders = alike.map_or(self.holders, |found| found.holders);
+        Ok(self.inner.to_change(holders))
     }
 }
 
