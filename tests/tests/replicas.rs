@@ -5,13 +5,15 @@
 //! How to run more of it, or one of it again: `graviton_tests::history` and `tests/README.md`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Random};
-use graviton_engine::port::BlobStore;
-use graviton_engine::store::Store;
+use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Random, Sim};
+use graviton_engine::port::{BinaryKey, BlobStore, PutOptions};
+use graviton_engine::store::{CreateOptions, Finding, MIB, OpenOptions, Store};
 use graviton_engine::testing::{Difference, Pair, Step, Subject};
 use graviton_tests::all_keys;
 use graviton_tests::history::{Action, Ground, Machine, Plan, Tally, Trials, open, perform};
+use graviton_tests::random::payload;
 
 /// What happens to one sector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,4 +181,54 @@ fn a_write_of_a_sector_fails() {
 #[test]
 fn a_sync_of_a_sector_fails() {
     troubled(Trouble::FailedSync);
+}
+
+/// A blob is replaced, and put elsewhere, at each moment of a repair that makes a replica of what it was:
+/// nothing comes of that one.
+#[test]
+fn what_is_replaced_under_repair_is_not_made() {
+    let mut moments = 0;
+    while is_replaced_under_repair(moments) {
+        moments += 1;
+    }
+    assert!(moments > 4, "repair takes some steps");
+}
+
+/// `false`: there was nothing to repair any more after so many steps.
+fn is_replaced_under_repair(steps: usize) -> bool {
+    let sim = Sim::new(512, 1);
+    sim.record(false);
+    let options = CreateOptions {
+        sectors: 4,
+        replicas: 2,
+        sector_size: 8 * MIB,
+        open: OpenOptions {
+            background: false,
+            reader_patience: Duration::ZERO,
+            ..OpenOptions::default()
+        },
+        ..CreateOptions::default()
+    };
+    let store = Store::create_on(sim.backend(), "/store", options).expect("it is made");
+    let key = BinaryKey::new("blob").expect("a short key");
+    let put = |size: usize| {
+        let put = store.put(&key, payload(1, size), PutOptions::default());
+        put.wait().expect("it is put");
+        store.stat(&key).wait().expect("it is there").sectors
+    };
+    while store.step().expect("it is tidied up") {}
+    assert_eq!(put(100_000), [0, 1]);
+    sim.set_condition(1, DiskCondition::Dead);
+    assert_eq!(put(90_000), [0], "it came about where it could");
+    for _ in 0..steps {
+        store.step().expect("it is mended");
+    }
+    let is_short = store.info().replication.backlog > 0;
+    assert_eq!(put(80_000).len(), 2);
+    while store.step().expect("it is mended") {}
+    let report = store.verify(&mut |_| {}).expect("it is verified");
+    let older = |found: &&Finding| found.what.contains("older version");
+    let older = report.findings.iter().find(older);
+    assert_eq!(older, None, "after {steps} steps");
+    is_short
 }

@@ -583,19 +583,6 @@ impl Snapshot {
         })
     }
 
-    /// What is known of the version beside its payload.
-    ///
-    /// # Errors
-    /// `NotFound` if another version is there by now; `Io`, `Corruption`.
-    pub async fn details(&self) -> Result<Details, StorageError> {
-        let held = self.inner.hold(&self.key)?;
-        if held.entry.lsn != self.entry.lsn {
-            let key = self.key.clone();
-            return Err(StorageError::NotFound { key });
-        }
-        held.details().await
-    }
-
     /// Whether some of it was never written.
     fn has_holes(&self) -> bool {
         self.pieces().iter().any(|piece| piece.payload.is_none())

@@ -15,7 +15,7 @@ use graviton_format::record::{ExtentRef, Manifest, RecordKind, RecordView};
 use super::commit::{Done, Mutation, Work};
 use super::index::{Entry, Found, Hold, Index};
 use super::inner::Inner;
-use super::read::{Snapshot, read_details};
+use super::read::{HeldRecord, Snapshot, read_details};
 use super::record::{self, Details};
 use super::set::SectorSet;
 use super::write::unexpected;
@@ -50,6 +50,8 @@ struct Repair {
     target: usize,
     /// The replicas that it is made of.
     snapshot: Arc<Snapshot>,
+    /// Their records.
+    held: HeldRecord,
     /// Payload that is still to be seen to.
     to_do: VecDeque<u64>,
     /// Where it is.
@@ -197,6 +199,7 @@ impl Inner {
         };
         let size = entry.size;
         let snapshot = Arc::new(self.pinned(&index, key, &sources, 0..size)?);
+        let held = self.hold_in(&index, key)?;
         let mut payloads: BTreeMap<u64, Vec<(usize, Payload)>> = BTreeMap::new();
         for (number, payload) in snapshot.payloads() {
             let places = payloads.entry(payload.lsn).or_default();
@@ -221,6 +224,7 @@ impl Inner {
             entry,
             target,
             snapshot,
+            held,
             to_do,
             payloads,
             hold,
@@ -387,7 +391,7 @@ impl Inner {
     /// Makes the version of what is there. `false` if there is another by now.
     async fn make_replica(self: &Arc<Self>, repair: &Repair) -> Result<bool, StorageError> {
         let (key, entry) = (&repair.key, &repair.entry);
-        let details = repair.snapshot.details().await?;
+        let details = repair.held.details().await?;
         let details = Details {
             source: None,
             life: Some(entry.life()).filter(|life| *life != entry.lsn),

@@ -358,13 +358,15 @@ impl Verifier<'_> {
         for (address, length) in part.extent_records() {
             count(address, length);
         }
-        let mut dangling = Vec::new();
+        let (mut dangling, mut stale) = (Vec::new(), Vec::new());
         part.scan(&[], |key, entry| {
             let key = BinaryKey::of_stored(key).map_err(|error| sector.corruption(0, error))?;
-            if key.is_blob() {
+            if let Some(found) = index.lookup(key.stored())? {
                 // Of several replicas the first is the blob.
-                let first = index.lookup(key.stored())?.map(|found| found.number);
-                self.report.blobs += u64::from(first == Some(number));
+                self.report.blobs += u64::from(key.is_blob() && found.number == number);
+                if found.entry.lsn != entry.lsn && stale.len() < FINDINGS_MAX {
+                    stale.push((key.clone(), entry.address, found.number));
+                }
             }
             // Where no segment of the log is, no record was met.
             let place = sector.geometry().segment_of(entry.address);
@@ -397,6 +399,10 @@ impl Verifier<'_> {
         drop(index);
         for error in dangling {
             self.found::<()>(Err(error))?;
+        }
+        for (key, address, other) in stale {
+            let what = format!("the index has an older version here than in sector {other}");
+            self.find(sector, address, Some(key), what);
         }
         for (segment, counted, named) in wrong {
             let what =
