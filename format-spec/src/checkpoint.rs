@@ -51,8 +51,10 @@ on_disk! {
         blobs: U64,
         /// Their sizes in bytes, summed.
         logical_bytes: U64,
+        /// Tombstones up to this LSN may have been left out, of this image or one before it.
+        forgotten_lsn: U64,
         /// Zeros.
-        reserved: [u8; 32],
+        reserved: [u8; 24],
     }
 }
 
@@ -147,7 +149,7 @@ impl CheckpointRoot {
         require(tail_holds, name, "tail_segment", "F-32", || {
             format!("is {tail} at {}", root.tail_offset)
         })?;
-        require(root.reserved == [0; 32], name, "reserved", "F-4", || {
+        require(root.reserved == [0; 24], name, "reserved", "F-4", || {
             "is not zero".to_owned()
         })?;
         Ok((root, list))

@@ -42,8 +42,11 @@ on_disk! {
         created: U64,
         /// Counts rewrites of the superblock; of two valid copies the higher one holds.
         sequence: U64,
+        /// The last session of the store that the sector takes part in (section 11); 0: none that is told
+        /// from others.
+        session: U64,
         /// Zeros.
-        reserved: [u8; 424],
+        reserved: [u8; 416],
     }
 }
 
@@ -72,7 +75,8 @@ impl Superblock {
             sector_size: geometry.sector_size().into(),
             created: created.into(),
             sequence: 1.into(),
-            reserved: [0; 424],
+            session: 0.into(),
+            reserved: [0; 416],
         }
     }
 
@@ -189,7 +193,7 @@ impl Superblock {
             },
         )?;
         require(
-            superblock.reserved == [0; 424],
+            superblock.reserved == [0; 416],
             name,
             "reserved",
             "F-4",

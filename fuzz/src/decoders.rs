@@ -341,7 +341,7 @@ pub fn checkpoint_root(data: &[u8]) {
     if fix && let Ok(view) = CheckpointRoot::view(&bytes) {
         let mut fixed = *view;
         fixed.magic = checkpoint::MAGIC.into();
-        fixed.reserved = [0; 32];
+        fixed.reserved = [0; 24];
         let wanted = usize::try_from(fixed.segments.get()).unwrap_or(usize::MAX);
         let list: Vec<u32> = bytes[CheckpointRoot::SIZE..]
             .chunks_exact(4)

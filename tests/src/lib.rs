@@ -18,7 +18,7 @@ use graviton_engine::port::{
     PutOptions, StorageError,
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
-use graviton_engine::testing::Subject;
+use graviton_engine::testing::{Difference, Subject};
 use tempfile::TempDir;
 
 /// Where test stores lie: `GRAVITON_TEST_DIR` if it is set (another file system, say), else the
@@ -184,6 +184,37 @@ pub fn all_keys(store: &dyn BlobStore) -> Result<Vec<BinaryKey>, StorageError> {
             None => return Ok(keys),
         }
     }
+}
+
+/// Does maintenance until there is none left to do.
+///
+/// # Errors
+/// If it comes to no end.
+pub fn settle(store: &Store) -> Result<(), Difference> {
+    for _ in 0..100_000 {
+        // A sector that can't be read keeps compaction from going on there, and nothing else.
+        if let Ok(false) = store.step() {
+            return Ok(());
+        }
+    }
+    let step = store.step();
+    let info = store.info();
+    Err(format!("maintenance comes to no end: {step:?}, {info:#?}"))
+}
+
+/// Checks that every blob lies in two sectors.
+///
+/// # Errors
+/// The first that does not.
+pub fn check_two_replicas(store: &Store) -> Result<(), Difference> {
+    let keys = all_keys(store).map_err(|error| format!("list: {error}"))?;
+    for key in keys {
+        let found = store.stat(&key).wait().map_err(|error| error.to_string())?;
+        if found.sectors.len() < 2 {
+            return Err(format!("{key} lies in {:?} alone", found.sectors));
+        }
+    }
+    Ok(())
 }
 
 /// Checks that every sector's bytes are accounted for, and nothing ails the store.

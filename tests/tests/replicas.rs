@@ -11,9 +11,9 @@ use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Random, Sim};
 use graviton_engine::port::{BinaryKey, BlobStore, PutOptions};
 use graviton_engine::store::{CreateOptions, Finding, MIB, OpenOptions, Store};
 use graviton_engine::testing::{Difference, Pair, Step, Subject};
-use graviton_tests::all_keys;
 use graviton_tests::history::{Action, Ground, Machine, Plan, Tally, Trials, open, perform};
 use graviton_tests::random::payload;
+use graviton_tests::{check_two_replicas, settle};
 
 /// What happens to one sector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,28 +66,6 @@ impl Trouble {
         machine.sim().set_faults(&[]);
         machine.sim().set_condition(sector, DiskCondition::Well);
     }
-}
-
-fn settle(store: &Store) -> Result<(), Difference> {
-    for _ in 0..100_000 {
-        // A sector that can't be read keeps compaction from going on there, and nothing else.
-        if let Ok(false) = store.step() {
-            return Ok(());
-        }
-    }
-    Err("maintenance comes to no end".to_owned())
-}
-
-/// Every key lies in two sectors.
-fn check_replicas(store: &Store) -> Result<(), Difference> {
-    let keys = all_keys(store).map_err(|error| format!("list: {error}"))?;
-    for key in keys {
-        let found = store.stat(&key).wait().map_err(|error| error.to_string())?;
-        if found.sectors.len() < 2 {
-            return Err(format!("{key} lies in {:?} alone", found.sectors));
-        }
-    }
-    Ok(())
 }
 
 /// All is right though any one of the sectors can't be read.
@@ -148,7 +126,7 @@ fn trouble(
     pair.resume(store);
     pair.run(&Step::compare_all())?;
     settle(&pair.subject().store())?;
-    check_replicas(&pair.subject().store())?;
+    check_two_replicas(&pair.subject().store())?;
     compare_without_each(&mut pair)?;
     Ok(tally)
 }

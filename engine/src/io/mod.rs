@@ -9,6 +9,7 @@
     allow(clippy::unwrap_used, reason = "in a test a panic is the report")
 )]
 
+mod absent;
 pub mod buffer;
 pub mod completion;
 pub mod disk;
@@ -27,6 +28,7 @@ mod table;
 mod tests;
 mod uring;
 
+pub use absent::AbsentDisk;
 pub use buffer::{AlignedBuf, BUFFER_ALIGNMENT, BufferPool};
 pub use completion::{Completer, CompletionSource};
 pub use disk::{Backend, Disk, DiskInfo, IoOp, Lock, LockError, OpenAccess, WriteSync};

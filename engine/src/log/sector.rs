@@ -18,8 +18,8 @@ use graviton_format::superblock::Superblock;
 use graviton_format::{FormatError, Geometry};
 use rustix::io::Errno;
 
-use crate::io::{AlignedBuf, Disk, WriteSync};
-use crate::port::{BinaryKey, Place, StorageError};
+use crate::io::{AbsentDisk, AlignedBuf, Disk, WriteSync};
+use crate::port::{BinaryKey, Place, SectorState, StorageError};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Condvar, Instant, Mutex, OnceLock};
 
@@ -70,9 +70,11 @@ pub struct Sector {
     number: u16,
     identity: Identity,
     geometry: Geometry,
-    superblock: Superblock,
+    superblock: Mutex<Superblock>,
     /// Where a copy of the superblock lies that is not like the other.
     to_mend: Option<u64>,
+    /// Why it takes no part in this opening of the store, or no writes, if that was known from the beginning.
+    left_out: OnceLock<SectorState>,
     /// Blocks that [`Sector::read_around`] could not read.
     unreadable: Mutex<BTreeSet<u64>>,
     disk: Arc<dyn Disk>,
@@ -99,7 +101,7 @@ impl Sector {
     async fn write_superblock(&self, address: u64) -> Result<(), StorageError> {
         let mut buffer = self.buffer(self.geometry.block_size.into())?;
         buffer.fill(0);
-        let sealed = self.superblock.sealed(address);
+        let sealed = self.superblock.lock().sealed(address);
         buffer[..size_of::<Superblock>()].copy_from_slice(sealed.bytes());
         self.write(buffer, address, WriteSync::None).await
     }
@@ -113,6 +115,40 @@ impl Sector {
             Some(address) => self.write_superblock(address).await,
             None => Ok(()),
         }
+    }
+
+    /// Takes part in a session of the store from now on, and says so in its superblock.
+    ///
+    /// # Errors
+    /// `Io`; the sector is poisoned then.
+    pub async fn join(&self, session: u64) -> Result<(), StorageError> {
+        {
+            let mut superblock = self.superblock.lock();
+            superblock.session = session.into();
+            superblock.sequence = (superblock.sequence.get() + 1).into();
+        }
+        // The back one first: whoever finds the front one newer may rely on it [F-13].
+        let [front, back] = self.geometry.superblocks();
+        for address in [back, front] {
+            self.write_superblock(address).await?;
+            self.sync().await?;
+        }
+        Ok(())
+    }
+
+    /// Stands for the sector of these ids at `path`, which can't be used: it has nothing, and takes nothing.
+    #[must_use]
+    pub fn standing_in(
+        path: &Path,
+        number: u16,
+        identity: Identity,
+        geometry: Geometry,
+        why: &StorageError,
+    ) -> Self {
+        let size = geometry.sector_size();
+        let disk = AbsentDisk::new(path, size, geometry.block_size, why.to_string());
+        let superblock = Superblock::new(identity, number, number + 1, &geometry, 0);
+        Self::new(Arc::new(disk), number, superblock, None)
     }
 
     /// Opens the sector on `disk`. Returns what was found wrong with it without keeping it from
@@ -197,8 +233,9 @@ impl Sector {
             number,
             identity: superblock.identity(),
             geometry,
-            superblock,
+            superblock: Mutex::new(superblock),
             to_mend,
+            left_out: OnceLock::new(),
             unreadable: Mutex::default(),
             disk,
             pins,
@@ -217,11 +254,17 @@ impl Sector {
     /// this one was made.
     #[must_use]
     pub fn claim(&self) -> (u16, u16) {
-        let superblock = &self.superblock;
+        let superblock = self.superblock.lock();
         (
             superblock.sector_number.get(),
             superblock.sector_count.get(),
         )
+    }
+
+    /// The last session of the store that it takes part in.
+    #[must_use]
+    pub fn session(&self) -> u64 {
+        self.superblock.lock().session.get()
     }
 
     /// Its ids.
@@ -267,6 +310,35 @@ impl Sector {
     pub fn poison(&self, cause: &StorageError) {
         if self.poisoned.set(cause.to_string()).is_ok() {
             tracing::error!(sector = self.number, %cause, "sector takes no more writes");
+        }
+    }
+
+    /// It is not one to write to, because of `cause`: that was known before anything was tried.
+    pub fn leave_out(&self, state: SectorState, cause: &StorageError) {
+        let _ = self.left_out.set(state);
+        let _ = self.poisoned.set(cause.to_string());
+    }
+
+    /// Whether it was known from the beginning that it takes no writes.
+    #[must_use]
+    pub fn is_left_out(&self) -> bool {
+        self.left_out.get().is_some()
+    }
+
+    /// Whether nothing can be read from it, either.
+    #[must_use]
+    pub fn is_stood_in_for(&self) -> bool {
+        let left_out = self.left_out.get();
+        left_out.is_some_and(|state| !state.keeps_copies())
+    }
+
+    /// What it can be used for.
+    #[must_use]
+    pub fn state(&self) -> SectorState {
+        match (self.left_out.get(), self.poisoned()) {
+            (Some(state), _) => *state,
+            (None, Some(_)) => SectorState::Failed,
+            (None, None) => SectorState::Active,
         }
     }
 

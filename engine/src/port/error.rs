@@ -210,13 +210,13 @@ pub enum StorageError {
         /// What the system reported.
         source: Arc<io::Error>,
     },
-    /// An earlier write or sync of the sector failed. It takes no writes until the store is opened
-    /// again; reads go on.
-    #[error("sector {sector} takes no writes since one failed: {cause}")]
+    /// An earlier write or sync of the sector failed, or it could not be used when the store was opened. It
+    /// takes no writes until that is opened again; reads go on where they can.
+    #[error("sector {sector} takes no writes: {cause}")]
     SectorPoisoned {
         /// The sector's number in the store.
         sector: u16,
-        /// The first failure.
+        /// The first failure, or what is wrong with it.
         cause: String,
     },
     /// The store was opened for reading only.
@@ -265,6 +265,14 @@ pub enum StorageError {
         /// What is wrong with it.
         why: String,
     },
+    /// Sectors are missing or broken, and those that are left may lack what was acknowledged.
+    #[error("{}: too many sectors can't be used: {why}", path.display())]
+    TooFewSectors {
+        /// The store's directory.
+        path: PathBuf,
+        /// What is wrong with which of them, and how many may be missing.
+        why: String,
+    },
     /// A file beside the sectors, or the opening of one, failed.
     #[error("{operation} {}: {source}", path.display())]
     File {
@@ -305,6 +313,7 @@ impl StorageError {
             | Self::Closed
             | Self::Locked { .. }
             | Self::NoStore { .. }
+            | Self::TooFewSectors { .. }
             | Self::UnsupportedVersion { .. } => ErrorKind::Unavailable,
         }
     }

@@ -955,6 +955,9 @@ impl<'a> Assembly<'a> {
                 manifest,
                 life,
             } => {
+                if kind == RecordKind::Tombstone {
+                    return self.decide_burial(key, record, lsn, time);
+                }
                 let found = self.index.lookup(key.stored())?;
                 let Some(found) = found.filter(|found| found.entry.lsn == version) else {
                     return Ok(None);
@@ -1168,6 +1171,28 @@ impl<'a> Assembly<'a> {
             ..applied(RecordKind::Merge, key, lsn, time)
         };
         self.push(record, 0, applied);
+    }
+
+    /// A tombstone for a sector that has not learned of a delete. `None` if it is not the newest any more.
+    fn decide_burial(
+        &mut self,
+        key: BinaryKey,
+        record: Encoded,
+        lsn: u64,
+        time: u64,
+    ) -> Result<Option<MutationOutcome>, StorageError> {
+        let tombstone = self.index.tombstone(key.stored())?;
+        if tombstone.is_none_or(|(newest, _)| newest != lsn) {
+            return Ok(None);
+        }
+        self.overlay.insert(key.clone(), None);
+        let applied = Applied {
+            replica: true,
+            ..applied(RecordKind::Tombstone, key, lsn, time)
+        };
+        self.push(record, FLAG_REPLICA, applied);
+        self.lsn();
+        Ok(Some(MutationOutcome::Deleted { existed: false }))
     }
 
     fn push_tombstone(&mut self, key: BinaryKey, time: u64) {

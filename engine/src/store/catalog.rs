@@ -34,6 +34,12 @@ pub struct Catalog {
     /// How many sectors are to have each blob.
     #[serde(default = "one")]
     pub replicas: u16,
+    /// Something may lie in fewer sectors than that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub short: bool,
+    /// The session that was being begun, 16 hex digits: sectors may say that they take part in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beginning: Option<String>,
     /// The sectors, by number.
     #[serde(rename = "sector")]
     pub sectors: Vec<CatalogSector>,
@@ -47,6 +53,12 @@ pub struct CatalogSector {
     pub file: PathBuf,
     /// Its id, 16 hex digits.
     pub id: String,
+    /// The last session that it takes part in, 16 hex digits, if it ever did in one that is told from others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    /// It did not take part in the last one: what came about since lies in the others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub behind: bool,
     /// What fails together with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rack: Option<String>,
@@ -83,6 +95,13 @@ impl CatalogSector {
         Ok(labels)
     }
 
+    /// Whether the sector that says it takes part in `session` is as new as this one should be, and no older
+    /// copy of it: `beginning` is the session that was being begun.
+    pub fn is_of_session(&self, session: u64, beginning: Option<&str>) -> bool {
+        let said = (session != 0).then(|| hex_id(session));
+        said == self.session || (said.is_some() && said.as_deref() == beginning)
+    }
+
     /// Says it anew.
     pub fn set_labels(&mut self, labels: &Labels) {
         self.rack.clone_from(&labels.rack);
@@ -97,6 +116,11 @@ impl CatalogSector {
 
 fn one() -> u16 {
     1
+}
+
+/// An id, or a session, as it stands in the store file.
+pub fn hex_id(id: u64) -> String {
+    format!("{id:016x}")
 }
 
 /// Name of a sector's file in the store's directory.
@@ -178,7 +202,9 @@ impl Catalog {
     pub fn new(store_id: &[u8; 16], replicas: u16, sectors: &[(PathBuf, u64)]) -> Self {
         let sector = |(file, id): &(PathBuf, u64)| CatalogSector {
             file: file.clone(),
-            id: format!("{id:016x}"),
+            id: hex_id(*id),
+            session: None,
+            behind: false,
             rack: None,
             tier: None,
             price: None,
@@ -187,6 +213,8 @@ impl Catalog {
             format_version: FORMAT_VERSION,
             store_id: hex(store_id),
             replicas,
+            short: false,
+            beginning: None,
             sectors: sectors.iter().map(sector).collect(),
         }
     }

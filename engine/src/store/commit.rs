@@ -540,7 +540,7 @@ struct Landing {
 impl Commits {
     /// The pipeline of a store whose logs end at `tails`, the highest LSN in them being `newest`;
     /// so many LSNs after it are skipped.
-    pub fn new(tails: &[Tail], newest: u64, skip: u32) -> Self {
+    pub fn new(tails: &[Tail], newest: u64, skip: u64) -> Self {
         let lane = |tail: &Tail| Lane {
             tail: *tail,
             durable_lsn: tail.lsn,
@@ -550,7 +550,7 @@ impl Commits {
         Self {
             lanes: tails.iter().map(lane).collect(),
             waiting: BTreeMap::new(),
-            next_lsn: newest + 1 + u64::from(skip),
+            next_lsn: newest + 1 + skip,
             newest,
             claims: Claims::default(),
             closing: false,
@@ -729,6 +729,15 @@ impl Inner {
         };
         self.pump();
         waiters
+    }
+
+    /// The sectors that the store was opened with for writing, be it that they have failed since.
+    pub fn taking_part(&self) -> SectorSet {
+        let sectors = self.sectors.iter().enumerate();
+        sectors
+            .filter(|(_, sector)| !sector.is_left_out())
+            .map(|(number, _)| number)
+            .collect()
     }
 
     /// The sectors that take records.
@@ -1169,6 +1178,9 @@ impl Inner {
                 frame.outcome = self.sectors[frame.number].check_writable();
             }
         }
+        if self.replicas > 1 {
+            self.note_lacking(&decided.applied, &mut frames);
+        }
         self.apply_flight(&mut decided.applied, &mut frames);
         for frame in &frames {
             if let Err(error) = &frame.outcome {
@@ -1233,14 +1245,37 @@ impl Inner {
         self.pump();
     }
 
-    /// Remembers which blobs came about in fewer sectors than they should.
+    /// What comes about in fewer sectors than it should is told in the store file before anybody learns of
+    /// it. If that can't be, it does not come about.
+    fn note_lacking(&self, applied: &[(SectorSet, Applied)], frames: &mut [Frame]) {
+        let mut sectors: Vec<SectorSet> = vec![SectorSet::NONE; applied.len()];
+        for frame in frames.iter().filter(|frame| frame.outcome.is_ok()) {
+            for &decision in &frame.records {
+                sectors[decision] = sectors[decision].and(SectorSet::one(frame.number));
+            }
+        }
+        let is_short = |(sectors, (_, applied)): (&SectorSet, &(SectorSet, Applied))| {
+            let is_copy = applied.moved || applied.replica;
+            let counts = !is_copy && applied.kind != RecordKind::Extent;
+            counts && !sectors.is_empty() && sectors.len() < self.replicas
+        };
+        if !sectors.iter().zip(applied.iter()).any(is_short) {
+            return;
+        }
+        if let Err(error) = self.note_shortage() {
+            for frame in frames.iter_mut().filter(|frame| frame.outcome.is_ok()) {
+                frame.outcome = Err(error.clone());
+            }
+        }
+    }
+
+    /// Remembers what came about in fewer sectors than it should.
     fn note_short(&self, applied: &[(SectorSet, Applied)], landed: SectorSet) {
         for (sectors, applied) in applied {
-            let makes_blob = !applied.moved
-                && !applied.replica
-                && !matches!(applied.kind, RecordKind::Extent | RecordKind::Tombstone);
+            let is_copy = applied.moved || applied.replica;
+            let counts = !is_copy && applied.kind != RecordKind::Extent;
             let have = sectors.within(landed);
-            if makes_blob && !have.is_empty() && have.len() < self.replicas {
+            if counts && !have.is_empty() && have.len() < self.replicas {
                 self.marks.want_repair(&applied.key);
             }
         }

@@ -8,6 +8,7 @@ use super::index::{Index, SectorIndex};
 use super::info::{ReplicationInfo, SectorInfo, SegmentInfo, SegmentState, Space, StoreInfo};
 use super::inner::Inner;
 use crate::log::State;
+use crate::port::SectorState;
 
 impl Inner {
     /// The store's figures now.
@@ -25,17 +26,24 @@ impl Inner {
         let mut sectors = Vec::new();
         for (number, sector) in self.sectors.iter().enumerate() {
             let part = &index.sectors[number];
-            let space = self.space(&index, number, pending[number]);
+            let space = match sector.is_stood_in_for() {
+                true => Space::default(),
+                false => self.space(&index, number, pending[number]),
+            };
             if let Some(cause) = sector.poisoned() {
-                health.push(format!(
-                    "sector {number} takes no writes since one failed: {cause}"
-                ));
+                let what = match sector.state() {
+                    SectorState::Absent => "is absent",
+                    SectorState::ReadOnly => "can only be read",
+                    _ if sector.is_stood_in_for() => "is left out",
+                    _ => "takes no writes",
+                };
+                health.push(format!("sector {number} {what}: {cause}"));
             }
             sectors.push(SectorInfo {
                 number: sector.number(),
                 sector_id: format!("{:016x}", sector.identity().sector_id),
                 path: sector.path().to_owned(),
-                state: self.state(number),
+                state: sector.state(),
                 labels: self.labels.read()[number].clone(),
                 direct: sector.disk().info().direct,
                 block_size: sector.geometry().block_size,
@@ -67,6 +75,7 @@ impl Inner {
                 backlog: self.marks.backlog() as u64,
                 is_scan_due: self.marks.is_scan_due(),
                 damaged: self.marks.len() as u64,
+                is_short: self.shortage.is_noted(),
             },
             blobs,
             logical_bytes,

@@ -81,6 +81,15 @@ impl Entry {
         }
     }
 
+    /// Whether it is made of the same pieces as another of the same version.
+    fn is_alike(&self, other: &Self) -> bool {
+        match (&self.extents, &other.extents) {
+            (None, None) => true,
+            (Some(pieces), Some(others)) => pieces == others,
+            _ => self.all_pieces() == other.all_pieces(),
+        }
+    }
+
     /// Names the payload of its record, which is all of it.
     pub fn payload(&self) -> ExtentRef {
         ExtentRef {
@@ -356,6 +365,17 @@ pub enum Slot {
     },
     /// It lies in another sector now; hides what an older layer says.
     Gone,
+}
+
+impl Slot {
+    /// LSN of what it says; 0 if it says nothing.
+    fn lsn(&self) -> u64 {
+        match self {
+            Self::Live(entry) => entry.lsn,
+            Self::Tombstone { lsn } => *lsn,
+            Self::Gone => 0,
+        }
+    }
 }
 
 /// A payload that manifests name by its LSN.
@@ -1430,6 +1450,16 @@ impl<'a> Heads<'a> {
         Ok(Some(key))
     }
 
+    /// Whether these sectors have made the blob of other pieces: fragments were merged in some of them.
+    fn is_unlike(&self, holders: SectorSet) -> bool {
+        let mut live = self.found.iter().filter_map(|(number, slot)| match slot {
+            Slot::Live(entry) if holders.contains(*number) => Some(entry),
+            _ => None,
+        });
+        let first = live.next();
+        first.is_some_and(|first| live.any(|other| !first.is_alike(other)))
+    }
+
     /// Gives a key's memory back for the next.
     fn recycle(&mut self, key: Vec<u8>) {
         self.spare = key;
@@ -1503,8 +1533,17 @@ pub struct Found {
     pub entry: Entry,
 }
 
+/// What was found to be lacking when a store was opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Lacking {
+    /// Something lies in fewer sectors than it should.
+    pub is_short: bool,
+    /// A blob is made of other pieces in one sector than in another.
+    pub is_unlike: bool,
+}
+
 /// The index of a store.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Index {
     /// Its sectors' parts, by number.
     pub sectors: Vec<SectorIndex>,
@@ -1682,6 +1721,16 @@ impl Index {
             .filter(|blob| blob.lsn + 1 == kept.lsn))
     }
 
+    /// Whether what is kept of an upload is of the version that its blob has, also while the sectors are being
+    /// put together.
+    fn is_of_its_blob(&self, key: &[u8], kept: &Entry) -> Result<bool, StorageError> {
+        let Ok(key) = BinaryKey::of_stored(key) else {
+            return Ok(false);
+        };
+        let is_deleted = self.tombstone(key.of_blob().stored())?.is_some();
+        Ok(!is_deleted && self.completed_blob(&key, kept)?.is_some())
+    }
+
     /// Forgets what is kept of uploads of sector `number` whose blobs have other versions by now, of the
     /// next `most` from `from` on. Returns whether there are more.
     ///
@@ -1733,6 +1782,30 @@ impl Index {
         Ok(None)
     }
 
+    /// LSN of the tombstone that is the newest that the sectors know of a key, and which of them have it.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn tombstone(&self, key: &[u8]) -> Result<Option<(u64, SectorSet)>, StorageError> {
+        let mut newest = 0;
+        let mut hiding = SectorSet::NONE;
+        for (number, sector) in self.sectors.iter().enumerate() {
+            let Some(slot) = sector.get(key)? else {
+                continue;
+            };
+            let hides = match slot {
+                Slot::Tombstone { .. } => SectorSet::one(number),
+                Slot::Live(_) | Slot::Gone => SectorSet::NONE,
+            };
+            if slot.lsn() > newest {
+                (newest, hiding) = (slot.lsn(), hides);
+            } else if slot.lsn() == newest {
+                hiding = hiding.and(hides);
+            }
+        }
+        Ok((!hiding.is_empty()).then_some((newest, hiding)))
+    }
+
     /// Whether the newest that the sectors know of a key is a tombstone, which all of `sectors` have,
     /// and is above `failed`, up to which a sector that was given up may hold what its index does not
     /// know: then no crash of another brings a blob back.
@@ -1745,21 +1818,8 @@ impl Index {
         key: &[u8],
         failed: u64,
     ) -> Result<bool, StorageError> {
-        let mut newest = 0;
-        let mut hiding = SectorSet::NONE;
-        for (number, sector) in self.sectors.iter().enumerate() {
-            let (lsn, hides) = match sector.get(key)? {
-                Some(Slot::Live(entry)) => (entry.lsn, SectorSet::NONE),
-                Some(Slot::Tombstone { lsn }) => (lsn, SectorSet::one(number)),
-                Some(Slot::Gone) | None => continue,
-            };
-            if lsn > newest {
-                (newest, hiding) = (lsn, hides);
-            } else if lsn == newest {
-                hiding = hiding.and(hides);
-            }
-        }
-        Ok(newest > failed && !hiding.is_empty() && sectors.is_within(hiding))
+        let tombstone = self.tombstone(key)?;
+        Ok(tombstone.is_some_and(|(lsn, hiding)| lsn > failed && sectors.is_within(hiding)))
     }
 
     /// Takes in one record that sector `number` wrote, in the order of the log.
@@ -1919,27 +1979,23 @@ impl Index {
 
     /// Puts together what the sectors say, whose checkpoints are of different ages and whose logs ended at
     /// different moments: of each key the highest LSN holds, the others' entries go, and so do parts of
-    /// uploads that are over. Counts what is left. Returns whether something lies in fewer sectors than
-    /// `replicas`.
+    /// uploads that are over. Counts what is left. Tombstones that are
+    /// [`forgettable`](super::maintain::forgettable) lack nothing.
     ///
     /// # Errors
     /// `Corruption` of the index.
-    pub fn settle(&mut self, replicas: usize) -> Result<bool, StorageError> {
+    pub fn settle(&mut self, replicas: usize, forgettable: u64) -> Result<Lacking, StorageError> {
+        let mut lacking = Lacking::default();
         if self.sectors.len() < 2 {
-            return Ok(false);
+            return Ok(lacking);
         }
-        let mut is_short = false;
         let (mut blobs, mut logical_bytes) = (0_u64, 0_u64);
         let mut losers: Vec<(usize, BinaryKey, Entry)> = Vec::new();
         let mut uploads = HashSet::new();
         let mut heads = Heads::new(self, &[])?;
         while let Some(key) = heads.next()? {
-            let lsn = |slot: &Slot| match slot {
-                Slot::Live(entry) => entry.lsn,
-                Slot::Tombstone { lsn } => *lsn,
-                Slot::Gone => 0,
-            };
-            let newest = heads.found.iter().map(|(_, slot)| lsn(slot)).max();
+            let newest = heads.found.iter().map(|(_, slot)| slot.lsn()).max();
+            let holders = self.holders(&key, &heads.found, forgettable)?;
             let Ok(key) = BinaryKey::of_stored(&key) else {
                 continue;
             };
@@ -1947,17 +2003,19 @@ impl Index {
                 StoredKey::Part { upload, .. } => !uploads.contains(&upload),
                 _ => false,
             };
-            let (mut current, mut holders) = (None, 0);
+            if !is_over && !holders.is_empty() {
+                lacking.is_short |= holders.len() < replicas;
+                lacking.is_unlike |= heads.is_unlike(holders);
+            }
+            let mut current = None;
             for (number, slot) in heads.found.drain(..) {
                 let Slot::Live(entry) = slot else { continue };
                 if is_over || Some(entry.lsn) != newest {
                     losers.push((number, key.clone(), entry));
                 } else {
                     current = Some(entry.size);
-                    holders += 1;
                 }
             }
-            is_short |= current.is_some() && holders < replicas;
             match (key.space(), current) {
                 (StoredKey::Blob(_), Some(size)) => {
                     blobs += 1;
@@ -1976,7 +2034,33 @@ impl Index {
             sector.set(key, Slot::Gone)?;
         }
         (self.blobs, self.logical_bytes) = (blobs, logical_bytes);
-        Ok(is_short)
+        Ok(lacking)
+    }
+
+    /// The sectors that have the newest that is known of a key; none if that is of no use: a tombstone that is
+    /// forgettable, or what is kept of an upload whose blob has another version by now.
+    fn holders(
+        &self,
+        key: &[u8],
+        found: &[(usize, Slot)],
+        forgettable: u64,
+    ) -> Result<SectorSet, StorageError> {
+        let newest = found.iter().map(|(_, slot)| slot.lsn()).max();
+        let mut holders = SectorSet::NONE;
+        for (number, slot) in found.iter().filter(|(_, slot)| Some(slot.lsn()) == newest) {
+            let is_of_use = match slot {
+                Slot::Live(kept) if key.first() == Some(&SPACE_COMPLETED) => {
+                    self.is_of_its_blob(key, kept)?
+                }
+                Slot::Live(_) => true,
+                Slot::Tombstone { lsn } => *lsn > forgettable,
+                Slot::Gone => false,
+            };
+            if is_of_use {
+                holders = holders.and(SectorSet::one(*number));
+            }
+        }
+        Ok(holders)
     }
 
     /// Calls `each` with the live entries whose stored keys are `from` or greater, in order, until
@@ -2005,22 +2089,22 @@ impl Index {
         Ok(())
     }
 
-    /// Calls `each` with the stored keys of `from` or greater that are live, in order, and the sectors that
-    /// have them, until it returns `false`.
+    /// Calls `each` with the stored keys of `from` or greater that are live, or were deleted and are not
+    /// [`forgettable`](super::maintain::forgettable), in order, the sectors that say so, and whether it is made
+    /// of other pieces in some of them, until it returns `false`.
     ///
     /// # Errors
     /// `Corruption` of the index.
     pub fn scan_replicas(
         &self,
         from: &[u8],
-        mut each: impl FnMut(&[u8], SectorSet) -> Result<bool, StorageError>,
+        forgettable: u64,
+        mut each: impl FnMut(&[u8], SectorSet, bool) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
         let mut heads = Heads::new(self, from)?;
         while let Some(key) = heads.next()? {
-            let live = heads.found.iter();
-            let live = live.filter(|(_, slot)| matches!(slot, Slot::Live(_)));
-            let holders: SectorSet = live.map(|(number, _)| *number).collect();
-            if !holders.is_empty() && !each(&key, holders)? {
+            let holders = self.holders(&key, &heads.found, forgettable)?;
+            if !holders.is_empty() && !each(&key, holders, heads.is_unlike(holders))? {
                 return Ok(());
             }
             heads.recycle(key);

@@ -52,6 +52,9 @@ pub struct ReplicationInfo {
     /// Whether there may be others: the index has not been looked through since a sector failed, or since
     /// the store was opened and some were found.
     pub is_scan_due: bool,
+    /// Whether the store file says that something lies in fewer sectors than it should: then the store does
+    /// not open without any of the sectors that take part now.
+    pub is_short: bool,
     /// Replicas that could not be read, and have neither been read nor written anew since.
     pub damaged: u64,
 }

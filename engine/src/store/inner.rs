@@ -1,38 +1,34 @@
-//! The state of an open store that its parts share, and how it is put together: creation,
-//! recovery, closing.
+//! The state of an open store that its parts share, and how it is put together: creation, opening,
+//! closing.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use graviton_format::Geometry;
 use graviton_format::checksum::Identity;
-use graviton_format::meta;
-use graviton_format::record::RecordKind;
 use graviton_format::superblock::Superblock;
-use graviton_format::{FORMAT_VERSION, Geometry};
 
 use super::catalog::{self, Catalog, SECTORS_MAX};
 use super::commit::Commits;
 use super::detached::DetachedMutations;
-use super::index::{Applied, Index, SectorIndex};
+use super::index::{Index, SectorIndex};
 use super::maintain::{Efforts, Kept};
 use super::marks::Marks;
 use super::options::{Access, CreateOptions, MIB, OpenOptions};
-use super::record::{self, Details};
+use super::record;
+use super::recovery::{Opening, recover};
 use super::set::SectorSet;
+use super::shortage::Shortage;
 use super::ticket::CommitSource;
 use super::tracker::Trackers;
 use crate::io::{Backend, Disk, IoOptions, Lock, LockError, OpenAccess, open_backend};
-use crate::log::image_io::{Root, has_image, mend_roots, read_image, read_roots};
-use crate::log::replay::{LoggedFrame, LoggedRecord};
-use crate::log::sector::is_failed_read;
-use crate::log::{Replay, Sector, Segments, State};
+use crate::log::{Sector, Segments};
 use crate::port::op::{Driver, Signal, wait_for};
 use crate::port::{
-    BinaryKey, ErrorKind, Labels, Placement, PolicyError, ReplicationPolicy, SectorFacts,
-    SectorState, StorageError,
+    BinaryKey, Labels, Placement, PolicyError, ReplicationPolicy, SectorFacts, StorageError,
 };
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::channel::Sender;
@@ -42,8 +38,6 @@ use crate::sync::{Mutex, RwLock};
 /// write more than that.
 const REPLAY_AT_CLOSE: u64 = 4 * MIB;
 
-/// LSNs and generations above this are damage, not age: counting on from them would overflow.
-const COUNTER_MAX: u64 = 1 << 62;
 /// How long a waiter looks away while one frame has landed and the next is not yet submitted.
 const BETWEEN_FRAMES: Duration = Duration::from_micros(200);
 
@@ -77,6 +71,8 @@ pub struct Inner {
     pub trackers: Trackers,
     /// What is known to be wrong with replicas.
     pub marks: Marks,
+    /// Whether something lies in fewer sectors than it should.
+    pub shortage: Shortage,
     /// Blobs whose fragments are being merged.
     pub merging: Mutex<HashSet<BinaryKey>>,
     sources: Vec<Arc<SectorSource>>,
@@ -199,7 +195,10 @@ struct Parts {
     damage: Vec<StorageError>,
 }
 
-fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StorageError {
+pub fn file_error(
+    operation: &'static str,
+    path: &Path,
+) -> impl FnOnce(std::io::Error) -> StorageError {
     let path = path.to_owned();
     move |source| StorageError::File {
         operation,
@@ -208,7 +207,7 @@ fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Erro
     }
 }
 
-fn random<const N: usize>(backend: &dyn Backend, path: &Path) -> Result<[u8; N], StorageError> {
+pub fn random<const N: usize>(backend: &dyn Backend, path: &Path) -> Result<[u8; N], StorageError> {
     let mut bytes = [0; N];
     backend
         .random(&mut bytes)
@@ -412,109 +411,31 @@ impl Inner {
         kick: Sender<()>,
     ) -> Result<Arc<Self>, StorageError> {
         let (backend, notice) = backend.open(&options.io, path)?;
-        let catalog = Catalog::read(backend.as_ref(), path)?;
+        Catalog::read(backend.as_ref(), path)?;
         let lock = take_lock(backend.as_ref(), path, options.access)?;
-        wait_for(Self::open_sectors(
-            path, options, backend, notice, &catalog, lock, kick,
-        ))
-    }
-
-    async fn open_sectors(
-        path: &Path,
-        options: OpenOptions,
-        backend: Arc<dyn Backend>,
-        mut notice: Option<String>,
-        catalog: &Catalog,
-        lock: Option<Box<dyn Lock>>,
-        kick: Sender<()>,
-    ) -> Result<Arc<Self>, StorageError> {
-        let writing = options.access == Access::ReadWrite;
-        let mut health = Vec::new();
-        let mut sectors = Vec::new();
-        let mut store_id = [0; 16];
-        for (number, named) in (0_u16..).zip(&catalog.sectors) {
-            let file = path.join(&named.file);
-            let access = if writing {
-                OpenAccess::ReadWrite
-            } else {
-                OpenAccess::ReadOnly
-            };
-            let disk = backend
-                .open(&file, access)
-                .map_err(|error| match error.kind() {
-                    std::io::ErrorKind::InvalidInput => StorageError::InvalidStore {
-                        path: file.clone(),
-                        why: error.to_string(),
-                    },
-                    _ => file_error("open", &file)(error),
-                })?;
-            let (mut sector, notes) = Sector::open(Arc::clone(&disk), number).await?;
-            if disk.info().block_size > sector.geometry().block_size {
-                let disk = fit_blocks(
-                    backend.as_ref(),
-                    disk,
-                    access,
-                    sector.geometry().block_size,
-                    &mut notice,
-                )?;
-                (sector, _) = Sector::open(disk, number).await?;
-            }
-            health.extend(notes);
-            check_identity(&sector, &file, catalog, number)?;
-            store_id = sector.identity().store_id;
-            sectors.push(Arc::new(sector));
-        }
-        let mut recovery = Recovery {
-            index: Index::new(Vec::new()),
-            replays: Vec::new(),
-            behind: Vec::new(),
-            kept: Vec::new(),
-            health,
-            writing,
-            salvaging: options.access == Access::Salvage,
-            known: 0,
-            damage: Vec::new(),
-        };
-        for sector in &sectors {
-            recovery.load(sector).await?;
-        }
-        let (newest, is_short) = recovery.replay(catalog.replicas.into()).await?;
-        let mut skip = 0;
-        if writing {
-            // What a crash took may have had the LSNs that come next, and been seen: they are not
-            // given out twice.
-            skip = u32::from_le_bytes(random(backend.as_ref(), path)?);
-            for ((sector, replay), behind) in
-                sectors.iter().zip(&recovery.replays).zip(&recovery.behind)
-            {
-                sector.mend_superblock().await?;
-                mend_roots(sector, behind).await?;
-                replay.mend().await?;
-                // What was read may not be durable yet; from here on the log says that it is.
-                sector.sync().await?;
-            }
-        }
-        let Recovery {
-            index,
-            kept,
-            health,
-            damage,
-            ..
-        } = recovery;
+        let recovered = wait_for(recover(Opening {
+            path,
+            options: &options,
+            backend: &backend,
+            notice,
+            // Whoever had the lock before may have written it anew.
+            catalog: Catalog::read(backend.as_ref(), path)?,
+        }))?;
         let parts = Parts {
             path: path.to_owned(),
-            store_id,
+            store_id: recovered.store_id,
             options,
             backend,
-            notice,
-            sectors,
-            catalog: catalog.clone(),
+            notice: recovered.notice,
+            sectors: recovered.sectors,
+            catalog: recovered.catalog,
             lock,
-            health,
-            damage,
+            health: recovered.health,
+            damage: recovered.damage,
         };
-        let inner = Self::assemble_parts(parts, index, kept, (newest, skip), kick);
-        if is_short {
+        let newest = (recovered.newest, recovered.skip);
+        let inner = Self::assemble_parts(parts, recovered.index, recovered.kept, newest, kick);
+        if recovered.lacking.is_short || recovered.lacking.is_unlike {
             inner.marks.want_scan();
         }
         Ok(inner)
@@ -524,7 +445,7 @@ impl Inner {
         parts: Parts,
         index: Index,
         kept: Vec<Kept>,
-        (newest, skip): (u64, u32),
+        (newest, skip): (u64, u64),
         kick: Sender<()>,
     ) -> Arc<Self> {
         let Parts {
@@ -561,6 +482,7 @@ impl Inner {
                 sources: (0..sectors.len()).map(source).collect(),
                 sectors,
                 replicas: catalog.replicas.into(),
+                shortage: Shortage::new(catalog.short),
                 labels: RwLock::new(catalog.labels()),
                 catalog: Mutex::new(catalog),
                 commits: Mutex::new(Commits::new(&tails, newest, skip)),
@@ -649,14 +571,9 @@ impl Inner {
             let image = sector.image_estimate() as u64;
             sector.replay_bytes > REPLAY_AT_CLOSE.max(image)
         });
-        if long
-            && self
-                .sectors
-                .iter()
-                .all(|sector| sector.poisoned().is_none())
-        {
+        if long {
             let _alone = self.maintenance.lock();
-            for number in 0..self.sectors.len() {
+            for number in self.writable().iter() {
                 outcome = outcome.and(self.try_checkpoint(number).map(|_| ()));
             }
         }
@@ -743,7 +660,7 @@ impl Inner {
         let facts = |(number, sector): (usize, &Arc<Sector>)| SectorFacts {
             number: sector.number(),
             labels: labels[number].clone(),
-            state: self.state(number),
+            state: sector.state(),
             capacity: sector.geometry().sector_size(),
             free: room(number),
         };
@@ -771,29 +688,32 @@ impl Inner {
         Ok(chosen.within(self.writable()))
     }
 
-    /// What a sector can be used for.
-    pub fn state(&self, number: usize) -> SectorState {
-        match self.sectors[number].poisoned() {
-            Some(_) => SectorState::Failed,
-            None => SectorState::Active,
-        }
-    }
-
     /// See [`Store::relabel`](super::Store::relabel).
     pub fn relabel(&self, number: u16, labels: Labels) -> Result<(), StorageError> {
         self.check_writable()?;
         let checked = labels.check();
         checked.map_err(|error| StorageError::invalid(error.to_string()))?;
+        let place = usize::from(number);
+        let count = self.sectors.len();
+        if place >= count {
+            let what = format!("sector {number}, the store has {count}");
+            return Err(StorageError::invalid(what));
+        }
+        self.write_catalog(|catalog| catalog.sectors[place].set_labels(&labels))?;
+        self.labels.write()[place] = labels;
+        Ok(())
+    }
+
+    /// Writes the store file anew, with something changed.
+    ///
+    /// # Errors
+    /// `File`; nothing changed then.
+    pub fn write_catalog(&self, change: impl FnOnce(&mut Catalog)) -> Result<(), StorageError> {
         let mut catalog = self.catalog.lock();
         let mut new = catalog.clone();
-        let count = new.sectors.len();
-        let sector = new.sectors.get_mut(usize::from(number)).ok_or_else(|| {
-            StorageError::invalid(format!("sector {number}, the store has {count}"))
-        })?;
-        sector.set_labels(&labels);
+        change(&mut new);
         new.write(self.backend.as_ref(), &self.path)?;
         *catalog = new;
-        self.labels.write()[usize::from(number)] = labels;
         Ok(())
     }
 
@@ -821,7 +741,7 @@ impl Inner {
 
 /// The disk at `path`, opened again through the page cache if its device wants larger blocks than
 /// the sector has.
-fn fit_blocks(
+pub fn fit_blocks(
     backend: &dyn Backend,
     disk: Arc<dyn Disk>,
     access: OpenAccess,
@@ -844,305 +764,4 @@ fn fit_blocks(
     backend
         .open_buffered(&path, access)
         .map_err(file_error("open", &path))
-}
-
-fn check_identity(
-    sector: &Sector,
-    file: &Path,
-    catalog: &Catalog,
-    number: u16,
-) -> Result<(), StorageError> {
-    let identity = sector.identity();
-    let store_id = graviton_format::structure::hex(&identity.store_id);
-    let named = &catalog.sectors[usize::from(number)];
-    let why = if store_id != catalog.store_id {
-        format!("belongs to store {store_id}, not to {}", catalog.store_id)
-    } else if format!("{:016x}", identity.sector_id) != named.id {
-        format!("is sector {:016x}, not {}", identity.sector_id, named.id)
-    } else if sector.claim().0 != number {
-        format!(
-            "is sector number {} of its store, listed as {number}",
-            sector.claim().0
-        )
-    } else if usize::from(sector.claim().1) > catalog.sectors.len() {
-        let (listed, had) = (catalog.sectors.len(), sector.claim().1);
-        format!("is of a store of {had} sectors, the store file lists {listed}")
-    } else if catalog.format_version != FORMAT_VERSION {
-        format!(
-            "the store file says format version {}",
-            catalog.format_version
-        )
-    } else {
-        return Ok(());
-    };
-    Err(StorageError::InvalidStore {
-        path: file.to_owned(),
-        why,
-    })
-}
-
-/// Recovery under way: images are loaded sector by sector, then the logs replayed as one.
-struct Recovery {
-    index: Index,
-    replays: Vec<Replay>,
-    /// Of each sector, the copies of roots that are to be written anew.
-    behind: Vec<Vec<(u64, Root)>>,
-    kept: Vec<Kept>,
-    health: Vec<String>,
-    writing: bool,
-    /// What is lost does not keep the store from opening.
-    salvaging: bool,
-    /// The highest LSN that a checkpoint knows of.
-    known: u64,
-    /// Damage that was met in the logs.
-    damage: Vec<StorageError>,
-}
-
-impl Recovery {
-    /// Loads the newest whole checkpoint of a sector, and prepares to replay its log.
-    async fn load(&mut self, sector: &Arc<Sector>) -> Result<(), StorageError> {
-        let (roots, notes) = read_roots(sector).await;
-        let line = |(address, what)| format!("{}: {what}", sector.place(address));
-        self.health.extend(notes.lost.into_iter().map(line));
-        if !self.writing {
-            self.health.extend(notes.to_mend.into_iter().map(line));
-        }
-        self.behind.push(notes.behind);
-        let highest = roots
-            .iter()
-            .map(|root| root.root.sequence.get())
-            .max()
-            .unwrap_or(0);
-        if highest > COUNTER_MAX {
-            return Err(sector.corruption(
-                0,
-                format!("checkpoint {highest} is beyond what any store reaches"),
-            ));
-        }
-        for root in &roots {
-            self.known = self.known.max(root.root.store_lsn.get());
-        }
-        let mut claimed = 0;
-        let mut loaded: Option<(Root, Arc<_>, Segments)> = None;
-        let mut others: Vec<Root> = Vec::new();
-        let mut newest_error = None;
-        let named = roots.iter().flat_map(|root| &root.segments);
-        let named: HashSet<u32> = named.copied().collect();
-        for root in roots {
-            if loaded.is_some() {
-                others.push(root);
-                continue;
-            }
-            let image = match read_image(sector, &root).await {
-                Ok(image) => image,
-                Err(error) if error.kind() == ErrorKind::Corruption || is_failed_read(&error) => {
-                    self.health.push(error.to_string());
-                    claimed = claimed.max(root.root.lsn.get());
-                    newest_error.get_or_insert(error);
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            match Segments::decode(
-                image.segments(),
-                sector.geometry(),
-                root.root.sequence.get(),
-            ) {
-                Some(segments) => loaded = Some((root, Arc::new(image), segments)),
-                None => {
-                    let error = sector.corruption(
-                        0,
-                        format!(
-                            "checkpoint {} lists other segments than the sector has",
-                            root.root.sequence
-                        ),
-                    );
-                    self.health.push(error.to_string());
-                    claimed = claimed.max(root.root.lsn.get());
-                    newest_error.get_or_insert(error);
-                }
-            }
-        }
-        if loaded.is_none() && !self.salvaging {
-            return Err(newest_error
-                .or(notes.unreadable)
-                .unwrap_or_else(|| sector.corruption(0, "no checkpoint root is whole")));
-        }
-        let (mut index, root) = match loaded {
-            Some((root, image, segments)) => {
-                let mut index = SectorIndex::new(Arc::clone(sector), Some(image), segments);
-                index.blobs = root.root.blobs.get();
-                index.logical_bytes = root.root.logical_bytes.get();
-                (index, Some(root))
-            }
-            None => {
-                self.health.push(format!(
-                    "sector {}: no checkpoint is whole; the index is rebuilt from the log: blobs that were deleted may show again, and those that compaction moved be missing",
-                    sector.number()
-                ));
-                (
-                    SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry())),
-                    None,
-                )
-            }
-        };
-        let replay = Replay::start(
-            sector,
-            root.as_ref().map(|root| &root.root),
-            &mut index.segments,
-            claimed,
-            &named,
-        )
-        .await?;
-        // Of the other roots, only one that is older and whole is of use.
-        let mut older = None;
-        for root in others {
-            if older.is_none() && has_image(sector, &root).await {
-                older = Some(root);
-            }
-        }
-        let kept = Kept::recovered(root, older, highest);
-        for segment in kept.image_segments() {
-            let known = *index.segments.get(segment);
-            index.segments.set(
-                segment,
-                State::Checkpoint,
-                known.generation,
-                sector.geometry().segment_size,
-            );
-        }
-        kept.release(&mut index.segments, sector);
-        index.tail = replay.tail();
-        index.begin_replay();
-        self.index.sectors.push(index);
-        self.replays.push(replay);
-        self.kept.push(kept);
-        Ok(())
-    }
-
-    /// Replays all logs, merged by LSN: record by record, as they were decided. Returns the highest LSN
-    /// there is, and whether something lies in fewer sectors than `replicas`.
-    async fn replay(&mut self, replicas: usize) -> Result<(u64, bool), StorageError> {
-        let mut logs: Vec<Log> = self.replays.iter().map(|_| Log::default()).collect();
-        loop {
-            for (number, log) in logs.iter_mut().enumerate() {
-                let segments = &mut self.index.sectors[number].segments;
-                while log.records.is_empty() && !log.is_over {
-                    log.take(self.replays[number].next(segments).await?);
-                }
-            }
-            let heads = logs
-                .iter()
-                .enumerate()
-                .filter_map(|(number, log)| Some((log.records.front()?.0, number)));
-            let Some((_, number)) = heads.min() else {
-                break;
-            };
-            if let Some((_, record)) = logs[number].records.pop_front() {
-                self.apply(number, record)?;
-            }
-        }
-        let is_short = self.index.settle(replicas)?;
-        let mut highest = self.known;
-        for (replay, index) in self.replays.iter().zip(&mut self.index.sectors) {
-            index.end_replay(replay.tail());
-            index.replay_bytes = replay.bytes();
-            index.update_reserve();
-            highest = highest.max(replay.highest_lsn());
-            for damage in replay.damage() {
-                if damage.records_lost && !self.salvaging {
-                    return Err(damage.error.clone());
-                }
-                self.health.push(damage.error.to_string());
-                self.damage.push(damage.error.clone());
-            }
-        }
-        let generation = self
-            .index
-            .sectors
-            .iter()
-            .map(|sector| sector.segments.generation())
-            .max()
-            .unwrap_or(0);
-        if highest.max(generation) > COUNTER_MAX {
-            return Err(self.index.sectors[0].sector().corruption(
-                0,
-                format!(
-                    "LSN {highest} or generation {generation} is beyond what any store reaches"
-                ),
-            ));
-        }
-        Ok((highest, is_short))
-    }
-
-    fn apply(&mut self, number: usize, record: LoggedRecord) -> Result<(), StorageError> {
-        let applied = applied(record)
-            .map_err(|error| self.index.sectors[number].sector().corruption(0, error))?;
-        match self.index.apply(number, &applied) {
-            // What it changes was lost: the blob stays as old as it is.
-            Err(error) if self.salvaging && applied.change.is_some() => {
-                self.health.push(error.to_string());
-                self.damage.push(error);
-                Ok(())
-            }
-            outcome => outcome,
-        }
-    }
-}
-
-/// One sector's log, being replayed.
-#[derive(Default)]
-struct Log {
-    /// Records to come, each with the LSN that it is replayed at: its own, or, if it is a copy, that
-    /// of the record before.
-    records: VecDeque<(u64, LoggedRecord)>,
-    /// LSN that the last record was replayed at.
-    at: u64,
-    is_over: bool,
-}
-
-impl Log {
-    fn take(&mut self, frame: Option<LoggedFrame>) {
-        let Some(frame) = frame else {
-            self.is_over = true;
-            return;
-        };
-        for record in frame.records {
-            if !record.moved && !record.replica {
-                self.at = record.lsn;
-            }
-            self.records.push_back((self.at, record));
-        }
-    }
-}
-
-fn applied(record: LoggedRecord) -> Result<Applied, graviton_format::FormatError> {
-    let (source, life) = match record.kind {
-        RecordKind::Manifest => {
-            let details = Details::decode(&record.meta)?;
-            (details.source, details.life)
-        }
-        _ => (None, None),
-    };
-    if let Some(life) = life {
-        meta::check_life(life, record.lsn)?;
-    }
-    Ok(Applied {
-        kind: record.kind,
-        moved: record.moved,
-        replica: record.replica,
-        key: record.key,
-        lsn: record.lsn,
-        time: record.time,
-        address: record.address,
-        meta_length: u32::try_from(record.meta.len()).unwrap_or(u32::MAX),
-        payload_length: record.payload_length,
-        manifest: record
-            .manifest
-            .map(|manifest| (manifest.size, manifest.extents.into())),
-        change: record.change,
-        source,
-        life,
-        hold: None,
-    })
 }

@@ -130,8 +130,14 @@ impl Kept {
         })
     }
 
+    /// Tombstones up to this LSN may be missing from the newest.
+    fn forgotten_lsn(&self) -> u64 {
+        let newest = self.newest.as_ref();
+        newest.map_or(0, |root| root.root.forgotten_lsn.get())
+    }
+
     /// The oldest knowledge of the store's other sectors that a recovery could start from.
-    fn store_lsn(&self) -> u64 {
+    pub fn store_lsn(&self) -> u64 {
         self.newest
             .iter()
             .chain(&self.older)
@@ -139,6 +145,15 @@ impl Kept {
             .min()
             .unwrap_or(0)
     }
+}
+
+/// Tombstones up to this LSN keep nothing from coming back: whatever the sectors may be recovered from knows of
+/// the deletes.
+pub fn forgettable(kept: &[Kept]) -> u64 {
+    let known = kept.iter().map(Kept::store_lsn).min();
+    // A sector that is away knew then.
+    let before = kept.iter().map(Kept::forgotten_lsn).max();
+    known.max(before).unwrap_or(0)
 }
 
 impl Inner {
@@ -234,7 +249,11 @@ impl Inner {
                 }
             }
         }
-        match (self.step_repair(&mut efforts.repairs)?, failed) {
+        let repairs = &mut efforts.repairs;
+        match (
+            self.step_repair(repairs)? || self.step_shortage(repairs)?,
+            failed,
+        ) {
             (false, Some(error)) => Err(error),
             (stepped, _) => Ok(stepped),
         }
@@ -586,7 +605,7 @@ impl Inner {
     pub fn compact_all(self: &Arc<Self>) -> Result<CompactReport, StorageError> {
         let _one_at_a_time = self.begin_maintenance()?;
         let mut report = CompactReport::default();
-        for number in 0..self.sectors.len() {
+        for number in self.taking_part().iter() {
             self.compact_sector(number, &mut report)?;
         }
         Ok(report)
@@ -648,13 +667,15 @@ impl Inner {
         Ok(())
     }
 
-    /// Takes a checkpoint of every sector.
+    /// Takes a checkpoint of every sector that takes part.
     ///
     /// # Errors
     /// What the disk reports.
     pub fn checkpoint_all(self: &Arc<Self>) -> Result<Vec<CheckpointInfo>, StorageError> {
         let _one_at_a_time = self.begin_maintenance()?;
-        (0..self.sectors.len())
+        let members = self.taking_part();
+        members
+            .iter()
             .map(|number| self.checkpoint(number))
             .collect()
     }
@@ -673,15 +694,9 @@ impl Inner {
         let sector = Arc::clone(&self.sectors[number]);
         sector.check_writable()?;
         self.forget_completed(number)?;
-        let (sequence, forget) = {
+        let (sequence, forgettable) = {
             let kept = self.kept.lock();
-            // With one sector no other can bring anything back.
-            let forget = if kept.len() == 1 {
-                u64::MAX
-            } else {
-                kept.iter().map(Kept::store_lsn).min().unwrap_or(0)
-            };
-            (kept[number].next_sequence, forget)
+            (kept[number].next_sequence, forgettable(&kept))
         };
         let (cut, store_lsn, written) = {
             let commits = self.commits.lock();
@@ -694,6 +709,11 @@ impl Inner {
                 Some(cut) => (cut, store_lsn, written),
                 None => return Err(sector.corruption(0, "a checkpoint is under way already")),
             }
+        };
+        // With one sector no other can bring anything back.
+        let forget = match self.sectors.len() {
+            1 => store_lsn,
+            _ => forgettable,
         };
         let outcome = self.write_checkpoint(&sector, number, &cut, sequence, store_lsn, forget);
         match outcome {
@@ -780,7 +800,8 @@ impl Inner {
             pages_checksum: pages_checksum.into(),
             blobs: cut.blobs.into(),
             logical_bytes: cut.logical_bytes.into(),
-            reserved: [0; 32],
+            forgotten_lsn: forget.into(),
+            reserved: [0; 24],
         };
         let written = wait_for(async {
             write_image(sector, &stored, sequence, &taken).await?;

@@ -300,7 +300,8 @@ impl Inner {
                 };
                 sectors.iter().all(|number| room(number) >= copied - shared)
             };
-            let places = sources.keys().filter(|sectors| !sectors.is_empty());
+            let wanted = self.replicas.min(writable.len());
+            let places = sources.keys().filter(|sectors| sectors.len() >= wanted);
             let fitting = places
                 .map(|&sectors| (sectors, shared(sectors)))
                 .filter(fits);

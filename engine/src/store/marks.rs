@@ -198,6 +198,11 @@ impl Marks {
         self.backlog.lock().remove(key);
     }
 
+    /// Whether nothing is known to be wrong.
+    pub fn is_clear(&self) -> bool {
+        self.len() == 0 && !self.is_scan_due() && self.backlog() == 0
+    }
+
     /// How many blobs are to be repaired, as far as is known.
     pub fn backlog(&self) -> usize {
         self.backlog.lock().len()

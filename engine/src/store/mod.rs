@@ -4,7 +4,7 @@
 //! and enters the index (`index`) once it is durable. A get looks the index up and reads the
 //! device (`read`). Uploads of parts (`multipart`) and tracked sets (`tracker`) are entries like
 //! blobs, with keys in spaces of their own; `merge` keeps blobs from falling to pieces, and `manifest`
-//! makes new ones of their payload. Recovery (`inner`) loads each sector's newest checkpoint and replays the
+//! makes new ones of their payload. Recovery (`recovery`) loads each sector's newest checkpoint and replays the
 //! logs as one; `maintain` keeps checkpoints fresh and space coming back.
 
 mod assembly;
@@ -26,8 +26,10 @@ mod multipart;
 mod options;
 mod read;
 mod record;
+mod recovery;
 mod repair;
 mod set;
+mod shortage;
 mod ticket;
 mod tracker;
 mod verify;

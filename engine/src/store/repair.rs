@@ -1,4 +1,5 @@
-//! Repair: blobs that have fewer good replicas than they should get others, made of those that are left.
+//! Repair: blobs that have fewer good replicas than they should get others, made of those that are left; and
+//! deletes that too few sectors know of are told to others.
 //!
 //! A replica is made record by record: payload under the LSN that it has everywhere, then the record that
 //! makes a version of it \[F-65\]. What a sector has already, of this blob or of others that share it, is
@@ -15,9 +16,11 @@ use graviton_format::record::{ExtentRef, Manifest, RecordKind, RecordView};
 use super::commit::{Done, Mutation, Work};
 use super::index::{Entry, Found, Hold, Index};
 use super::inner::Inner;
+use super::maintain::forgettable;
 use super::read::{HeldRecord, Snapshot, read_details};
 use super::record::{self, Details};
 use super::set::SectorSet;
+use super::shortage::Search;
 use super::write::unexpected;
 use crate::log::sector::Payload;
 use crate::port::op::wait_for;
@@ -38,6 +41,8 @@ pub struct Repairs {
     /// Where a scan of the index goes on.
     scan: Option<Vec<u8>>,
     under_way: Option<Repair>,
+    /// Whether anything is short is being looked for.
+    pub search: Option<Search>,
 }
 
 /// A replica that is being made.
@@ -73,6 +78,11 @@ enum Plan {
     /// It is not, and nothing can be done.
     Stuck,
     Make(Box<Repair>),
+    /// It was deleted, and this sector is to know it.
+    Bury {
+        lsn: u64,
+        target: usize,
+    },
 }
 
 /// The front of a record.
@@ -130,6 +140,14 @@ impl Inner {
                     repairs.under_way = Some(*repair);
                     return Ok(true);
                 }
+                Plan::Bury { lsn, target } => {
+                    match wait_for(self.bury(&key, lsn, target)) {
+                        Ok(_) => repairs.has_progress = true,
+                        Err(error) => self.note(format!("repair: {error}")),
+                    }
+                    // It is looked at once more.
+                    return Ok(true);
+                }
             }
         }
         Ok(true)
@@ -137,15 +155,16 @@ impl Inner {
 
     /// Looks through the index, from a stored key on, for blobs that have too few good replicas. Returns
     /// where to go on.
-    fn scan_for_repair(&self, from: Vec<u8>) -> Result<Option<Vec<u8>>, StorageError> {
+    pub fn scan_for_repair(&self, from: Vec<u8>) -> Result<Option<Vec<u8>>, StorageError> {
         /// Looked at under one lock.
         const AT_ONCE: usize = 4096;
+        let forgettable = forgettable(&self.kept.lock());
         let index = self.index.read();
         let writable = self.writable();
         let wanted = self.replicas.min(writable.len());
         let (mut seen, mut last) = (0, None);
-        index.scan_replicas(&from, |key, holders| {
-            if holders.within(writable).len() < wanted
+        index.scan_replicas(&from, forgettable, |key, holders, is_unlike| {
+            if (holders.within(writable).len() < wanted || is_unlike)
                 && let Ok(key) = BinaryKey::of_stored(key)
             {
                 self.marks.want_repair(&key);
@@ -158,10 +177,11 @@ impl Inner {
     }
 
     fn plan_repair(self: &Arc<Self>, key: &BinaryKey) -> Result<Plan, StorageError> {
+        let forgettable = forgettable(&self.kept.lock());
         let mut index = self.index.write();
         let (Some(all), Some(alike)) = (index.lookup(key.stored())?, index.alike(key.stored())?)
         else {
-            return Ok(Plan::Nothing);
+            return self.plan_burial(&index, key, forgettable);
         };
         let version = alike.entry.lsn;
         let writable = self.writable();
@@ -230,6 +250,51 @@ impl Inner {
             hold,
             inner: Arc::clone(self),
         })))
+    }
+
+    /// What is to be done about a blob that is no more.
+    fn plan_burial(
+        &self,
+        index: &Index,
+        key: &BinaryKey,
+        forgettable: u64,
+    ) -> Result<Plan, StorageError> {
+        let tombstone = index.tombstone(key.stored())?;
+        let Some((lsn, holders)) = tombstone.filter(|(lsn, _)| *lsn > forgettable) else {
+            return Ok(Plan::Nothing);
+        };
+        let writable = self.writable();
+        if holders.within(writable).len() >= self.replicas.min(writable.len()) {
+            return Ok(Plan::Nothing);
+        }
+        let others = writable.without(holders);
+        let best = others
+            .iter()
+            .max_by_key(|&number| self.available(index, number));
+        Ok(best.map_or(Plan::Stuck, |target| Plan::Bury { lsn, target }))
+    }
+
+    /// Tells a sector of a delete.
+    async fn bury(
+        self: &Arc<Self>,
+        key: &BinaryKey,
+        lsn: u64,
+        target: usize,
+    ) -> Result<bool, StorageError> {
+        let time = self.now();
+        let mutation = Mutation::Replica {
+            key: key.clone(),
+            version: lsn,
+            lsn,
+            record: record::encode(RecordKind::Tombstone, key, &[], &[], time),
+            kind: RecordKind::Tombstone,
+            time,
+            meta_length: 0,
+            payload_length: 0,
+            manifest: None,
+            life: None,
+        };
+        self.submit_replica(target, mutation).await
     }
 
     /// The sector that a replica more of a version goes to.

@@ -50,6 +50,11 @@ impl Inner {
         };
         for number in 0..self.sectors.len() {
             let sector = Arc::clone(&self.sectors[number]);
+            if sector.is_stood_in_for() {
+                let why = sector.poisoned().unwrap_or_default();
+                verifier.find(&sector, 0, None, format!("the sector is left out: {why}"));
+                continue;
+            }
             verifier.superblocks(&sector)?;
             verifier.checkpoints(&sector)?;
             verifier.segments(number, &sector)?;

@@ -758,7 +758,7 @@ impl Inner {
         if let Err(error) = self.check_writable() {
             return Op::fail(error);
         }
-        Op::start(self.sync((0..self.sectors.len()).collect()))
+        Op::start(self.sync(self.taking_part()))
     }
 
     /// Makes durable what was submitted to these sectors: in so many of them that no replica which is lost

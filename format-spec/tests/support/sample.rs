@@ -398,7 +398,8 @@ impl Writer {
             pages_checksum: pages_checksum.into(),
             blobs: blobs.into(),
             logical_bytes: logical_bytes.into(),
-            reserved: [0; 32],
+            forgotten_lsn: self.lsn.into(),
+            reserved: [0; 24],
         };
         for address in GEOMETRY.roots(sequence) {
             let copy = root.encode(&IDENTITY, address, segments);

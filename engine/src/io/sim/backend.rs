@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use rustix::io::Errno;
+
 use super::disk::SimDisk;
 use super::fault::{DiskCondition, FaultError, FaultKind};
 use super::machine::{Held, Shared, Sim};
@@ -68,6 +70,8 @@ impl Backend for Sim {
                 DiskCondition::Well => number,
                 DiskCondition::Dead => return Err(FaultError::Io.into()),
                 DiskCondition::Absent => return Err(absent()),
+                DiskCondition::ReadOnly if access == OpenAccess::ReadOnly => number,
+                DiskCondition::ReadOnly => return Err(Errno::ROFS.into()),
             }
         };
         Ok(self.disk(number, path, access))

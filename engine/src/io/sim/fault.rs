@@ -100,6 +100,8 @@ pub enum DiskCondition {
     Dead,
     /// It is not there: opening it is `NotFound`, and whoever has it open sees everything fail.
     Absent,
+    /// Opening it for writing is `ReadOnlyFilesystem`, and whoever has it open sees writes and syncs fail.
+    ReadOnly,
 }
 
 /// The faults that are set, and what they hit.

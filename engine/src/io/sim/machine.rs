@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::io::Errno;
+
 use super::crash::{Change, Crasher, Event};
 use super::fault::{DiskCondition, Fault, FaultError, FaultKind, Faults};
 use super::medium::{Image, Medium, Node, UNIT};
@@ -191,13 +193,18 @@ impl State {
     }
 
     /// Whether a transfer of any kind fails, as the whole disk does.
-    fn check_condition(&mut self, disk: usize) -> io::Result<()> {
+    fn check_condition(&mut self, disk: usize, action: Action) -> io::Result<()> {
         if let Err(error) = self.faults.check(FaultKind::Death, Some(disk)) {
             self.disks[disk].condition = DiskCondition::Dead;
             return Err(error);
         }
         match self.disks[disk].condition {
             DiskCondition::Well => Ok(()),
+            DiskCondition::ReadOnly if matches!(action, Action::Read(_)) => Ok(()),
+            DiskCondition::ReadOnly => {
+                self.faults.hits += 1;
+                Err(Errno::ROFS.into())
+            }
             DiskCondition::Dead | DiskCondition::Absent => {
                 self.faults.hits += 1;
                 Err(FaultError::Io.into())
@@ -218,7 +225,7 @@ impl State {
         let (disk, action) = (request.disk, request.action);
         // A transfer in two steps is one call.
         let begun = request.done > 0;
-        if let Err(error) = self.check_condition(disk) {
+        if let Err(error) = self.check_condition(disk, action) {
             if let Action::Sync = action {
                 self.record_sync(disk, true, request.submitted);
             }

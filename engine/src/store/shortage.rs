@@ -1,0 +1,93 @@
+//! Whether something lies in fewer sectors than it should, and the note of that in the store file.
+//!
+//! A write that came about in fewer sectors than asked is acknowledged when the store file says that there
+//! are such: then none of the sectors that took part may be missing when the store is opened next. The note
+//! is taken back once everything lies in as many sectors as it should: blobs, and the tombstones of what was
+//! deleted.
+
+use std::sync::Arc;
+
+use super::inner::Inner;
+use super::repair::Repairs;
+use crate::port::StorageError;
+use crate::sync::Mutex;
+
+/// What is known of it.
+#[derive(Debug)]
+pub struct Shortage {
+    state: Mutex<Known>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    /// What the store file says.
+    is_noted: bool,
+    /// How many writes have come about in too few sectors.
+    events: u64,
+}
+
+/// How far it is looked for what is short.
+#[derive(Debug)]
+pub struct Search {
+    /// Where it goes on: a stored key.
+    from: Vec<u8>,
+    /// How many writes there were when it began.
+    events: u64,
+}
+
+impl Shortage {
+    /// As the store file says.
+    pub fn new(is_noted: bool) -> Self {
+        let known = Known {
+            is_noted,
+            events: 0,
+        };
+        Self {
+            state: Mutex::new(known),
+        }
+    }
+
+    /// Whether the store file says that something is short.
+    pub fn is_noted(&self) -> bool {
+        self.state.lock().is_noted
+    }
+}
+
+impl Inner {
+    /// Something comes about in too few sectors: the store file says so on return.
+    ///
+    /// # Errors
+    /// `File`. Then it must not be acknowledged.
+    pub fn note_shortage(&self) -> Result<(), StorageError> {
+        let mut known = self.shortage.state.lock();
+        known.events += 1;
+        if !known.is_noted {
+            self.write_catalog(|catalog| catalog.short = true)?;
+            known.is_noted = true;
+        }
+        Ok(())
+    }
+
+    /// Does one thing towards taking back the note that something is short. `false` if there is none, or
+    /// nothing can be done now.
+    pub fn step_shortage(self: &Arc<Self>, repairs: &mut Repairs) -> Result<bool, StorageError> {
+        let known = *self.shortage.state.lock();
+        if !known.is_noted || !self.marks.is_clear() || self.writable().len() < self.replicas {
+            return Ok(false);
+        }
+        let search = repairs.search.take();
+        let search = search.filter(|search| search.events == known.events);
+        let from = search.map_or(Vec::new(), |search| search.from);
+        if let Some(from) = self.scan_for_repair(from)? {
+            let events = known.events;
+            repairs.search = Some(Search { from, events });
+            return Ok(true);
+        }
+        let mut now = self.shortage.state.lock();
+        if now.events == known.events && self.marks.is_clear() {
+            self.write_catalog(|catalog| catalog.short = false)?;
+            now.is_noted = false;
+        }
+        Ok(true)
+    }
+}

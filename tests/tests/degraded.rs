@@ -1,0 +1,412 @@
+//! Stores that are opened without one of their sectors: it is missing, broken, or older than it should be.
+//! With two replicas everything is there without it, and nothing that was deleted or replaced meanwhile
+//! comes back with it.
+//!
+//! How to run more of it, or one of it again: `graviton_tests::history` and `tests/README.md`.
+
+use std::sync::Arc;
+
+use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Image, Random, Sim};
+use graviton_engine::port::{
+    BinaryKey, BlobStore, DeleteOptions, GetOptions, PutOptions, SectorState, StorageError,
+};
+use graviton_engine::store::{Access, CreateOptions, OpenOptions, Store};
+use graviton_engine::testing::{Difference, Pair, Step};
+use graviton_tests::history::{Action, Ground, Machine, Plan, Tally, Trials, open, perform};
+use graviton_tests::random::payload;
+use graviton_tests::{check_two_replicas, settle};
+
+/// How the store comes to be opened again.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Closed,
+    Killed,
+}
+
+/// Opens the store again, one of its sectors being in another condition from then on.
+fn reopen(
+    pair: &mut Pair<'_, Machine>,
+    end: End,
+    sector: usize,
+    condition: DiskCondition,
+) -> Result<Arc<Store>, Difference> {
+    let before = pair.release();
+    let machine = pair.subject();
+    if matches!(end, End::Closed) {
+        machine
+            .store()
+            .close()
+            .map_err(|error| format!("does not close: {error}"))?;
+    }
+    let image = machine.sim().image();
+    machine.come_up(&image);
+    machine.sim().set_condition(sector, condition);
+    drop(before);
+    let store = open(machine)?;
+    pair.resume(Arc::<Store>::clone(&store));
+    pair.run(&Step::compare_all())
+        .map_err(|what| format!("sector {sector} {condition:?}: {what}"))?;
+    Ok(store)
+}
+
+fn perform_all(pair: &mut Pair<'_, Machine>, actions: &[Action]) -> Result<(), Difference> {
+    for action in actions {
+        perform(pair, action).map_err(|what| format!("{action:?}: {what}"))?;
+    }
+    pair.run(&Step::compare_all())?;
+    Ok(())
+}
+
+/// Repair comes to its end, and then any sector may be missing.
+fn mend(store: &Store) -> Result<(), Difference> {
+    settle(store)?;
+    let info = store.info();
+    match (info.replication.is_short, info.replication.backlog) {
+        (false, 0) => Ok(()),
+        _ => Err(format!("not mended: {info:#?}")),
+    }
+}
+
+/// Two sectors are away, one after the other, and the first is back before the second has gone. Then each is
+/// for a moment.
+fn away(
+    ground: &Ground,
+    seed: u64,
+    actions: &[Action],
+    condition: DiskCondition,
+) -> Result<Tally, Difference> {
+    let mut machine = Machine::boot(ground.plan.clone(), &ground.image, seed);
+    let store = open(&mut machine)?;
+    let mut pair = Pair::over(&mut machine, Arc::<Store>::clone(&store));
+    pair.adopt(store)?;
+    let mut random = Random::new(seed);
+    let mut left = actions;
+    let mut some = |random: &mut Random| {
+        let (now, later) = left.split_at(random.below(left.len() + 1));
+        left = later;
+        now
+    };
+    perform_all(&mut pair, some(&mut random))?;
+    let first = random.below(3);
+    let second = (first + 1 + random.below(2)) % 3;
+    let end = |random: &mut Random| match random.one_in(2) {
+        true => End::Closed,
+        false => End::Killed,
+    };
+    mend(&pair.subject().store())?;
+    for sector in [first, second] {
+        // Once in a while more than once.
+        for _ in 0..=random.below(2) {
+            let ended = end(&mut random);
+            let store = reopen(&mut pair, ended, sector, condition)?;
+            assert_ne!(store.info().sectors[sector].state, SectorState::Active);
+            perform_all(&mut pair, some(&mut random))?;
+        }
+        let is_mended = random.one_in(2);
+        if is_mended {
+            mend(&pair.subject().store())?;
+        }
+        let ended = end(&mut random);
+        let store = reopen(&mut pair, ended, sector, DiskCondition::Well)?;
+        assert!(store.info().health.is_empty(), "{:?}", store.info().health);
+        perform_all(&mut pair, some(&mut random))?;
+        if !is_mended || random.one_in(2) {
+            mend(&pair.subject().store())?;
+        }
+    }
+    mend(&pair.subject().store())?;
+    check_two_replicas(&pair.subject().store())?;
+    for sector in 0..3 {
+        reopen(&mut pair, End::Killed, sector, condition)?;
+        let store = reopen(&mut pair, End::Closed, sector, DiskCondition::Well)?;
+        mend(&store)?;
+    }
+    Ok(Tally {
+        histories: 1,
+        actions: actions.len(),
+        images: 0,
+    })
+}
+
+fn trials() -> Trials {
+    Trials::undisturbed(Plan::REPLICAS, 60, 200)
+}
+
+#[test]
+fn a_sector_is_missing_for_a_while() {
+    trials().run(&|ground, seed, actions| away(ground, seed, actions, DiskCondition::Absent));
+}
+
+#[test]
+fn a_sector_does_not_work_for_a_while() {
+    trials().run(&|ground, seed, actions| away(ground, seed, actions, DiskCondition::Dead));
+}
+
+#[test]
+fn a_sector_can_only_be_read_for_a_while() {
+    trials().run(&|ground, seed, actions| away(ground, seed, actions, DiskCondition::ReadOnly));
+}
+
+const PATH: &str = "/store";
+
+fn options(replicas: u16) -> CreateOptions {
+    CreateOptions {
+        replicas,
+        ..Plan::REPLICAS.create_options()
+    }
+}
+
+fn boot(image: &Image) -> Sim {
+    Sim::boot(image, 512, 1)
+}
+
+fn open_on(sim: &Sim, access: Access) -> Result<Store, StorageError> {
+    let options = OpenOptions {
+        access,
+        ..options(2).open
+    };
+    Store::open_on(sim.backend(), PATH, options)
+}
+
+fn key(number: usize) -> BinaryKey {
+    BinaryKey::new(format!("key/{number:02}")).expect("a short key")
+}
+
+fn put(store: &Store, number: usize, seed: u64) {
+    let blob = payload(seed, 100 + 40 * number);
+    let put = store.put(&key(number), blob, PutOptions::default());
+    put.wait().expect("it is put");
+}
+
+fn delete(store: &Store, number: usize) {
+    let deleted = store.delete(&key(number), DeleteOptions::default()).wait();
+    assert!(deleted.expect("it is deleted").existed);
+}
+
+/// Blobs 0 to 29 are as they were put with these seeds; of a seed of 0, there is none.
+fn check(store: &Store, seeds: &[u64]) {
+    for (number, &seed) in seeds.iter().enumerate() {
+        let found = store.get(&key(number), GetOptions::default()).wait();
+        match (found, seed) {
+            (Err(StorageError::NotFound { .. }), 0) => {}
+            (Ok(blob), 1..) => {
+                assert_eq!(blob.bytes, payload(seed, 100 + 40 * number), "{number}");
+            }
+            (found, seed) => panic!("{number} with seed {seed}: {found:?}"),
+        }
+    }
+}
+
+/// A store of three sectors with blobs that were put with seed 1.
+fn filled(replicas: u16, seed: u64) -> (Sim, [u64; 30]) {
+    let sim = Sim::new(512, seed);
+    sim.record(false);
+    let store = Store::create_on(sim.backend(), PATH, options(replicas)).expect("it is made");
+    (0..30).for_each(|number| put(&store, number, 1));
+    settle(&store).expect("it is tidied up");
+    store.close().expect("it closes");
+    (sim, [1; 30])
+}
+
+/// `image` with one disk as it is in `older`.
+fn with_disk_of(image: &Image, disk: usize, older: &Image) -> Image {
+    let mut mixed = image.clone();
+    let mut bytes = vec![0; older.size(disk).expect("it is there")];
+    older.read(disk, 0, &mut bytes);
+    mixed.edit(disk, 0, &bytes);
+    mixed
+}
+
+/// What is refused says why, and a store that is open says what it is open without.
+fn left_out(store: &Store, sector: usize) -> String {
+    let info = store.info();
+    assert_eq!(info.sectors[sector].state, SectorState::Failed);
+    assert_eq!(info.health.len(), 1, "{:?}", info.health);
+    let report = store.verify(&mut |_| {}).expect("it is verified");
+    let places = report.findings.iter().map(|finding| finding.place.sector);
+    assert_eq!(
+        places.collect::<Vec<_>>(),
+        [u16::try_from(sector).expect("of three")]
+    );
+    info.health[0].clone()
+}
+
+fn refusal(sim: &Sim) -> String {
+    let error = open_on(sim, Access::ReadWrite).expect_err("it does not open");
+    assert!(
+        matches!(error, StorageError::TooFewSectors { .. }),
+        "{error}"
+    );
+    error.to_string()
+}
+
+#[test]
+fn a_store_says_what_it_is_open_without_and_when_it_can_lose_more() {
+    let (sim, mut seeds) = filled(2, 1);
+    sim.set_condition(1, DiskCondition::Absent);
+    let store = open_on(&sim, Access::ReadOnly).expect("it can be read");
+    check(&store, &seeds);
+    drop(store);
+    let store = open_on(&sim, Access::ReadWrite).expect("it opens");
+    let info = store.info();
+    assert_eq!(info.sectors[1].state, SectorState::Absent);
+    assert_eq!(info.blobs, 30);
+    assert!(info.replication.is_short);
+    assert!(info.health[0].starts_with("sector 1 is absent: open /store/sector-001"));
+    check(&store, &seeds);
+    store.flush().wait().expect("it is flushed");
+    assert_eq!(store.checkpoint().expect("checkpoints").len(), 2);
+    store.compact().expect("it is compacted");
+    drop(store);
+    sim.set_condition(2, DiskCondition::Dead);
+    let why = refusal(&sim);
+    assert!(
+        why.contains("none may be missing while something has too few replicas"),
+        "{why}"
+    );
+    assert!(
+        why.contains("sector-001") && why.contains("sector-002"),
+        "{why}"
+    );
+    sim.set_condition(2, DiskCondition::Well);
+    let store = open_on(&sim, Access::ReadWrite).expect("it opens");
+    delete(&store, 0);
+    put(&store, 1, 2);
+    (seeds[0], seeds[1]) = (0, 2);
+    settle(&store).expect("it is mended");
+    assert!(!store.info().replication.is_short);
+    check_two_replicas(&store).expect("two replicas");
+    drop(store);
+    // All of it is in either of the two by now.
+    sim.set_condition(2, DiskCondition::Dead);
+    let store = open_on(&sim, Access::ReadWrite).expect("it opens");
+    check(&store, &seeds);
+    put(&store, 2, 2);
+    seeds[2] = 2;
+    drop(store);
+    sim.set_condition(0, DiskCondition::Dead);
+    sim.set_condition(1, DiskCondition::Well);
+    sim.set_condition(2, DiskCondition::Well);
+    let why = refusal(&sim);
+    assert!(why.contains("none may be missing"), "{why}");
+    sim.set_condition(0, DiskCondition::Well);
+    let store = open_on(&sim, Access::ReadWrite).expect("it opens");
+    assert_eq!(store.info().health, Vec::<String>::new());
+    check(&store, &seeds);
+}
+
+#[test]
+fn with_one_replica_no_sector_may_be_missing() {
+    let (sim, seeds) = filled(1, 1);
+    sim.set_condition(1, DiskCondition::Absent);
+    let error = open_on(&sim, Access::ReadWrite).expect_err("it does not open");
+    assert!(
+        matches!(&error, StorageError::File { path, .. } if path.ends_with("sector-001.graviton"))
+    );
+    let store = open_on(&sim, Access::Salvage).expect("what is there can be read");
+    let found =
+        (0..seeds.len()).filter(|&number| matches!(store.exists(&key(number)).wait(), Ok(true)));
+    assert!((1..seeds.len()).contains(&found.count()));
+}
+
+/// An older copy of a sector, of an earlier session or of the same, is not taken for what it was.
+#[test]
+fn an_older_copy_of_a_sector_is_left_out() {
+    for of_this_session in [false, true] {
+        let (sim, mut seeds) = filled(2, 1);
+        let store = open_on(&sim, Access::ReadWrite).expect("it opens");
+        let older = sim.image();
+        let store = match of_this_session {
+            true => store,
+            false => {
+                drop(store);
+                open_on(&sim, Access::ReadWrite).expect("it opens")
+            }
+        };
+        for number in 0..30 {
+            match number % 3 {
+                0 => delete(&store, number),
+                1 => put(&store, number, 2),
+                _ => {}
+            }
+            seeds[number] = [0, 2, 1][number % 3];
+        }
+        // Until the deletes are forgotten.
+        for _ in 0..4 {
+            store.checkpoint().expect("a checkpoint");
+        }
+        let sim = boot(&with_disk_of(&sim.image(), 1, &older));
+        let store = open_on(&sim, Access::ReadWrite).expect("it opens without it");
+        let why = left_out(&store, 1);
+        assert!(why.contains("an older copy"), "{why}");
+        check(&store, &seeds);
+        settle(&store).expect("it is mended");
+        check_two_replicas(&store).expect("two replicas");
+        check(&store, &seeds);
+    }
+}
+
+#[test]
+fn sectors_and_the_store_file_that_do_not_belong_together_are_refused() {
+    let (sim, seeds) = filled(2, 1);
+    let before = sim.image();
+    drop(open_on(&sim, Access::ReadWrite).expect("it opens"));
+    let after = sim.image();
+    // All sectors are older than the store file, or newer.
+    let all_of = |image: &Image, other: &Image| {
+        (0..3).fold(image.clone(), |mixed, disk| {
+            with_disk_of(&mixed, disk, other)
+        })
+    };
+    for image in [all_of(&after, &before), all_of(&before, &after)] {
+        let why = refusal(&boot(&image));
+        assert!(why.contains("is not as the store left it"), "{why}");
+        let store = open_on(&boot(&image), Access::Salvage).expect("it can be read");
+        check(&store, &seeds);
+    }
+    // A sector of another store.
+    let (other, _) = filled(2, 2);
+    let sim = boot(&with_disk_of(&after, 2, &other.image()));
+    let store = open_on(&sim, Access::ReadWrite).expect("it opens without it");
+    let why = left_out(&store, 2);
+    assert!(why.contains("belongs to store"), "{why}");
+    check(&store, &seeds);
+}
+
+/// If it can't be told that a blob has come about in one sector alone, it has not.
+#[test]
+fn what_is_short_is_told_before_it_is_acknowledged() {
+    for is_told in [false, true] {
+        let (sim, seeds) = filled(2, 1);
+        let store = open_on(&sim, Access::ReadWrite).expect("it opens");
+        let holders = store.stat(&key(0)).wait().expect("it is there").sectors;
+        let fails = |kind, disk| Fault {
+            kind,
+            after: 0,
+            times: 1,
+            disk,
+        };
+        let write = fails(FaultKind::Write, Some(holders[0].into()));
+        match is_told {
+            true => sim.set_faults(&[write]),
+            false => sim.set_faults(&[write, fails(FaultKind::ReplaceFile, None)]),
+        }
+        let put = store
+            .put(&key(0), payload(2, 100), PutOptions::default())
+            .wait();
+        sim.set_faults(&[]);
+        assert_eq!(put.is_ok(), is_told, "{put:?}");
+        if is_told {
+            assert!(store.info().replication.is_short);
+            sim.set_condition(holders[1].into(), DiskCondition::Absent);
+            drop(store);
+            let why = refusal(&sim);
+            assert!(why.contains("none may be missing"), "{why}");
+        } else {
+            let poisoned = store.info().sectors;
+            let poisoned = poisoned.iter().filter(|sector| sector.poisoned.is_some());
+            assert_eq!(poisoned.count(), 2);
+            check(&store, &seeds);
+        }
+    }
+}
