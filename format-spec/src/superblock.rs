@@ -42,8 +42,7 @@ on_disk! {
         created: U64,
         /// Counts rewrites of the superblock; of two valid copies the higher one holds.
         sequence: U64,
-        /// The last session of the store that the sector takes part in (section 11); 0: none that is told
-        /// from others.
+        /// The last session of the store that the sector takes part in; 0: none that is told from others.
         session: U64,
         /// Zeros.
         reserved: [u8; 416],
@@ -51,7 +50,7 @@ on_disk! {
 }
 
 impl Superblock {
-    /// A superblock of the current version, not yet sealed.
+    /// A superblock of the current version, of no session yet \[F-66\], not sealed.
     #[must_use]
     pub fn new(
         identity: Identity,

@@ -695,7 +695,7 @@ impl Recovery {
         }
     }
 
-    /// Whether those that are left have all that was acknowledged \[F-67\]. A sector that was away last time counts
+    /// Whether those that are left have all that was acknowledged \[F-66\]. A sector that was away last time counts
     /// no more: the store file says whether what it has was made anew elsewhere.
     fn check_enough(&self, path: &Path, catalog: &Catalog) -> Result<(), StorageError> {
         let sectors = catalog.sectors.iter().zip(&self.left_out);
