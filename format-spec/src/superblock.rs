@@ -26,7 +26,7 @@ on_disk! {
         sector_id: U64,
         /// Number of the sector in the store, from 0.
         sector_number: U16,
-        /// Sectors the store had when this one was made.
+        /// Sectors the store had when this one was made, but more than its number.
         sector_count: U16,
         /// Alignment of segment headers and frames in bytes: 512 or 4096.
         block_size: U32,
@@ -44,8 +44,10 @@ on_disk! {
         sequence: U64,
         /// The last session of the store that the sector takes part in; 0: none that is told from others.
         session: U64,
+        /// The sectors that the store has, as far as this one knows: a bit for each number, from the lowest on.
+        members: U64,
         /// Zeros.
-        reserved: [u8; 416],
+        reserved: [u8; 408],
     }
 }
 
@@ -75,7 +77,10 @@ impl Superblock {
             created: created.into(),
             sequence: 1.into(),
             session: 0.into(),
-            reserved: [0; 416],
+            members: u64::MAX
+                .unbounded_shr(64_u32.saturating_sub(count.into()))
+                .into(),
+            reserved: [0; 408],
         }
     }
 
@@ -192,7 +197,7 @@ impl Superblock {
             },
         )?;
         require(
-            superblock.reserved == [0; 416],
+            superblock.reserved == [0; 408],
             name,
             "reserved",
             "F-4",

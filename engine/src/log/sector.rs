@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 use crate::io::{AbsentDisk, AlignedBuf, Disk, WriteSync};
 use crate::port::{BinaryKey, Place, SectorState, StorageError};
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::sync::{Condvar, Instant, Mutex, OnceLock};
 
 /// The most bytes of payload one device read brings in.
@@ -73,8 +73,14 @@ pub struct Sector {
     superblock: Mutex<Superblock>,
     /// Where a copy of the superblock lies that is not like the other.
     to_mend: Option<u64>,
-    /// Why it takes no part in this opening of the store, or no writes, if that was known from the beginning.
+    /// What it is, if it was known from the beginning that it takes no writes.
     left_out: OnceLock<SectorState>,
+    /// Its replicas are to move elsewhere.
+    draining: AtomicBool,
+    /// It takes no writes for the moment: it is coming in, or being taken away.
+    withheld: AtomicBool,
+    /// It is none of the store any more.
+    gone: AtomicBool,
     /// Blocks that [`Sector::read_around`] could not read.
     unreadable: Mutex<BTreeSet<u64>>,
     disk: Arc<dyn Disk>,
@@ -117,14 +123,16 @@ impl Sector {
         }
     }
 
-    /// Takes part in a session of the store from now on, and says so in its superblock.
+    /// Takes part in a session of the store from now on, which has these members, and says so in its
+    /// superblock.
     ///
     /// # Errors
     /// `Io`; the sector is poisoned then.
-    pub async fn join(&self, session: u64) -> Result<(), StorageError> {
+    pub async fn join(&self, session: u64, members: u64) -> Result<(), StorageError> {
         {
             let mut superblock = self.superblock.lock();
             superblock.session = session.into();
+            superblock.members = members.into();
             superblock.sequence = (superblock.sequence.get() + 1).into();
         }
         // The back one first: whoever finds the front one newer may rely on it [F-13].
@@ -236,6 +244,9 @@ impl Sector {
             superblock: Mutex::new(superblock),
             to_mend,
             left_out: OnceLock::new(),
+            draining: AtomicBool::new(false),
+            withheld: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
             unreadable: Mutex::default(),
             disk,
             pins,
@@ -250,15 +261,11 @@ impl Sector {
         self.number
     }
 
-    /// Which number its superblock says it has in the store, and how many sectors that had when
-    /// this one was made.
+    /// Which number its superblock says it has in the store, and which sectors that has: a bit for each.
     #[must_use]
-    pub fn claim(&self) -> (u16, u16) {
+    pub fn claim(&self) -> (u16, u64) {
         let superblock = self.superblock.lock();
-        (
-            superblock.sector_number.get(),
-            superblock.sector_count.get(),
-        )
+        (superblock.sector_number.get(), superblock.members.get())
     }
 
     /// The last session of the store that it takes part in.
@@ -338,15 +345,70 @@ impl Sector {
         match (self.left_out.get(), self.poisoned()) {
             (Some(state), _) => *state,
             (None, Some(_)) => SectorState::Failed,
+            (None, None) if self.is_draining() => SectorState::Draining,
             (None, None) => SectorState::Active,
         }
     }
 
-    /// [`StorageError::SectorPoisoned`] if a write or sync failed.
+    /// Whether its replicas are to move elsewhere: it gets no others.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Its replicas are to move elsewhere, or no more.
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Release);
+    }
+
+    /// Whether records can be written to it.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.poisoned().is_none() && !self.is_withheld()
+    }
+
+    /// Whether it takes no writes since it is coming in, or being taken away.
+    #[must_use]
+    pub fn is_withheld(&self) -> bool {
+        self.withheld.load(Ordering::Acquire)
+    }
+
+    /// It takes no writes for the moment, or takes them again.
+    pub fn withhold(&self, withheld: bool) {
+        self.withheld.store(withheld, Ordering::Release);
+    }
+
+    /// Whether it is none of the store.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// It is none of the store any more.
+    pub fn set_gone(&self) {
+        self.gone.store(true, Ordering::Release);
+    }
+
+    /// [`StorageError::SectorPoisoned`] if records can't be written to it.
     ///
     /// # Errors
     /// That.
     pub fn check_writable(&self) -> Result<(), StorageError> {
+        self.check_well()?;
+        match self.is_writable() {
+            true => Ok(()),
+            false => Err(StorageError::SectorPoisoned {
+                sector: self.number,
+                cause: "it comes or goes".to_owned(),
+            }),
+        }
+    }
+
+    /// [`StorageError::SectorPoisoned`] if a write or sync failed, or it is left out.
+    ///
+    /// # Errors
+    /// That.
+    pub fn check_well(&self) -> Result<(), StorageError> {
         match self.poisoned() {
             None => Ok(()),
             Some(cause) => Err(StorageError::SectorPoisoned {

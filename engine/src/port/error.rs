@@ -273,6 +273,14 @@ pub enum StorageError {
         /// What is wrong with which of them, and how many may be missing.
         why: String,
     },
+    /// The sector can't be taken away: something would have too few replicas without it, or is on its way into it.
+    #[error("sector {sector} is still needed by {keys} keys, or pieces of blobs on their way in")]
+    StillNeeded {
+        /// Its number in the store.
+        sector: u16,
+        /// How many keys need it (uploads, parts and tracked sets among them), and pieces on their way.
+        keys: u64,
+    },
     /// A file beside the sectors, or the opening of one, failed.
     #[error("{operation} {}: {source}", path.display())]
     File {
@@ -303,7 +311,7 @@ impl StorageError {
             | Self::InvalidPart { .. }
             | Self::InvalidPartOrder { .. }
             | Self::AlreadyExists { .. } => ErrorKind::InvalidInput,
-            Self::PreconditionFailed { .. } => ErrorKind::Conflict,
+            Self::PreconditionFailed { .. } | Self::StillNeeded { .. } => ErrorKind::Conflict,
             Self::RetentionDenied { .. } => ErrorKind::Denied,
             Self::NoSpace { .. } => ErrorKind::NoSpace,
             Self::Corruption { .. } | Self::InvalidStore { .. } => ErrorKind::Corruption,

@@ -8,6 +8,7 @@ use graviton_format::FORMAT_VERSION;
 use graviton_format::structure::hex;
 use serde::{Deserialize, Serialize};
 
+use super::set::SectorSet;
 use crate::io::Backend;
 use crate::port::{Labels, PolicyError, Price, StorageError};
 
@@ -18,6 +19,9 @@ pub const LOCK_FILE: &str = "graviton.lock";
 /// Stands beside sector files from before the first is made until the store file names them: what
 /// it lists is left over from a creation that was cut short, and may be removed.
 const CREATING_FILE: &str = "graviton.creating";
+/// Stands beside the store file from before a sector's file is made until the store file names it; holds its
+/// path.
+const ADDING_FILE: &str = "graviton.adding";
 /// A store file is never near this long.
 const LENGTH_MAX: usize = 1 << 20;
 /// The most sectors a store has.
@@ -49,6 +53,8 @@ pub struct Catalog {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CatalogSector {
+    /// Its number in the store.
+    pub number: u16,
     /// Its file or block device; relative to the store's directory.
     pub file: PathBuf,
     /// Its id, 16 hex digits.
@@ -56,6 +62,9 @@ pub struct CatalogSector {
     /// The last session that it takes part in, 16 hex digits, if it ever did in one that is told from others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
+    /// Its replicas are to move elsewhere.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub draining: bool,
     /// It did not take part in the last one: what came about since lies in the others.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub behind: bool,
@@ -80,6 +89,21 @@ struct CatalogPrice {
 }
 
 impl CatalogSector {
+    /// A sector that has come in.
+    pub fn new(number: u16, file: PathBuf, id: u64) -> Self {
+        Self {
+            number,
+            file,
+            id: hex_id(id),
+            session: None,
+            draining: false,
+            behind: false,
+            rack: None,
+            tier: None,
+            price: None,
+        }
+    }
+
     /// What its operator says of it.
     ///
     /// # Errors
@@ -192,6 +216,44 @@ pub fn end_creation(backend: &dyn Backend, directory: &Path) -> io::Result<()> {
     backend.remove_file(&directory.join(CREATING_FILE))
 }
 
+/// Notes that a sector's file is about to be made.
+///
+/// # Errors
+/// `AlreadyExists` if there is something; what the system reports.
+pub fn begin_addition(backend: &dyn Backend, directory: &Path, file: &Path) -> io::Result<()> {
+    // What is there now is not ours to overwrite, and must not be noted as such.
+    if file.symlink_metadata().is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    let text = file.to_str().ok_or(io::ErrorKind::InvalidInput)?;
+    backend.replace_file(&directory.join(ADDING_FILE), text.as_bytes())
+}
+
+/// A sector's file that was noted is named by the store file, or else it is removed.
+///
+/// # Errors
+/// What the system reports.
+pub fn end_addition(
+    backend: &dyn Backend,
+    directory: &Path,
+    is_named: impl Fn(&Path) -> bool,
+) -> io::Result<()> {
+    let note = directory.join(ADDING_FILE);
+    match backend.read_file(&note, LENGTH_MAX) {
+        Ok(text) => {
+            if let Ok(text) = std::str::from_utf8(&text)
+                && !text.is_empty()
+                && !is_named(Path::new(text))
+            {
+                backend.remove_file(Path::new(text))?;
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    backend.remove_file(&note)
+}
+
 #[derive(Deserialize)]
 struct VersionOnly {
     format_version: u32,
@@ -200,22 +262,16 @@ struct VersionOnly {
 impl Catalog {
     /// The store file of a store.
     pub fn new(store_id: &[u8; 16], replicas: u16, sectors: &[(PathBuf, u64)]) -> Self {
-        let sector = |(file, id): &(PathBuf, u64)| CatalogSector {
-            file: file.clone(),
-            id: hex_id(*id),
-            session: None,
-            behind: false,
-            rack: None,
-            tier: None,
-            price: None,
-        };
+        let sectors = (0..).zip(sectors);
+        let sectors =
+            sectors.map(|(number, (file, id))| CatalogSector::new(number, file.clone(), *id));
         Self {
             format_version: FORMAT_VERSION,
             store_id: hex(store_id),
             replicas,
             short: false,
             beginning: None,
-            sectors: sectors.iter().map(sector).collect(),
+            sectors: sectors.collect(),
         }
     }
 
@@ -268,17 +324,50 @@ impl Catalog {
                 catalog.replicas
             )));
         }
+        let mut least = 0;
         for sector in &catalog.sectors {
+            let number = sector.number;
+            if number < least || usize::from(number) >= SECTORS_MAX {
+                return Err(invalid(format!(
+                    "{}: number {number}, must be {least} to {}: they ascend",
+                    sector.file.display(),
+                    SECTORS_MAX - 1
+                )));
+            }
+            least = number + 1;
             let labels = sector.labels();
             labels.map_err(|error| invalid(format!("{}: {error}", sector.file.display())))?;
         }
         Ok(catalog)
     }
 
+    /// The sectors by number, and `None` for numbers below the highest that no sector has.
+    pub fn by_number(&self) -> Vec<Option<&CatalogSector>> {
+        let count = self.sectors.last().map_or(0, |sector| sector.number + 1);
+        let mut sectors = vec![None; count.into()];
+        for sector in &self.sectors {
+            sectors[usize::from(sector.number)] = Some(sector);
+        }
+        sectors
+    }
+
+    /// The entry of a sector.
+    pub fn sector_mut(&mut self, number: usize) -> Option<&mut CatalogSector> {
+        let mut sectors = self.sectors.iter_mut();
+        sectors.find(|sector| usize::from(sector.number) == number)
+    }
+
+    /// The numbers that sectors have.
+    pub fn members(&self) -> SectorSet {
+        let numbers = self.sectors.iter();
+        numbers.map(|sector| usize::from(sector.number)).collect()
+    }
+
     /// What the operator says of the sectors, by number.
     pub fn labels(&self) -> Vec<Labels> {
-        let labels = |sector: &CatalogSector| sector.labels().unwrap_or_default();
-        self.sectors.iter().map(labels).collect()
+        let sectors = self.by_number().into_iter();
+        let labels = sectors.map(|sector| sector.and_then(|sector| sector.labels().ok()));
+        labels.map(Option::unwrap_or_default).collect()
     }
 
     /// Writes the store file, atomically and durably.

@@ -34,6 +34,7 @@ use crate::log::{FrameBuilder, Purpose, Sector, Tail};
 use crate::port::op::{offer_driver, wait_for};
 use crate::port::{BinaryKey, ETag, PastEnd, Precondition, Span, StorageError};
 use crate::sync::Mutex;
+use crate::sync::atomic::Ordering;
 
 /// One record, encoded but for what depends on its place: head, then chunks.
 pub type Encoded = Vec<u8>;
@@ -391,14 +392,18 @@ impl Claims {
             keys: Vec::new(),
         };
         if !is_alone {
-            let keys = work.mutations().iter().flat_map(Mutation::keys);
-            claim.keys = keys.cloned().collect();
+            self.stake_keys(&mut claim, work);
         }
+        claim
+    }
+
+    fn stake_keys(&mut self, claim: &mut Claim, work: &Work) {
+        let keys = work.mutations().iter().flat_map(Mutation::keys);
+        claim.keys = keys.cloned().collect();
         for key in &claim.keys {
             let turns = self.by_key.entry(key.clone()).or_default();
             turns.push(claim.turn);
         }
-        claim
     }
 
     fn release(&mut self, claim: &Claim) {
@@ -555,6 +560,24 @@ impl Commits {
             claims: Claims::default(),
             closing: false,
         }
+    }
+
+    /// Requests that were queued when there was one sector get the claims that they need when there are more.
+    pub fn stake_waiting(&mut self) {
+        let Self {
+            waiting, claims, ..
+        } = self;
+        for request in waiting.values_mut().flatten() {
+            if request.claim.keys.is_empty() {
+                claims.stake_keys(&mut request.claim, &request.work);
+            }
+        }
+    }
+
+    /// There is room for so many sectors.
+    pub fn make_room(&mut self, sectors: usize) {
+        let lanes = self.lanes.len().max(sectors);
+        self.lanes.resize_with(lanes, Lane::default);
     }
 
     /// The highest LSN that was given to a frame, be it of an earlier owner.
@@ -735,7 +758,7 @@ impl Inner {
     pub fn taking_part(&self) -> SectorSet {
         let sectors = self.sectors.iter().enumerate();
         sectors
-            .filter(|(_, sector)| !sector.is_left_out())
+            .filter(|(_, sector)| !sector.is_left_out() && !sector.is_withheld())
             .map(|(number, _)| number)
             .collect()
     }
@@ -744,9 +767,22 @@ impl Inner {
     pub fn writable(&self) -> SectorSet {
         let writable = self.sectors.iter().enumerate();
         writable
-            .filter(|(_, sector)| sector.poisoned().is_none())
+            .filter(|(_, sector)| sector.is_writable())
             .map(|(number, _)| number)
             .collect()
+    }
+
+    /// Those of them that are to keep what they get.
+    pub fn keepers(&self) -> SectorSet {
+        let draining = |number: &usize| self.sectors[*number].is_draining();
+        let writable = self.writable();
+        writable.without(writable.iter().filter(draining).collect())
+    }
+
+    /// Asks each of these sectors for a sync, behind everything that was asked before.
+    pub fn sync_each(self: &Arc<Self>, sectors: SectorSet) -> Vec<Ticket<Reply>> {
+        let sync = |number| self.submit(SectorSet::one(number), Work::Sync, true);
+        sectors.iter().map(sync).collect()
     }
 
     fn queue(
@@ -768,7 +804,9 @@ impl Inner {
                 for number in sectors.iter() {
                     commits.lanes[number].pending += pending;
                 }
-                let claim = commits.claims.stake(&work, self.sectors.len() == 1);
+                let claim = commits
+                    .claims
+                    .stake(&work, !self.has_company.load(Ordering::SeqCst));
                 let queue = commits.waiting.entry(sectors).or_default();
                 queue.push_back(Request {
                     work,
@@ -850,7 +888,7 @@ impl Inner {
     }
 
     /// Waits until no frame of a sector is under way.
-    fn wait_until_idle(self: &Arc<Self>, number: usize) {
+    pub fn wait_until_idle(self: &Arc<Self>, number: usize) {
         wait_for(poll_fn(|context| {
             {
                 let lane = &mut self.commits.lock().lanes[number];
@@ -939,10 +977,10 @@ impl Inner {
         } = commits;
         let first_lsn = *next_lsn;
         let doubt = |(lane, sector): (&Lane, &Arc<Sector>)| Doubt {
-            in_doubt: lane.unsynced || sector.poisoned().is_some(),
+            in_doubt: lane.unsynced || (sector.poisoned().is_some() && !sector.is_gone()),
             failed: lane.failed_lsn,
         };
-        let doubts = lanes.iter().zip(&self.sectors).map(doubt).collect();
+        let doubts = lanes.iter().zip(self.sectors.iter()).map(doubt).collect();
         let draft = |number: usize| {
             Draft::new(number, *self.sectors[number].geometry(), lanes[number].tail)
         };
@@ -1271,11 +1309,13 @@ impl Inner {
 
     /// Remembers what came about in fewer sectors than it should.
     fn note_short(&self, applied: &[(SectorSet, Applied)], landed: SectorSet) {
+        let keepers = self.keepers();
         for (sectors, applied) in applied {
             let is_copy = applied.moved || applied.replica;
             let counts = !is_copy && applied.kind != RecordKind::Extent;
             let have = sectors.within(landed);
-            if counts && !have.is_empty() && have.len() < self.replicas {
+            let kept = have.within(keepers);
+            if counts && !have.is_empty() && kept.len() < self.replicas {
                 self.marks.want_repair(&applied.key);
             }
         }

@@ -24,7 +24,8 @@ impl Inner {
         let index = self.index.read();
         let mut health = self.health.lock().clone();
         let mut sectors = Vec::new();
-        for (number, sector) in self.sectors.iter().enumerate() {
+        for number in self.sectors.members().iter() {
+            let sector = &self.sectors[number];
             let part = &index.sectors[number];
             let space = match sector.is_stood_in_for() {
                 true => Space::default(),

@@ -985,6 +985,12 @@ impl SectorIndex {
         self.drop_if_dead(lsn);
     }
 
+    /// How many extents are held for blobs on their way in.
+    pub fn held(&self) -> u64 {
+        let held = self.extents.values().filter(|extent| extent.held > 0);
+        held.count() as u64
+    }
+
     /// Whether compaction must keep a record of this sector.
     ///
     /// # Errors
@@ -1568,6 +1574,28 @@ impl Index {
             blobs: 0,
             logical_bytes: 0,
         }
+    }
+
+    /// A sector more comes in.
+    pub fn add(&mut self, sector: SectorIndex) {
+        if let [one] = self.sectors.as_slice() {
+            (self.blobs, self.logical_bytes) = (one.blobs, one.logical_bytes);
+        }
+        self.sectors.push(sector);
+    }
+
+    /// What a sector has is gone, and `nothing` is in its place.
+    pub fn forget(&mut self, number: usize, nothing: SectorIndex) {
+        let gone = std::mem::replace(&mut self.sectors[number], nothing);
+        // Of what no other has, the counts go too.
+        let _ = gone.scan(&[], |key, entry| {
+            let is_blob = BinaryKey::of_stored(key).is_ok_and(|key| key.is_blob());
+            if is_blob && self.lookup(key)?.is_none() {
+                self.blobs = self.blobs.saturating_sub(1);
+                self.logical_bytes = self.logical_bytes.saturating_sub(entry.size);
+            }
+            Ok(true)
+        });
     }
 
     /// Number of blobs, and their sizes, summed, replicas of one counted once.

@@ -20,6 +20,7 @@ use super::marks::Marks;
 use super::options::{Access, CreateOptions, MIB, OpenOptions};
 use super::record;
 use super::recovery::{Opening, recover};
+use super::sectors::Sectors;
 use super::set::SectorSet;
 use super::shortage::Shortage;
 use super::ticket::CommitSource;
@@ -49,11 +50,15 @@ pub struct Inner {
     pub options: OpenOptions,
     pub backend: Arc<dyn Backend>,
     pub notice: Option<String>,
-    pub sectors: Vec<Arc<Sector>>,
+    pub sectors: Sectors,
+    /// What the session is called that was begun when the store was opened; 0: none was.
+    pub session: AtomicU64,
+    /// There are several sectors, or were: what is done to one key keeps its order over all of them.
+    pub has_company: AtomicBool,
     /// How many sectors are to have each blob.
     pub replicas: usize,
     /// The store file.
-    catalog: Mutex<Catalog>,
+    pub catalog: Mutex<Catalog>,
     /// What the operator says of the sectors, by number.
     pub labels: RwLock<Vec<Labels>>,
     pub index: RwLock<Index>,
@@ -188,7 +193,8 @@ struct Parts {
     options: OpenOptions,
     backend: Arc<dyn Backend>,
     notice: Option<String>,
-    sectors: Vec<Arc<Sector>>,
+    sectors: Sectors,
+    session: u64,
     catalog: Catalog,
     lock: Option<Box<dyn Lock>>,
     health: Vec<String>,
@@ -376,6 +382,7 @@ impl Inner {
             sectors.push(Arc::new(wait_for(Sector::format(disk, superblock))?));
             named.push((catalog::sector_file(number), identity.sector_id));
         }
+        let model = (*sectors[0].identity(), *sectors[0].geometry());
         let indexes = sectors
             .iter()
             .map(|sector| {
@@ -389,7 +396,8 @@ impl Inner {
             options: options.open.clone(),
             backend,
             notice,
-            sectors,
+            sectors: Sectors::new(sectors.into_iter().map(Some).collect(), model),
+            session: 0,
             catalog: Catalog::new(&store_id, options.replicas, &named),
             lock,
             health: Vec::new(),
@@ -428,6 +436,7 @@ impl Inner {
             backend,
             notice: recovered.notice,
             sectors: recovered.sectors,
+            session: recovered.session,
             catalog: recovered.catalog,
             lock,
             health: recovered.health,
@@ -435,8 +444,14 @@ impl Inner {
         };
         let newest = (recovered.newest, recovered.skip);
         let inner = Self::assemble_parts(parts, recovered.index, recovered.kept, newest, kick);
-        if recovered.lacking.is_short || recovered.lacking.is_unlike {
+        let draining = inner.sectors.iter().any(|sector| sector.is_draining());
+        if recovered.lacking.is_short || recovered.lacking.is_unlike || draining {
             inner.marks.want_scan();
+        }
+        if inner.check_access().is_ok()
+            && let Err(error) = inner.end_additions()
+        {
+            tracing::warn!(%error, "tidying up after a sector that was not added");
         }
         Ok(inner)
     }
@@ -455,6 +470,7 @@ impl Inner {
             backend,
             notice,
             sectors,
+            session,
             catalog,
             lock,
             health,
@@ -479,8 +495,10 @@ impl Inner {
                 options,
                 backend,
                 notice,
-                sources: (0..sectors.len()).map(source).collect(),
+                has_company: AtomicBool::new(sectors.len() > 1),
+                sources: (0..SECTORS_MAX).map(source).collect(),
                 sectors,
+                session: AtomicU64::new(session),
                 replicas: catalog.replicas.into(),
                 shortage: Shortage::new(catalog.short),
                 labels: RwLock::new(catalog.labels()),
@@ -492,7 +510,7 @@ impl Inner {
                 damage,
                 detached: Arc::default(),
                 trackers: Trackers::default(),
-                marks: Marks::new(index.sectors.len(), kick.clone()),
+                marks: Marks::new(kick.clone()),
                 merging: Mutex::default(),
                 index: RwLock::new(index),
                 kick,
@@ -613,7 +631,11 @@ impl Inner {
         };
         let found = index.lookup(key.stored())?;
         let holders = found.map_or(SectorSet::NONE, |found| found.holders);
-        let writable = self.writable();
+        // If all are to be drained, there is nowhere else to go.
+        let writable = match self.keepers() {
+            SectorSet::NONE => self.writable(),
+            keepers => keepers,
+        };
         if writable.is_empty() {
             return Ok(SectorSet::one(holders.first().unwrap_or(0)));
         }
@@ -664,7 +686,9 @@ impl Inner {
             capacity: sector.geometry().sector_size(),
             free: room(number),
         };
-        let facts: Vec<SectorFacts> = self.sectors.iter().enumerate().map(facts).collect();
+        let sectors = self.sectors.iter().enumerate();
+        let sectors = sectors.filter(|(_, sector)| !sector.is_gone());
+        let facts: Vec<SectorFacts> = sectors.map(facts).collect();
         let (seed, _) = self.store_id.split_at(8);
         let placement = Placement {
             key,
@@ -685,7 +709,7 @@ impl Inner {
         };
         let chosen: SectorSet = chosen.into_iter().map(usize::from).collect();
         // Whatever a policy says.
-        Ok(chosen.within(self.writable()))
+        Ok(chosen.within(self.keepers()))
     }
 
     /// See [`Store::relabel`](super::Store::relabel).
@@ -693,13 +717,12 @@ impl Inner {
         self.check_writable()?;
         let checked = labels.check();
         checked.map_err(|error| StorageError::invalid(error.to_string()))?;
-        let place = usize::from(number);
-        let count = self.sectors.len();
-        if place >= count {
-            let what = format!("sector {number}, the store has {count}");
-            return Err(StorageError::invalid(what));
-        }
-        self.write_catalog(|catalog| catalog.sectors[place].set_labels(&labels))?;
+        let place = self.check_member(number)?;
+        self.write_catalog(|catalog| {
+            if let Some(named) = catalog.sector_mut(place) {
+                named.set_labels(&labels);
+            }
+        })?;
         self.labels.write()[place] = labels;
         Ok(())
     }

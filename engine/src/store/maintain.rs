@@ -58,6 +58,13 @@ pub struct Efforts {
     repairs: Repairs,
 }
 
+impl Efforts {
+    /// What is being repaired, and what was to be, may have changed.
+    pub fn forget_repairs(&mut self) {
+        self.repairs = Repairs::default();
+    }
+}
+
 /// The checkpoints of a sector that are kept on disk.
 #[derive(Debug)]
 pub struct Kept {
@@ -65,6 +72,8 @@ pub struct Kept {
     older: Option<Root>,
     /// The sequence number of the next.
     next_sequence: u64,
+    /// They are of no sector.
+    is_of_none: bool,
 }
 
 impl Kept {
@@ -74,6 +83,15 @@ impl Kept {
             newest: None,
             older: None,
             next_sequence: 1,
+            is_of_none: false,
+        }
+    }
+
+    /// Those of a number that no sector has.
+    pub fn of_none() -> Self {
+        Self {
+            is_of_none: true,
+            ..Self::none()
         }
     }
 
@@ -92,6 +110,7 @@ impl Kept {
             newest,
             older,
             next_sequence,
+            is_of_none: false,
         }
     }
 
@@ -150,7 +169,8 @@ impl Kept {
 /// Tombstones up to this LSN keep nothing from coming back: whatever the sectors may be recovered from knows of
 /// the deletes.
 pub fn forgettable(kept: &[Kept]) -> u64 {
-    let known = kept.iter().map(Kept::store_lsn).min();
+    let sectors = kept.iter().filter(|kept| !kept.is_of_none);
+    let known = sectors.map(Kept::store_lsn).min();
     // A sector that is away knew then.
     let before = kept.iter().map(Kept::forgotten_lsn).max();
     known.max(before).unwrap_or(0)
@@ -681,7 +701,7 @@ impl Inner {
     }
 
     /// Waits for its turn to do maintenance on request.
-    fn begin_maintenance(&self) -> Result<MutexGuard<'_, Efforts>, StorageError> {
+    pub fn begin_maintenance(&self) -> Result<MutexGuard<'_, Efforts>, StorageError> {
         let efforts = self.maintenance.lock();
         if efforts.ended {
             return Err(StorageError::Closed);
@@ -691,8 +711,16 @@ impl Inner {
 
     /// Takes a checkpoint of a sector; writers go on meanwhile. Maintenance must be held.
     fn checkpoint(self: &Arc<Self>, number: usize) -> Result<CheckpointInfo, StorageError> {
+        self.sectors[number].check_writable()?;
+        self.checkpoint_of_new(number)
+    }
+
+    /// As [`Inner::checkpoint`], of a sector that may not take records yet.
+    pub fn checkpoint_of_new(
+        self: &Arc<Self>,
+        number: usize,
+    ) -> Result<CheckpointInfo, StorageError> {
         let sector = Arc::clone(&self.sectors[number]);
-        sector.check_writable()?;
         self.forget_completed(number)?;
         let (sequence, forgettable) = {
             let kept = self.kept.lock();
@@ -710,12 +738,8 @@ impl Inner {
                 None => return Err(sector.corruption(0, "a checkpoint is under way already")),
             }
         };
-        // With one sector no other can bring anything back.
-        let forget = match self.sectors.len() {
-            1 => store_lsn,
-            _ => forgettable,
-        };
-        let outcome = self.write_checkpoint(&sector, number, &cut, sequence, store_lsn, forget);
+        let outcome =
+            self.write_checkpoint(&sector, number, &cut, sequence, store_lsn, forgettable);
         match outcome {
             Ok((root, image)) => {
                 let mut kept = self.kept.lock();
@@ -751,8 +775,13 @@ impl Inner {
         cut: &Cut,
         sequence: u64,
         store_lsn: u64,
-        forget: u64,
+        forgettable: u64,
     ) -> Result<(Root, Image<Bytes>), StorageError> {
+        // With one sector no other can bring anything back.
+        let forget = match self.sectors.len() {
+            1 => u64::MAX,
+            _ => forgettable,
+        };
         let mut stored = cut.build(sector, forget)?;
         let length = stored.len();
         let pages_checksum = seal_image(&mut stored, sequence);
@@ -800,13 +829,13 @@ impl Inner {
             pages_checksum: pages_checksum.into(),
             blobs: cut.blobs.into(),
             logical_bytes: cut.logical_bytes.into(),
-            forgotten_lsn: forget.into(),
+            forgotten_lsn: forgettable.into(),
             reserved: [0; 24],
         };
         let written = wait_for(async {
             write_image(sector, &stored, sequence, &taken).await?;
             // The image reflects frames that only its own sync made durable, unless one failed.
-            sector.check_writable()?;
+            sector.check_well()?;
             write_root(sector, &root, &numbers).await
         });
         {

@@ -276,7 +276,7 @@ impl Inner {
             }
         }
         let copied: u64 = bytes.values().sum();
-        let writable = self.writable();
+        let writable = self.keepers();
         let mut sources: BTreeMap<SectorSet, u64> = BTreeMap::new();
         for (source, bytes) in bytes {
             if let Some(found) = self.index.read().alike(source.stored())?

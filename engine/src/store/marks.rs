@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use super::catalog::SECTORS_MAX;
 use crate::port::{BinaryKey, RangeSet, Span, StorageError};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -50,12 +51,12 @@ pub struct Marks {
 }
 
 impl Marks {
-    /// Nothing is known of so many sectors. `kick` wakes whoever repairs.
-    pub fn new(sectors: usize, kick: Sender<()>) -> Self {
+    /// Nothing is known. `kick` wakes whoever repairs.
+    pub fn new(kick: Sender<()>) -> Self {
         Self {
             count: AtomicUsize::new(0),
             by_replica: Mutex::default(),
-            failures: (0..sectors).map(|_| AtomicU32::new(0)).collect(),
+            failures: (0..SECTORS_MAX).map(|_| AtomicU32::new(0)).collect(),
             backlog: Mutex::default(),
             is_scan_due: AtomicBool::new(false),
             has_news: AtomicBool::new(false),
@@ -135,6 +136,13 @@ impl Marks {
         }
         let mut by_replica = self.by_replica.lock();
         by_replica.remove(&(key.clone(), number));
+        self.count.store(by_replica.len(), Ordering::Release);
+    }
+
+    /// A sector is gone.
+    pub fn forget(&self, number: usize) {
+        let mut by_replica = self.by_replica.lock();
+        by_replica.retain(|(_, of), _| *of != number);
         self.count.store(by_replica.len(), Ordering::Release);
     }
 

@@ -21,6 +21,7 @@ mod inner;
 mod maintain;
 mod manifest;
 mod marks;
+mod membership;
 mod merge;
 mod multipart;
 mod options;
@@ -28,6 +29,7 @@ mod read;
 mod record;
 mod recovery;
 mod repair;
+mod sectors;
 mod set;
 mod shortage;
 mod ticket;
@@ -45,7 +47,7 @@ pub use info::{
     CheckpointInfo, CompactReport, Finding, ReplicationInfo, SectorInfo, SegmentInfo, SegmentState,
     Space, StoreInfo, VerifyProgress, VerifyReport,
 };
-pub use options::{Access, CreateOptions, GIB, KIB, MIB, OpenOptions};
+pub use options::{Access, CreateOptions, GIB, KIB, MIB, NewSector, OpenOptions, RemoveOptions};
 pub use read::GET_MAX;
 
 use crate::io::Backend;
@@ -188,6 +190,41 @@ impl Store {
     /// control characters; `File`.
     pub fn relabel(&self, sector: u16, labels: Labels) -> Result<(), StorageError> {
         self.inner.relabel(sector, labels)
+    }
+
+    /// Adds a sector, which takes records from then on. Returns its number, the lowest that is not in use.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `InvalidArgument` for measures that do not fit, a name that is none, or if there have been
+    /// 64; `AlreadyExists` if there is such a file; `File`, `Io`. Nothing is left behind then.
+    pub fn add_sector(&self, new: &NewSector) -> Result<u16, StorageError> {
+        self.inner.add_sector(new)
+    }
+
+    /// Has everything that a sector holds made anew in others, in the background: it gets nothing new, and can
+    /// be [removed](Store::remove_sector) when it is the last hope of nothing. It goes on after a restart.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `InvalidArgument` if there is no such sector, or too few others; `File`.
+    pub fn drain_sector(&self, sector: u16) -> Result<(), StorageError> {
+        self.inner.drain_sector(sector)
+    }
+
+    /// Ends a drain that was begun: the sector keeps what it has, and gets more.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `InvalidArgument` if there is no such sector; `File`.
+    pub fn undrain_sector(&self, sector: u16) -> Result<(), StorageError> {
+        self.inner.undrain_sector(sector)
+    }
+
+    /// Takes a sector away. Its file is removed if it lies in the store's directory.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `InvalidArgument` if there is no such sector, or too few others; `StillNeeded` if something
+    /// has too few replicas without it, unless that is accepted; `File`.
+    pub fn remove_sector(&self, sector: u16, options: RemoveOptions) -> Result<(), StorageError> {
+        self.inner.remove_sector(sector, options)
     }
 
     /// Closes the store: waits for what was submitted, leaves a note of what is durable (a

@@ -1,12 +1,13 @@
 //! How a store is created and opened.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::io::IoOptions;
-use crate::port::ReplicationPolicy;
 use crate::port::blob::ATTRIBUTES_MAX_LEN;
 use crate::port::tracker::FRAGMENTS_MAX;
+use crate::port::{Labels, ReplicationPolicy};
 
 /// One kibibyte and its larger kin, in bytes.
 pub const KIB: u64 = 1 << 10;
@@ -45,6 +46,35 @@ impl Default for CreateOptions {
             open: OpenOptions::default(),
         }
     }
+}
+
+/// A sector that is to be added to a store. The default: a file of 1 GiB in the store's directory.
+#[derive(Debug, Clone)]
+pub struct NewSector {
+    /// Its file, which must not exist; relative to the store's directory. `None`: one there, named by its number.
+    pub file: Option<PathBuf>,
+    /// Its size in bytes, preallocated; rounded down to whole segments, which are as large as the other
+    /// sectors'. At least 16 of them.
+    pub size: u64,
+    /// What its operator says of it.
+    pub labels: Labels,
+}
+
+impl Default for NewSector {
+    fn default() -> Self {
+        Self {
+            file: None,
+            size: GIB,
+            labels: Labels::default(),
+        }
+    }
+}
+
+/// How a sector is taken away. The default: only if nothing is the worse for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RemoveOptions {
+    /// Even if something has too few replicas then, or none.
+    pub accept_loss: bool,
 }
 
 /// Whether a store is opened for writing.

@@ -27,6 +27,7 @@ use super::inner::{file_error, fit_blocks, random};
 use super::maintain::{Kept, forgettable};
 use super::options::{Access, OpenOptions};
 use super::record::Details;
+use super::sectors::{Sectors, vacant};
 use super::set::SectorSet;
 use crate::io::{Backend, OpenAccess};
 use crate::log::image_io::{Root, has_image, mend_roots, read_image, read_roots};
@@ -53,7 +54,9 @@ pub struct Opening<'a> {
 
 /// What came of it.
 pub struct Recovered {
-    pub sectors: Vec<Arc<Sector>>,
+    pub sectors: Sectors,
+    /// What the session that was begun is called; 0: none was.
+    pub session: u64,
     pub store_id: [u8; 16],
     pub catalog: Catalog,
     pub notice: Option<String>,
@@ -98,9 +101,17 @@ pub async fn recover(opening: Opening<'_>) -> Result<Recovered, StorageError> {
         .index
         .settle(catalog.replicas.into(), forgettable)?;
     recovery.check_enough(path, &catalog)?;
+    let known = recovery.sectors.iter().find(|sector| !sector.is_gone());
+    let known = known.map(|sector| (*sector.identity(), *sector.geometry()));
+    let Some(known) = known else {
+        return Err(StorageError::invalid("no sectors"));
+    };
+    let sectors = recovery.sectors.into_iter();
+    let sectors = sectors.map(|sector| (!sector.is_gone()).then_some(sector));
     let mut recovered = Recovered {
-        store_id: recovery.sectors[0].identity().store_id,
-        sectors: recovery.sectors,
+        store_id: known.0.store_id,
+        sectors: Sectors::new(sectors.collect(), known),
+        session: 0,
         notice,
         newest: recovery.known,
         skip: 0,
@@ -119,7 +130,7 @@ pub async fn recover(opening: Opening<'_>) -> Result<Recovered, StorageError> {
         recovered
             .mend(&recovery.replays, &recovery.behind, recovery.leaves_out)
             .await?;
-        if recovered.sectors.len() > 1 {
+        if recovered.catalog.sectors.len() > 1 {
             recovered.begin_session(path, backend.as_ref()).await?;
         }
         recovered.check_any_writable()?;
@@ -130,7 +141,7 @@ pub async fn recover(opening: Opening<'_>) -> Result<Recovered, StorageError> {
 impl Recovered {
     fn writable(&self) -> SectorSet {
         let sectors = self.sectors.iter().enumerate();
-        let writable = sectors.filter(|(_, sector)| sector.poisoned().is_none());
+        let writable = sectors.filter(|(_, sector)| sector.is_writable());
         writable.map(|(number, _)| number).collect()
     }
 
@@ -182,14 +193,15 @@ impl Recovered {
     ) -> Result<(), StorageError> {
         let session = u64::from_le_bytes(random(backend, path)?).max(1);
         let mut begun = self.catalog.clone();
-        for (named, sector) in begun.sectors.iter_mut().zip(&self.sectors) {
-            if sector.poisoned().is_none() && sector.session() != 0 {
+        for named in &mut begun.sectors {
+            let sector = &self.sectors[usize::from(named.number)];
+            if sector.is_writable() && sector.session() != 0 {
                 named.session = Some(hex_id(sector.session()));
             }
         }
         begun.beginning = Some(hex_id(session));
         let was_away = begun.sectors.iter().any(|named| named.behind);
-        let is_whole = self.writable().len() == self.sectors.len();
+        let is_whole = self.writable() == begun.members();
         let needs_note = was_away || self.lacking.is_short || !is_whole;
         match begun.write(backend, path) {
             Ok(()) => {}
@@ -200,8 +212,9 @@ impl Recovered {
             }
             Err(error) => return Err(error),
         }
+        let members = begun.members().bits();
         for number in self.writable().iter() {
-            if let Err(error) = self.sectors[number].join(session).await {
+            if let Err(error) = self.sectors[number].join(session, members).await {
                 if begun.replicas == 1 || is_of_all(&error) {
                     return Err(error);
                 }
@@ -210,7 +223,8 @@ impl Recovered {
         }
         let writable = self.writable();
         let mut is_short = self.lacking.is_short || writable.len() < usize::from(begun.replicas);
-        for (number, named) in begun.sectors.iter_mut().enumerate() {
+        for named in &mut begun.sectors {
+            let number = usize::from(named.number);
             // What it has was not known to lie elsewhere.
             is_short |= !writable.contains(number) && !named.behind;
             named.behind = !writable.contains(number);
@@ -222,6 +236,7 @@ impl Recovered {
         begun.short |= is_short && begun.replicas > 1;
         begun.write(backend, path)?;
         self.catalog = begun;
+        self.session = session;
         Ok(())
     }
 }
@@ -259,24 +274,20 @@ fn check_identity(
     sector: &Sector,
     file: &Path,
     catalog: &Catalog,
-    number: u16,
+    named: &CatalogSector,
     is_salvage: bool,
 ) -> Result<(), StorageError> {
     let identity = sector.identity();
     let store_id = hex(&identity.store_id);
-    let named = &catalog.sectors[usize::from(number)];
+    let (claimed, members) = sector.claim();
+    let unlisted = SectorSet::of_bits(members).without(catalog.members());
     let why = if store_id != catalog.store_id {
         format!("belongs to store {store_id}, not to {}", catalog.store_id)
     } else if hex_id(identity.sector_id) != named.id {
         format!("is sector {:016x}, not {}", identity.sector_id, named.id)
-    } else if sector.claim().0 != number {
-        format!(
-            "is sector number {} of its store, listed as {number}",
-            sector.claim().0
-        )
-    } else if usize::from(sector.claim().1) > catalog.sectors.len() {
-        let (listed, had) = (catalog.sectors.len(), sector.claim().1);
-        format!("is of a store of {had} sectors, the store file lists {listed}")
+    } else if claimed != named.number {
+        let listed = named.number;
+        format!("is sector number {claimed} of its store, listed as {listed}")
     } else if catalog.format_version != FORMAT_VERSION {
         format!(
             "the store file says format version {}",
@@ -284,6 +295,8 @@ fn check_identity(
         )
     } else if !is_salvage && !named.is_of_session(sector.session(), catalog.beginning.as_deref()) {
         "is not as the store left it: an older copy, or the store file is one".to_owned()
+    } else if !is_salvage && !named.behind && !unlisted.is_empty() {
+        format!("is of a store that has sectors which the store file does not list: {unlisted:?}")
     } else {
         return Ok(());
     };
@@ -337,14 +350,14 @@ impl Recovery {
         notice: &mut Option<String>,
     ) -> Result<(), StorageError> {
         let mut opened = Vec::with_capacity(catalog.sectors.len());
-        for (number, named) in (0..).zip(&catalog.sectors) {
+        for named in &catalog.sectors {
             let file = path.join(&named.file);
             let sector = self
-                .open_sector(&file, backend.as_ref(), catalog, number, notice)
+                .open_sector(&file, backend.as_ref(), catalog, named, notice)
                 .await;
             match sector {
                 Err(error) if !self.leaves_out || is_of_all(&error) => return Err(error),
-                sector => opened.push((number, file, named, sector)),
+                sector => opened.push((file, named, sector)),
             }
         }
         let known = opened.iter().find_map(|(.., sector)| sector.as_ref().ok());
@@ -354,12 +367,17 @@ impl Recovery {
                 .filter_map(|(.., sector)| sector.as_ref().err());
             return Err(too_few(path, "none can be used", errors));
         };
-        for (number, file, named, sector) in opened {
+        let vacant = vacant(known);
+        for (file, named, sector) in opened {
             let (sector, why) = match sector {
                 Ok(sector) => (sector, None),
-                Err(error) => (stand_in(&file, number, named, known, &error), Some(error)),
+                Err(error) => (stand_in(&file, named, known, &error), Some(error)),
             };
+            sector.set_draining(named.draining);
+            let number = usize::from(named.number);
+            self.sectors.resize(number, Arc::clone(&vacant));
             self.sectors.push(Arc::new(sector));
+            self.left_out.resize(number, None);
             self.left_out.push(why);
         }
         Ok(())
@@ -370,7 +388,7 @@ impl Recovery {
         file: &Path,
         backend: &dyn Backend,
         catalog: &Catalog,
-        number: u16,
+        named: &CatalogSector,
         notice: &mut Option<String>,
     ) -> Result<Sector, StorageError> {
         let open = |access| {
@@ -396,6 +414,7 @@ impl Recovery {
             }
             disk => disk?,
         };
+        let number = named.number;
         let (mut sector, notes) = Sector::open(Arc::clone(&disk), number).await?;
         let block_size = sector.geometry().block_size;
         if disk.info().block_size > block_size {
@@ -403,7 +422,7 @@ impl Recovery {
             (sector, _) = Sector::open(disk, number).await?;
         }
         self.health.extend(notes);
-        check_identity(&sector, file, catalog, number, self.salvaging)?;
+        check_identity(&sector, file, catalog, named, self.salvaging)?;
         if let Some(error) = unwritable {
             sector.leave_out(SectorState::ReadOnly, &error);
         }
@@ -424,6 +443,7 @@ impl Recovery {
             &error,
         );
         standing_in.leave_out(state_of(&error), &error);
+        standing_in.set_draining(sector.is_draining());
         self.sectors[number] = Arc::new(standing_in);
         self.left_out[number] = Some(error);
         self.index.sectors[number] = self.nothing_of(number);
@@ -448,6 +468,10 @@ impl Recovery {
             self.behind.push(Vec::new());
             self.kept.push(Kept::none());
             forgotten.push(0);
+            if self.sectors[number].is_gone() {
+                self.kept[number] = Kept::of_none();
+                continue;
+            }
             if self.left_out[number].is_some() {
                 continue;
             }
@@ -476,7 +500,8 @@ impl Recovery {
             let others = others.filter(|(other, _)| *other != number);
             let most = others.map(|(_, lsn)| *lsn).max().unwrap_or(0);
             let known = self.kept[number].store_lsn();
-            if self.left_out[number].is_none() && known < most {
+            let is_here = !self.sectors[number].is_gone() && self.left_out[number].is_none();
+            if is_here && known < most {
                 let error = StorageError::InvalidStore {
                     path: self.sectors[number].path().to_owned(),
                     why: format!(
@@ -698,15 +723,16 @@ impl Recovery {
     /// Whether those that are left have all that was acknowledged \[F-66\]. A sector that was away last time counts
     /// no more: the store file says whether what it has was made anew elsewhere.
     fn check_enough(&self, path: &Path, catalog: &Catalog) -> Result<(), StorageError> {
-        let sectors = catalog.sectors.iter().zip(&self.left_out);
-        let missing = sectors.filter(|(named, error)| error.is_some() && !named.behind);
-        let missing = missing.count();
+        let is_missing = |named: &&CatalogSector| {
+            self.left_out[usize::from(named.number)].is_some() && !named.behind
+        };
+        let missing = catalog.sectors.iter().filter(is_missing).count();
         let most = match catalog.short {
             true => 0,
             false => usize::from(catalog.replicas) - 1,
         };
         let errors = || self.left_out.iter().flatten();
-        if self.salvaging || (missing <= most && errors().count() < self.sectors.len()) {
+        if self.salvaging || (missing <= most && errors().count() < catalog.sectors.len()) {
             return Ok(());
         }
         let how_many = match catalog.short {
@@ -732,7 +758,6 @@ fn too_few<'a>(
 /// Stands in for a sector that can't be opened.
 fn stand_in(
     file: &Path,
-    number: u16,
     named: &CatalogSector,
     (model, geometry): (Identity, Geometry),
     error: &StorageError,
@@ -741,7 +766,7 @@ fn stand_in(
         store_id: model.store_id,
         sector_id: u64::from_str_radix(&named.id, 16).unwrap_or(0),
     };
-    let sector = Sector::standing_in(file, number, identity, geometry, error);
+    let sector = Sector::standing_in(file, named.number, identity, geometry, error);
     sector.leave_out(state_of(error), error);
     sector
 }

@@ -156,19 +156,31 @@ impl Inner {
     /// Looks through the index, from a stored key on, for blobs that have too few good replicas. Returns
     /// where to go on.
     pub fn scan_for_repair(&self, from: Vec<u8>) -> Result<Option<Vec<u8>>, StorageError> {
-        /// Looked at under one lock.
-        const AT_ONCE: usize = 4096;
-        let forgettable = forgettable(&self.kept.lock());
-        let index = self.index.read();
-        let writable = self.writable();
-        let wanted = self.replicas.min(writable.len());
-        let (mut seen, mut last) = (0, None);
-        index.scan_replicas(&from, forgettable, |key, holders, is_unlike| {
-            if (holders.within(writable).len() < wanted || is_unlike)
+        let keepers = self.keepers();
+        let wanted = self.replicas.min(keepers.len());
+        self.scan_some(&from, |key, holders, is_unlike| {
+            if (holders.within(keepers).len() < wanted || is_unlike)
                 && let Ok(key) = BinaryKey::of_stored(key)
             {
                 self.marks.want_repair(&key);
             }
+        })
+    }
+
+    /// Calls `each` for some stored keys, from one on, that are live or were deleted: see
+    /// [`Index::scan_replicas`]. Returns where to go on.
+    pub fn scan_some(
+        &self,
+        from: &[u8],
+        mut each: impl FnMut(&[u8], SectorSet, bool),
+    ) -> Result<Option<Vec<u8>>, StorageError> {
+        /// Looked at under one lock.
+        const AT_ONCE: usize = 4096;
+        let forgettable = forgettable(&self.kept.lock());
+        let index = self.index.read();
+        let (mut seen, mut last) = (0, None);
+        index.scan_replicas(from, forgettable, |key, holders, is_unlike| {
+            each(key, holders, is_unlike);
             seen += 1;
             last = Some([key, &[0]].concat());
             Ok(seen < AT_ONCE)
@@ -190,7 +202,8 @@ impl Inner {
             .iter()
             .filter(|&number| self.marks.get(key, number, version).is_some())
             .collect();
-        let good = alike.holders.within(writable).without(marked);
+        let keepers = self.keepers();
+        let good = alike.holders.within(keepers).without(marked);
         // To be mended where it is: what is damaged, then what was merged otherwise; or a sector more.
         let in_place = marked.within(writable).first().or(all
             .holders
@@ -199,7 +212,7 @@ impl Inner {
             .first());
         let target = match in_place {
             Some(number) => number,
-            None if good.len() >= self.replicas.min(writable.len()) => return Ok(Plan::Nothing),
+            None if good.len() >= self.replicas.min(keepers.len()) => return Ok(Plan::Nothing),
             None => match self.sector_for_replica(&index, key, all.holders, &alike.entry)? {
                 Some(number) => number,
                 None => return Ok(Plan::Stuck),
@@ -263,11 +276,11 @@ impl Inner {
         let Some((lsn, holders)) = tombstone.filter(|(lsn, _)| *lsn > forgettable) else {
             return Ok(Plan::Nothing);
         };
-        let writable = self.writable();
-        if holders.within(writable).len() >= self.replicas.min(writable.len()) {
+        let keepers = self.keepers();
+        if holders.within(keepers).len() >= self.replicas.min(keepers.len()) {
             return Ok(Plan::Nothing);
         }
-        let others = writable.without(holders);
+        let others = keepers.without(holders);
         let best = others
             .iter()
             .max_by_key(|&number| self.available(index, number));
@@ -310,7 +323,7 @@ impl Inner {
             let chosen = self.choose(&**policy, key, holders, entry.size, &room)?;
             return Ok(chosen.without(holders).first());
         }
-        let others = self.writable().without(holders);
+        let others = self.keepers().without(holders);
         let best = others.iter().max_by_key(|&number| room(number));
         Ok(best.filter(|&number| room(number) > entry.size))
     }

@@ -20,6 +20,16 @@ impl SectorSet {
         Self(1 << number)
     }
 
+    /// A bit for each, the lowest for number 0.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Those of which it has the bits.
+    pub fn of_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     /// Whether it has this one.
     pub fn contains(self, number: usize) -> bool {
         self.0 & 1 << number != 0

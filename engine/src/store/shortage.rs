@@ -72,7 +72,7 @@ impl Inner {
     /// nothing can be done now.
     pub fn step_shortage(self: &Arc<Self>, repairs: &mut Repairs) -> Result<bool, StorageError> {
         let known = *self.shortage.state.lock();
-        if !known.is_noted || !self.marks.is_clear() || self.writable().len() < self.replicas {
+        if !known.is_noted || !self.marks.is_clear() || self.keepers().len() < self.replicas {
             return Ok(false);
         }
         let search = repairs.search.take();

@@ -635,7 +635,7 @@ impl Look for StoreTracker {
 
     fn expect_change(&self, key: &BinaryKey) -> Result<(), TrackerError> {
         self.inner.check_writable()?;
-        for sector in &self.inner.sectors {
+        for sector in self.inner.sectors.iter() {
             sector.disk().reap_in_background();
         }
         match self.find(key)? {

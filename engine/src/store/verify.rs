@@ -48,7 +48,7 @@ impl Inner {
             total,
             progress,
         };
-        for number in 0..self.sectors.len() {
+        for number in self.sectors.members().iter() {
             let sector = Arc::clone(&self.sectors[number]);
             if sector.is_stood_in_for() {
                 let why = sector.poisoned().unwrap_or_default();

@@ -767,13 +767,16 @@ impl Inner {
         self: &Arc<Self>,
         sectors: SectorSet,
     ) -> impl Future<Output = Result<(), StorageError>> + Send + use<> {
-        let sync = |number| self.submit(SectorSet::one(number), Work::Sync, true);
-        let tickets: Vec<_> = sectors.iter().map(sync).collect();
+        let tickets = self.sync_each(sectors);
         let dispensable = (self.replicas - 1).min(tickets.len().saturating_sub(1));
+        let inner = Arc::clone(self);
         async move {
             let mut failed = 0;
-            for ticket in tickets {
-                if let Err(error) = ticket.await {
+            for (number, ticket) in sectors.iter().zip(tickets) {
+                // What one had that has been taken away is in others.
+                if let Err(error) = ticket.await
+                    && !inner.sectors[number].is_withheld()
+                {
                     failed += 1;
                     if failed > dispensable {
                         return Err(error);
@@ -958,6 +961,23 @@ impl Incoming {
         self.failed.get_or_insert(error).clone()
     }
 
+    /// While nothing of it has gone anywhere: the sectors that were chosen when it began may be taken away.
+    fn place_anew(&mut self) {
+        let is_new = self.extents.is_empty() && self.in_flight.is_empty();
+        if !is_new || self.sectors.is_within(self.inner.keepers()) {
+            return;
+        }
+        let placed = match &self.target.upload {
+            None => self.inner.place(&self.target.key, self.size).ok(),
+            Some(upload) => {
+                let found = self.inner.index.read().lookup(upload.stored());
+                let found = found.ok().flatten();
+                found.map(|found| self.inner.to_change(found.holders))
+            }
+        };
+        self.sectors = placed.unwrap_or(self.sectors);
+    }
+
     /// Hands the buffer to the log as one extent.
     fn send_extent(&mut self) {
         let time = self.inner.now();
@@ -1101,7 +1121,12 @@ struct Writer {
 impl WriteBlob for Writer {
     fn write(&mut self, piece: Bytes) -> StoreOp<()> {
         let incoming = Arc::clone(&self.incoming);
-        if let Err(error) = incoming.lock().take(&piece) {
+        let taken = {
+            let mut incoming = incoming.lock();
+            incoming.place_anew();
+            incoming.take(&piece)
+        };
+        if let Err(error) = taken {
             return Op::fail(error);
         }
         Op::start(poll_fn(move |context| {
@@ -1116,6 +1141,7 @@ impl WriteBlob for Writer {
             (Arc::clone(&incoming.inner), incoming.target.keys())
         };
         inner.start_in_order(keys, async move {
+            incoming.lock().place_anew();
             let mutation = poll_fn(|context| incoming.lock().poll_mutation(context)).await?;
             let ticket = incoming.lock().commit(mutation);
             committed_put(ticket).await

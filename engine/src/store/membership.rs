@@ -1,0 +1,391 @@
+//! Sectors come and go while the store is open.
+//!
+//! One that comes in is made, formatted and checkpointed before the store file names it, and gets records only
+//! then. One that is to go is drained first: repair makes replicas of what it has in others, as if it had none;
+//! when it is the last hope of nothing, the store file is written without it. Each step is durable before the
+//! next begins, so that a crash leaves the one state or the other.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use graviton_format::Geometry;
+use graviton_format::checksum::Identity;
+use graviton_format::geometry::AREA_SIZE;
+use graviton_format::superblock::Superblock;
+
+use super::catalog::{self, CatalogSector, SECTORS_MAX, sector_file};
+use super::index::SectorIndex;
+use super::inner::{Inner, file_error, fit_blocks, random};
+use super::maintain::Kept;
+use super::options::{NewSector, RemoveOptions};
+use super::record;
+use super::set::SectorSet;
+use crate::io::OpenAccess;
+use crate::log::{Sector, Segments};
+use crate::port::op::wait_for;
+use crate::port::{SectorState, StorageError};
+use crate::sync::atomic::Ordering;
+
+impl Inner {
+    /// See [`Store::add_sector`](super::Store::add_sector).
+    pub fn add_sector(self: &Arc<Self>, new: &NewSector) -> Result<u16, StorageError> {
+        self.check_writable()?;
+        let checked = new.labels.check();
+        checked.map_err(|error| StorageError::invalid(error.to_string()))?;
+        // One at a time, and no checkpoint meanwhile.
+        let _alone = self.begin_maintenance()?;
+        let number = self.sectors.unused().ok_or_else(|| {
+            StorageError::invalid(format!(
+                "a sector more: {SECTORS_MAX} numbers have been in use since the store was opened"
+            ))
+        })?;
+        let number = u16::try_from(number).unwrap_or(u16::MAX);
+        let file = new.file.clone().unwrap_or_else(|| sector_file(number));
+        if file.to_str().is_none() {
+            let what = format!("{}: the store file holds paths in UTF-8", file.display());
+            return Err(StorageError::invalid(what));
+        }
+        let path = self.path.join(&file);
+        let geometry = self.geometry_of_new(new.size)?;
+        self.end_additions()?;
+        catalog::begin_addition(self.backend.as_ref(), &self.path, &path).map_err(|error| {
+            match error.kind() {
+                std::io::ErrorKind::AlreadyExists => {
+                    StorageError::AlreadyExists { path: path.clone() }
+                }
+                _ => file_error("prepare", &path)(error),
+            }
+        })?;
+        let added = self.make_sector(number, &file, &path, geometry, new);
+        let Err(error) = added else {
+            self.end_additions()?;
+            return Ok(number);
+        };
+        // What the store file does not name is removed, once it is certain that it does not.
+        if self.write_catalog(|_| {}).is_ok() {
+            let _ = self.end_additions();
+        }
+        Err(error)
+    }
+
+    /// The measures of a sector of about so many bytes, in segments of the same size as the others have.
+    fn geometry_of_new(&self, size: u64) -> Result<Geometry, StorageError> {
+        let members = self.sectors.members();
+        let model = *self.sectors[members.first().unwrap_or(0)].geometry();
+        let count = size.saturating_sub(2 * AREA_SIZE) / model.segment_size;
+        let geometry = Geometry {
+            segment_count: u32::try_from(count)
+                .map_err(|_| StorageError::invalid(format!("sector size {size} is too large")))?,
+            ..model
+        };
+        let checked = geometry.check();
+        checked.map_err(|error| StorageError::invalid(format!("sector size {size}: {error}")))?;
+        Ok(geometry)
+    }
+
+    fn make_sector(
+        self: &Arc<Self>,
+        number: u16,
+        file: &Path,
+        path: &Path,
+        geometry: Geometry,
+        new: &NewSector,
+    ) -> Result<(), StorageError> {
+        let backend = self.backend.as_ref();
+        let disk = backend
+            .create(path, geometry.sector_size())
+            .map_err(file_error("create", path))?;
+        let mut notice = None;
+        let access = OpenAccess::ReadWrite;
+        let disk = fit_blocks(backend, disk, access, geometry.block_size, &mut notice)?;
+        if let Some(notice) = notice {
+            self.note(notice);
+        }
+        let identity = Identity {
+            store_id: self.store_id,
+            sector_id: u64::from_le_bytes(random(backend, path)?),
+        };
+        let created = record::milliseconds(backend.now());
+        let superblock = Superblock::new(identity, number, number + 1, &geometry, created);
+        let sector = Arc::new(wait_for(Sector::format(disk, superblock))?);
+        // Nothing is put into it yet.
+        sector.withhold(true);
+        self.begin_company();
+        self.take_in(&sector);
+        let outcome = self.found(&sector, file, new);
+        if outcome.is_err() {
+            self.let_go_of(usize::from(number));
+        }
+        outcome
+    }
+
+    /// What is done to one sector alone needs no order with others. From here on it has one: waits for
+    /// what was begun before.
+    fn begin_company(self: &Arc<Self>) {
+        if self.has_company.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        self.commits.lock().stake_waiting();
+        for sync in self.sync_each(self.sectors.members()) {
+            // If it fails, what was before it is over as well.
+            let _ = wait_for(sync);
+        }
+    }
+
+    /// Everything that is kept by number gets a place for a sector.
+    fn take_in(&self, sector: &Arc<Sector>) {
+        let number = usize::from(sector.number());
+        self.labels
+            .write()
+            .resize_with(SECTORS_MAX, Default::default);
+        let mut commits = self.commits.lock();
+        let mut kept = self.kept.lock();
+        let mut index = self.index.write();
+        commits.make_room(number + 1);
+        while kept.len() <= number {
+            kept.push(Kept::of_none());
+        }
+        kept[number] = Kept::none();
+        let nothing = |sector: &Arc<Sector>| {
+            SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry()))
+        };
+        while index.sectors.len() <= number {
+            let vacant = nothing(self.sectors.vacant());
+            index.add(vacant);
+        }
+        index.sectors[number] = nothing(sector);
+        self.sectors.add(Arc::clone(sector));
+    }
+
+    /// Checkpoints a sector that has nothing, and names it in the store file.
+    fn found(
+        self: &Arc<Self>,
+        sector: &Arc<Sector>,
+        file: &Path,
+        new: &NewSector,
+    ) -> Result<(), StorageError> {
+        let number = usize::from(sector.number());
+        // Two, so that damage to one leaves another.
+        self.checkpoint_of_new(number)?;
+        self.checkpoint_of_new(number)?;
+        let members = self.sectors.members();
+        let mut session = self.session.load(Ordering::Acquire);
+        if session == 0 {
+            let drawn = random(self.backend.as_ref(), &self.path)?;
+            session = u64::from_le_bytes(drawn).max(1);
+        }
+        wait_for(sector.join(session, members.bits()))?;
+        let mut named = CatalogSector::new(
+            sector.number(),
+            file.to_owned(),
+            sector.identity().sector_id,
+        );
+        named.session = Some(catalog::hex_id(session));
+        named.set_labels(&new.labels);
+        self.write_catalog(|catalog| {
+            let place = catalog
+                .sectors
+                .partition_point(|other| other.number < named.number);
+            catalog.sectors.insert(place, named);
+        })?;
+        self.labels.write()[number] = new.labels.clone();
+        sector.withhold(false);
+        self.tell_members(members);
+        // What was short for want of a sector may go there.
+        self.marks.want_scan();
+        self.kick_maintenance();
+        Ok(())
+    }
+
+    /// The sectors are told which there are. One that can't be is given up; it is not missed if it knows of
+    /// fewer.
+    fn tell_members(&self, members: SectorSet) {
+        for number in self.writable().iter() {
+            let sector = &self.sectors[number];
+            if sector.claim().1 != members.bits() {
+                let session = sector.session();
+                let _ = wait_for(sector.join(session, members.bits()));
+            }
+        }
+    }
+
+    /// Removes what was made for sectors that never came to be named.
+    pub fn end_additions(&self) -> Result<(), StorageError> {
+        let catalog = self.catalog.lock();
+        let named = |path: &Path| {
+            let mut sectors = catalog.sectors.iter();
+            sectors.any(|sector| self.path.join(&sector.file) == path)
+        };
+        catalog::end_addition(self.backend.as_ref(), &self.path, named)
+            .map_err(file_error("tidy up", &self.path))
+    }
+
+    /// See [`Store::drain_sector`](super::Store::drain_sector).
+    pub fn drain_sector(&self, number: u16) -> Result<(), StorageError> {
+        self.check_writable()?;
+        let number = self.check_member(number)?;
+        self.check_dispensable(number)?;
+        self.set_draining(number, true)?;
+        self.marks.want_scan();
+        Ok(())
+    }
+
+    /// See [`Store::undrain_sector`](super::Store::undrain_sector).
+    pub fn undrain_sector(&self, number: u16) -> Result<(), StorageError> {
+        self.check_writable()?;
+        let number = self.check_member(number)?;
+        self.set_draining(number, false)
+    }
+
+    fn set_draining(&self, number: usize, draining: bool) -> Result<(), StorageError> {
+        self.write_catalog(|catalog| {
+            if let Some(named) = catalog.sector_mut(number) {
+                named.draining = draining;
+            }
+        })?;
+        self.sectors[number].set_draining(draining);
+        Ok(())
+    }
+
+    /// The number of a sector that there is.
+    pub fn check_member(&self, number: u16) -> Result<usize, StorageError> {
+        let members = self.sectors.members();
+        let place = usize::from(number);
+        match place < SECTORS_MAX && members.contains(place) {
+            true => Ok(place),
+            false => Err(StorageError::invalid(format!(
+                "sector {number}: the store has {members:?}"
+            ))),
+        }
+    }
+
+    /// Whether there are enough sectors without one.
+    fn check_dispensable(&self, number: usize) -> Result<(), StorageError> {
+        let left = self.keepers().without(SectorSet::one(number));
+        match left.len() < self.replicas {
+            true => Err(StorageError::invalid(format!(
+                "without sector {number}, {left:?} are left to take {} replicas of each blob",
+                self.replicas
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    /// See [`Store::remove_sector`](super::Store::remove_sector).
+    pub fn remove_sector(
+        self: &Arc<Self>,
+        number: u16,
+        options: RemoveOptions,
+    ) -> Result<(), StorageError> {
+        self.check_writable()?;
+        let place = self.check_member(number)?;
+        let mut efforts = self.begin_maintenance()?;
+        self.check_dispensable(place)?;
+        self.check_needed(place, options)?;
+        let sector = Arc::clone(&self.sectors[place]);
+        sector.withhold(true);
+        // What waits for it goes to others, and what is on its way arrives.
+        self.pump();
+        self.wait_until_idle(place);
+        // Nothing comes in any more that needs it.
+        let removed = self
+            .check_needed(place, options)
+            .and_then(|lacking| self.unname(place, lacking));
+        match removed {
+            Ok(file) => {
+                efforts.forget_repairs();
+                self.let_go_of(place);
+                drop(efforts);
+                self.marks.want_scan();
+                self.kick_maintenance();
+                self.remove_file_of(&file)
+            }
+            Err(error) => {
+                // Unless it is not certain what the store file says: then it gets nothing any more.
+                if self.write_catalog(|_| {}).is_ok() {
+                    sector.withhold(false);
+                    self.pump();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Its file goes too, if it was made in the store's directory.
+    fn remove_file_of(&self, file: &Path) -> Result<(), StorageError> {
+        if !file.is_relative() {
+            return Ok(());
+        }
+        let path = self.path.join(file);
+        let removed = self.backend.remove_file(&path);
+        removed.map_err(file_error("remove", &path))
+    }
+
+    /// How many keys have too few replicas without a sector.
+    ///
+    /// # Errors
+    /// `StillNeeded` if there are any, unless that is accepted.
+    fn check_needed(&self, number: usize, options: RemoveOptions) -> Result<u64, StorageError> {
+        let held = self.index.read().sectors[number].held();
+        let keys = self.lacking_without(number)? + held;
+        if keys > 0 && !options.accept_loss {
+            let sector = self.sectors[number].number();
+            return Err(StorageError::StillNeeded { sector, keys });
+        }
+        Ok(keys)
+    }
+
+    /// Takes a sector out of the store file, and returns its file.
+    fn unname(&self, number: usize, lacking: u64) -> Result<PathBuf, StorageError> {
+        if lacking > 0 {
+            self.note_shortage()?;
+        }
+        let members = self.sectors.members().without(SectorSet::one(number));
+        // Those that knew of it no more can't be missed for it [F-66].
+        self.tell_members(members);
+        let unaware = members.without(self.writable());
+        let mut file = PathBuf::new();
+        self.write_catalog(|catalog| {
+            if let Some(named) = catalog.sector_mut(number) {
+                file.clone_from(&named.file);
+            }
+            catalog
+                .sectors
+                .retain(|named| usize::from(named.number) != number);
+            for named in &mut catalog.sectors {
+                named.behind |= unaware.contains(usize::from(named.number));
+            }
+        })?;
+        Ok(file)
+    }
+
+    /// A sector is none of the store any more.
+    fn let_go_of(&self, number: usize) {
+        let sector = &self.sectors[number];
+        sector.set_gone();
+        let why = StorageError::invalid("it was removed");
+        sector.leave_out(SectorState::Absent, &why);
+        self.marks.forget(number);
+        let vacant = Arc::clone(self.sectors.vacant());
+        self.kept.lock()[number] = Kept::of_none();
+        let nothing = Segments::new(vacant.geometry());
+        self.index
+            .write()
+            .forget(number, SectorIndex::new(vacant, None, nothing));
+    }
+
+    /// How many keys have fewer replicas than they should in the sectors that are left without one.
+    fn lacking_without(&self, number: usize) -> Result<u64, StorageError> {
+        let left = self.keepers().without(SectorSet::one(number));
+        let (mut from, mut lacking) = (Vec::new(), 0);
+        loop {
+            let seen = self.scan_some(&from, |_, holders, _| {
+                lacking += u64::from(holders.within(left).len() < self.replicas);
+            })?;
+            match seen {
+                Some(next) => from = next,
+                None => return Ok(lacking),
+            }
+        }
+    }
+}
