@@ -8,7 +8,7 @@ use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use graviton_engine::port::mutable::PART_NUMBERS;
-use graviton_engine::port::{ETag, RangeSet, UploadId};
+use graviton_engine::port::{ETag, Price, RangeSet, UploadId};
 
 use crate::size::{ByteRange, parse, parse_positive, parse_range};
 
@@ -37,6 +37,8 @@ Store:
   compact      Turn garbage into free space
   checkpoint   Write the index out now
   map          Draw where live, garbage and free space lie
+  sectors      List, add, drain, remove, replace and label sectors
+  repair       Make replicas that are missing or damaged
   dump         Show structures as they lie on disk
 
 Shell:
@@ -289,6 +291,31 @@ pub enum Command {
     )]
     Map(MapArgs),
 
+    /// List, add, drain, remove, replace and label sectors
+    ///
+    /// A sector is a file, on a disk of its own at best. What has to be moved is moved by the command,
+    /// and, if that is cut short, by whoever has the store open for writing next.
+    #[command(
+        arg_required_else_help = true,
+        after_help = "Examples:\n  graviton sectors ls\n  graviton sectors add --size 64GiB --file /mnt/b/graviton.sector --rack left\n  graviton sectors replace 1\n  graviton sectors drain 2 && graviton sectors remove 2"
+    )]
+    Sectors {
+        /// What to do.
+        #[command(subcommand)]
+        what: Sectors,
+    },
+
+    /// Make replicas that are missing or damaged
+    ///
+    /// Says how many keys lack replicas; with --apply, makes them, as the store does by itself while
+    /// it is open for writing. Exit code 4 if something is still lacking.
+    #[command(after_help = "Examples:\n  graviton repair\n  graviton repair --apply")]
+    Repair {
+        /// Do it, and not only say what is lacking
+        #[arg(long)]
+        apply: bool,
+    },
+
     /// Show structures as they lie on disk
     ///
     /// Reads the store's files itself, and so works on damaged and locked stores too. Exit code 4
@@ -522,6 +549,94 @@ fn parse_part(text: &str) -> Result<(u16, Option<ETag>), String> {
 fn parse_upload(text: &str) -> Result<UploadId, String> {
     text.parse()
         .map_err(|_| "expected 16 hex digits, as start and ls show them".to_owned())
+}
+
+/// What `sectors` does.
+#[derive(Debug, Subcommand)]
+pub enum Sectors {
+    /// List the sectors
+    Ls,
+    /// Add one
+    Add(NewSectorArgs),
+    /// Make everything that a sector holds anew in others; it gets nothing more
+    Drain {
+        /// The sector's number
+        sector: u16,
+    },
+    /// End a drain: the sector keeps what it has, and gets more
+    Undrain {
+        /// The sector's number
+        sector: u16,
+    },
+    /// Take a sector away that is drained, missing or broken
+    Remove {
+        /// The sector's number
+        sector: u16,
+
+        /// Even if blobs have too few replicas then, or are lost
+        #[arg(long)]
+        accept_loss: bool,
+    },
+    /// Add a sector in the place of another, move everything there, and take the other away
+    Replace {
+        /// The number of the one that goes; it may be missing or broken
+        sector: u16,
+
+        /// The one that comes.
+        #[command(flatten)]
+        new: NewSectorArgs,
+    },
+    /// Say what fails together with a sector, what kind it is, and what it costs
+    Label {
+        /// The sector's number
+        sector: u16,
+
+        /// All of what is said of it from now on.
+        #[command(flatten)]
+        labels: LabelArgs,
+    },
+}
+
+/// A sector that comes.
+#[derive(Debug, Args)]
+pub struct NewSectorArgs {
+    /// Its size, such as 64GiB; rounded down to whole segments [default: that of the largest]
+    #[arg(long, value_name = "SIZE", value_parser = parse_positive)]
+    pub size: Option<u64>,
+
+    /// Its file, which must not exist [default: one in the store's directory]
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+
+    /// What is said of it.
+    #[command(flatten)]
+    pub labels: LabelArgs,
+}
+
+/// What is said of a sector.
+#[derive(Debug, Args)]
+pub struct LabelArgs {
+    /// What fails together with it
+    #[arg(long, value_name = "NAME")]
+    pub rack: Option<String>,
+
+    /// What kind of storage it is
+    #[arg(long, value_name = "NAME")]
+    pub tier: Option<String>,
+
+    /// What it costs: per GiB and month, per GiB read, per GiB written
+    #[arg(long, value_name = "STORAGE,READ,WRITE", value_parser = parse_price)]
+    pub price: Option<Price>,
+}
+
+fn parse_price(text: &str) -> Result<Price, String> {
+    let parts: Result<Vec<f64>, _> = text.split(',').map(str::parse).collect();
+    match parts.as_deref() {
+        Ok(&[storage, read, write]) => {
+            Price::new(storage, read, write).map_err(|error| error.to_string())
+        }
+        _ => Err("expected three numbers such as 0.08,0,0.01".to_owned()),
+    }
 }
 
 /// Arguments of `ranges`.

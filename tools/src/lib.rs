@@ -24,6 +24,7 @@ mod multipart;
 mod output;
 mod progress;
 mod ranges;
+mod sectors;
 mod session;
 mod size;
 mod stores;
@@ -120,6 +121,8 @@ fn dispatch(session: &Session, command: &Command) -> Result<(), Failure> {
         Command::Compact => stores::compact(session),
         Command::Checkpoint => stores::checkpoint(session),
         Command::Map(args) => map::run(session, args),
+        Command::Sectors { what } => sectors::run(session, what),
+        Command::Repair { apply } => sectors::repair(session, *apply),
         Command::Dump(args) => dump::run(session, args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

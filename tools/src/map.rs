@@ -39,6 +39,8 @@ pub fn run(session: &Session, args: &MapArgs) -> Result<(), Failure> {
         let sectors: Vec<(SectorInfo, Vec<SegmentInfo>)> = info
             .sectors
             .iter()
+            // Of one that can't be used there is nothing to draw.
+            .filter(|sector| sector.segment_count > 0)
             .map(|sector| (sector.clone(), store.segments(sector.number)))
             .collect();
         Ok((info, sectors))

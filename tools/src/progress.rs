@@ -29,6 +29,16 @@ impl Progress {
         Self { bar }
     }
 
+    /// A line that says what is being done, and with [`Progress::message`] how far it is; nothing at all if
+    /// it is not `shown`.
+    pub fn counting(shown: bool, doing: &'static str) -> Self {
+        let progress = Self::new(shown, doing, 0);
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} {msg}") {
+            progress.bar.set_style(style);
+        }
+        progress
+    }
+
     /// Whether anybody sees it; if not, its total need not be found out.
     pub fn would_show(json: bool) -> bool {
         !json && !ProgressDrawTarget::stderr().is_hidden()

@@ -86,7 +86,12 @@ impl Session {
         &self,
         work: impl FnOnce(&Store) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        self.use_store(self.open(Access::Salvage)?, work)
+        // What is wrong with a store that can be opened is judged as by whoever uses it.
+        let store = match self.open(Access::ReadOnly) {
+            Ok(store) => store,
+            Err(_) => self.open(Access::Salvage)?,
+        };
+        self.use_store(store, work)
     }
 
     /// Opens the store for writing, does `work`, and closes it.
@@ -134,7 +139,9 @@ impl Session {
                 more => format!(" (and {more} more)"),
             };
             self.output.note(
-                format!("the store is damaged: {first}{more}; graviton verify tells more"),
+                format!(
+                    "the store is not healthy: {first}{more}; graviton info and verify tell more"
+                ),
                 None,
             );
         }

@@ -88,7 +88,7 @@ pub fn info(session: &Session) -> Result<(), Failure> {
             output.bytes(sector.replay_bytes)
         ))?;
         if let Some(cause) = &sector.poisoned {
-            output.line(format!("  poisoned    {cause}"))?;
+            output.line(format!("  {:<11} {cause}", sector.state))?;
         }
     }
     output.line("")?;
@@ -106,6 +106,10 @@ pub fn info(session: &Session) -> Result<(), Failure> {
 }
 
 fn sector_line(output: &Output, sector: &SectorInfo) -> String {
+    if sector.segment_count == 0 {
+        let (number, state, id) = (sector.number, sector.state, &sector.sector_id);
+        return format!("sector {number}: {state}, id {id}");
+    }
     format!(
         "sector {}: {}, {} of {}, blocks of {} bytes, id {}",
         sector.number,
@@ -203,7 +207,7 @@ pub fn percent(part: u64, whole: u64) -> String {
 }
 
 /// What is said of a sector, if anything is.
-fn labels_line(labels: &Labels) -> Option<String> {
+pub fn labels_line(labels: &Labels) -> Option<String> {
     let rack = labels.rack.iter().map(|rack| format!("rack {rack}"));
     let tier = labels.tier.iter().map(|tier| format!("tier {tier}"));
     let price = labels.price.iter().map(|price| {
@@ -224,6 +228,9 @@ fn replicas_line(replication: &ReplicationInfo) -> String {
     }
     if replication.is_scan_due {
         line += ", perhaps more";
+    }
+    if replication.is_short {
+        line += "; no sector may be missing until all are made";
     }
     line
 }
@@ -247,6 +254,7 @@ pub fn info_json(info: &StoreInfo) -> Value {
             "backlog": info.replication.backlog,
             "scan_due": info.replication.is_scan_due,
             "damaged": info.replication.damaged,
+            "short": info.replication.is_short,
         },
         "blobs": info.blobs,
         "logical_bytes": info.logical_bytes,
@@ -271,11 +279,19 @@ fn space_json(space: &Space) -> Value {
     })
 }
 
-fn sector_json(sector: &SectorInfo) -> Value {
+pub fn sector_json(sector: &SectorInfo) -> Value {
     json!({
         "number": sector.number,
         "sector_id": sector.sector_id,
         "path": sector.path.to_string_lossy(),
+        "state": sector.state.name(),
+        "rack": sector.labels.rack,
+        "tier": sector.labels.tier,
+        "price": sector.labels.price.map(|price| json!({
+            "storage": price.storage(),
+            "read": price.read(),
+            "write": price.write(),
+        })),
         "direct": sector.direct,
         "block_size": sector.block_size,
         "segment_size": sector.segment_size,

@@ -49,7 +49,11 @@ impl Inner {
                 direct: sector.disk().info().direct,
                 block_size: sector.geometry().block_size,
                 segment_size: sector.geometry().segment_size,
-                segment_count: sector.geometry().segment_count,
+                // Nobody knows.
+                segment_count: match sector.is_stood_in_for() {
+                    true => 0,
+                    false => sector.geometry().segment_count,
+                },
                 segments_zeroed: u32::try_from(
                     part.segments
                         .iter()
@@ -129,6 +133,9 @@ impl Inner {
         let Some(part) = index.sectors.get(number) else {
             return Vec::new();
         };
+        if part.sector().is_stood_in_for() {
+            return Vec::new();
+        }
         let info = |(index, segment): (u32, &crate::log::Segment)| SegmentInfo {
             index,
             state: match segment.state {

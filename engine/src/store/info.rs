@@ -112,7 +112,7 @@ pub struct SectorInfo {
     pub block_size: u32,
     /// Size of a segment in bytes.
     pub segment_size: u64,
-    /// How many segments it has.
+    /// How many segments it has; 0 if it can't be used.
     pub segment_count: u32,
     /// How many of them have been zeroed ahead of use, or used.
     pub segments_zeroed: u32,
@@ -210,6 +210,14 @@ pub struct VerifyProgress {
     pub done: u64,
     /// Bytes to check in all.
     pub total: u64,
+}
+
+/// How far a repair is.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct RepairProgress {
+    /// Keys that are known to lack something.
+    pub left: u64,
 }
 
 /// What a compaction did.

@@ -59,6 +59,11 @@ pub struct Efforts {
 }
 
 impl Efforts {
+    /// What is remembered of repair.
+    pub fn repairs(&mut self) -> &mut Repairs {
+        &mut self.repairs
+    }
+
     /// What is being repaired, and what was to be, may have changed.
     pub fn forget_repairs(&mut self) {
         self.repairs = Repairs::default();

@@ -321,15 +321,22 @@ impl Inner {
         removed.map_err(file_error("remove", &path))
     }
 
+    /// See [`Store::needed`](super::Store::needed).
+    pub fn needed(&self, number: u16) -> Result<u64, StorageError> {
+        self.check_open()?;
+        let number = self.check_member(number)?;
+        let held = self.index.read().sectors[number].held();
+        Ok(self.lacking_without(number)? + held)
+    }
+
     /// How many keys have too few replicas without a sector.
     ///
     /// # Errors
     /// `StillNeeded` if there are any, unless that is accepted.
     fn check_needed(&self, number: usize, options: RemoveOptions) -> Result<u64, StorageError> {
-        let held = self.index.read().sectors[number].held();
-        let keys = self.lacking_without(number)? + held;
+        let sector = self.sectors[number].number();
+        let keys = self.needed(sector)?;
         if keys > 0 && !options.accept_loss {
-            let sector = self.sectors[number].number();
             return Err(StorageError::StillNeeded { sector, keys });
         }
         Ok(keys)

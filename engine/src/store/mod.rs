@@ -44,8 +44,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use info::{
-    CheckpointInfo, CompactReport, Finding, ReplicationInfo, SectorInfo, SegmentInfo, SegmentState,
-    Space, StoreInfo, VerifyProgress, VerifyReport,
+    CheckpointInfo, CompactReport, Finding, RepairProgress, ReplicationInfo, SectorInfo,
+    SegmentInfo, SegmentState, Space, StoreInfo, VerifyProgress, VerifyReport,
 };
 pub use options::{Access, CreateOptions, GIB, KIB, MIB, NewSector, OpenOptions, RemoveOptions};
 pub use read::GET_MAX;
@@ -227,6 +227,34 @@ impl Store {
         self.inner.remove_sector(sector, options)
     }
 
+    /// How many keys (uploads, parts and tracked sets among them) would have too few replicas without a sector,
+    /// and pieces of blobs are on their way into it: 0 once it is drained.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if there is no such sector; `Corruption` of the index.
+    pub fn needed(&self, sector: u16) -> Result<u64, StorageError> {
+        self.inner.needed(sector)
+    }
+
+    /// Makes replicas, on this thread, until everything has as many as it should, or nothing more can be done:
+    /// what the store does by itself in the background. Returns how many keys still have too few.
+    ///
+    /// # Errors
+    /// `ReadOnly`, `Closed`; `Corruption` of the index. What can't be read or written of one blob is in
+    /// [`StoreInfo::health`].
+    pub fn repair(&self, progress: &mut dyn FnMut(RepairProgress)) -> Result<u64, StorageError> {
+        self.inner.check_writable()?;
+        self.inner.repair(progress)
+    }
+
+    /// How many keys have too few replicas, or some that are made of other pieces.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn lacking(&self) -> Result<u64, StorageError> {
+        self.inner.lacking()
+    }
+
     /// Closes the store: waits for what was submitted, leaves a note of what is durable (a
     /// checkpoint, if replaying the log would take long), and gives up the lock. Later calls fail
     /// with `Closed`; closing again does nothing.
@@ -253,7 +281,7 @@ impl Store {
         self.inner.info()
     }
 
-    /// The segments of a sector, by number; empty if there is no such sector.
+    /// The segments of a sector, by number; none if there is no such sector, or it can't be used.
     #[must_use]
     pub fn segments(&self, sector: u16) -> Vec<SegmentInfo> {
         self.inner.segments(sector.into())

@@ -15,6 +15,7 @@ use graviton_format::record::{ExtentRef, Manifest, RecordKind, RecordView};
 
 use super::commit::{Done, Mutation, Work};
 use super::index::{Entry, Found, Hold, Index};
+use super::info::RepairProgress;
 use super::inner::Inner;
 use super::maintain::forgettable;
 use super::read::{HeldRecord, Snapshot, read_details};
@@ -151,6 +152,44 @@ impl Inner {
             }
         }
         Ok(true)
+    }
+
+    /// See [`Store::repair`](super::Store::repair).
+    pub fn repair(
+        self: &Arc<Self>,
+        progress: &mut dyn FnMut(RepairProgress),
+    ) -> Result<u64, StorageError> {
+        self.marks.want_scan();
+        loop {
+            let stepped = {
+                let mut efforts = self.begin_maintenance()?;
+                let repairs = efforts.repairs();
+                self.step_repair(repairs)? || self.step_shortage(repairs)?
+            };
+            if !stepped {
+                return self.lacking();
+            }
+            progress(RepairProgress {
+                left: self.marks.backlog() as u64,
+            });
+        }
+    }
+
+    /// See [`Store::lacking`](super::Store::lacking).
+    pub fn lacking(&self) -> Result<u64, StorageError> {
+        self.check_open()?;
+        let keepers = self.keepers();
+        let (mut from, mut lacking) = (Vec::new(), 0);
+        loop {
+            let seen = self.scan_some(&from, |_, holders, is_unlike| {
+                let is_short = holders.within(keepers).len() < self.replicas;
+                lacking += u64::from(is_short || is_unlike);
+            })?;
+            match seen {
+                Some(next) => from = next,
+                None => return Ok(lacking),
+            }
+        }
     }
 
     /// Looks through the index, from a stored key on, for blobs that have too few good replicas. Returns

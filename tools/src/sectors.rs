@@ -1,0 +1,184 @@
+//! `sectors` and `repair`: the sectors of a store, and the replicas in them.
+
+use comfy_table::{CellAlignment, Table, presets};
+use graviton_engine::port::{Labels, StorageError};
+use graviton_engine::store::{NewSector, RemoveOptions, SectorInfo, Store};
+use serde_json::json;
+
+use crate::cli::{LabelArgs, NewSectorArgs, Sectors};
+use crate::failure::{Exit, Failure};
+use crate::output::count;
+use crate::progress::Progress;
+use crate::session::Session;
+use crate::stores::{labels_line, sector_json};
+
+/// `sectors`.
+pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
+    match what {
+        Sectors::Ls => ls(session),
+        Sectors::Add(new) => session.write(|store| add(session, store, new).map(drop)),
+        &Sectors::Drain { sector } => session.write(|store| {
+            store.drain_sector(sector)?;
+            move_away(session, store, sector)?;
+            session.output.object(&json!({"drained": sector}))?;
+            session.output.line(format!("sector {sector} is drained"))
+        }),
+        &Sectors::Undrain { sector } => session.write(|store| {
+            store.undrain_sector(sector)?;
+            session.output.object(&json!({"undrained": sector}))?;
+            session
+                .output
+                .line(format!("sector {sector} is in use again"))
+        }),
+        &Sectors::Remove {
+            sector,
+            accept_loss,
+        } => session.write(|store| remove(session, store, sector, RemoveOptions { accept_loss })),
+        Sectors::Replace { sector, new } => session.write(|store| {
+            // Before anything is added for it.
+            store.needed(*sector)?;
+            add(session, store, new)?;
+            store.drain_sector(*sector)?;
+            move_away(session, store, *sector)?;
+            remove(session, store, *sector, RemoveOptions::default())
+        }),
+        Sectors::Label { sector, labels } => session.write(|store| {
+            store.relabel(*sector, labels_of(labels))?;
+            let labels = labels_line(&labels_of(labels)).unwrap_or_else(|| "nothing".to_owned());
+            session.output.object(&json!({"labelled": sector}))?;
+            session.output.line(format!("sector {sector}: {labels}"))
+        }),
+    }
+}
+
+fn ls(session: &Session) -> Result<(), Failure> {
+    let info = session.inspect(|store| Ok(store.info()))?;
+    let output = &session.output;
+    for sector in &info.sectors {
+        output.object(&sector_json(sector))?;
+    }
+    if output.is_json() {
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header([
+        "SECTOR",
+        "STATE",
+        "SIZE",
+        "LIVE",
+        "AVAILABLE",
+        "LABELS",
+        "FILE",
+    ]);
+    let row = |sector: &SectorInfo| {
+        [
+            sector.number.to_string(),
+            sector.state.to_string(),
+            output.bytes(sector.space.total),
+            output.bytes(sector.space.live),
+            output.bytes(sector.space.available),
+            labels_line(&sector.labels).unwrap_or_default(),
+            sector.path.display().to_string(),
+        ]
+    };
+    table.add_rows(info.sectors.iter().map(row));
+    for column in [2, 3, 4] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    output.line(table.trim_fmt())
+}
+
+fn labels_of(args: &LabelArgs) -> Labels {
+    Labels {
+        rack: args.rack.clone(),
+        tier: args.tier.clone(),
+        price: args.price,
+    }
+}
+
+fn add(session: &Session, store: &Store, new: &NewSectorArgs) -> Result<u16, Failure> {
+    let largest = store
+        .info()
+        .sectors
+        .iter()
+        .map(|sector| sector.space.total)
+        .max();
+    let file = match &new.file {
+        Some(file) => Some(
+            std::path::absolute(file)
+                .map_err(|error| Failure::failed(format!("{}: {error}", file.display())))?,
+        ),
+        None => None,
+    };
+    let number = store.add_sector(&NewSector {
+        file,
+        size: new.size.or(largest).unwrap_or_default(),
+        labels: labels_of(&new.labels),
+    })?;
+    session.output.object(&json!({"added": number}))?;
+    session.output.line(format!("added sector {number}"))?;
+    Ok(number)
+}
+
+/// Repairs until nothing needs a sector any more.
+fn move_away(session: &Session, store: &Store, sector: u16) -> Result<(), Failure> {
+    mend(session, store)?;
+    match store.needed(sector)? {
+        0 => Ok(()),
+        keys => Err(Failure::failed(format!(
+            "{} still without a place elsewhere; graviton info tells more",
+            count(keys, "key is", "keys are")
+        ))),
+    }
+}
+
+fn remove(
+    session: &Session,
+    store: &Store,
+    sector: u16,
+    options: RemoveOptions,
+) -> Result<(), Failure> {
+    match store.remove_sector(sector, options) {
+        Ok(()) => {}
+        Err(error @ StorageError::StillNeeded { .. }) => {
+            return Err(Failure::failed(format!(
+                "{error} (graviton sectors drain {sector}, or graviton repair --apply if it is missing or broken)"
+            )));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    session.output.object(&json!({"removed": sector}))?;
+    session.output.line(format!("removed sector {sector}"))
+}
+
+/// Makes the replicas that are missing. Returns how many keys still lack some.
+fn mend(session: &Session, store: &Store) -> Result<u64, Failure> {
+    let shown = Progress::would_show(session.output.is_json());
+    let progress = Progress::counting(shown, "making replicas,");
+    let mended = store.repair(&mut |repair| {
+        progress.message(count(repair.left, "key left", "keys left"));
+    });
+    progress.clear();
+    Ok(mended?)
+}
+
+/// `repair`.
+pub fn repair(session: &Session, apply: bool) -> Result<(), Failure> {
+    let lacking = match apply {
+        false => session.read(|store| Ok(store.lacking()?))?,
+        true => session.write(|store| mend(session, store))?,
+    };
+    let output = &session.output;
+    output.object(&json!({"lacking": lacking, "applied": apply}))?;
+    if lacking == 0 {
+        return output.line("everything has its replicas");
+    }
+    let keys = count(lacking, "key lacks", "keys lack");
+    output.line(match apply {
+        false => format!("{keys} replicas; --apply makes them"),
+        true => format!("{keys} replicas, and nothing more can be done; graviton info tells more"),
+    })?;
+    Err(Failure::Reported(Exit::Corruption))
+}
