@@ -28,10 +28,13 @@ const FOR_TESTS: &[&str] = &["testing"];
 const MACROS: &[&str] = &[
     "blob_store_contract",
     "mutable_object_store_contract",
+    "replica_index_contract",
     "contract_tests",
     "mutable_contract_tests",
+    "replica_contract_tests",
     "__each_blob_store_clause",
     "__each_mutable_clause",
+    "__each_replica_clause",
 ];
 
 /// The folders that may hold `unsafe`: the ring and the buffers it is given.

@@ -3,6 +3,7 @@
 
 mod content;
 mod manifest;
+mod replica;
 mod state;
 mod tracker;
 mod uploads;
@@ -28,7 +29,7 @@ use crate::sync::Mutex;
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
 /// How a [`MemoryStore`] is made. The default: the system's clock, no capacity but memory's, blobs
-/// of up to 100 GB.
+/// of up to 100 GB, one sector.
 #[derive(Clone)]
 pub struct MemoryOptions {
     /// Where `created` and `modified` come from.
@@ -43,6 +44,11 @@ pub struct MemoryOptions {
     /// The most bytes that the attributes of a blob may have, names and values together; no more than
     /// 32 KiB.
     pub max_attributes_len: usize,
+    /// How many sectors replicas can be in, numbered from 0. Its blobs are in none of them: that is for
+    /// a [`ReplicaIndex`](crate::port::ReplicaIndex) to be told.
+    pub sectors: u16,
+    /// How many replicas there are to be of each blob.
+    pub replicas: u16,
 }
 
 impl Default for MemoryOptions {
@@ -53,6 +59,8 @@ impl Default for MemoryOptions {
             max_blob_size: 100_000_000_000,
             max_fragments: FRAGMENTS_MAX,
             max_attributes_len: ATTRIBUTES_MAX_LEN,
+            sectors: 1,
+            replicas: 1,
         }
     }
 }
@@ -78,7 +86,7 @@ impl fmt::Debug for MemoryOptions {
 /// assert_eq!(store.get(&key, GetOptions::default()).wait()?.bytes, "hello");
 /// # Ok::<(), graviton_engine::port::StorageError>(())
 /// ```
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct MemoryStore {
     shared: Arc<Shared>,
 }
@@ -87,24 +95,30 @@ pub struct MemoryStore {
 #[derive(Debug, Clone)]
 pub struct MemorySnapshot(State);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     options: MemoryOptions,
     state: Mutex<State>,
     watches: Arc<Watches>,
 }
 
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl MemoryStore {
     /// An empty store with default options.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        Self::with_options(MemoryOptions::default())
     }
 
     /// An empty store.
     #[must_use]
     pub fn with_options(options: MemoryOptions) -> Self {
-        let state = Mutex::new(State::new(options.capacity));
+        let state = Mutex::new(State::new(options.capacity, options.sectors));
         let watches = Arc::default();
         Self {
             shared: Arc::new(Shared {

@@ -1,9 +1,10 @@
 //! What every mutation of a [`MemoryStore`](super::MemoryStore) does, under its one lock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use super::content::Content;
+use super::replica::Copies;
 use super::uploads::Upload;
 use crate::port::list::build_page;
 use crate::port::manifest::{of_put, plain};
@@ -27,6 +28,8 @@ pub(super) struct Version {
     pub(super) advertised: AdvertisedAttributes,
     /// The upload that it came from, and the parts it was completed with.
     pub(super) completed: Option<(UploadId, Vec<(u16, ETag)>)>,
+    /// What the sectors have of the blob, of this version or an older one.
+    pub(super) copies: Copies,
 }
 
 impl Version {
@@ -59,6 +62,8 @@ pub(super) struct State {
     pub(super) uploads: BTreeMap<UploadId, Upload>,
     /// What is complete of bytes that are held elsewhere.
     pub(super) elsewhere: BTreeMap<BinaryKey, Completed>,
+    /// The sectors that replicas can be in.
+    pub(super) sectors: BTreeSet<u16>,
     /// Keys of which something changed since somebody asked.
     pub(super) touched: Vec<BinaryKey>,
     /// Bytes of payload.
@@ -69,9 +74,10 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(capacity: Option<u64>) -> Self {
+    pub(super) fn new(capacity: Option<u64>, sectors: u16) -> Self {
         Self {
             capacity,
+            sectors: (0..sectors).collect(),
             ..Self::default()
         }
     }
@@ -118,13 +124,23 @@ impl State {
             attributes: plain(&version.advertised),
             missing: version.content.missing(Span::first(version.size())),
             fragments: version.content.written_set().spans().len(),
-            sectors: Vec::new(),
+            sectors: version.sectors(),
         })
     }
 
     pub(super) fn list(&self, request: &ListRequest) -> Result<ListPage, StorageError> {
+        self.list_those(request, |_| true)
+    }
+
+    /// As [`State::list`], of some of the blobs.
+    pub(super) fn list_those(
+        &self,
+        request: &ListRequest,
+        is_one: impl Fn(&Version) -> bool,
+    ) -> Result<ListPage, StorageError> {
         build_page(request, |from, limit| {
-            let found = self.blobs.range(BinaryKey::bound(from)..).take(limit);
+            let found = self.blobs.range(BinaryKey::bound(from)..);
+            let found = found.filter(|(_, blob)| is_one(blob)).take(limit);
             let entry = |(key, blob): (&BinaryKey, &Version)| {
                 ListEntry::new(key.clone(), blob.size(), blob.number, blob.modified)
             };
@@ -149,6 +165,7 @@ impl State {
             digests: options.digest.into_iter().collect(),
             advertised: of_put(options.attributes, now),
             completed: None,
+            copies: Copies::new(),
         };
         self.install(key, version)
     }
@@ -221,7 +238,10 @@ impl State {
         key: &BinaryKey,
         mut version: Version,
     ) -> Result<PutOutcome, StorageError> {
-        let freed = self.blobs.get(key).map_or(0, |old| old.content.written());
+        let old = self.blobs.get(key);
+        let freed = old.map_or(0, |old| old.content.written());
+        // Of an older version from now on.
+        version.copies = old.map(|old| old.copies.clone()).unwrap_or_default();
         self.require_room(version.content.written(), freed)?;
         self.lsn += 1;
         version.number = self.lsn;

@@ -4,8 +4,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::port::{MutableObjectStore, PutRangeOptions, TrackOptions, TrackerError, UploadOptions};
-use crate::testing::{Subject, check_against_model};
+use crate::port::{
+    MutableObjectStore, PutRangeOptions, ReplicaError, TrackOptions, TrackerError, UploadOptions,
+};
+use crate::testing::{Replicated, Subject, check_against_model};
 
 /// Stores with room for any clause, and a limit that is quickly reached.
 struct InMemory;
@@ -39,6 +41,21 @@ impl Subject<dyn MutableObjectStore> for InMemory {
     }
 }
 
+impl Subject<Replicated> for InMemory {
+    fn fresh(&mut self) -> Arc<Replicated> {
+        let store = MemoryStore::with_options(MemoryOptions {
+            max_blob_size: MAX_BLOB_SIZE,
+            sectors: 4,
+            replicas: 2,
+            ..MemoryOptions::default()
+        });
+        Arc::new(Replicated {
+            index: store.replicas(),
+            store: Arc::new(store),
+        })
+    }
+}
+
 mod contract {
     crate::contract_tests!(super::InMemory);
 }
@@ -47,10 +64,15 @@ mod mutable_contract {
     crate::mutable_contract_tests!(super::InMemory);
 }
 
+mod replica_contract {
+    crate::replica_contract_tests!(super::InMemory);
+}
+
 #[test]
 fn the_whole_contract_at_once() {
     crate::testing::run_all(&mut InMemory);
     crate::testing::run_all_mutable(&mut InMemory);
+    crate::testing::run_all_replica(&mut InMemory);
 }
 
 #[test]
@@ -242,4 +264,74 @@ fn a_tracker_has_a_limit_of_spans() {
         "{refused:?}"
     );
     mark("1..2,4..5").expect("two spans");
+}
+
+#[test]
+fn a_sector_that_is_gone_has_nothing_when_it_comes_again() {
+    let store = MemoryStore::with_options(MemoryOptions {
+        sectors: 2,
+        replicas: 2,
+        ..MemoryOptions::default()
+    });
+    let replicas = store.replicas();
+    let name = key("k");
+    let put = store.put(&name, "0123456789".into(), PutOptions::default());
+    let version = put.wait().expect("puts").version;
+    let whole = Span::first(10).into();
+    for sector in [0, 1] {
+        let added = replicas.add_replica(&name, sector, version, &whole);
+        added.wait().expect("it is known");
+    }
+    let sectors = || store.stat(&name).wait().expect("it was put").sectors;
+    assert_eq!(sectors(), [0, 1]);
+    let before = store.snapshot();
+    assert!(store.remove_sector(0) && !store.remove_sector(0));
+    assert_eq!(sectors(), [1]);
+    let status = replicas.status(&name).wait().expect("it was put");
+    assert_eq!((status.actual, status.healthy), (1, 1));
+    assert_eq!(status.missing_ranges, whole);
+    assert!(status.lost_ranges.is_empty());
+    let refused = replicas.add_replica(&name, 0, version, &whole).wait();
+    assert!(
+        matches!(&refused, Err(ReplicaError::UnknownSector { sector: 0, sectors }) if *sectors == [1]),
+        "{refused:?}"
+    );
+    assert!(store.add_sector(0) && !store.add_sector(0));
+    assert_eq!(sectors(), [1]);
+    assert!(store.remove_sector(1));
+    let status = replicas.status(&name).wait().expect("it was put");
+    assert_eq!(status.lost_ranges, whole);
+    store.restore(&before);
+    assert_eq!(sectors(), [0, 1]);
+}
+
+#[test]
+fn replicas_of_huge_blobs_cost_what_their_ranges_do() {
+    let store = MemoryStore::with_options(MemoryOptions {
+        max_blob_size: u64::MAX,
+        sectors: 2,
+        replicas: 2,
+        ..MemoryOptions::default()
+    });
+    let replicas = store.replicas();
+    let name = key("k");
+    let end = u64::MAX;
+    let created = store.create_sparse(&name, end, PutOptions::default());
+    created.wait().expect("it is created");
+    for start in [0, 1 << 40, end - 10] {
+        let range = Span::at(start, 10).expect("it ends there");
+        let put = store.put_range(&name, range, vec![1; 10].into(), PutRangeOptions::default());
+        put.wait().expect("it lies within the blob");
+    }
+    let info = store.stat(&name).wait().expect("it was put");
+    let added = replicas.add_replica(&name, 0, info.version, &Span::ALL.into());
+    let added = added.wait().expect("it is known");
+    assert_eq!(added.ranges, info.missing.complement(Span::ALL));
+    let damage = Span::new(5, end - 5).expect("forwards").into();
+    let marked = replicas.mark_unhealthy(&name, 0, info.version, "trouble", &damage);
+    marked.wait().expect("it is there");
+    let status = replicas.status(&name).wait().expect("it was put");
+    assert_eq!(status.missing_ranges, added.ranges);
+    assert_eq!(status.lost_ranges, added.ranges.intersection(&damage));
+    assert_eq!(status.lost_ranges.len(), 20);
 }

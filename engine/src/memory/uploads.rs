@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::content::Content;
 use super::manifest::MemoryManifests;
+use super::replica::Copies;
 use super::state::{State, Version};
 use super::tracker::{MemoryTracker, Of};
 use super::{MemoryStore, Shared, Writer};
@@ -180,6 +181,7 @@ impl State {
             digests: Vec::new(),
             advertised: of_put(open.attributes.clone(), now),
             completed: Some((upload, parts.to_vec())),
+            copies: Copies::new(),
         };
         // There is room: the parts are gone with the upload.
         self.give_up(upload)?;

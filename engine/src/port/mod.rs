@@ -9,6 +9,7 @@ pub mod list;
 pub mod manifest;
 pub mod mutable;
 pub mod op;
+pub mod replica;
 pub mod replication;
 pub mod sector;
 pub mod span;
@@ -33,6 +34,7 @@ pub use mutable::{
     PutRangeOptions, SweptUploads, UploadId, UploadInfo, UploadOptions,
 };
 pub use op::Op;
+pub use replica::{Health, Replica, ReplicaError, ReplicaIndex, ReplicaOp, ReplicaStatus, Trouble};
 pub use replication::{
     Choice, Gain, PartialCopy, Placement, Reason, Rebalance, ReplicationPolicy, Verdict,
 };

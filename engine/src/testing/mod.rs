@@ -41,7 +41,9 @@ mod versions;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-pub use self::contract::{blob_store_contract, mutable_object_store_contract};
+pub use self::contract::{
+    blob_store_contract, mutable_object_store_contract, replica_index_contract,
+};
 pub use self::history::{Mix, Step, Steps};
 pub use self::minimise::minimise;
 pub use self::model::{check_against_model, panic_message, replay_against_model};
@@ -49,7 +51,7 @@ pub use self::pair::{
     Change, Contents, Difference, Effect, Held, Operation, Pair, Tolerance, contents_of, read_all,
 };
 pub use self::versions::Versions;
-use crate::port::{BlobStore, MutableObjectStore, StorageError};
+use crate::port::{BlobStore, MutableObjectStore, ReplicaIndex, StorageError};
 
 /// An implementation under test, of the port `P`.
 pub trait Subject<P: ?Sized = dyn BlobStore> {
@@ -76,12 +78,29 @@ pub trait Subject<P: ?Sized = dyn BlobStore> {
         None
     }
 
+    /// Whether a replica has what was added to it and no more. Else each is made whole, whatever part of
+    /// it was asked for.
+    fn has_partial_replicas(&self) -> bool {
+        true
+    }
+
     /// What an error means that the model does not have. Only a subject whose disks fail or fill up
     /// tolerates any.
     fn tolerates(&self, error: &StorageError) -> Tolerance {
         let _ = error;
         Tolerance::Wrong
     }
+}
+
+/// What the contract of [`ReplicaIndex`] is run over: an index, and the store whose blobs it is about.
+///
+/// The store has sectors 0 to 3 at least, and two replicas are to be made of each blob. Whether it makes
+/// any by itself when a blob is put is its own affair; but it repairs none while a clause looks on.
+pub struct Replicated {
+    /// The blobs.
+    pub store: Arc<dyn MutableObjectStore>,
+    /// Which sectors have them.
+    pub index: Arc<dyn ReplicaIndex>,
 }
 
 /// One clause of the contract of the port `P`.
@@ -142,6 +161,15 @@ pub fn mutable_clause(name: &str) -> Clause<dyn MutableObjectStore> {
     named(mutable_object_store_contract(), name)
 }
 
+/// The clause of the `ReplicaIndex` contract that has this name.
+///
+/// # Panics
+/// If there is none.
+#[must_use]
+pub fn replica_clause(name: &str) -> Clause<Replicated> {
+    named(replica_index_contract(), name)
+}
+
 fn named<P: ?Sized>(clauses: Vec<Clause<P>>, name: &str) -> Clause<P> {
     let mut clauses = clauses.into_iter();
     let found = clauses.find(|clause| clause.name == name);
@@ -162,6 +190,14 @@ pub fn run_all(subject: &mut dyn Subject) {
 /// At the end, with the names of all clauses that are broken.
 pub fn run_all_mutable(subject: &mut dyn Subject<dyn MutableObjectStore>) {
     run_each(&mutable_object_store_contract(), subject);
+}
+
+/// Runs every clause of the `ReplicaIndex` contract, also after one has failed.
+///
+/// # Panics
+/// At the end, with the names of all clauses that are broken.
+pub fn run_all_replica(subject: &mut dyn Subject<Replicated>) {
+    run_each(&replica_index_contract(), subject);
 }
 
 fn run_each<P: ?Sized>(clauses: &[Clause<P>], subject: &mut dyn Subject<P>) {
@@ -194,6 +230,15 @@ macro_rules! contract_tests {
 macro_rules! mutable_contract_tests {
     ($subject:expr) => {
         $crate::__each_mutable_clause! { __contract_tests (mutable_clause $subject) }
+    };
+}
+
+/// Makes one `#[test]` of each clause of the `ReplicaIndex` contract, as
+/// [`contract_tests!`](crate::contract_tests) does for `BlobStore`.
+#[macro_export]
+macro_rules! replica_contract_tests {
+    ($subject:expr) => {
+        $crate::__each_replica_clause! { __contract_tests (replica_clause $subject) }
     };
 }
 

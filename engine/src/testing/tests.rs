@@ -1,6 +1,8 @@
 //! The kit itself, over a store whose operations take their time: none is over when it is
 //! returned, and a store that is reopened has no other handle.
 
+mod replica;
+
 use std::ops::Range;
 use std::sync::mpsc;
 use std::task::{Poll, Waker};

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc;
 
 use crate::io::sim::Random;
-use crate::port::{BinaryKey, ErrorKind, ListRequest, ListToken, StorageError};
+use crate::port::{BinaryKey, ErrorKind, ListPage, ListRequest, ListToken, StorageError};
 use crate::testing::Subject;
 use crate::testing::support::{Short, Store, assert_fails, key, payload};
 
@@ -38,19 +38,26 @@ fn expected(keys: &BTreeSet<Vec<u8>>, request: &ListRequest) -> Listing {
     listing
 }
 
+#[track_caller]
+fn check(store: &Store, keys: &BTreeSet<Vec<u8>>, request: &ListRequest) {
+    let list = |request| store.list(request).wait().expect("list answers");
+    check_pages(&list, keys, request);
+}
+
 /// Lists page by page and compares: every page but the last is full, and the last is not followed
 /// by an empty one.
 #[track_caller]
-fn check(store: &Store, keys: &BTreeSet<Vec<u8>>, request: &ListRequest) {
+pub(super) fn check_pages(
+    list: &dyn Fn(ListRequest) -> ListPage,
+    keys: &BTreeSet<Vec<u8>>,
+    request: &ListRequest,
+) {
     let expected = expected(keys, request);
     let total = expected.keys.len() + expected.prefixes.len();
     let mut listed = Listing::default();
     let mut page_request = request.clone();
     loop {
-        let page = store
-            .list(page_request.clone())
-            .wait()
-            .expect("list answers");
+        let page = list(page_request.clone());
         let before = listed.keys.len() + listed.prefixes.len();
         let on_page = page.blobs.len() + page.common_prefixes.len();
         assert_eq!(
@@ -76,7 +83,7 @@ fn check(store: &Store, keys: &BTreeSet<Vec<u8>>, request: &ListRequest) {
     assert_eq!(listed, expected, "{request:?}");
 }
 
-fn set<K: AsRef<[u8]>>(keys: impl IntoIterator<Item = K>) -> BTreeSet<Vec<u8>> {
+pub(super) fn set<K: AsRef<[u8]>>(keys: impl IntoIterator<Item = K>) -> BTreeSet<Vec<u8>> {
     keys.into_iter().map(|key| key.as_ref().to_vec()).collect()
 }
 

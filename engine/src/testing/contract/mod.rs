@@ -15,11 +15,12 @@ mod preconditions;
 mod put;
 mod put_range;
 mod ranges;
+mod replica;
 mod stream;
 mod table;
 mod tracker;
 
-use super::Clause;
+use super::{Clause, Replicated};
 use crate::port::MutableObjectStore;
 
 /// The clauses of the `BlobStore` contract.
@@ -32,6 +33,12 @@ pub fn blob_store_contract() -> Vec<Clause> {
 #[must_use]
 pub fn mutable_object_store_contract() -> Vec<Clause<dyn MutableObjectStore>> {
     crate::__each_mutable_clause! { __contract_list () }
+}
+
+/// The clauses of the `ReplicaIndex` contract.
+#[must_use]
+pub fn replica_index_contract() -> Vec<Clause<Replicated>> {
+    crate::__each_replica_clause! { __contract_list () }
 }
 
 /// The table as a list.

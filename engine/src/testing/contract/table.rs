@@ -154,3 +154,34 @@ macro_rules! __each_mutable_clause {
         }
     };
 }
+
+/// Calls `$callback!` with `$arguments` and the table of `ReplicaIndex`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __each_replica_clause {
+    ($callback:ident $arguments:tt) => {
+        $crate::$callback! { $arguments
+            replica adding_a_replica_is_a_union "add_replica is an idempotent union of ranges for a blob's version in a sector, exact to the byte, and says what is there then";
+            replica replicas_are_found_by_sector "find_replicas has all replicas of a blob in the order of the sectors, and no other blob's; an absent key is `NotFound`";
+            replica only_what_is_known_has_replicas "an unknown sector is `UnknownSector` and tells which there are; an absent key is `NotFound`, a sector without a replica `NoReplica`";
+            replica other_versions_are_refused "a generation that is older than the current one is `Stale`, one that never was `InvalidArgument`, and nothing changes";
+            replica replicas_of_older_versions_do_not_count "whatever makes a new version of a blob leaves no replica of an older one that counts, in any answer, nor what was known against it";
+            replica ranges_of_replicas_lie_within_the_blob "ranges that end past the end of the blob are `InvalidRange`, and nothing changes";
+            replica holes_have_no_replicas "holes are in no replica, neither missing nor lost, and a replica without them is whole";
+            replica a_blob_of_no_bytes_has_replicas "a zero-length blob has replicas like any other: whole ones, healthy or not";
+            replica an_unhealthy_replica_is_kept "a replica that is marked is kept, with the first reason and its time, how often it was marked, and all damaged bytes; its repair is queued";
+            replica damage_is_of_what_a_replica_has "a mark is of bytes that the replica has: if it names none of them, of all";
+            replica health_comes_back_by_a_verify "a replica is healthy again once all of its damaged bytes are verified, and has no more bytes than before";
+            replica health_comes_back_by_a_rewrite "a replica is healthy again once all of its damaged bytes are added anew";
+            replica health_comes_back_by_nothing_else "reads, questions, other bytes, other sectors and other blobs leave an unhealthy replica as it is";
+            replica status_counts_replicas "status tells the target, how many replicas there are, and how many are healthy and whole";
+            replica status_tells_missing_and_lost_bytes "status tells the bytes with fewer good copies than the target, and those with none";
+            replica status_agrees_with_counting_bytes "after any calls, replicas, health and status are what counting byte by byte finds";
+            replica keys_in_a_sector_are_listed_in_order "keys_in_sector lists the blobs that have a replica in the sector, healthy or not, as list does: in order, page by page, by prefix and delimiter";
+            replica a_key_that_stays_in_a_sector_appears_once "a key that lives in a sector through a whole walk appears exactly once, no key twice, whatever changes meanwhile";
+            replica deleted_blobs_have_no_replicas "replicas go with their blob, also what was known against them; a batch that fails changes none";
+            replica replicas_outlive_a_reopen "replicas that were added are there after a reopen, with their versions and ranges";
+            replica what_many_threads_add_and_mark_adds_up "of what many threads add, mark and verify nothing is lost";
+        }
+    };
+}
