@@ -18,7 +18,7 @@ use graviton_engine::port::{
     PutOptions, StorageError,
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
-use graviton_engine::testing::{Difference, Subject};
+use graviton_engine::testing::{Difference, Replicated, Subject};
 use tempfile::TempDir;
 
 /// Where test stores lie: `GRAVITON_TEST_DIR` if it is set (another file system, say), else the
@@ -160,6 +160,28 @@ impl Subject<dyn MutableObjectStore> for StoreSubject {
     fn reopen(&mut self, store: Arc<dyn MutableObjectStore>) -> Arc<dyn MutableObjectStore> {
         drop(store);
         self.open()
+    }
+}
+
+/// A store and the index of its replicas, for the contract kit.
+#[must_use]
+pub fn replicated(store: Arc<Store>) -> Arc<Replicated> {
+    let index = store.replicas();
+    Arc::new(Replicated { store, index })
+}
+
+impl Subject<Replicated> for StoreSubject {
+    fn fresh(&mut self) -> Arc<Replicated> {
+        replicated(self.make())
+    }
+
+    fn reopen(&mut self, store: Arc<Replicated>) -> Arc<Replicated> {
+        drop(store);
+        replicated(self.open())
+    }
+
+    fn has_partial_replicas(&self) -> bool {
+        false
     }
 }
 

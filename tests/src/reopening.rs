@@ -21,10 +21,11 @@ use graviton_engine::port::{
     UpdateOptions, UploadId, UploadInfo, UploadOptions, WriteBlob,
 };
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
-use graviton_engine::testing::Subject;
+use graviton_engine::testing::{Replicated, Subject};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::random::Random;
+use crate::replicated;
 
 const PATH: &str = "/simulated/store";
 /// Blocks of the disks that stores are reopened on.
@@ -68,6 +69,13 @@ impl SimSubject {
             sim: Sim::new(block_size, 0),
             seed: 0,
         }
+    }
+
+    /// With so many replicas.
+    #[must_use]
+    pub fn with_replicas(mut self, replicas: u16) -> Self {
+        self.options.replicas = replicas;
+        self
     }
 
     fn boot(&mut self, image: &Image) {
@@ -114,6 +122,20 @@ impl Subject<dyn MutableObjectStore> for SimSubject {
 
     fn reopen(&mut self, store: Arc<dyn MutableObjectStore>) -> Arc<dyn MutableObjectStore> {
         self.open_again(store)
+    }
+}
+
+impl Subject<Replicated> for SimSubject {
+    fn fresh(&mut self) -> Arc<Replicated> {
+        replicated(self.make())
+    }
+
+    fn reopen(&mut self, store: Arc<Replicated>) -> Arc<Replicated> {
+        replicated(self.open_again(store))
+    }
+
+    fn has_partial_replicas(&self) -> bool {
+        false
     }
 }
 

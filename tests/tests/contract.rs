@@ -1,11 +1,13 @@
-//! The contracts of `BlobStore` and `MutableObjectStore`, clause by clause, over real stores: both backends, several
+//! The contracts of `BlobStore`, `MutableObjectStore` and `ReplicaIndex`, clause by clause, over real stores: both backends, several
 //! sectors, without the background thread; over simulated disks, also reopened between any two
 //! calls; and random histories against the model.
 
 use graviton_engine::io::BackendChoice;
 use graviton_engine::port::MutableObjectStore;
 use graviton_engine::store::{CreateOptions, OpenOptions};
-use graviton_engine::testing::{Subject, check_against_model, run_all, run_all_mutable};
+use graviton_engine::testing::{
+    Subject, check_against_model, run_all, run_all_mutable, run_all_replica,
+};
 use graviton_tests::reopening::{ReopeningSubject, SimSubject};
 use graviton_tests::{StoreSubject, buffered, contract_options, create_options, io, number_from};
 
@@ -48,6 +50,25 @@ fn over_two_replicas_in_three_sectors() {
             ..create_options(&io, 3, 64 << 20)
         }));
     }
+}
+
+/// Repair is maintenance, and there is nobody to do any.
+#[test]
+fn of_replicas_over_four_sectors() {
+    for backend in [BackendChoice::Uring, BackendChoice::Syscall] {
+        let Some(io) = io(backend) else { continue };
+        let mut options = CreateOptions {
+            replicas: 2,
+            ..create_options(&io, 4, 64 << 20)
+        };
+        options.open.background = false;
+        run_all_replica(&mut StoreSubject::new(options));
+    }
+}
+
+#[test]
+fn of_replicas_over_four_simulated_disks() {
+    run_all_replica(&mut SimSubject::new(4, 512, false).with_replicas(2));
 }
 
 #[test]

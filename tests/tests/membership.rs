@@ -5,14 +5,15 @@
 
 use std::sync::Arc;
 
-use graviton_engine::io::sim::{Fault, FaultKind, Random, Sim};
-use graviton_engine::port::{BlobStore, Labels, PutOptions, SectorState, StorageError};
-use graviton_engine::store::{CreateOptions, MIB, NewSector, OpenOptions, RemoveOptions, Store};
-use graviton_engine::testing::{Difference, Pair, Step, Subject};
+use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Image, Random, Sim};
+use graviton_engine::port::{BinaryKey, BlobStore, PutOptions, SectorState, StorageError};
+use graviton_engine::store::{MIB, NewSector, RemoveOptions, Store};
+use graviton_engine::testing::{Contents, Difference, Pair, Step, Subject, contents_of};
 use graviton_tests::history::{
-    Action, Ground, Machine, Plan, Tally, Trials, check_store, open, perform,
+    Action, Ground, Machine, PATH, Plan, Tally, Trials, check_store, open, perform,
 };
-use graviton_tests::settle;
+use graviton_tests::random::payload;
+use graviton_tests::{all_keys, check_two_replicas, settle};
 
 const SIZE: u64 = 4 * MIB;
 
@@ -131,4 +132,210 @@ fn sectors_with_the_only_copies_come_and_go() {
 #[test]
 fn a_store_of_one_sector_gets_others() {
     Trials::undisturbed(Plan::SMALL, 60, 150).run(&come_and_go);
+}
+
+/// A machine with a store that was used for a while, and what is in it.
+fn used(plan: &Plan) -> (Machine, Arc<Store>, Contents) {
+    let ground = Ground::new(plan, 3, 60);
+    let mut machine = Machine::boot(plan.clone(), &ground.image, 3);
+    let store = machine.open().expect("it opens");
+    let contents = contents_of(&*store).expect("it is read");
+    (machine, store, contents)
+}
+
+/// Opens a store after a crash: all that was in it is, and sectors can still be added and taken away.
+fn check_after_crash(image: &Image, plan: &Plan, contents: &Contents) {
+    let mut machine = Machine::boot(plan.clone(), image, 5);
+    let store = machine.open().expect("it opens");
+    assert_eq!(contents_of(&*store).expect("it is read"), *contents);
+    check_store(&store).expect("it is whole");
+    let number = add(&store).expect("there is room for one more");
+    assert!(numbers(&store).contains(&number));
+    settle(&store).expect("it is mended");
+    store
+        .remove_sector(number, RemoveOptions::default())
+        .or_else(|_| {
+            store.drain_sector(number)?;
+            store.repair(&mut |_| {})?;
+            store.remove_sector(number, RemoveOptions::default())
+        })
+        .expect("it is taken away again");
+    assert_eq!(contents_of(&*store).expect("it is read"), *contents);
+    let named = numbers(&store);
+    drop(store);
+    let image = machine.switch_off();
+    // No file is left that is no sector's.
+    let sim = Sim::boot(&image, plan.block_size, 1);
+    for number in 0..8 {
+        let path = format!("{PATH}/sector-{number:03}.graviton");
+        let found = sim
+            .backend()
+            .open(path.as_ref(), graviton_engine::io::OpenAccess::ReadOnly);
+        assert_eq!(found.is_ok(), named.contains(&number), "{path}");
+    }
+}
+
+/// The power fails at each moment of what is done.
+fn crashes_of(plan: &Plan, change: impl Fn(&Store)) {
+    let (machine, store, contents) = used(plan);
+    machine.sim().record(true);
+    change(&store);
+    let mut crasher = machine.crasher();
+    let mut images = 0;
+    for position in 0..=machine.position() {
+        crasher.advance(position);
+        for loss in crasher.losses() {
+            images += 1;
+            if position % 7 == images % 7 {
+                check_after_crash(&crasher.image(loss), plan, &contents);
+            }
+        }
+    }
+    assert!(images > 20, "{images} images");
+}
+
+#[test]
+fn crashes_while_a_sector_is_added() {
+    for plan in [Plan::SMALL, Plan::REPLICAS] {
+        crashes_of(&plan, |store| {
+            add(store).expect("it is added");
+        });
+    }
+}
+
+#[test]
+fn crashes_while_a_sector_is_drained_and_removed() {
+    for plan in [Plan::THREE_SECTORS, Plan::REPLICAS] {
+        crashes_of(&plan, |store| {
+            store.drain_sector(1).expect("it is to be drained");
+            assert_eq!(store.repair(&mut |_| {}).expect("it is drained"), 0);
+            store
+                .remove_sector(1, RemoveOptions::default())
+                .expect("nothing needs it");
+        });
+    }
+}
+
+/// Each call to the disk fails once while sectors are changed: the store is as it was, or as it was to be.
+#[test]
+fn calls_fail_while_sectors_change() {
+    let kinds = [
+        FaultKind::Create,
+        FaultKind::Read,
+        FaultKind::Write,
+        FaultKind::Sync,
+        FaultKind::ReplaceFile,
+        FaultKind::RemoveFile,
+        FaultKind::Random,
+    ];
+    for kind in kinds {
+        for after in 0.. {
+            let (mut machine, store, contents) = used(&Plan::REPLICAS);
+            let before = machine.sim().failures();
+            machine.sim().set_faults(&[Fault {
+                kind,
+                after,
+                times: 1,
+                disk: None,
+            }]);
+            let changed = add(&store)
+                .and_then(|_| store.drain_sector(0))
+                .and_then(|()| store.repair(&mut |_| {}))
+                .and_then(|_| store.remove_sector(0, RemoveOptions::default()));
+            machine.sim().set_faults(&[]);
+            let was_hit = machine.sim().failures() > before;
+            assert_eq!(
+                contents_of(&*store).expect("it is read"),
+                contents,
+                "{kind:?} {after}"
+            );
+            drop(store);
+            let image = machine.sim().image();
+            machine.come_up(&image);
+            let store = machine.open().unwrap_or_else(|error| {
+                panic!("{kind:?} {after}, {changed:?}: it does not open: {error}")
+            });
+            assert_eq!(
+                contents_of(&*store).expect("it is read"),
+                contents,
+                "{kind:?} {after}"
+            );
+            settle(&store).expect("it is mended");
+            check_two_replicas(&store).expect("two replicas");
+            if !was_hit {
+                changed.expect("nothing failed");
+                break;
+            }
+        }
+    }
+}
+
+/// A sector that is gone for good is replaced: what was in it is made anew, and then others may go.
+#[test]
+fn a_sector_that_is_lost_is_replaced() {
+    let (mut machine, store, contents) = used(&Plan::REPLICAS);
+    drop(store);
+    let image = machine.sim().image();
+    machine.come_up(&image);
+    machine.sim().set_condition(1, DiskCondition::Absent);
+    let store = machine.open().expect("it opens without it");
+    let error = store
+        .remove_sector(1, RemoveOptions::default())
+        .expect_err("some blobs have one replica");
+    // Two sectors are left for two replicas.
+    assert!(
+        matches!(error, StorageError::StillNeeded { sector: 1, .. }),
+        "{error}"
+    );
+    let new = add(&store).expect("another comes");
+    assert_eq!(new, 3);
+    assert_eq!(store.repair(&mut |_| {}).expect("it is mended"), 0);
+    store
+        .remove_sector(1, RemoveOptions::default())
+        .expect("nothing needs it any more");
+    assert_eq!(numbers(&store), [0, 2, 3]);
+    assert_eq!(store.info().health, Vec::<String>::new());
+    check_two_replicas(&store).expect("two replicas");
+    drop(store);
+    let image = machine.sim().image();
+    machine.come_up(&image);
+    machine.sim().set_condition(0, DiskCondition::Dead);
+    let store = machine.open().expect("it opens without another");
+    assert_eq!(contents_of(&*store).expect("it is read"), contents);
+}
+
+/// What is lost with a sector is lost only if that was said to be acceptable, and counted no more.
+#[test]
+fn loss_must_be_accepted() {
+    let (machine, store, contents) = used(&Plan::THREE_SECTORS);
+    let accept = |accept_loss| RemoveOptions { accept_loss };
+    let error = store
+        .remove_sector(2, accept(false))
+        .expect_err("it has blobs");
+    assert!(matches!(error, StorageError::StillNeeded { .. }), "{error}");
+    assert_eq!(contents_of(&*store).expect("it is read"), contents);
+    store
+        .remove_sector(2, accept(true))
+        .expect("it is taken away");
+    let left = contents_of(&*store).expect("it is read");
+    assert!(left.len() < contents.len() && left.iter().all(|(key, blob)| contents[key] == *blob));
+    let blobs = all_keys(&*store).expect("they are listed").len();
+    assert_eq!(store.info().blobs, blobs as u64);
+    let put = |name: &str| {
+        let key = BinaryKey::new(name).expect("a short key");
+        store
+            .put(&key, payload(1, 1000), PutOptions::default())
+            .wait()
+    };
+    put("another").expect("it goes elsewhere");
+    let error = store.remove_sector(0, accept(true)).map(drop);
+    error.expect("one is enough for one replica");
+    let error = store
+        .remove_sector(1, accept(true))
+        .expect_err("the last one");
+    assert!(
+        matches!(error, StorageError::InvalidArgument { .. }),
+        "{error}"
+    );
+    drop(machine);
 }

@@ -29,6 +29,7 @@ Blobs:
   multipart    Make a blob of parts that are put one by one
   ranges       Show what is written of a blob, and what is not
   attrs        Show or change what is said of a blob
+  replicas     Show in which sectors a blob lies, and how well
 
 Store:
   init         Create a store
@@ -261,6 +262,15 @@ pub enum Command {
         after_help = "Examples:\n  graviton attrs notes/today\n  graviton attrs notes/today author=ada 'subject=the weather' --source editor\n  graviton attrs notes/today --remove subject\n  graviton attrs disk.img --entries"
     )]
     Attrs(AttrsArgs),
+
+    /// Show in which sectors a blob lies, and how well
+    ///
+    /// Exit code 4 if it has fewer good replicas than it should. What is damaged is known only of what
+    /// was read since the store was opened: verify reads all.
+    #[command(
+        after_help = "Examples:\n  graviton replicas notes/today\n  graviton --json replicas notes/today"
+    )]
+    Replicas(KeyArg),
 
     /// Show figures and health
     ///

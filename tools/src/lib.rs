@@ -116,6 +116,7 @@ fn dispatch(session: &Session, command: &Command) -> Result<(), Failure> {
         Command::Multipart { what } => multipart::run(session, what),
         Command::Ranges(args) => ranges::run(session, args),
         Command::Attrs(args) => attributes::run(session, args),
+        Command::Replicas(args) => sectors::replicas(session, args),
         Command::Info => stores::info(session),
         Command::Verify => stores::verify(session),
         Command::Compact => stores::compact(session),

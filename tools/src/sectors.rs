@@ -1,13 +1,15 @@
-//! `sectors` and `repair`: the sectors of a store, and the replicas in them.
+//! `sectors`, `replicas` and `repair`: the sectors of a store, and the replicas in them.
+
+use std::collections::BTreeMap;
 
 use comfy_table::{CellAlignment, Table, presets};
-use graviton_engine::port::{Labels, StorageError};
+use graviton_engine::port::{Health, Labels, Replica, ReplicaError, SectorState, StorageError};
 use graviton_engine::store::{NewSector, RemoveOptions, SectorInfo, Store};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::cli::{LabelArgs, NewSectorArgs, Sectors};
+use crate::cli::{KeyArg, LabelArgs, NewSectorArgs, Sectors};
 use crate::failure::{Exit, Failure};
-use crate::output::count;
+use crate::output::{count, with_key};
 use crate::progress::Progress;
 use crate::session::Session;
 use crate::stores::{labels_line, sector_json};
@@ -162,6 +164,92 @@ fn mend(session: &Session, store: &Store) -> Result<u64, Failure> {
     });
     progress.clear();
     Ok(mended?)
+}
+
+fn failure(error: ReplicaError) -> Failure {
+    match error {
+        ReplicaError::Storage(error) => error.into(),
+        ReplicaError::NotFound { key } => StorageError::NotFound { key }.into(),
+        other => Failure::failed(other.to_string()),
+    }
+}
+
+/// `replicas`.
+pub fn replicas(session: &Session, args: &KeyArg) -> Result<(), Failure> {
+    let key = session.key(&args.key)?;
+    let (replicas, status, states) = session.read(|store| {
+        let index = store.replicas();
+        let states: BTreeMap<u16, SectorState> = store
+            .info()
+            .sectors
+            .iter()
+            .map(|sector| (sector.number, sector.state))
+            .collect();
+        Ok((
+            index.find_replicas(&key).wait().map_err(failure)?,
+            index.status(&key).wait().map_err(failure)?,
+            states,
+        ))
+    })?;
+    let output = &session.output;
+    let state = |replica: &Replica| states.get(&replica.sector).copied();
+    let health = |replica: &Replica| match &replica.health {
+        Health::Healthy => "healthy".to_owned(),
+        Health::Unhealthy(trouble) => format!("{} damaged: {}", trouble.damaged, trouble.reason),
+    };
+    let rows: Vec<Value> = replicas
+        .iter()
+        .map(|replica| {
+            json!({
+                "sector": replica.sector,
+                "state": state(replica).map(SectorState::name),
+                "version": replica.generation,
+                "current": replica.is_current,
+                "ranges": replica.ranges.to_string(),
+                "healthy": replica.health.is_healthy(),
+                "health": health(replica),
+            })
+        })
+        .collect();
+    output.object(&with_key(
+        &key,
+        json!({
+            "target": status.target,
+            "actual": status.actual,
+            "healthy": status.healthy,
+            "missing": status.missing_ranges.to_string(),
+            "lost": status.lost_ranges.to_string(),
+            "replicas": rows,
+        }),
+    ))?;
+    for replica in &replicas {
+        let state = state(replica).map_or("", SectorState::name);
+        let bytes = replica.ranges.len();
+        output.line(format!(
+            "sector {} ({state}): version {}, {}, {}",
+            replica.sector,
+            replica.generation,
+            count(bytes, "byte", "bytes"),
+            health(replica)
+        ))?;
+    }
+    output.line(format!(
+        "{} of {} healthy",
+        status.healthy,
+        count(status.target as u64, "replica", "replicas")
+    ))?;
+    for (what, ranges) in [
+        ("in too few sectors", &status.missing_ranges),
+        ("lost", &status.lost_ranges),
+    ] {
+        if !ranges.is_empty() {
+            output.line(format!("{what}: {ranges}"))?;
+        }
+    }
+    match status.healthy < status.target {
+        true => Err(Failure::Reported(Exit::Corruption)),
+        false => Ok(()),
+    }
 }
 
 /// `repair`.

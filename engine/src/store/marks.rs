@@ -33,6 +33,17 @@ pub struct Mark {
     pub ranges: RangeSet,
 }
 
+impl Mark {
+    /// What is damaged of what the replica has: all of it, if what could not be read is none of its bytes.
+    pub fn damaged(&self, held: &RangeSet) -> RangeSet {
+        let damaged = self.ranges.intersection(held);
+        match damaged.is_empty() {
+            true => held.clone(),
+            false => damaged,
+        }
+    }
+}
+
 /// The marks of a store, and what is to be repaired.
 #[derive(Debug)]
 pub struct Marks {
@@ -78,6 +89,36 @@ impl Marks {
         if matches!(error, StorageError::Io { .. }) {
             failures.fetch_add(1, Ordering::Relaxed);
         }
+        let ranges: RangeSet = Span::new(range.start, range.end).into_iter().collect();
+        self.add(key, number, version, &ranges, &error.to_string(), now);
+    }
+
+    /// Bytes of a replica are damaged, or all that it has, if they are none of them.
+    #[expect(clippy::too_many_arguments, reason = "what is met, where and when")]
+    pub fn mark_ranges(
+        &self,
+        key: &BinaryKey,
+        number: usize,
+        version: u64,
+        ranges: &RangeSet,
+        held: &RangeSet,
+        reason: &str,
+        now: u64,
+    ) {
+        let hit = ranges.intersection(held);
+        let damaged = if hit.is_empty() { held } else { &hit };
+        self.add(key, number, version, damaged, reason, now);
+    }
+
+    fn add(
+        &self,
+        key: &BinaryKey,
+        number: usize,
+        version: u64,
+        ranges: &RangeSet,
+        reason: &str,
+        now: u64,
+    ) {
         {
             let mut by_replica = self.by_replica.lock();
             let place = (key.clone(), number);
@@ -87,7 +128,7 @@ impl Marks {
             }
             let fresh = Mark {
                 version,
-                reason: error.to_string(),
+                reason: reason.to_owned(),
                 since: now,
                 count: 0,
                 ranges: RangeSet::new(),
@@ -97,9 +138,7 @@ impl Marks {
                 *mark = fresh;
             }
             mark.count = mark.count.saturating_add(1);
-            if let Ok(span) = Span::new(range.start, range.end) {
-                mark.ranges = mark.ranges.union(&[span].into_iter().collect());
-            }
+            mark.ranges = mark.ranges.union(ranges);
             self.count.store(by_replica.len(), Ordering::Release);
         }
         self.want_repair(key);
@@ -137,6 +176,28 @@ impl Marks {
         let mut by_replica = self.by_replica.lock();
         by_replica.remove(&(key.clone(), number));
         self.count.store(by_replica.len(), Ordering::Release);
+    }
+
+    /// Bytes of a replica were read back well.
+    pub fn mend(
+        &self,
+        key: &BinaryKey,
+        number: usize,
+        version: u64,
+        ranges: &RangeSet,
+        held: &RangeSet,
+    ) {
+        let Some(mark) = self.get(key, number, version) else {
+            return;
+        };
+        let left = mark.damaged(held).difference(ranges);
+        if left.is_empty() {
+            return self.clear(key, number);
+        }
+        let mut by_replica = self.by_replica.lock();
+        if let Some(mark) = by_replica.get_mut(&(key.clone(), number)) {
+            mark.ranges = left;
+        }
     }
 
     /// A sector is gone.

@@ -29,6 +29,7 @@ mod read;
 mod record;
 mod recovery;
 mod repair;
+mod replicas;
 mod sectors;
 mod set;
 mod shortage;
@@ -56,8 +57,8 @@ use crate::port::{
     Batch, BatchItem, BinaryKey, Blob, BlobInfo, BlobRanges, BlobReader, BlobStore, BlobWriter,
     CompleteOptions, CopyOptions, DeleteOptions, DeleteOutcome, ETag, GetOptions, GetRangesOptions,
     Labels, ListPage, ListRequest, ManifestStore, MutableObjectStore, Op, PartInfo, PutOptions,
-    PutOutcome, PutRangeOptions, RangeTracker, Span, StorageError, StoreOp, SweptUploads, UploadId,
-    UploadInfo, UploadOptions,
+    PutOutcome, PutRangeOptions, RangeTracker, ReplicaIndex, Span, StorageError, StoreOp,
+    SweptUploads, UploadId, UploadInfo, UploadOptions,
 };
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, channel};
@@ -245,6 +246,12 @@ impl Store {
     pub fn repair(&self, progress: &mut dyn FnMut(RepairProgress)) -> Result<u64, StorageError> {
         self.inner.check_writable()?;
         self.inner.repair(progress)
+    }
+
+    /// Which sectors have which bytes of the blobs.
+    #[must_use]
+    pub fn replicas(&self) -> Arc<dyn ReplicaIndex> {
+        self.inner.replica_index()
     }
 
     /// How many keys have too few replicas, or some that are made of other pieces.

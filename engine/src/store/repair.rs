@@ -257,21 +257,36 @@ impl Inner {
                 None => return Ok(Plan::Stuck),
             },
         };
-        let holders = alike.holders.without(SectorSet::one(target));
+        let repair = self.begin_repair(&mut index, key, alike.holders, good, target)?;
+        Ok(repair.map_or(Plan::Stuck, |repair| Plan::Make(Box::new(repair))))
+    }
+
+    /// Begins to make the replica of a sector, of those that others have: of the good ones first. `None` if there
+    /// is none.
+    fn begin_repair(
+        self: &Arc<Self>,
+        index: &mut Index,
+        key: &BinaryKey,
+        holders: SectorSet,
+        good: SectorSet,
+        target: usize,
+    ) -> Result<Option<Repair>, StorageError> {
+        let holders = holders.without(SectorSet::one(target));
         let Some(number) = good.within(holders).first().or(holders.first()) else {
-            return Ok(Plan::Stuck);
+            return Ok(None);
         };
         let Some(entry) = index.entry_in(number, key.stored())? else {
-            return Ok(Plan::Stuck);
+            return Ok(None);
         };
+        let version = entry.lsn;
         let sources = Found {
             holders,
             number,
             entry: entry.clone(),
         };
         let size = entry.size;
-        let snapshot = Arc::new(self.pinned(&index, key, &sources, 0..size)?);
-        let held = self.hold_in(&index, key)?;
+        let snapshot = Arc::new(self.pinned(index, key, &sources, 0..size)?);
+        let held = self.hold_in(index, key)?;
         let mut payloads: BTreeMap<u64, Vec<(usize, Payload)>> = BTreeMap::new();
         for (number, payload) in snapshot.payloads() {
             let places = payloads.entry(payload.lsn).or_default();
@@ -291,7 +306,7 @@ impl Inner {
         for &lsn in &to_do {
             part.hold(lsn, &hold);
         }
-        Ok(Plan::Make(Box::new(Repair {
+        Ok(Some(Repair {
             key: key.clone(),
             entry,
             target,
@@ -301,7 +316,46 @@ impl Inner {
             payloads,
             hold,
             inner: Arc::clone(self),
-        })))
+        }))
+    }
+
+    /// Makes the replica of a sector, or sees that it is whole, and mends what is not.
+    ///
+    /// # Errors
+    /// What keeps it from being read or written.
+    pub async fn bring(
+        self: &Arc<Self>,
+        key: &BinaryKey,
+        target: usize,
+    ) -> Result<(), StorageError> {
+        let repair = {
+            let mut index = self.index.write();
+            let Some(alike) = index.alike(key.stored())? else {
+                return Ok(());
+            };
+            let version = alike.entry.lsn;
+            let is_marked = |number: &usize| self.marks.get(key, *number, version).is_some();
+            let marked = alike.holders.iter().filter(is_marked).collect();
+            let good = alike.holders.without(marked);
+            let repair = self.begin_repair(&mut index, key, alike.holders, good, target)?;
+            match repair {
+                Some(repair) => Ok(repair),
+                None => Err(self.pinned(&index, key, &alike, 0..alike.entry.size)?),
+            }
+        };
+        let mut repair = match repair {
+            Ok(repair) => repair,
+            // No other has it: it is as it is.
+            Err(alone) => {
+                Arc::new(alone).read_all().await?;
+                self.marks.clear(key, target);
+                return Ok(());
+            }
+        };
+        while let Some(next) = self.go_on(repair).await? {
+            repair = next;
+        }
+        Ok(())
     }
 
     /// What is to be done about a blob that is no more.

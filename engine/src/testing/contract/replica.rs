@@ -928,6 +928,20 @@ impl Bytewise {
         }
     }
 
+    /// More of it was mended than had to be.
+    #[track_caller]
+    fn adopt(&mut self, replica: &Replica, what: &str) {
+        let damaged = match &replica.health {
+            Health::Healthy => vec![false; self.damaged.len()],
+            Health::Unhealthy(trouble) => bytes(&trouble.damaged, self.damaged.len()),
+        };
+        let is_known = |(now, before): (&bool, &bool)| *before || !now;
+        let is_less = damaged.iter().zip(&self.damaged).all(is_known);
+        assert!(is_less, "after {what}");
+        self.damaged = damaged;
+        self.mend(&[]);
+    }
+
     fn is_good(&self, byte: usize) -> bool {
         self.held[byte] && !self.damaged[byte]
     }
@@ -1027,13 +1041,14 @@ pub(super) fn status_agrees_with_counting_bytes(subject: ReplicaSubject<'_>) {
                         .iter_mut()
                         .zip(&added)
                         .for_each(|(held, added)| *held |= added);
-                    // A whole one is not made whole again.
-                    known.mend(if is_exact || !is_whole {
-                        &added
-                    } else {
-                        &named
-                    });
-                    index.add_replica(name, sector, version, &ranges).wait()
+                    // One that is whole may be looked through as a whole again, or where it was asked for.
+                    let is_kept = !is_exact && is_whole;
+                    known.mend(if is_kept { &named } else { &added });
+                    let done = index.add_replica(name, sector, version, &ranges).wait();
+                    if is_kept && let Ok(replica) = &done {
+                        known.adopt(replica, &what);
+                    }
+                    done
                 }
                 7..=11 => {
                     let known = model.get_mut(&sector);
