@@ -314,14 +314,15 @@ impl StorageError {
             Self::PreconditionFailed { .. } | Self::StillNeeded { .. } => ErrorKind::Conflict,
             Self::RetentionDenied { .. } => ErrorKind::Denied,
             Self::NoSpace { .. } => ErrorKind::NoSpace,
-            Self::Corruption { .. } | Self::InvalidStore { .. } => ErrorKind::Corruption,
+            Self::Corruption { .. } | Self::InvalidStore { .. } | Self::TooFewSectors { .. } => {
+                ErrorKind::Corruption
+            }
             Self::Io { .. } | Self::File { .. } => ErrorKind::Io,
             Self::SectorPoisoned { .. }
             | Self::ReadOnly
             | Self::Closed
             | Self::Locked { .. }
             | Self::NoStore { .. }
-            | Self::TooFewSectors { .. }
             | Self::UnsupportedVersion { .. } => ErrorKind::Unavailable,
         }
     }

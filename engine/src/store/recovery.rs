@@ -270,17 +270,16 @@ fn is_of_writing(error: &StorageError) -> bool {
         if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem))
 }
 
+/// Whether a sector is the one that the store file names.
 fn check_identity(
     sector: &Sector,
     file: &Path,
     catalog: &Catalog,
     named: &CatalogSector,
-    is_salvage: bool,
 ) -> Result<(), StorageError> {
     let identity = sector.identity();
     let store_id = hex(&identity.store_id);
-    let (claimed, members) = sector.claim();
-    let unlisted = SectorSet::of_bits(members).without(catalog.members());
+    let (claimed, _) = sector.claim();
     let why = if store_id != catalog.store_id {
         format!("belongs to store {store_id}, not to {}", catalog.store_id)
     } else if hex_id(identity.sector_id) != named.id {
@@ -293,17 +292,36 @@ fn check_identity(
             "the store file says format version {}",
             catalog.format_version
         )
-    } else if !is_salvage && !named.is_of_session(sector.session(), catalog.beginning.as_deref()) {
+    } else {
+        return Ok(());
+    };
+    Err(invalid(file, why))
+}
+
+/// Whether a sector and the store file are of the same time \[F-66\].
+fn check_age(
+    sector: &Sector,
+    file: &Path,
+    catalog: &Catalog,
+    named: &CatalogSector,
+) -> Result<(), StorageError> {
+    let (_, members) = sector.claim();
+    let unlisted = SectorSet::of_bits(members).without(catalog.members());
+    let why = if !named.is_of_session(sector.session(), catalog.beginning.as_deref()) {
         "is not as the store left it: an older copy, or the store file is one".to_owned()
-    } else if !is_salvage && !named.behind && !unlisted.is_empty() {
+    } else if !named.behind && !unlisted.is_empty() {
         format!("is of a store that has sectors which the store file does not list: {unlisted:?}")
     } else {
         return Ok(());
     };
-    Err(StorageError::InvalidStore {
+    Err(invalid(file, why))
+}
+
+fn invalid(file: &Path, why: String) -> StorageError {
+    StorageError::InvalidStore {
         path: file.to_owned(),
         why,
-    })
+    }
 }
 
 /// Recovery under way.
@@ -422,7 +440,11 @@ impl Recovery {
             (sector, _) = Sector::open(disk, number).await?;
         }
         self.health.extend(notes);
-        check_identity(&sector, file, catalog, named, self.salvaging)?;
+        check_identity(&sector, file, catalog, named)?;
+        match check_age(&sector, file, catalog, named) {
+            Err(error) if self.salvaging => self.health.push(error.to_string()),
+            checked => checked?,
+        }
         if let Some(error) = unwritable {
             sector.leave_out(SectorState::ReadOnly, &error);
         }
