@@ -4,13 +4,18 @@
 //!
 //! How to run more of it, or one of it again: `graviton_tests::history` and `tests/README.md`.
 
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Image, Random, Sim};
 use graviton_engine::port::{
     BinaryKey, BlobStore, DeleteOptions, GetOptions, PutOptions, SectorState, StorageError,
 };
-use graviton_engine::store::{Access, CreateOptions, OpenOptions, Store};
+use graviton_engine::store::{
+    Access, CreateOptions, NewSector, OpenOptions, RemoveOptions, ScrubOptions, Store,
+};
 use graviton_engine::testing::{Difference, Pair, Step};
 use graviton_tests::history::{Action, Ground, Machine, Plan, Tally, Trials, open, perform};
 use graviton_tests::random::payload;
@@ -409,4 +414,132 @@ fn what_is_short_is_told_before_it_is_acknowledged() {
             check(&store, &seeds);
         }
     }
+}
+
+/// A store of two sectors with a bit of everything in it, on two replicas: killed with a log to replay.
+fn small() -> (Sim, [u64; 30]) {
+    let sim = Sim::new(512, 1);
+    sim.record(false);
+    let two = CreateOptions {
+        sectors: 2,
+        ..options(2)
+    };
+    let store = Store::create_on(sim.backend(), PATH, two).expect("it is made");
+    let mut seeds = [0; 30];
+    for number in 0..20 {
+        put(&store, number, 1);
+        seeds[number] = 1;
+    }
+    delete(&store, 3);
+    seeds[3] = 0;
+    store.checkpoint().expect("a checkpoint");
+    delete(&store, 5);
+    seeds[5] = 0;
+    for number in (10..30).step_by(3) {
+        put(&store, number, 2);
+        seeds[number] = 2;
+    }
+    let image = sim.image();
+    drop(store);
+    (boot(&image), seeds)
+}
+
+/// What is done to a small place of a sector: everything read is right, a scrub finds what is damaged, and
+/// repair mends it, or the sector is replaced.
+fn damage_is_mended(image: &Image, seeds: &[u64], harm: impl Fn(&Sim)) -> bool {
+    let sim = boot(image);
+    harm(&sim);
+    let store = open_on(&sim, Access::ReadWrite).expect("it opens");
+    check(&store, seeds);
+    let everything = ScrubOptions::default();
+    let scrub = |store: &Store| {
+        let report = store.scrub(&everything, &mut |_| ControlFlow::Continue(()));
+        report.expect("it is scrubbed")
+    };
+    scrub(&store);
+    check(&store, seeds);
+    if store.info().sectors[0].state == SectorState::Active {
+        assert_eq!(store.repair(&mut |_| {}).expect("it is mended"), 0);
+        assert_eq!(scrub(&store).findings, []);
+        // What is damaged of the log behind the checkpoints is needed by nobody then.
+        store.checkpoint().expect("a checkpoint");
+        store.checkpoint().expect("a checkpoint");
+    }
+    let report = store.verify(&mut |_| {}).expect("it is verified");
+    let is_replaced = !report.findings.is_empty();
+    if is_replaced {
+        let new = NewSector {
+            size: 4 << 20,
+            ..NewSector::default()
+        };
+        store.add_sector(&new).expect("another sector");
+        store.drain_sector(0).expect("the damaged one goes");
+        assert_eq!(store.repair(&mut |_| {}).expect("it is drained"), 0);
+        let removed = store.remove_sector(0, RemoveOptions::default());
+        removed.expect("nothing needs it");
+        let report = store.verify(&mut |_| {}).expect("it is verified");
+        assert_eq!(report.findings, []);
+    }
+    assert!(!store.info().replication.is_short);
+    check(&store, seeds);
+    check_two_replicas(&store).expect("two replicas");
+    drop(store);
+    // Each of the two has all.
+    let image = sim.image();
+    for away in 0..2 {
+        let sim = boot(&image);
+        let disk = if is_replaced { away + 1 } else { away };
+        sim.set_condition(disk, DiskCondition::Absent);
+        let store = open_on(&sim, Access::ReadOnly).expect("it opens without the other");
+        check(&store, seeds);
+    }
+    is_replaced
+}
+
+/// Bits of one sector are flipped, one at a time: thousands, or, with `GRAVITON_FLIPS=all`, every bit of the blocks
+/// that are in use.
+#[test]
+fn any_bit_of_a_sector_may_flip() {
+    let (sim, seeds) = small();
+    let image = sim.image();
+    let mut bytes = vec![0; image.size(0).expect("it is there")];
+    image.read(0, 0, &mut bytes);
+    let in_use = |block: &usize| bytes[block * 512..][..512].iter().any(|&byte| byte != 0);
+    let blocks: Vec<usize> = (0..bytes.len() / 512).filter(in_use).collect();
+    let bits = blocks.len() * 512 * 8;
+    let all = std::env::var("GRAVITON_FLIPS").is_ok_and(|flips| flips == "all");
+    let step = if all { 1 } else { bits / 1500 | 1 };
+    let next = AtomicUsize::new(0);
+    let (tried, replaced) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let bit = next.fetch_add(step, Ordering::Relaxed);
+                    if bit >= bits {
+                        return;
+                    }
+                    let offset = blocks[bit / 8 / 512] * 512 + bit / 8 % 512;
+                    let flip = u8::try_from(bit % 8).expect("of eight");
+                    let flipped = catch_unwind(AssertUnwindSafe(|| {
+                        damage_is_mended(&image, &seeds, |sim| sim.rot(0, offset, flip))
+                    }));
+                    match flipped {
+                        Ok(is_replaced) => {
+                            tried.fetch_add(1, Ordering::Relaxed);
+                            replaced.fetch_add(is_replaced.into(), Ordering::Relaxed);
+                        }
+                        Err(panic) => {
+                            next.store(bits, Ordering::Relaxed);
+                            eprintln!("bit {flip} of byte {offset}");
+                            resume_unwind(panic);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let (tried, replaced) = (tried.into_inner(), replaced.into_inner());
+    eprintln!("{tried} of {bits} bits: all was right, {replaced} times the sector was replaced");
+    assert!(tried >= 1000 && replaced < tried);
 }

@@ -39,6 +39,7 @@ Store:
   checkpoint   Write the index out now
   map          Draw where live, garbage and free space lie
   sectors      List, add, drain, remove, replace and label sectors
+  scrub        Read all replicas back, and mend what is damaged
   repair       Make replicas that are missing or damaged
   dump         Show structures as they lie on disk
 
@@ -314,6 +315,16 @@ pub enum Command {
         #[command(subcommand)]
         what: Sectors,
     },
+
+    /// Read all replicas back, and mend what is damaged
+    ///
+    /// Exit code 4, and a line for each damaged replica, if anything is damaged (with --repair: if something
+    /// still is at the end). Unlike verify, it reads what blobs are made of and nothing else, at the pace
+    /// that is asked for.
+    #[command(
+        after_help = "Examples:\n  graviton scrub\n  graviton scrub --repair --rate 20MiB\n  graviton scrub --depth headers"
+    )]
+    Scrub(ScrubArgs),
 
     /// Make replicas that are missing or damaged
     ///
@@ -605,6 +616,34 @@ pub enum Sectors {
         #[command(flatten)]
         labels: LabelArgs,
     },
+}
+
+/// Arguments of `scrub`.
+#[derive(Debug, Args)]
+pub struct ScrubArgs {
+    /// How much is read of each replica
+    #[arg(long, value_name = "DEPTH", value_enum, default_value_t)]
+    pub depth: Depth,
+
+    /// The most that is read in a second, such as 20MiB [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = parse_positive)]
+    pub rate: Option<u64>,
+
+    /// Make what is damaged anew, of other replicas
+    #[arg(long)]
+    pub repair: bool,
+}
+
+/// How much a scrub reads of each replica.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Depth {
+    /// Looks at the index alone.
+    Index,
+    /// Reads the front of each record.
+    Headers,
+    /// Reads every byte.
+    #[default]
+    Everything,
 }
 
 /// A sector that comes.

@@ -123,6 +123,7 @@ fn dispatch(session: &Session, command: &Command) -> Result<(), Failure> {
         Command::Checkpoint => stores::checkpoint(session),
         Command::Map(args) => map::run(session, args),
         Command::Sectors { what } => sectors::run(session, what),
+        Command::Scrub(args) => sectors::scrub(session, args),
         Command::Repair { apply } => sectors::repair(session, *apply),
         Command::Dump(args) => dump::run(session, args),
         Command::Completions { shell } => {

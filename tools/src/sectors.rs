@@ -1,13 +1,16 @@
-//! `sectors`, `replicas` and `repair`: the sectors of a store, and the replicas in them.
+//! `sectors`, `replicas`, `scrub` and `repair`: the sectors of a store, and the replicas in them.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use comfy_table::{CellAlignment, Table, presets};
 use graviton_engine::port::{Health, Labels, Replica, ReplicaError, SectorState, StorageError};
-use graviton_engine::store::{NewSector, RemoveOptions, SectorInfo, Store};
+use graviton_engine::store::{
+    NewSector, RemoveOptions, ScrubDepth, ScrubOptions, SectorInfo, Store,
+};
 use serde_json::{Value, json};
 
-use crate::cli::{KeyArg, LabelArgs, NewSectorArgs, Sectors};
+use crate::cli::{Depth, KeyArg, LabelArgs, NewSectorArgs, ScrubArgs, Sectors};
 use crate::failure::{Exit, Failure};
 use crate::output::{count, with_key};
 use crate::progress::Progress;
@@ -249,6 +252,91 @@ pub fn replicas(session: &Session, args: &KeyArg) -> Result<(), Failure> {
     match status.healthy < status.target {
         true => Err(Failure::Reported(Exit::Corruption)),
         false => Ok(()),
+    }
+}
+
+/// `scrub`.
+pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
+    let options = ScrubOptions {
+        depth: match args.depth {
+            Depth::Index => ScrubDepth::Index,
+            Depth::Headers => ScrubDepth::Headers,
+            Depth::Everything => ScrubDepth::Everything,
+        },
+        bytes_per_second: args.rate,
+        from: None,
+    };
+    let output = &session.output;
+    let look = |store: &Store| {
+        let shown = Progress::would_show(output.is_json());
+        let progress = Progress::counting(shown, "scrubbing,");
+        let report = store.scrub(&options, &mut |scrubbed| {
+            progress.message(count(scrubbed.keys, "key", "keys"));
+            ControlFlow::Continue(())
+        });
+        progress.clear();
+        Ok::<_, Failure>(report?)
+    };
+    let (first, left) = match args.repair {
+        false => {
+            let report = session.read(look)?;
+            let damaged = report.damaged;
+            (report, damaged)
+        }
+        true => session.write(|store| {
+            let report = look(store)?;
+            let left = match report.damaged {
+                0 => 0,
+                _ => {
+                    mend(session, store)?;
+                    look(store)?.damaged
+                }
+            };
+            Ok((report, left))
+        })?,
+    };
+    let findings: Vec<Value> = first
+        .findings
+        .iter()
+        .map(|finding| {
+            json!({
+                "sector": finding.place.sector,
+                "offset": finding.place.offset,
+                "key": finding.key.as_ref().map(ToString::to_string),
+                "what": finding.what,
+            })
+        })
+        .collect();
+    output.object(&json!({
+        "keys": first.keys,
+        "replicas": first.replicas,
+        "bytes": first.bytes,
+        "damaged": first.damaged,
+        "left": left,
+        "findings": findings,
+    }))?;
+    for finding in &first.findings {
+        let key = finding.key.as_ref().map(ToString::to_string);
+        let key = key.unwrap_or_default();
+        output.line(format!("{} ({key}): {}", finding.place, finding.what))?;
+    }
+    let looked = format!(
+        "{} of {}, {} read",
+        count(first.replicas, "replica", "replicas"),
+        count(first.keys, "key", "keys"),
+        output.bytes(first.bytes)
+    );
+    output.line(match (first.damaged, left) {
+        (0, _) => format!("clean: {looked}"),
+        (damaged, 0) => format!("{damaged} damaged, all mended: {looked}"),
+        (damaged, left) if args.repair => {
+            format!("{damaged} damaged, {left} could not be mended: {looked}")
+        }
+        (damaged, _) => format!("{damaged} damaged; --repair mends them: {looked}"),
+    })?;
+    match left {
+        0 => Ok(()),
+        _ => Err(Failure::Reported(Exit::Corruption)),
     }
 }
 

@@ -212,6 +212,37 @@ pub struct VerifyProgress {
     pub total: u64,
 }
 
+/// What a scrub has found.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct ScrubReport {
+    /// Keys that were looked at: blobs, uploads, parts, tracked sets.
+    pub keys: u64,
+    /// Replicas that were looked at; those around damage perhaps more than once.
+    pub replicas: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// Replicas of which something is damaged, 10,000 at most. They are marked, and repaired if another has what
+    /// is.
+    pub damaged: u64,
+    /// What is wrong with each, in the order it was found.
+    pub findings: Vec<Finding>,
+    /// Where to go on, if it was broken off.
+    pub next: Option<Vec<u8>>,
+}
+
+/// How far a scrub is.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct ScrubProgress {
+    /// Keys that were looked at.
+    pub keys: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// Replicas of which something is damaged.
+    pub damaged: u64,
+}
+
 /// How far a repair is.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]

@@ -373,6 +373,8 @@ impl Inner {
         let why = StorageError::invalid("it was removed");
         sector.leave_out(SectorState::Absent, &why);
         self.marks.forget(number);
+        let place = format!("sector {number} at offset ");
+        self.health.lock().retain(|line| !line.contains(&place));
         let vacant = Arc::clone(self.sectors.vacant());
         self.kept.lock()[number] = Kept::of_none();
         let nothing = Segments::new(vacant.geometry());

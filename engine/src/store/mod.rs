@@ -4,7 +4,8 @@
 //! and enters the index (`index`) once it is durable. A get looks the index up and reads the
 //! device (`read`). Uploads of parts (`multipart`) and tracked sets (`tracker`) are entries like
 //! blobs, with keys in spaces of their own; `merge` keeps blobs from falling to pieces, and `manifest`
-//! makes new ones of their payload. Recovery (`recovery`) loads each sector's newest checkpoint and replays the
+//! makes new ones of their payload. Replicas that are missing or damaged are found by reads and by a `scrub`, and
+//! made anew by `repair`; sectors come and go (`membership`). Recovery (`recovery`) loads each sector's newest checkpoint and replays the
 //! logs as one; `maintain` keeps checkpoints fresh and space coming back.
 
 mod assembly;
@@ -30,6 +31,7 @@ mod record;
 mod recovery;
 mod repair;
 mod replicas;
+mod scrub;
 mod sectors;
 mod set;
 mod shortage;
@@ -38,6 +40,7 @@ mod tracker;
 mod verify;
 mod write;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,10 +48,14 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use info::{
-    CheckpointInfo, CompactReport, Finding, RepairProgress, ReplicationInfo, SectorInfo,
-    SegmentInfo, SegmentState, Space, StoreInfo, VerifyProgress, VerifyReport,
+    CheckpointInfo, CompactReport, Finding, RepairProgress, ReplicationInfo, ScrubProgress,
+    ScrubReport, SectorInfo, SegmentInfo, SegmentState, Space, StoreInfo, VerifyProgress,
+    VerifyReport,
 };
-pub use options::{Access, CreateOptions, GIB, KIB, MIB, NewSector, OpenOptions, RemoveOptions};
+pub use options::{
+    Access, CreateOptions, GIB, KIB, MIB, NewSector, OpenOptions, RemoveOptions, ScrubDepth,
+    ScrubOptions,
+};
 pub use read::GET_MAX;
 
 use crate::io::Backend;
@@ -126,9 +133,11 @@ impl Store {
     /// Opens the store in the directory `path` for reading and writing.
     ///
     /// # Errors
-    /// `NoStore`, `Locked`, `UnsupportedVersion`, `InvalidStore` (foreign or truncated files),
+    /// `NoStore`, `Locked`, `UnsupportedVersion`, `InvalidStore` (foreign or truncated files, or older ones),
     /// `Corruption` (acknowledged writes are damaged in a way that the index would be wrong
-    /// without them; [`Access::Salvage`] opens what can be read), `File`, `Io`.
+    /// without them), `File`, `Io`. Of a store with replicas, sectors with such errors are left out, as
+    /// [`StoreInfo::health`] tells; `TooFewSectors` if those that are left may lack what was acknowledged.
+    /// [`Access::Salvage`] opens what can be read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StorageError> {
         Self::open_with(path, OpenOptions::default())
     }
@@ -252,6 +261,38 @@ impl Store {
     #[must_use]
     pub fn replicas(&self) -> Arc<dyn ReplicaIndex> {
         self.inner.replica_index()
+    }
+
+    /// Reads all replicas back from the disks, so that what is damaged is mended while there is another to mend it
+    /// from. Damage is marked, as by a read that meets it, and repaired in the background or by
+    /// [`Store::repair`]; what else lies in the same segment is looked at next. `progress` is asked after each
+    /// key whether to go on.
+    ///
+    /// Reads bypass caches as far as the store's I/O does.
+    ///
+    /// ```
+    /// use std::ops::ControlFlow;
+    ///
+    /// use graviton_engine::store::{CreateOptions, MIB, ScrubOptions, Store};
+    ///
+    /// # let directory = tempfile::tempdir()?;
+    /// # let options = CreateOptions { sector_size: 16 * MIB, ..CreateOptions::default() };
+    /// # let store = Store::create(directory.path().join("store"), options)?;
+    /// let slowly = ScrubOptions { bytes_per_second: Some(8 << 20), ..ScrubOptions::default() };
+    /// let report = store.scrub(&slowly, &mut |_| ControlFlow::Continue(()))?;
+    /// assert_eq!(report.damaged, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Closed`; `Corruption` of the index. Damage of replicas is in the report.
+    pub fn scrub(
+        &self,
+        options: &ScrubOptions,
+        progress: &mut dyn FnMut(ScrubProgress) -> ControlFlow<()>,
+    ) -> Result<ScrubReport, StorageError> {
+        self.inner.check_open()?;
+        self.inner.scrub(options, progress)
     }
 
     /// How many keys have too few replicas, or some that are made of other pieces.

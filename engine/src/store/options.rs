@@ -77,6 +77,30 @@ pub struct RemoveOptions {
     pub accept_loss: bool,
 }
 
+/// How much of each replica a scrub reads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ScrubDepth {
+    /// Nothing: what the index says must fit together.
+    Index,
+    /// The front of each record, with what is said of the blob.
+    Headers,
+    /// Every byte.
+    #[default]
+    Everything,
+}
+
+/// How a scrub goes about it. The default: every byte, as fast as the disks go.
+#[derive(Debug, Clone, Default)]
+pub struct ScrubOptions {
+    /// How much of each replica is read.
+    pub depth: ScrubDepth,
+    /// The most bytes that are read in a second; `None`: no limit.
+    pub bytes_per_second: Option<u64>,
+    /// Where to begin: [`ScrubReport::next`](super::ScrubReport) of one that was broken off. `None`: with the
+    /// first key.
+    pub from: Option<Vec<u8>>,
+}
+
 /// Whether a store is opened for writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Access {
@@ -87,7 +111,7 @@ pub enum Access {
     /// owner.
     ReadOnly,
     /// As [`Access::ReadOnly`], of a store that no longer opens otherwise: damage to its log or to
-    /// every checkpoint has taken changes that were acknowledged. Nobody can tell which, so any
+    /// every checkpoint has taken changes that were acknowledged, or sectors are missing. Nobody can tell which, so any
     /// blob may be missing, be an older version, or show again though it was deleted; but what is
     /// read verifies. [`StoreInfo::health`](super::StoreInfo) says what is damaged.
     Salvage,

@@ -18,7 +18,7 @@ use super::index::{Entry, Found, Hold, Index};
 use super::info::RepairProgress;
 use super::inner::Inner;
 use super::maintain::forgettable;
-use super::read::{HeldRecord, Snapshot, read_details};
+use super::read::{HeldRecord, Snapshot};
 use super::record::{self, Details};
 use super::set::SectorSet;
 use super::shortage::Search;
@@ -465,7 +465,9 @@ impl Inner {
         {
             return Ok(false);
         }
-        Ok(read_details(sector, key, &entry).await.is_ok())
+        let (lsn, length) = (entry.record_lsn(), entry.meta_length);
+        let head = sector.read_meta(entry.address, key, lsn, length);
+        Ok(head.await.is_ok())
     }
 
     /// Whether a sector has a payload and can read it.

@@ -69,6 +69,10 @@ impl Inner {
         let mut report = verifier.report;
         for error in &self.damage {
             let finding = finding(error.clone())?;
+            let members = self.sectors.members();
+            if !members.contains(finding.place.sector.into()) {
+                continue;
+            }
             if !report
                 .findings
                 .iter()

@@ -1,0 +1,275 @@
+//! Scrub: reads replicas back, whether anybody asks for them or not, so that damage is known while another
+//! replica is there to mend it from.
+//!
+//! It goes through the keys in order, and can go on where it ended. What is damaged is marked, and repaired like
+//! what a read has met. Damage clusters, so everything else that lies in the same segment is looked at next.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::index::{Entry, Piece};
+use super::info::{Finding, ScrubProgress, ScrubReport};
+use super::inner::Inner;
+use super::options::{ScrubDepth, ScrubOptions};
+use crate::log::Sector;
+use crate::log::sector::{Pin, READ_MAX, is_failed_read};
+use crate::port::op::wait_for;
+use crate::port::{BinaryKey, StorageError};
+use crate::sync::thread;
+
+/// Keys whose places are looked up under one lock.
+const AT_ONCE: usize = 256;
+/// Findings that a report holds, at most.
+const FINDINGS_MAX: usize = 10_000;
+
+struct Scrub<'a> {
+    inner: &'a Arc<Inner>,
+    options: &'a ScrubOptions,
+    report: ScrubReport,
+    /// Segments, by sector, around which everything is looked at.
+    around: BTreeSet<(usize, u32)>,
+    /// Those that were.
+    seen: BTreeSet<(usize, u32)>,
+    /// Replicas that were found to be damaged.
+    damaged: BTreeSet<(BinaryKey, usize)>,
+}
+
+/// A replica, as its sector has it.
+struct Held {
+    sector: Arc<Sector>,
+    entry: Entry,
+    pieces: Result<Vec<Piece>, StorageError>,
+    _pin: Pin,
+}
+
+impl Inner {
+    /// See [`Store::scrub`](super::Store::scrub).
+    pub fn scrub(
+        self: &Arc<Self>,
+        options: &ScrubOptions,
+        progress: &mut dyn FnMut(ScrubProgress) -> ControlFlow<()>,
+    ) -> Result<ScrubReport, StorageError> {
+        let mut scrub = Scrub {
+            inner: self,
+            options,
+            report: ScrubReport::default(),
+            around: BTreeSet::new(),
+            seen: BTreeSet::new(),
+            damaged: BTreeSet::new(),
+        };
+        let mut from = options.from.clone().unwrap_or_default();
+        loop {
+            let (keys, next) = scrub.keys_from(&from)?;
+            for key in keys {
+                self.check_open()?;
+                scrub.key(&key)?;
+                scrub.look_around()?;
+                if progress(scrub.progress()).is_break() {
+                    let behind = [key.stored(), &[0]].concat();
+                    scrub.report.next = Some(behind);
+                    return Ok(scrub.report);
+                }
+            }
+            match next {
+                Some(next) => from = next,
+                None => return Ok(scrub.report),
+            }
+        }
+    }
+}
+
+impl Scrub<'_> {
+    fn progress(&self) -> ScrubProgress {
+        ScrubProgress {
+            keys: self.report.keys,
+            bytes: self.report.bytes,
+            damaged: self.report.damaged,
+        }
+    }
+
+    /// The next keys from a stored one on, and where to go on behind them.
+    fn keys_from(&self, from: &[u8]) -> Result<(Vec<BinaryKey>, Option<Vec<u8>>), StorageError> {
+        let index = self.inner.index.read();
+        let (mut keys, mut last) = (Vec::new(), None);
+        // Nothing is kept of what was deleted.
+        index.scan_replicas(from, u64::MAX, |stored, _, _| {
+            keys.extend(BinaryKey::of_stored(stored));
+            last = Some([stored, &[0]].concat());
+            Ok(keys.len() < AT_ONCE)
+        })?;
+        let is_full = keys.len() == AT_ONCE;
+        Ok((keys, last.filter(|_| is_full)))
+    }
+
+    /// All replicas of a key.
+    fn key(&mut self, key: &BinaryKey) -> Result<(), StorageError> {
+        self.report.keys += 1;
+        let found = self.inner.index.read().lookup(key.stored())?;
+        let holders = found.map(|found| found.holders);
+        for number in holders.iter().flat_map(|holders| holders.iter()) {
+            self.replica(key, number)?;
+        }
+        Ok(())
+    }
+
+    fn replica(&mut self, key: &BinaryKey, number: usize) -> Result<(), StorageError> {
+        let Some(held) = self.hold(key, number)? else {
+            return Ok(());
+        };
+        self.report.replicas += 1;
+        let mut damaged = None;
+        let mut note = |range: std::ops::Range<u64>, error: StorageError| {
+            if !matches!(error, StorageError::Corruption { .. }) && !is_failed_read(&error) {
+                return Err(error);
+            }
+            let (inner, version) = (self.inner, held.entry.lsn);
+            let now = inner.now();
+            inner.marks.mark(key, number, version, &range, &error, now);
+            damaged.get_or_insert(error);
+            Ok(())
+        };
+        let mut bytes = 0;
+        match &held.pieces {
+            Err(error) => note(0..held.entry.size, error.clone())?,
+            Ok(pieces) => {
+                if self.options.depth >= ScrubDepth::Headers {
+                    bytes += held.entry.head_length(key.stored());
+                    let entry = &held.entry;
+                    let (lsn, length) = (entry.record_lsn(), entry.meta_length);
+                    let head = held.sector.read_meta(entry.address, key, lsn, length);
+                    if let Err(error) = wait_for(head) {
+                        note(0..0, error)?;
+                    }
+                }
+                let mut position = 0;
+                for piece in pieces {
+                    let length = piece.range.end - piece.range.start;
+                    if self.options.depth == ScrubDepth::Everything {
+                        bytes += read_piece(&held.sector, piece, position, &mut note)?;
+                    }
+                    position += length;
+                }
+            }
+        }
+        match damaged {
+            Some(error) => self.found(key, number, &held, error),
+            // What was marked is well again.
+            None if self.options.depth == ScrubDepth::Everything => {
+                self.inner.marks.clear(key, number);
+            }
+            None => {}
+        }
+        drop(held);
+        self.report.bytes += bytes;
+        self.pace(bytes);
+        Ok(())
+    }
+
+    fn hold(&self, key: &BinaryKey, number: usize) -> Result<Option<Held>, StorageError> {
+        let sector = Arc::clone(&self.inner.sectors[number]);
+        let index = self.inner.index.read();
+        let Some(entry) = index.entry_in(number, key.stored())? else {
+            return Ok(None);
+        };
+        let pieces = index.sectors[number].pieces(key, &entry, &(0..entry.size));
+        let payloads = pieces.iter().flatten().filter_map(|piece| piece.payload);
+        let addresses = payloads.map(|payload| payload.address);
+        let pin = sector.pin(addresses.chain(std::iter::once(entry.address)));
+        Ok(Some(Held {
+            sector,
+            entry,
+            pieces,
+            _pin: pin,
+        }))
+    }
+
+    fn found(&mut self, key: &BinaryKey, number: usize, held: &Held, error: StorageError) {
+        if self.damaged.len() >= FINDINGS_MAX || !self.damaged.insert((key.clone(), number)) {
+            return;
+        }
+        self.report.damaged += 1;
+        let (place, what) = match error {
+            StorageError::Corruption { place, what, .. } => (place, what),
+            StorageError::Io { place, source, .. } => (place, format!("read failed: {source}")),
+            other => (held.sector.place(held.entry.address), other.to_string()),
+        };
+        if let Some((segment, _)) = held.sector.geometry().segment_of(place.offset)
+            && !self.seen.contains(&(number, segment))
+        {
+            self.around.insert((number, segment));
+        }
+        self.report.findings.push(Finding {
+            place,
+            key: Some(key.clone()),
+            what,
+        });
+    }
+
+    /// Looks at everything else that lies in segments where something is damaged.
+    fn look_around(&mut self) -> Result<(), StorageError> {
+        while let Some((number, segment)) = self.around.pop_first() {
+            self.seen.insert((number, segment));
+            for key in self.keys_in(number, segment)? {
+                self.inner.check_open()?;
+                self.replica(&key, number)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn keys_in(&self, number: usize, segment: u32) -> Result<Vec<BinaryKey>, StorageError> {
+        let index = self.inner.index.read();
+        let part = &index.sectors[number];
+        let geometry = *self.inner.sectors[number].geometry();
+        let is_there = |address| {
+            let place = geometry.segment_of(address);
+            place.is_some_and(|(of, _)| of == segment)
+        };
+        let mut keys = Vec::new();
+        part.scan(&[], |stored, entry| {
+            let key = BinaryKey::of_stored(stored);
+            if let Ok(key) = key {
+                let pieces = part.pieces(&key, &entry, &(0..entry.size));
+                let mut payloads = pieces.iter().flatten().filter_map(|piece| piece.payload);
+                if is_there(entry.address) || payloads.any(|payload| is_there(payload.address)) {
+                    keys.push(key);
+                }
+            }
+            Ok(true)
+        })?;
+        Ok(keys)
+    }
+
+    /// Waits as long as so many bytes take.
+    fn pace(&self, bytes: u64) {
+        if let Some(most) = self.options.bytes_per_second {
+            let seconds = bytes as f64 / most.max(1) as f64;
+            thread::sleep(Duration::from_secs_f64(seconds));
+        }
+    }
+}
+
+/// Reads a piece back, and notes what can't be read of it: it begins at `position` of its blob. Returns how many
+/// bytes that were.
+fn read_piece(
+    sector: &Sector,
+    piece: &Piece,
+    position: u64,
+    note: &mut impl FnMut(std::ops::Range<u64>, StorageError) -> Result<(), StorageError>,
+) -> Result<u64, StorageError> {
+    let Some(payload) = piece.payload else {
+        return Ok(0);
+    };
+    let mut at = piece.range.start;
+    while at < piece.range.end {
+        let end = piece.range.end.min(at.saturating_add(READ_MAX));
+        if let Err(error) = wait_for(sector.read_payload(payload, at..end)) {
+            let start = position + (at - piece.range.start);
+            note(start..start + (end - at), error)?;
+        }
+        at = end;
+    }
+    Ok(piece.range.end - piece.range.start)
+}
