@@ -426,9 +426,9 @@ fn small() -> (Sim, [u64; 30]) {
     };
     let store = Store::create_on(sim.backend(), PATH, two).expect("it is made");
     let mut seeds = [0; 30];
-    for number in 0..20 {
+    for (number, seed) in seeds.iter_mut().enumerate().take(20) {
         put(&store, number, 1);
-        seeds[number] = 1;
+        *seed = 1;
     }
     delete(&store, 3);
     seeds[3] = 0;
@@ -508,7 +508,7 @@ fn any_bit_of_a_sector_may_flip() {
     let blocks: Vec<usize> = (0..bytes.len() / 512).filter(in_use).collect();
     let bits = blocks.len() * 512 * 8;
     let all = std::env::var("GRAVITON_FLIPS").is_ok_and(|flips| flips == "all");
-    let step = if all { 1 } else { bits / 1500 | 1 };
+    let step = if all { 1 } else { (bits / 1500) | 1 };
     let next = AtomicUsize::new(0);
     let (tried, replaced) = (AtomicUsize::new(0), AtomicUsize::new(0));
     std::thread::scope(|scope| {
