@@ -19,8 +19,8 @@ pub const LOCK_FILE: &str = "graviton.lock";
 /// Stands beside sector files from before the first is made until the store file names them: what
 /// it lists is left over from a creation that was cut short, and may be removed.
 const CREATING_FILE: &str = "graviton.creating";
-/// Stands beside the store file from before a sector's file is made until the store file names it; holds its
-/// path.
+/// Stands beside the store file from before a sector's file is made until the store file names it, and holds its
+/// name.
 const ADDING_FILE: &str = "graviton.adding";
 /// A store file is never near this long.
 const LENGTH_MAX: usize = 1 << 20;
@@ -216,42 +216,37 @@ pub fn end_creation(backend: &dyn Backend, directory: &Path) -> io::Result<()> {
     backend.remove_file(&directory.join(CREATING_FILE))
 }
 
-/// Notes that a sector's file is about to be made.
+/// Notes that a sector's file is about to be made: as the store file will name it.
 ///
 /// # Errors
 /// `AlreadyExists` if there is something; what the system reports.
 pub fn begin_addition(backend: &dyn Backend, directory: &Path, file: &Path) -> io::Result<()> {
     // What is there now is not ours to overwrite, and must not be noted as such.
-    if file.symlink_metadata().is_ok() {
+    if directory.join(file).symlink_metadata().is_ok() {
         return Err(io::ErrorKind::AlreadyExists.into());
     }
     let text = file.to_str().ok_or(io::ErrorKind::InvalidInput)?;
     backend.replace_file(&directory.join(ADDING_FILE), text.as_bytes())
 }
 
-/// A sector's file that was noted is named by the store file, or else it is removed.
+/// The file that was noted, if one was.
 ///
 /// # Errors
 /// What the system reports.
-pub fn end_addition(
-    backend: &dyn Backend,
-    directory: &Path,
-    is_named: impl Fn(&Path) -> bool,
-) -> io::Result<()> {
-    let note = directory.join(ADDING_FILE);
-    match backend.read_file(&note, LENGTH_MAX) {
-        Ok(text) => {
-            if let Ok(text) = std::str::from_utf8(&text)
-                && !text.is_empty()
-                && !is_named(Path::new(text))
-            {
-                backend.remove_file(Path::new(text))?;
-            }
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
+pub fn noted_addition(backend: &dyn Backend, directory: &Path) -> io::Result<Option<PathBuf>> {
+    match backend.read_file(&directory.join(ADDING_FILE), LENGTH_MAX) {
+        Ok(text) => Ok(String::from_utf8(text).ok().map(PathBuf::from)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
-    backend.remove_file(&note)
+}
+
+/// The sector is named by the store file, or its file is removed.
+///
+/// # Errors
+/// What the system reports.
+pub fn end_addition(backend: &dyn Backend, directory: &Path) -> io::Result<()> {
+    backend.remove_file(&directory.join(ADDING_FILE))
 }
 
 #[derive(Deserialize)]

@@ -48,7 +48,7 @@ impl Inner {
         let path = self.path.join(&file);
         let geometry = self.geometry_of_new(new.size)?;
         self.end_additions()?;
-        catalog::begin_addition(self.backend.as_ref(), &self.path, &path).map_err(|error| {
+        catalog::begin_addition(self.backend.as_ref(), &self.path, &file).map_err(|error| {
             match error.kind() {
                 std::io::ErrorKind::AlreadyExists => {
                     StorageError::AlreadyExists { path: path.clone() }
@@ -211,13 +211,42 @@ impl Inner {
 
     /// Removes what was made for sectors that never came to be named.
     pub fn end_additions(&self) -> Result<(), StorageError> {
-        let catalog = self.catalog.lock();
-        let named = |path: &Path| {
-            let mut sectors = catalog.sectors.iter();
-            sectors.any(|sector| self.path.join(&sector.file) == path)
+        let backend = self.backend.as_ref();
+        let failed = |error| file_error("tidy up", &self.path)(error);
+        let noted = catalog::noted_addition(backend, &self.path).map_err(failed)?;
+        let Some(file) = noted else {
+            return Ok(());
         };
-        catalog::end_addition(self.backend.as_ref(), &self.path, named)
-            .map_err(file_error("tidy up", &self.path))
+        let path = self.path.join(&file);
+        if self.is_unfinished(&path) {
+            backend.remove_file(&path).map_err(failed)?;
+        }
+        catalog::end_addition(backend, &self.path).map_err(failed)
+    }
+
+    /// Whether a file is what a sector of this store is made of, and none that the store file names: nothing yet,
+    /// or a superblock. (The store may have been moved since it was begun, and the path be another's.)
+    fn is_unfinished(&self, path: &Path) -> bool {
+        let Ok(disk) = self.backend.open(path, OpenAccess::ReadOnly) else {
+            return false;
+        };
+        let length = size_of::<Superblock>().max(disk.info().block_size as usize);
+        if disk.size() < length as u64 {
+            return disk.size() == 0;
+        }
+        let Ok(buffer) = disk.buffer(length) else {
+            return false;
+        };
+        let (buffer, outcome) = wait_for(disk.read(buffer, 0));
+        let catalog = self.catalog.lock();
+        let is_named = |id: u64| {
+            let id = catalog::hex_id(id);
+            catalog.sectors.iter().any(|sector| sector.id == id)
+        };
+        let is_ours = Superblock::decode(&buffer, 0).is_ok_and(|superblock| {
+            superblock.store_id == self.store_id && !is_named(superblock.sector_id.get())
+        });
+        outcome.is_ok() && (is_ours || buffer.iter().all(|&byte| byte == 0))
     }
 
     /// See [`Store::drain_sector`](super::Store::drain_sector).

@@ -104,6 +104,21 @@ impl Inner {
         Ok((number, entry.filter(|entry| entry.lsn == current)))
     }
 
+    /// The same, if the sector has it.
+    fn replica_in(
+        &self,
+        index: &Index,
+        key: &BinaryKey,
+        sector: u16,
+        generation: u64,
+        ranges: &RangeSet,
+    ) -> Result<(usize, Entry), ReplicaError> {
+        let (number, entry) = self.current_in(index, key, sector, generation, ranges)?;
+        let key = key.clone();
+        let entry = entry.ok_or(ReplicaError::NoReplica { key, sector })?;
+        Ok((number, entry))
+    }
+
     /// Changes what is known to be wrong with a replica.
     fn remark(
         &self,
@@ -114,11 +129,7 @@ impl Inner {
         change: impl FnOnce(usize, &RangeSet),
     ) -> Result<Replica, ReplicaError> {
         let index = self.index.read();
-        let (number, entry) = self.current_in(&index, key, sector, generation, ranges)?;
-        let entry = entry.ok_or_else(|| ReplicaError::NoReplica {
-            key: key.clone(),
-            sector,
-        })?;
+        let (number, entry) = self.replica_in(&index, key, sector, generation, ranges)?;
         change(number, &written(&entry));
         Ok(self.replica(key, number, &entry, generation))
     }
@@ -138,11 +149,7 @@ impl Inner {
         self.sectors[number].check_writable()?;
         self.bring(key, number).await?;
         let index = self.index.read();
-        let (number, entry) = self.current_in(&index, key, sector, generation, ranges)?;
-        let entry = entry.ok_or_else(|| ReplicaError::NoReplica {
-            key: key.clone(),
-            sector,
-        })?;
+        let (number, entry) = self.replica_in(&index, key, sector, generation, ranges)?;
         Ok(self.replica(key, number, &entry, generation))
     }
 
