@@ -1,6 +1,6 @@
 //! One store, its operations one by one: durable puts and gets by size with one caller and with
 //! sixteen in flight, batches, listings, opening; puts and gets of ranges next to plain ones;
-//! compare-and-set by threads.
+//! compare-and-set by threads; one replica next to two.
 //!
 //! `cargo bench -p graviton-benches`; `GRAVITON_BENCH_DIR` chooses the device. The figures are those
 //! of the machine they were taken on.
@@ -16,7 +16,7 @@ use graviton_engine::port::{
     BinaryKey, BlobStore, Expected, GetOptions, GetRangesOptions, ListRequest, MutableObjectStore,
     PutOptions, PutRangeOptions, RangeTracker, Span, TrackOptions, TrackerError,
 };
-use graviton_engine::store::{GIB, Store};
+use graviton_engine::store::{CreateOptions, GIB, Store};
 
 const KIB: usize = 1024;
 const SIZES: [(&str, usize); 4] = [
@@ -329,6 +329,54 @@ fn raise(tracker: &dyn RangeTracker, key: &BinaryKey, number: u64) {
     }
 }
 
+/// Puts and gets of as many replicas as there are sectors, all on one disk.
+fn replicas(criterion: &mut Criterion) {
+    for (name, size) in SIZES {
+        for replicas in [1, 2] {
+            let bench = BenchStore::create_with(CreateOptions {
+                sectors: replicas,
+                replicas,
+                sector_size: GIB,
+                ..CreateOptions::default()
+            });
+            let payload = payload(size);
+            let mut numbers = (0..KEYS).cycle();
+            for in_flight in IN_FLIGHT {
+                let name = format!("{replicas} of {name}");
+                let mut group = short(criterion, "put_replicas");
+                group.throughput(throughput(in_flight, size));
+                group.bench_function(BenchmarkId::new(&name, in_flight), |bencher| {
+                    bencher.iter(|| {
+                        let some = numbers.by_ref().take(in_flight);
+                        let puts = some.map(|number| {
+                            bench
+                                .store
+                                .put(&key(number), payload.clone(), PutOptions::default())
+                        });
+                        wait_all(puts.collect());
+                    });
+                });
+                group.finish();
+            }
+            fill_one_by_one(&bench.store, size);
+            for in_flight in IN_FLIGHT {
+                let name = format!("{replicas} of {name}");
+                let mut group = short(criterion, "get_replicas");
+                group.throughput(throughput(in_flight, size));
+                group.bench_function(BenchmarkId::new(&name, in_flight), |bencher| {
+                    bencher.iter(|| {
+                        let some = numbers.by_ref().take(in_flight);
+                        let gets =
+                            some.map(|number| bench.store.get(&key(number), GetOptions::default()));
+                        wait_all(gets.collect());
+                    });
+                });
+                group.finish();
+            }
+        }
+    }
+}
+
 criterion_group!(
     engine,
     put,
@@ -337,6 +385,7 @@ criterion_group!(
     list_and_open,
     put_range,
     get_range,
-    compare_and_set
+    compare_and_set,
+    replicas
 );
 criterion_main!(engine);

@@ -38,11 +38,19 @@ impl BenchStore {
     /// If it can't be created.
     #[must_use]
     pub fn create(sector_size: u64) -> Self {
-        let directory = bench_directory();
-        let options = CreateOptions {
+        Self::create_with(CreateOptions {
             sector_size,
             ..CreateOptions::default()
-        };
+        })
+    }
+
+    /// Creates a store with these options.
+    ///
+    /// # Panics
+    /// If it can't be created.
+    #[must_use]
+    pub fn create_with(options: CreateOptions) -> Self {
+        let directory = bench_directory();
         let store =
             Store::create(directory.path().join("store"), options).expect("a store can be made");
         Self {
