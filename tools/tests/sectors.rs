@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
@@ -590,6 +590,8 @@ fn sectors_are_added_labelled_drained_and_removed() {
     let drained = subject.run(&["sectors", "drain", "0"]).done();
     assert_eq!(drained.text(), "sector 0 is drained\n");
     assert_eq!(subject.sector(0).expect("listed").state, "draining");
+    let info = subject.run(&["info"]).done().text();
+    assert!(info.contains("sector 0: draining, "), "{info}");
     let before = held(&subject, 0);
     for _ in 0..4 {
         subject.put_new(1000);
@@ -847,4 +849,142 @@ fn sectors_drain_is_killed_at_many_moments() {
     subject.is_well();
     subject.can_lose_any();
     subject.check_changed();
+}
+
+/// A store that does not open is not called well, and what is left of it can be read.
+#[test]
+fn what_can_not_be_made_up_for_is_refused() {
+    let subject = Subject::new(memory_directory(), 9);
+    let store = subject.graviton.store();
+    let catalog = store.join("graviton.toml");
+    let sound = fs::read_to_string(&catalog).expect("read");
+    let aside = subject.directory.path().join("aside");
+    fs::create_dir(&aside).expect("made");
+    let refused = |what: &[&str]| {
+        let key = &subject.live()[3];
+        for arguments in [
+            ["get", key].as_slice(),
+            &["rm", key],
+            &["repair"],
+            &["repair", "--apply"],
+            &["sectors", "replace", "1"],
+            &["sectors", "remove", "1", "--accept-loss"],
+        ] {
+            let words = [what, &["too many sectors can't be used", "--salvage"]].concat();
+            subject.run(arguments).fails(FAILED, &words);
+        }
+        for command in ["info", "verify"] {
+            let told = subject.run(&[command]);
+            assert_eq!(told.code, CORRUPTION, "{command}: {}", told.text());
+            for word in what {
+                assert!(told.text().contains(word), "{}", told.text());
+            }
+        }
+        let info = subject.run(&["--json", "info"]);
+        let info: Value = serde_json::from_str(&info.text()).expect("JSON");
+        assert_eq!(info["healthy"], false);
+        let ls = subject.run(&["sectors", "ls"]).done();
+        assert!(ls.stderr.contains(what[0]), "{}", ls.stderr);
+        let left = subject.run(&["--salvage", "ls"]).done();
+        assert!(!left.stdout.is_empty());
+    };
+
+    // Two are away; none may be with what is left.
+    let files = [1, 2].map(|number| format!("sector-{number:03}.graviton"));
+    let move_all = |from: &Path, to: &Path| {
+        for file in &files {
+            fs::rename(from.join(file), to.join(file)).expect("moved");
+        }
+    };
+    move_all(store, &aside);
+    refused(&["1 may be missing", "sector-001", "sector-002"]);
+    move_all(&aside, store);
+    subject.is_well();
+
+    // The store file is an older copy.
+    subject.run(&["checkpoint"]).done();
+    let newer = fs::read_to_string(&catalog).expect("read");
+    fs::write(&catalog, &sound).expect("written");
+    refused(&["is not as the store left it"]);
+
+    // It does not name a sector any more.
+    let entry = |number: u16| newer.find(&format!("[[sector]]\nnumber = {number}"));
+    let (from, to) = (entry(1).expect("there"), entry(2).expect("there"));
+    fs::write(&catalog, [&newer[..from], &newer[to..]].concat()).expect("written");
+    let told = subject.run(&["info"]);
+    assert_eq!(told.code, CORRUPTION, "{}", told.text());
+    assert!(
+        told.text().contains("does not list: {1}"),
+        "{}",
+        told.text()
+    );
+    let key = &subject.live()[3];
+    subject
+        .run(&["get", key])
+        .fails(FAILED, &["does not list: {1}"]);
+
+    // Two have changed places.
+    let swapped = newer.replace("sector-001", "sector-00x");
+    let swapped = swapped.replace("sector-002", "sector-001");
+    fs::write(&catalog, swapped.replace("sector-00x", "sector-002")).expect("written");
+    refused(&["is sector "]);
+
+    fs::write(&catalog, &newer).expect("written");
+    subject.is_well();
+}
+
+/// What lies in the place of a sector's file and is none is left out, and not touched.
+#[test]
+fn no_file_in_the_place_of_a_sector_file() {
+    let mut subject = Subject::new(memory_directory(), 10);
+    for number in 0..3 {
+        let sector = subject.sectors().swap_remove(1);
+        fs::remove_file(&sector.file).expect("removed");
+        let first = subject.sectors().swap_remove(0).file;
+        let words: &[&str] = match number {
+            0 => {
+                let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+                let kind = rustix::fs::FileType::Fifo;
+                rustix::fs::mknodat(rustix::fs::CWD, &sector.file, kind, mode, 0).expect("made");
+                &["is left out", "neither a regular file nor a block device"]
+            }
+            1 => {
+                symlink("nowhere", &sector.file).expect("made");
+                &["is absent"]
+            }
+            _ => {
+                symlink(&first, &sector.file).expect("made");
+                &["is left out", "is sector "]
+            }
+        };
+        subject.check();
+        let state = if number == 1 { "absent" } else { "failed" };
+        subject.is_ill(sector.number, state, words);
+        subject.change();
+        subject.check_changed();
+        let number = sector.number.to_string();
+        subject.run(&["sectors", "replace", &number]).done();
+        assert!(sector.file.symlink_metadata().is_err() && first.exists());
+        subject.is_well();
+        subject.can_lose_any();
+    }
+}
+
+/// The disk is full: the store is as it was, and nothing is left of what was begun.
+#[test]
+fn no_room_for_a_sector() {
+    let mut subject = Subject::new(memory_directory(), 11);
+    // More than there is memory, and fewer segments than there may be.
+    let fails = |arguments: &[&str]| {
+        let all = [&["sectors"], arguments].concat();
+        subject.run(&all).fails(FAILED, &["create "]);
+    };
+    fails(&["add", "--size", "1900GiB"]);
+    fails(&["replace", "1", "--size", "1900GiB"]);
+    let files = fs::read_dir(subject.graviton.store()).expect("listed");
+    assert_eq!(files.count(), 5, "files were left");
+    subject.is_well();
+    subject.change();
+    subject.run(&["sectors", "replace", "1"]).done();
+    subject.is_well();
 }
