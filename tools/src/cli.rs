@@ -590,6 +590,8 @@ pub enum Sectors {
         sector: u16,
     },
     /// Take a sector away that is drained, missing or broken
+    ///
+    /// Its file is deleted, unless it was added with --file.
     Remove {
         /// The sector's number
         sector: u16,
@@ -599,6 +601,9 @@ pub enum Sectors {
         accept_loss: bool,
     },
     /// Add a sector in the place of another, move everything there, and take the other away
+    ///
+    /// If it is cut short, see with `ls` how far it came: drain and remove do the rest once the new
+    /// sector is there.
     Replace {
         /// The number of the one that goes; it may be missing or broken
         sector: u16,

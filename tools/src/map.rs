@@ -34,7 +34,7 @@ pub fn run(session: &Session, args: &MapArgs) -> Result<(), Failure> {
             "map with --json needs --svg FILE: standard output can't hold both",
         ));
     }
-    let (info, sectors) = session.inspect(|store| {
+    let ((info, sectors), refused) = session.inspect(|store| {
         let info = store.info();
         let sectors: Vec<(SectorInfo, Vec<SegmentInfo>)> = info
             .sectors
@@ -45,6 +45,9 @@ pub fn run(session: &Session, args: &MapArgs) -> Result<(), Failure> {
             .collect();
         Ok((info, sectors))
     })?;
+    if let Some(why) = refused {
+        output.note(why, None);
+    }
     let pictures: Vec<Picture> = sectors
         .iter()
         .map(|(sector, segments)| Picture::of(sector, segments))

@@ -57,8 +57,11 @@ pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
 }
 
 fn ls(session: &Session) -> Result<(), Failure> {
-    let info = session.inspect(|store| Ok(store.info()))?;
+    let (info, refused) = session.inspect(|store| Ok(store.info()))?;
     let output = &session.output;
+    if let Some(why) = refused {
+        output.note(why, None);
+    }
     for sector in &info.sectors {
         output.object(&sector_json(sector))?;
     }

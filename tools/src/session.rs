@@ -81,17 +81,19 @@ impl Session {
     }
 
     /// Opens the store for reading, whatever it has lost, does `work`, which tells what is wrong,
-    /// and closes it.
+    /// and closes it. Returns also why the store does not open but for salvage, if it does not.
     pub fn inspect<T>(
         &self,
         work: impl FnOnce(&Store) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
+    ) -> Result<(T, Option<String>), Failure> {
         // What is wrong with a store that can be opened is judged as by whoever uses it.
-        let store = match self.open(Access::ReadOnly) {
-            Ok(store) => store,
-            Err(_) => self.open(Access::Salvage)?,
+        let options = |access| self.open_options(access);
+        let path = &self.global.store;
+        let (store, why) = match Store::open_with(path, options(Access::ReadOnly)) {
+            Ok(store) => (store, None),
+            Err(error) => (self.open(Access::Salvage)?, Some(error.to_string())),
         };
-        self.use_store(store, work)
+        Ok((self.use_store(store, work)?, why))
     }
 
     /// Opens the store for writing, does `work`, and closes it.
@@ -114,14 +116,23 @@ impl Session {
 
     fn open(&self, access: Access) -> Result<Store, Failure> {
         Store::open_with(&self.global.store, self.open_options(access)).map_err(|error| {
-            let lost = matches!(error, StorageError::Corruption { .. });
-            let mut failure = Failure::from(error);
-            if let (true, Failure::Error { message, .. }) = (lost, &mut failure) {
-                message.push_str(
-                    "; changes that were acknowledged may be lost (graviton verify tells more, --salvage reads what is left)",
-                );
+            let more = match error {
+                StorageError::Corruption { .. } => {
+                    "; changes that were acknowledged may be lost (graviton verify tells more, --salvage reads what is left)"
+                }
+                StorageError::TooFewSectors { .. } => {
+                    " (graviton info tells more, --salvage reads what is left)"
+                }
+                _ => "",
+            };
+            let failure = Failure::from(error);
+            match &failure {
+                Failure::Error { message, .. } => {
+                    let message = format!("{message}{more}");
+                    failure.saying(message)
+                }
+                _ => failure,
             }
-            failure
         })
     }
 

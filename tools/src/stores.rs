@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use comfy_table::{CellAlignment, Table, presets};
-use graviton_engine::port::Labels;
+use graviton_engine::port::{Labels, SectorState};
 use graviton_engine::store::{
     Access, CheckpointInfo, Finding, ReplicationInfo, SectorInfo, Space, StoreInfo, VerifyReport,
 };
@@ -38,7 +38,8 @@ pub fn init(session: &Session, geometry: &Geometry) -> Result<(), Failure> {
 
 /// `info`.
 pub fn info(session: &Session) -> Result<(), Failure> {
-    let info = session.inspect(|store| Ok(store.info()))?;
+    let (mut info, refused) = session.inspect(|store| Ok(store.info()))?;
+    tell_refusal(&mut info.health, refused);
     let output = &session.output;
     output.object(&info_json(&info))?;
     let healthy = if info.health.is_empty() {
@@ -105,13 +106,22 @@ pub fn info(session: &Session) -> Result<(), Failure> {
     healthy
 }
 
+/// That a store does not open is not healthy, unless the reason is told already.
+fn tell_refusal(health: &mut Vec<String>, refused: Option<String>) {
+    health.extend(refused.filter(|why| !health.contains(why)));
+}
+
 fn sector_line(output: &Output, sector: &SectorInfo) -> String {
     if sector.segment_count == 0 {
         let (number, state, id) = (sector.number, sector.state, &sector.sector_id);
         return format!("sector {number}: {state}, id {id}");
     }
+    let state = match sector.state {
+        SectorState::Active => String::new(),
+        state => format!("{state}, "),
+    };
     format!(
-        "sector {}: {}, {} of {}, blocks of {} bytes, id {}",
+        "sector {}: {state}{}, {} of {}, blocks of {} bytes, id {}",
         sector.number,
         output.bytes(sector.space.total),
         count(u64::from(sector.segment_count), "segment", "segments"),
@@ -320,13 +330,14 @@ fn checkpoint_json(checkpoint: &CheckpointInfo) -> Value {
 /// `verify`.
 pub fn verify(session: &Session) -> Result<(), Failure> {
     let output = &session.output;
-    let (report, mut health) = session.inspect(|store| {
+    let ((report, mut health), refused) = session.inspect(|store| {
         let shown = Progress::would_show(output.is_json());
         let progress = Progress::new(shown, "verifying", 0);
         let report = store.verify(&mut |state| progress.set(state.done, state.total));
         progress.clear();
         Ok((report?, store.info().health))
     })?;
+    tell_refusal(&mut health, refused);
     // What was found again is told once.
     health.retain(|line| {
         let told = |finding: &Finding| line.contains(&format!("{}:", finding.place));
