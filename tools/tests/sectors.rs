@@ -455,19 +455,27 @@ fn survive(directory: TempDir, shift: usize, troubles: &[Trouble]) {
     subject.check_changed();
 }
 
+/// Every third trouble, or, with `GRAVITON_SCRIPT=all`, each.
+fn troubles(third: usize) -> Vec<Trouble> {
+    let all = std::env::var("GRAVITON_SCRIPT").is_ok_and(|script| script == "all");
+    let numbered = Trouble::ALL.into_iter().enumerate();
+    let some = numbered.filter(|(number, _)| all || number % 3 == third);
+    some.map(|(_, trouble)| trouble).collect()
+}
+
 #[test]
 fn the_first_sector_file_comes_to_harm() {
-    survive(memory_directory(), 0, &Trouble::ALL);
+    survive(memory_directory(), 0, &troubles(0));
 }
 
 #[test]
 fn the_second_sector_file_comes_to_harm() {
-    survive(memory_directory(), 1, &Trouble::ALL);
+    survive(memory_directory(), 1, &troubles(1));
 }
 
 #[test]
 fn the_third_sector_file_comes_to_harm() {
-    survive(memory_directory(), 2, &Trouble::ALL);
+    survive(memory_directory(), 2, &troubles(2));
 }
 
 /// What is not the same where files lie in memory.
@@ -805,8 +813,8 @@ fn sectors_replace_is_killed_at_many_moments() {
                 subject.run(&["sectors", "drain", &number]).done();
                 subject.run(&["sectors", "remove", &number]).done();
             }
-            // Its file may be left, if the command was killed between the two.
-            (Some(_), None) => drop(fs::remove_file(&old.file)),
+            // Its file may be left, if the command was killed between the two: the next takes another name.
+            (Some(_), None) => {}
         }
         assert_eq!(subject.sectors().len(), 3);
         subject.is_well();
@@ -871,7 +879,7 @@ fn what_can_not_be_made_up_for_is_refused() {
             &["sectors", "remove", "1", "--accept-loss"],
         ] {
             let words = [what, &["too many sectors can't be used", "--salvage"]].concat();
-            subject.run(arguments).fails(FAILED, &words);
+            subject.run(arguments).fails(CORRUPTION, &words);
         }
         for command in ["info", "verify"] {
             let told = subject.run(&[command]);
@@ -921,7 +929,7 @@ fn what_can_not_be_made_up_for_is_refused() {
     let key = &subject.live()[3];
     subject
         .run(&["get", key])
-        .fails(FAILED, &["does not list: {1}"]);
+        .fails(CORRUPTION, &["does not list: {1}"]);
 
     // Two have changed places.
     let swapped = newer.replace("sector-001", "sector-00x");

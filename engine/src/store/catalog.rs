@@ -320,7 +320,12 @@ impl Catalog {
             )));
         }
         let mut least = 0;
-        for sector in &catalog.sectors {
+        for (place, sector) in catalog.sectors.iter().enumerate() {
+            let mut before = catalog.sectors[..place].iter();
+            if before.any(|other| other.file == sector.file || other.id == sector.id) {
+                let file = sector.file.display();
+                return Err(invalid(format!("names {file}, or its id, twice")));
+            }
             let number = sector.number;
             if number < least || usize::from(number) >= SECTORS_MAX {
                 return Err(invalid(format!(

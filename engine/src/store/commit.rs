@@ -1216,15 +1216,12 @@ impl Inner {
                 frame.outcome = self.sectors[frame.number].check_writable();
             }
         }
+        self.give_up_failed(&frames);
         if self.replicas > 1 {
             self.note_lacking(&decided.applied, &mut frames);
         }
         self.apply_flight(&mut decided.applied, &mut frames);
-        for frame in &frames {
-            if let Err(error) = &frame.outcome {
-                self.sectors[frame.number].poison(error);
-            }
-        }
+        self.give_up_failed(&frames);
         let members = frames.iter().map(|frame| frame.number).collect();
         let landed: SectorSet = frames
             .iter()
@@ -1281,6 +1278,15 @@ impl Inner {
             self.note_progress(number, wants_note.contains(number));
         }
         self.pump();
+    }
+
+    /// Sectors whose frames failed take no more.
+    fn give_up_failed(&self, frames: &[Frame]) {
+        for frame in frames {
+            if let Err(error) = &frame.outcome {
+                self.sectors[frame.number].poison(error);
+            }
+        }
     }
 
     /// What comes about in fewer sectors than it should is told in the store file before anybody learns of

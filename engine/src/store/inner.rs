@@ -715,8 +715,7 @@ impl Inner {
     /// See [`Store::relabel`](super::Store::relabel).
     pub fn relabel(&self, number: u16, labels: Labels) -> Result<(), StorageError> {
         self.check_writable()?;
-        let checked = labels.check();
-        checked.map_err(|error| StorageError::invalid(error.to_string()))?;
+        check_labels(&labels)?;
         let place = self.check_member(number)?;
         self.write_catalog(|catalog| {
             if let Some(named) = catalog.sector_mut(place) {
@@ -760,6 +759,14 @@ impl Inner {
         let capacity = u64::from(segments.usable()) * (per_segment - per_segment / 16);
         capacity.saturating_sub(segments.live())
     }
+}
+
+/// Whether what is said of a sector can be.
+pub fn check_labels(labels: &Labels) -> Result<(), StorageError> {
+    labels.check().map_err(|error| match error {
+        PolicyError::InvalidArgument { what } => StorageError::InvalidArgument { what },
+        other => StorageError::invalid(other.to_string()),
+    })
 }
 
 /// The disk at `path`, opened again through the page cache if its device wants larger blocks than

@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use graviton_format::Geometry;
 use graviton_format::checksum::Identity;
-use graviton_format::geometry::AREA_SIZE;
+use graviton_format::geometry::{AREA_SIZE, SEGMENT_COUNTS};
 use graviton_format::superblock::Superblock;
 
 use super::catalog::{self, CatalogSector, SECTORS_MAX, sector_file};
 use super::index::SectorIndex;
-use super::inner::{Inner, file_error, fit_blocks, random};
+use super::inner::{Inner, check_labels, file_error, fit_blocks, random};
 use super::maintain::Kept;
 use super::options::{NewSector, RemoveOptions};
 use super::record;
@@ -30,8 +30,7 @@ impl Inner {
     /// See [`Store::add_sector`](super::Store::add_sector).
     pub fn add_sector(self: &Arc<Self>, new: &NewSector) -> Result<u16, StorageError> {
         self.check_writable()?;
-        let checked = new.labels.check();
-        checked.map_err(|error| StorageError::invalid(error.to_string()))?;
+        check_labels(&new.labels)?;
         // One at a time, and no checkpoint meanwhile.
         let _alone = self.begin_maintenance()?;
         let number = self.sectors.unused().ok_or_else(|| {
@@ -40,7 +39,7 @@ impl Inner {
             ))
         })?;
         let number = u16::try_from(number).unwrap_or(u16::MAX);
-        let file = new.file.clone().unwrap_or_else(|| sector_file(number));
+        let file = new.file.clone().unwrap_or_else(|| self.unused_file(number));
         if file.to_str().is_none() {
             let what = format!("{}: the store file holds paths in UTF-8", file.display());
             return Err(StorageError::invalid(what));
@@ -68,19 +67,35 @@ impl Inner {
         Err(error)
     }
 
+    /// A file in the store's directory for a sector: one that was taken away may have left its own behind.
+    fn unused_file(&self, number: u16) -> PathBuf {
+        let first = sector_file(number);
+        let stem = first
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .unwrap_or("sector");
+        let more = (1..100).map(|more| PathBuf::from(format!("{stem}-{more}.graviton")));
+        let is_there = |file: &PathBuf| self.path.join(file).symlink_metadata().is_ok();
+        let mut names = std::iter::once(first.clone()).chain(more);
+        names.find(|file| !is_there(file)).unwrap_or(first)
+    }
+
     /// The measures of a sector of about so many bytes, in segments of the same size as the others have.
     fn geometry_of_new(&self, size: u64) -> Result<Geometry, StorageError> {
         let members = self.sectors.members();
         let model = *self.sectors[members.first().unwrap_or(0)].geometry();
         let count = size.saturating_sub(2 * AREA_SIZE) / model.segment_size;
-        let geometry = Geometry {
-            segment_count: u32::try_from(count)
-                .map_err(|_| StorageError::invalid(format!("sector size {size} is too large")))?,
-            ..model
-        };
-        let checked = geometry.check();
-        checked.map_err(|error| StorageError::invalid(format!("sector size {size}: {error}")))?;
-        Ok(geometry)
+        let (fewest, most) = SEGMENT_COUNTS;
+        match u32::try_from(count) {
+            Ok(segment_count) if (fewest..=most).contains(&segment_count) => Ok(Geometry {
+                segment_count,
+                ..model
+            }),
+            _ => Err(StorageError::invalid(format!(
+                "sector size {size}: {count} segments of {} bytes, must be {fewest} to {most}",
+                model.segment_size
+            ))),
+        }
     }
 
     fn make_sector(

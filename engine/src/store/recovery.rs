@@ -97,6 +97,9 @@ pub async fn recover(opening: Opening<'_>) -> Result<Recovered, StorageError> {
     recovery.load_all().await?;
     recovery.replay_all().await?;
     let forgettable = forgettable(&recovery.kept);
+    if !recovery.writing {
+        recovery.tell_left_out(&catalog);
+    }
     let lacking = recovery
         .index
         .settle(catalog.replicas.into(), forgettable)?;
@@ -739,6 +742,18 @@ impl Recovery {
                 Ok(())
             }
             outcome => outcome,
+        }
+    }
+
+    /// Whoever only reads is told which sectors took no part when the store was last written to.
+    fn tell_left_out(&mut self, catalog: &Catalog) {
+        for named in catalog.sectors.iter().filter(|named| named.behind) {
+            if self.left_out[usize::from(named.number)].is_none() {
+                self.health.push(format!(
+                    "sector {} took no part when the store was last open for writing",
+                    named.number
+                ));
+            }
         }
     }
 

@@ -54,17 +54,26 @@ impl Shortage {
 }
 
 impl Inner {
-    /// Something comes about in too few sectors: the store file says so on return.
+    /// Something comes about in too few sectors: the store file says so on return. Sectors that have failed
+    /// until then, and nothing else was short, are missed by nobody: what they have is elsewhere as well.
     ///
     /// # Errors
     /// `File`. Then it must not be acknowledged.
     pub fn note_shortage(&self) -> Result<(), StorageError> {
         let mut known = self.shortage.state.lock();
         known.events += 1;
-        if !known.is_noted {
-            self.write_catalog(|catalog| catalog.short = true)?;
-            known.is_noted = true;
+        if known.is_noted {
+            return Ok(());
         }
+        let failed = self.taking_part().without(self.writable());
+        let is_few = failed.len() < self.replicas;
+        self.write_catalog(|catalog| {
+            catalog.short = true;
+            for named in &mut catalog.sectors {
+                named.behind |= is_few && failed.contains(named.number.into());
+            }
+        })?;
+        known.is_noted = true;
         Ok(())
     }
 
