@@ -543,3 +543,58 @@ fn any_bit_of_a_sector_may_flip() {
     eprintln!("{tried} of {bits} bits: all was right, {replaced} times the sector was replaced");
     assert!(tried >= 1000 && replaced < tried);
 }
+
+/// A sector that failed in the middle of a session is missed by nobody; a second one is.
+#[test]
+fn a_sector_that_failed_may_be_missing_and_no_other() {
+    let (sim, mut seeds) = filled(2, 1);
+    let store = open_on(&sim, Access::ReadWrite).expect("it opens");
+    let holders = store.stat(&key(0)).wait().expect("it is there").sectors;
+    let (failed, other) = (usize::from(holders[0]), usize::from(holders[1]));
+    sim.set_condition(failed, DiskCondition::Dead);
+    for (number, seed) in seeds.iter_mut().enumerate() {
+        put(&store, number, 2);
+        *seed = 2;
+    }
+    assert!(store.info().replication.is_short);
+    drop(store);
+    let image = sim.image();
+    for (away, opens) in [(failed, true), (other, false)] {
+        let sim = boot(&image);
+        sim.set_condition(away, DiskCondition::Absent);
+        if opens {
+            check(&open_on(&sim, Access::ReadWrite).expect("it opens"), &seeds);
+        } else {
+            let why = refusal(&sim);
+            assert!(why.contains("none may be missing"), "{why}");
+        }
+    }
+}
+
+/// Two sectors that can only be read are two that must not be missing next.
+#[test]
+fn sectors_that_can_only_be_read_are_missed() {
+    let (sim, seeds) = filled(2, 1);
+    sim.set_condition(0, DiskCondition::ReadOnly);
+    sim.set_condition(1, DiskCondition::ReadOnly);
+    let store = open_on(&sim, Access::ReadWrite).expect("it opens");
+    check(&store, &seeds);
+    drop(store);
+    for lost in [&[0, 1][..], &[0, 1, 2]] {
+        let sim = boot(&sim.image());
+        for &disk in lost {
+            sim.set_condition(disk, DiskCondition::Absent);
+        }
+        refusal(&sim);
+    }
+    // Nothing is written of a session in which nobody takes part.
+    sim.set_condition(2, DiskCondition::ReadOnly);
+    let before = sim.image();
+    let error = open_on(&sim, Access::ReadWrite).expect_err("nothing can be written");
+    assert!(
+        matches!(error, StorageError::SectorPoisoned { .. }),
+        "{error}"
+    );
+    let sim = boot(&before);
+    check(&open_on(&sim, Access::ReadWrite).expect("it opens"), &seeds);
+}

@@ -187,16 +187,16 @@ impl Marks {
         ranges: &RangeSet,
         held: &RangeSet,
     ) {
-        let Some(mark) = self.get(key, number, version) else {
+        let mut by_replica = self.by_replica.lock();
+        let place = (key.clone(), number);
+        let mark = by_replica.get_mut(&place);
+        let Some(mark) = mark.filter(|mark| mark.version == version) else {
             return;
         };
-        let left = mark.damaged(held).difference(ranges);
-        if left.is_empty() {
-            return self.clear(key, number);
-        }
-        let mut by_replica = self.by_replica.lock();
-        if let Some(mark) = by_replica.get_mut(&(key.clone(), number)) {
-            mark.ranges = left;
+        mark.ranges = mark.damaged(held).difference(ranges);
+        if mark.ranges.is_empty() {
+            by_replica.remove(&place);
+            self.count.store(by_replica.len(), Ordering::Release);
         }
     }
 

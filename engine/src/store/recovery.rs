@@ -133,6 +133,7 @@ pub async fn recover(opening: Opening<'_>) -> Result<Recovered, StorageError> {
         recovered
             .mend(&recovery.replays, &recovery.behind, recovery.leaves_out)
             .await?;
+        recovered.check_any_writable()?;
         if recovered.catalog.sectors.len() > 1 {
             recovered.begin_session(path, backend.as_ref()).await?;
         }
@@ -226,13 +227,24 @@ impl Recovered {
         }
         let writable = self.writable();
         let mut is_short = self.lacking.is_short || writable.len() < usize::from(begun.replicas);
-        for named in &mut begun.sectors {
-            let number = usize::from(named.number);
-            // What it has was not known to lie elsewhere.
-            is_short |= !writable.contains(number) && !named.behind;
-            named.behind = !writable.contains(number);
-            if writable.contains(number) {
+        // So many are missed by nobody: what they have is elsewhere, too.
+        let mut dispensable = match begun.short {
+            true => 0,
+            false => usize::from(begun.replicas) - 1,
+        };
+        // Those that can't be read come first: it was seen that they are no more.
+        let is_readable =
+            |named: &&mut CatalogSector| !self.sectors[usize::from(named.number)].is_stood_in_for();
+        let (readable, others): (Vec<_>, Vec<_>) = begun.sectors.iter_mut().partition(is_readable);
+        for named in others.into_iter().chain(readable) {
+            if writable.contains(named.number.into()) {
                 named.session = Some(hex_id(session));
+                named.behind = false;
+            } else if !named.behind {
+                // What it has was not known to lie elsewhere.
+                is_short = true;
+                named.behind = dispensable > 0;
+                dispensable = dispensable.saturating_sub(1);
             }
         }
         begun.beginning = None;

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use super::catalog::CatalogSector;
 use super::inner::Inner;
 use super::repair::Repairs;
 use crate::port::StorageError;
@@ -66,11 +67,13 @@ impl Inner {
             return Ok(());
         }
         let failed = self.taking_part().without(self.writable());
-        let is_few = failed.len() < self.replicas;
         self.write_catalog(|catalog| {
             catalog.short = true;
-            for named in &mut catalog.sectors {
-                named.behind |= is_few && failed.contains(named.number.into());
+            let is_new =
+                |named: &&mut CatalogSector| failed.contains(named.number.into()) && !named.behind;
+            let new: Vec<_> = catalog.sectors.iter_mut().filter(is_new).collect();
+            if new.len() < self.replicas {
+                new.into_iter().for_each(|named| named.behind = true);
             }
         })?;
         known.is_noted = true;
