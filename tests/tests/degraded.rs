@@ -134,7 +134,7 @@ fn away(
 }
 
 fn trials() -> Trials {
-    Trials::undisturbed(Plan::REPLICAS, 60, 200)
+    Trials::undisturbed(Plan::REPLICAS, 60, 120)
 }
 
 #[test]

@@ -121,17 +121,17 @@ fn come_and_go(ground: &Ground, seed: u64, actions: &[Action]) -> Result<Tally, 
 
 #[test]
 fn sectors_with_replicas_come_and_go() {
-    Trials::undisturbed(Plan::REPLICAS, 60, 150).run(&come_and_go);
+    Trials::undisturbed(Plan::REPLICAS, 60, 100).run(&come_and_go);
 }
 
 #[test]
 fn sectors_with_the_only_copies_come_and_go() {
-    Trials::undisturbed(Plan::THREE_SECTORS, 60, 150).run(&come_and_go);
+    Trials::undisturbed(Plan::THREE_SECTORS, 60, 100).run(&come_and_go);
 }
 
 #[test]
 fn a_store_of_one_sector_gets_others() {
-    Trials::undisturbed(Plan::SMALL, 60, 150).run(&come_and_go);
+    Trials::undisturbed(Plan::SMALL, 60, 100).run(&come_and_go);
 }
 
 /// A machine with a store that was used for a while, and what is in it.

@@ -481,12 +481,7 @@ fn the_third_sector_file_comes_to_harm() {
 /// What is not the same where files lie in memory.
 #[test]
 fn a_sector_file_on_a_disk_comes_to_harm() {
-    let troubles = [
-        Trouble::Short,
-        Trouble::NoiseInLog,
-        Trouble::ReadOnly,
-        Trouble::Older,
-    ];
+    let troubles = [Trouble::NoiseInLog, Trouble::ReadOnly];
     survive(test_directory(), 1, &troubles);
 }
 
