@@ -68,12 +68,12 @@ fn every_crash_of_short_histories_on_blocks_of_4096_bytes() {
 
 #[test]
 fn crashes_of_long_histories() {
-    crash(Plan::SMALL, 60, 12, SAMPLED);
+    crash(Plan::SMALL, 60, 8, SAMPLED);
 }
 
 #[test]
 fn crashes_of_long_histories_over_three_sectors() {
-    crash(Plan::THREE_SECTORS, 60, 12, SAMPLED);
+    crash(Plan::THREE_SECTORS, 60, 6, SAMPLED);
 }
 
 #[test]
@@ -83,12 +83,12 @@ fn every_crash_of_short_histories_over_replicas() {
 
 #[test]
 fn crashes_of_long_histories_over_replicas() {
-    crash(Plan::REPLICAS, 60, 12, SAMPLED);
+    crash(Plan::REPLICAS, 60, 6, SAMPLED);
 }
 
 #[test]
 fn crashes_of_full_stores() {
-    crash(Plan::FULL, 40, 12, SAMPLED);
+    crash(Plan::FULL, 40, 8, SAMPLED);
 }
 
 /// A power loss while a store is made leaves an empty store, or something that keeps nobody from

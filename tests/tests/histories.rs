@@ -17,25 +17,25 @@ fn histories(plan: Plan, seeds: u64) {
 
 #[test]
 fn on_one_sector() {
-    histories(Plan::SMALL, 4000);
+    histories(Plan::SMALL, 2500);
 }
 
 #[test]
 fn on_blocks_of_4096_bytes() {
-    histories(Plan::LARGE_BLOCKS, 2000);
+    histories(Plan::LARGE_BLOCKS, 1200);
 }
 
 #[test]
 fn on_three_sectors() {
-    histories(Plan::THREE_SECTORS, 2000);
+    histories(Plan::THREE_SECTORS, 1000);
 }
 
 #[test]
 fn on_two_replicas_over_three_sectors() {
-    histories(Plan::REPLICAS, 2000);
+    histories(Plan::REPLICAS, 1000);
 }
 
 #[test]
 fn on_a_sector_that_is_full_now_and_then() {
-    histories(Plan::FULL, 1000);
+    histories(Plan::FULL, 700);
 }
