@@ -52,7 +52,7 @@ pub struct Inner {
     pub notice: Option<String>,
     pub sectors: Sectors,
     /// What the session is called that was begun when the store was opened; 0: none was.
-    pub session: AtomicU64,
+    pub session: u64,
     /// There are several sectors, or were: what is done to one key keeps its order over all of them.
     pub has_company: AtomicBool,
     /// How many sectors are to have each blob.
@@ -498,7 +498,7 @@ impl Inner {
                 has_company: AtomicBool::new(sectors.len() > 1),
                 sources: (0..SECTORS_MAX).map(source).collect(),
                 sectors,
-                session: AtomicU64::new(session),
+                session,
                 replicas: catalog.replicas.into(),
                 shortage: Shortage::new(catalog.short),
                 labels: RwLock::new(catalog.labels()),

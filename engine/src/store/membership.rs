@@ -184,7 +184,7 @@ impl Inner {
         self.checkpoint_of_new(number)?;
         self.checkpoint_of_new(number)?;
         let members = self.sectors.members();
-        let mut session = self.session.load(Ordering::Acquire);
+        let mut session = self.session;
         if session == 0 {
             let drawn = random(self.backend.as_ref(), &self.path)?;
             session = u64::from_le_bytes(drawn).max(1);
