@@ -2119,7 +2119,7 @@ impl Index {
 
     /// Calls `each` with the stored keys of `from` or greater that are live, or were deleted and are not
     /// [`forgettable`](super::maintain::forgettable), in order, the sectors that say so, and whether it is made
-    /// of other pieces in some of them, until it returns `false`.
+    /// of other pieces in some of `among` than in others, until it returns `false`.
     ///
     /// # Errors
     /// `Corruption` of the index.
@@ -2127,12 +2127,14 @@ impl Index {
         &self,
         from: &[u8],
         forgettable: u64,
+        among: SectorSet,
         mut each: impl FnMut(&[u8], SectorSet, bool) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
         let mut heads = Heads::new(self, from)?;
         while let Some(key) = heads.next()? {
             let holders = self.holders(&key, &heads.found, forgettable)?;
-            if !holders.is_empty() && !each(&key, holders, heads.is_unlike(holders))? {
+            let is_unlike = heads.is_unlike(holders.within(among));
+            if !holders.is_empty() && !each(&key, holders, is_unlike)? {
                 return Ok(());
             }
             heads.recycle(key);

@@ -42,6 +42,8 @@ pub struct Repairs {
     /// Where a scan of the index goes on.
     scan: Option<Vec<u8>>,
     under_way: Option<Repair>,
+    /// The sectors that were to keep replicas when it was looked last.
+    keepers: Option<SectorSet>,
     /// Whether anything is short is being looked for.
     pub search: Option<Search>,
 }
@@ -109,6 +111,11 @@ impl Inner {
                 Err(error) => self.note(format!("repair: {error}")),
             }
             return Ok(true);
+        }
+        let keepers = self.keepers();
+        let before = repairs.keepers.replace(keepers);
+        if before.is_some_and(|before| before != keepers) {
+            self.marks.want_scan();
         }
         if self.marks.take_news() {
             repairs.is_stuck = false;
@@ -218,12 +225,18 @@ impl Inner {
         let forgettable = forgettable(&self.kept.lock());
         let index = self.index.read();
         let (mut seen, mut last) = (0, None);
-        index.scan_replicas(from, forgettable, |key, holders, is_unlike| {
-            each(key, holders, is_unlike);
-            seen += 1;
-            last = Some([key, &[0]].concat());
-            Ok(seen < AT_ONCE)
-        })?;
+        // What can't be written can't be made like the others.
+        index.scan_replicas(
+            from,
+            forgettable,
+            self.writable(),
+            |key, holders, is_unlike| {
+                each(key, holders, is_unlike);
+                seen += 1;
+                last = Some([key, &[0]].concat());
+                Ok(seen < AT_ONCE)
+            },
+        )?;
         Ok(last.filter(|_| seen == AT_ONCE))
     }
 

@@ -7,6 +7,7 @@ use graviton_format::key::SPACE_BLOB;
 use super::index::{Entry, Index};
 use super::inner::Inner;
 use super::record::system_time;
+use super::set::SectorSet;
 use crate::port::list::build_page;
 use crate::port::replica::check_replica;
 use crate::port::{
@@ -163,20 +164,25 @@ impl Inner {
             }
             let from = BinaryKey::bound(from);
             // Not of those that were deleted.
-            index.scan_replicas(from.stored(), u64::MAX, |stored, holders, _| {
-                if stored.first() != Some(&SPACE_BLOB) {
-                    return Ok(false);
-                }
-                if holders.contains(number)
-                    && let Some(entry) = index.entry_in(number, stored)?
-                {
-                    let key = BinaryKey::of_stored(stored)
-                        .map_err(|error| self.sectors[number].corruption(0, error))?;
-                    let time = system_time(entry.time);
-                    entries.push(ListEntry::new(key, entry.size, entry.lsn, time));
-                }
-                Ok(entries.len() < limit)
-            })?;
+            index.scan_replicas(
+                from.stored(),
+                u64::MAX,
+                SectorSet::NONE,
+                |stored, holders, _| {
+                    if stored.first() != Some(&SPACE_BLOB) {
+                        return Ok(false);
+                    }
+                    if holders.contains(number)
+                        && let Some(entry) = index.entry_in(number, stored)?
+                    {
+                        let key = BinaryKey::of_stored(stored)
+                            .map_err(|error| self.sectors[number].corruption(0, error))?;
+                        let time = system_time(entry.time);
+                        entries.push(ListEntry::new(key, entry.size, entry.lsn, time));
+                    }
+                    Ok(entries.len() < limit)
+                },
+            )?;
             Ok(entries)
         });
         Ok(page?)

@@ -13,6 +13,7 @@ use super::index::{Entry, Piece};
 use super::info::{Finding, ScrubProgress, ScrubReport};
 use super::inner::Inner;
 use super::options::{ScrubDepth, ScrubOptions};
+use super::set::SectorSet;
 use crate::log::Sector;
 use crate::log::sector::{Pin, READ_MAX, is_failed_read};
 use crate::port::op::wait_for;
@@ -94,7 +95,7 @@ impl Scrub<'_> {
         let index = self.inner.index.read();
         let (mut keys, mut last) = (Vec::new(), None);
         // Nothing is kept of what was deleted.
-        index.scan_replicas(from, u64::MAX, |stored, _, _| {
+        index.scan_replicas(from, u64::MAX, SectorSet::NONE, |stored, _, _| {
             keys.extend(BinaryKey::of_stored(stored));
             last = Some([stored, &[0]].concat());
             Ok(keys.len() < AT_ONCE)
