@@ -598,3 +598,16 @@ fn sectors_that_can_only_be_read_are_missed() {
     let sim = boot(&before);
     check(&open_on(&sim, Access::ReadWrite).expect("it opens"), &seeds);
 }
+
+/// A sector that fails under a checkpoint, while nobody writes, is made up for like any other.
+#[test]
+fn a_sector_that_fails_under_a_checkpoint_is_made_up_for() {
+    let (sim, seeds) = filled(2, 1);
+    let store = open_on(&sim, Access::ReadWrite).expect("it opens");
+    sim.set_condition(1, DiskCondition::ReadOnly);
+    store.checkpoint().expect_err("a sector can't be written");
+    sim.set_condition(1, DiskCondition::Dead);
+    settle(&store).expect("it is mended");
+    assert_eq!(store.lacking().expect("it is counted"), 0);
+    check(&store, &seeds);
+}

@@ -114,7 +114,7 @@ impl Inner {
         }
         let keepers = self.keepers();
         let before = repairs.keepers.replace(keepers);
-        if before.is_some_and(|before| before != keepers) {
+        if before.unwrap_or_else(|| self.taking_part()) != keepers {
             self.marks.want_scan();
         }
         if self.marks.take_news() {
