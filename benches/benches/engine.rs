@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use criterion::measurement::WallTime;
 use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
@@ -49,6 +50,18 @@ fn throughput(operations: usize, size: usize) -> Throughput {
     }
 }
 
+/// Puts blobs that are all in flight together.
+fn puts(store: &Store, numbers: impl Iterator<Item = usize>, payload: &Bytes) {
+    let put = |number| store.put(&key(number), payload.clone(), PutOptions::default());
+    wait_all(numbers.map(put).collect());
+}
+
+/// Gets blobs that are all in flight together.
+fn gets(store: &Store, numbers: impl Iterator<Item = usize>) {
+    let get = |number| store.get(&key(number), GetOptions::default());
+    wait_all(numbers.map(get).collect());
+}
+
 fn put(criterion: &mut Criterion) {
     let mut group = short(criterion, "put");
     for (name, size) in SIZES {
@@ -58,15 +71,7 @@ fn put(criterion: &mut Criterion) {
         for in_flight in IN_FLIGHT {
             group.throughput(throughput(in_flight, size));
             group.bench_function(BenchmarkId::new(name, in_flight), |bencher| {
-                bencher.iter(|| {
-                    let some = numbers.by_ref().take(in_flight);
-                    let puts = some.map(|number| {
-                        bench
-                            .store
-                            .put(&key(number), payload.clone(), PutOptions::default())
-                    });
-                    wait_all(puts.collect());
-                });
+                bencher.iter(|| puts(&bench.store, numbers.by_ref().take(in_flight), &payload));
             });
         }
     }
@@ -82,12 +87,7 @@ fn get(criterion: &mut Criterion) {
         for in_flight in IN_FLIGHT {
             group.throughput(throughput(in_flight, size));
             group.bench_function(BenchmarkId::new(name, in_flight), |bencher| {
-                bencher.iter(|| {
-                    let some = numbers.by_ref().take(in_flight);
-                    let gets =
-                        some.map(|number| bench.store.get(&key(number), GetOptions::default()));
-                    wait_all(gets.collect());
-                });
+                bencher.iter(|| gets(&bench.store, numbers.by_ref().take(in_flight)));
             });
         }
     }
@@ -346,15 +346,7 @@ fn replicas(criterion: &mut Criterion) {
                 let mut group = short(criterion, "put_replicas");
                 group.throughput(throughput(in_flight, size));
                 group.bench_function(BenchmarkId::new(&name, in_flight), |bencher| {
-                    bencher.iter(|| {
-                        let some = numbers.by_ref().take(in_flight);
-                        let puts = some.map(|number| {
-                            bench
-                                .store
-                                .put(&key(number), payload.clone(), PutOptions::default())
-                        });
-                        wait_all(puts.collect());
-                    });
+                    bencher.iter(|| puts(&bench.store, numbers.by_ref().take(in_flight), &payload));
                 });
                 group.finish();
             }
@@ -364,12 +356,7 @@ fn replicas(criterion: &mut Criterion) {
                 let mut group = short(criterion, "get_replicas");
                 group.throughput(throughput(in_flight, size));
                 group.bench_function(BenchmarkId::new(&name, in_flight), |bencher| {
-                    bencher.iter(|| {
-                        let some = numbers.by_ref().take(in_flight);
-                        let gets =
-                            some.map(|number| bench.store.get(&key(number), GetOptions::default()));
-                        wait_all(gets.collect());
-                    });
+                    bencher.iter(|| gets(&bench.store, numbers.by_ref().take(in_flight)));
                 });
                 group.finish();
             }

@@ -283,16 +283,16 @@ pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
     let (first, left) = match args.repair {
         false => {
             let report = session.read(look)?;
-            let damaged = report.damaged;
+            let damaged = report.findings.len();
             (report, damaged)
         }
         true => session.write(|store| {
             let report = look(store)?;
-            let left = match report.damaged {
-                0 => 0,
-                _ => {
+            let left = match report.findings.is_empty() {
+                true => 0,
+                false => {
                     mend(session, store)?;
-                    look(store)?.damaged
+                    look(store)?.findings.len()
                 }
             };
             Ok((report, left))
@@ -314,7 +314,7 @@ pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
         "keys": first.keys,
         "replicas": first.replicas,
         "bytes": first.bytes,
-        "damaged": first.damaged,
+        "damaged": first.findings.len(),
         "left": left,
         "findings": findings,
     }))?;
@@ -329,7 +329,7 @@ pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
         count(first.keys, "key", "keys"),
         output.bytes(first.bytes)
     );
-    output.line(match (first.damaged, left) {
+    output.line(match (first.findings.len(), left) {
         (0, _) => format!("clean: {looked}"),
         (damaged, 0) => format!("{damaged} damaged, all mended: {looked}"),
         (damaged, left) if args.repair => {

@@ -222,10 +222,8 @@ pub struct ScrubReport {
     pub replicas: u64,
     /// Bytes that were read.
     pub bytes: u64,
-    /// Replicas of which something is damaged, 10,000 at most. They are marked, and repaired if another has what
-    /// is.
-    pub damaged: u64,
-    /// What is wrong with each, in the order it was found.
+    /// What is wrong with each replica of which something is damaged, in the order it was found: 10,000 at most.
+    /// They are marked, and repaired if another has what is.
     pub findings: Vec<Finding>,
     /// Where to go on, if it was broken off.
     pub next: Option<Vec<u8>>,

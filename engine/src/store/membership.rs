@@ -430,15 +430,6 @@ impl Inner {
     /// How many keys have fewer replicas than they should in the sectors that are left without one.
     fn lacking_without(&self, number: usize) -> Result<u64, StorageError> {
         let left = self.keepers().without(SectorSet::one(number));
-        let (mut from, mut lacking) = (Vec::new(), 0);
-        loop {
-            let seen = self.scan_some(&from, |_, holders, _| {
-                lacking += u64::from(holders.within(left).len() < self.replicas);
-            })?;
-            match seen {
-                Some(next) => from = next,
-                None => return Ok(lacking),
-            }
-        }
+        self.count_keys(|holders, _| holders.within(left).len() < self.replicas)
     }
 }

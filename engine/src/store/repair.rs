@@ -186,15 +186,25 @@ impl Inner {
     pub fn lacking(&self) -> Result<u64, StorageError> {
         self.check_open()?;
         let keepers = self.keepers();
-        let (mut from, mut lacking) = (Vec::new(), 0);
+        self.count_keys(|holders, is_unlike| {
+            is_unlike || holders.within(keepers).len() < self.replicas
+        })
+    }
+
+    /// How many keys `counts` says yes to: told in which sectors they are, and whether they are made of other
+    /// pieces in some.
+    pub fn count_keys(
+        &self,
+        counts: impl Fn(SectorSet, bool) -> bool,
+    ) -> Result<u64, StorageError> {
+        let (mut from, mut count) = (Vec::new(), 0);
         loop {
             let seen = self.scan_some(&from, |_, holders, is_unlike| {
-                let is_short = holders.within(keepers).len() < self.replicas;
-                lacking += u64::from(is_short || is_unlike);
+                count += u64::from(counts(holders, is_unlike));
             })?;
             match seen {
                 Some(next) => from = next,
-                None => return Ok(lacking),
+                None => return Ok(count),
             }
         }
     }

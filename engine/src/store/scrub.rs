@@ -86,7 +86,7 @@ impl Scrub<'_> {
         ScrubProgress {
             keys: self.report.keys,
             bytes: self.report.bytes,
-            damaged: self.report.damaged,
+            damaged: self.report.findings.len() as u64,
         }
     }
 
@@ -190,7 +190,6 @@ impl Scrub<'_> {
         if self.damaged.len() >= FINDINGS_MAX || !self.damaged.insert((key.clone(), number)) {
             return;
         }
-        self.report.damaged += 1;
         let (place, what) = match error {
             StorageError::Corruption { place, what, .. } => (place, what),
             StorageError::Io { place, source, .. } => (place, format!("read failed: {source}")),
