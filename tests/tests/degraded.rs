@@ -571,6 +571,26 @@ fn a_sector_that_failed_may_be_missing_and_no_other() {
     }
 }
 
+/// A sector that can only be read is missed by nobody next time, but then no other may be missing.
+#[test]
+fn a_sector_that_can_only_be_read_leaves_nothing_to_spare() {
+    let (sim, seeds) = filled(2, 1);
+    sim.set_condition(0, DiskCondition::ReadOnly);
+    drop(open_on(&sim, Access::ReadWrite).expect("it opens"));
+    let image = sim.image();
+    for (lost, opens) in [(&[0][..], true), (&[1], false), (&[0, 1], false)] {
+        let sim = boot(&image);
+        for &disk in lost {
+            sim.set_condition(disk, DiskCondition::Absent);
+        }
+        if opens {
+            check(&open_on(&sim, Access::ReadWrite).expect("it opens"), &seeds);
+        } else {
+            refusal(&sim);
+        }
+    }
+}
+
 /// Two sectors that can only be read are two that must not be missing next.
 #[test]
 fn sectors_that_can_only_be_read_are_missed() {

@@ -4,6 +4,7 @@
 //! How to run more of it, or one of it again: `graviton_tests::history` and `tests/README.md`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Image, Random, Sim};
 use graviton_engine::port::{BinaryKey, BlobStore, PutOptions, SectorState, StorageError};
@@ -338,4 +339,65 @@ fn loss_must_be_accepted() {
         "{error}"
     );
     drop(machine);
+}
+
+/// Nothing is put into a sector before the store file names it: if that comes to nothing, it is all elsewhere.
+#[test]
+fn what_is_put_while_a_sector_comes_is_not_lost_with_it() {
+    for round in 0..10 {
+        let (mut machine, store, _) = used(&Plan::THREE_SECTORS);
+        // The first says that one is coming; the second names it.
+        machine.sim().set_faults(&[Fault {
+            kind: FaultKind::ReplaceFile,
+            after: 1,
+            times: 1,
+            disk: None,
+        }]);
+        let is_over = AtomicBool::new(false);
+        let put = std::thread::scope(|scope| {
+            let putting = scope.spawn(|| {
+                let mut put = Vec::new();
+                while !is_over.load(Ordering::Acquire) && put.len() < 1000 {
+                    let key = BinaryKey::new(format!("{}/{round}", put.len())).expect("short");
+                    let done = store.put(&key, payload(1, 100), PutOptions::default());
+                    done.wait().expect("there is room");
+                    put.push(key);
+                }
+                put
+            });
+            add(&store).expect_err("it can't be named");
+            is_over.store(true, Ordering::Release);
+            putting.join().expect("no panic")
+        });
+        assert_eq!(numbers(&store), [0, 1, 2]);
+        drop(store);
+        let image = machine.sim().image();
+        machine.come_up(&image);
+        let store = machine.open().expect("it opens");
+        for key in put {
+            assert!(
+                store.exists(&key).wait().expect("it is looked for"),
+                "{key}"
+            );
+        }
+    }
+}
+
+/// A drain that was begun goes on, whoever has the store open next.
+#[test]
+fn a_drain_goes_on_after_a_restart() {
+    for plan in [Plan::THREE_SECTORS, Plan::REPLICAS] {
+        let (mut machine, store, contents) = used(&plan);
+        store.drain_sector(1).expect("it is to be drained");
+        drop(store);
+        let image = machine.sim().image();
+        machine.come_up(&image);
+        let store = machine.open().expect("it opens");
+        assert_eq!(active(&store), [0, 2]);
+        settle(&store).expect("it is drained");
+        assert_eq!(store.needed(1).expect("it is counted"), 0);
+        let removed = store.remove_sector(1, RemoveOptions::default());
+        removed.expect("nothing needs it");
+        assert_eq!(contents_of(&*store).expect("it is read"), contents);
+    }
 }
