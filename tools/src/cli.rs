@@ -337,6 +337,24 @@ pub enum Command {
         apply: bool,
     },
 
+    /// Move replicas to better places, and take away those that are too many
+    ///
+    /// Says what it would do; with --apply, does it. Sectors that are fuller than others give blobs to
+    /// them, and what is in more sectors than it should be, since one of them was away, leaves the
+    /// fullest. What lacks replicas is for repair.
+    #[command(
+        after_help = "Examples:\n  graviton rebalance -v\n  graviton rebalance --apply --rate 20MiB"
+    )]
+    Rebalance {
+        /// Do it, and not only say what would be done
+        #[arg(long)]
+        apply: bool,
+
+        /// The most that is copied in a second, such as 20MiB [default: no limit]
+        #[arg(long, value_name = "SIZE", value_parser = parse_positive)]
+        rate: Option<u64>,
+    },
+
     /// Show structures as they lie on disk
     ///
     /// Reads the store's files itself, and so works on damaged and locked stores too. Exit code 4
@@ -596,7 +614,7 @@ pub enum Sectors {
         /// The sector's number
         sector: u16,
 
-        /// Even if blobs have too few replicas then, or are lost
+        /// Even if blobs have too few replicas then, or are lost; also if the store does not open without it
         #[arg(long)]
         accept_loss: bool,
     },
@@ -607,6 +625,10 @@ pub enum Sectors {
     Replace {
         /// The number of the one that goes; it may be missing or broken
         sector: u16,
+
+        /// Even if blobs are lost with it; also if the store does not open without it
+        #[arg(long)]
+        accept_loss: bool,
 
         /// The one that comes.
         #[command(flatten)]

@@ -890,12 +890,17 @@ impl SectorIndex {
         }
     }
 
+    /// A sector has a version no more.
+    fn give_up(&mut self, key: BinaryKey, entry: &Entry) -> Result<(), StorageError> {
+        self.release(&key, entry);
+        self.set(key, Slot::Gone)
+    }
+
     /// Takes what is older than `applied` out of the index. Returns whether it is the newest.
     fn retire(&mut self, applied: &Applied) -> Result<bool, StorageError> {
         match self.get(applied.key.stored())? {
             Some(Slot::Live(entry)) if entry.lsn <= applied.lsn => {
-                self.release(&applied.key, &entry);
-                self.set(applied.key.clone(), Slot::Gone)?;
+                self.give_up(applied.key.clone(), &entry)?;
                 Ok(true)
             }
             Some(Slot::Live(_)) => Ok(false),
@@ -919,16 +924,16 @@ impl SectorIndex {
             .map(|extent| (extent.record_address(), extent.record_length()))
     }
 
-    /// What the record of a blob is.
-    pub fn kind_of_record(&self, entry: &Entry) -> RecordKind {
-        let is_blob = match entry.changed {
-            None => entry.extents.is_none(),
-            // Only of a blob the record is an extent as well.
-            Some(_) => self.is_extent(entry),
-        };
-        match is_blob {
-            true => RecordKind::Blob,
-            false => RecordKind::Manifest,
+    /// Whether the record of an entry may be of a kind.
+    pub fn may_be(&self, kind: RecordKind, entry: &Entry) -> bool {
+        match entry.changed {
+            None if entry.extents.is_none() => kind == RecordKind::Blob,
+            None => kind == RecordKind::Manifest,
+            // Only that of a blob is an extent as well.
+            Some(_) if self.is_extent(entry) => kind == RecordKind::Blob,
+            // Of a replica it may be that of a blob whose payload is there once more: made for another that
+            // shares it.
+            Some(_) => matches!(kind, RecordKind::Blob | RecordKind::Manifest),
         }
     }
 
@@ -1073,7 +1078,7 @@ impl SectorIndex {
         Ok(entry.record_lsn() == applied.lsn
             && entry.meta_length == applied.meta_length
             && entry.record_payload() == u64::from(applied.payload_length)
-            && self.kind_of_record(&entry) == applied.kind)
+            && self.may_be(applied.kind, &entry))
     }
 
     /// A record's payload is an extent from now on.
@@ -1786,10 +1791,8 @@ impl Index {
         }
         // Behind the last that was looked at.
         from.push(0);
-        let sector = &mut self.sectors[number];
         for (key, kept) in stale {
-            sector.release(&key, &kept);
-            sector.set(key, Slot::Gone)?;
+            self.sectors[number].give_up(key, &kept)?;
         }
         Ok(seen == most)
     }
@@ -1994,8 +1997,7 @@ impl Index {
                 && entry.lsn < applied.lsn
                 && !landed.contains(number)
             {
-                sector.release(&applied.key, &entry);
-                sector.set(applied.key.clone(), Slot::Gone)?;
+                sector.give_up(applied.key.clone(), &entry)?;
             }
         }
         if applied.key.is_blob() {
@@ -2003,6 +2005,17 @@ impl Index {
             self.recount(before.as_ref(), after.as_ref());
         }
         Ok(())
+    }
+
+    /// Takes what one sector has of a version out of it, which others have as well.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn evict(&mut self, number: usize, key: &BinaryKey) -> Result<(), StorageError> {
+        match self.entry_in(number, key.stored())? {
+            Some(entry) => self.sectors[number].give_up(key.clone(), &entry),
+            None => Ok(()),
+        }
     }
 
     /// Puts together what the sectors say, whose checkpoints are of different ages and whose logs ended at
@@ -2057,9 +2070,7 @@ impl Index {
         }
         drop(heads);
         for (number, key, entry) in losers {
-            let sector = &mut self.sectors[number];
-            sector.release(&key, &entry);
-            sector.set(key, Slot::Gone)?;
+            self.sectors[number].give_up(key, &entry)?;
         }
         (self.blobs, self.logical_bytes) = (blobs, logical_bytes);
         Ok(lacking)

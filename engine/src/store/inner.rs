@@ -646,10 +646,14 @@ impl Inner {
         };
         let stays = holders.within(writable);
         let stays = stays.iter().filter(|&number| room(number) >= needed);
-        let stays = by_room(stays.collect(), self.replicas);
-        let more = self.replicas - stays.len();
+        let at_first = self.options.write_mode.waits_for(self.replicas);
+        let stays = by_room(stays.collect(), at_first);
+        let more = at_first - stays.len();
         let chosen = match &self.options.replication {
-            Some(policy) if more > 0 => self.choose(&**policy, key, stays, needed, &room)?,
+            Some(policy) if more > 0 => {
+                let chosen = self.choose(&**policy, key, stays, needed, &room)?;
+                by_room(chosen, more)
+            }
             _ => by_room(writable.without(stays), more),
         };
         let sectors = stays.and(chosen);
@@ -672,12 +676,33 @@ impl Inner {
         needed: u64,
         room: &dyn Fn(usize) -> u64,
     ) -> Result<SectorSet, StorageError> {
-        let numbers = |sectors: SectorSet| -> Vec<u16> {
-            let numbers = sectors.iter();
-            numbers
-                .filter_map(|number| u16::try_from(number).ok())
-                .collect()
+        let held = numbers(holders);
+        let chosen = self.with_placement(key, &held, needed, room, |placement| {
+            policy.select_targets(placement)
+        });
+        let chosen = match chosen {
+            Ok(choice) => choice.chosen,
+            // So many as there are.
+            Err(PolicyError::Insufficient { chosen, .. }) => chosen,
+            Err(error) => {
+                let what = format!("the policy of replication: {error}");
+                return Err(StorageError::invalid(what));
+            }
         };
+        let chosen: SectorSet = chosen.into_iter().map(usize::from).collect();
+        // Whatever a policy says.
+        Ok(chosen.within(self.keepers()))
+    }
+
+    /// Asks a policy about the replicas of a blob, which the sectors in `holders` have.
+    pub fn with_placement<T>(
+        &self,
+        key: &BinaryKey,
+        holders: &[u16],
+        needed: u64,
+        room: &dyn Fn(usize) -> u64,
+        ask: impl FnOnce(&Placement<'_>) -> T,
+    ) -> T {
         let labels = self.labels.read();
         let facts = |(number, sector): (usize, &Arc<Sector>)| SectorFacts {
             number: sector.number(),
@@ -693,23 +718,12 @@ impl Inner {
         let placement = Placement {
             key,
             copies: u8::try_from(self.replicas).unwrap_or(u8::MAX),
-            holders: &numbers(holders),
+            holders,
             sectors: &facts,
             needed,
             seed: u64::from_le_bytes(seed.try_into().unwrap_or_default()),
         };
-        let chosen = match policy.select_targets(&placement) {
-            Ok(choice) => choice.chosen,
-            // So many as there are.
-            Err(PolicyError::Insufficient { chosen, .. }) => chosen,
-            Err(error) => {
-                let what = format!("the policy of replication: {error}");
-                return Err(StorageError::invalid(what));
-            }
-        };
-        let chosen: SectorSet = chosen.into_iter().map(usize::from).collect();
-        // Whatever a policy says.
-        Ok(chosen.within(self.keepers()))
+        ask(&placement)
     }
 
     /// See [`Store::relabel`](super::Store::relabel).
@@ -759,6 +773,14 @@ impl Inner {
         let capacity = u64::from(segments.usable()) * (per_segment - per_segment / 16);
         capacity.saturating_sub(segments.live())
     }
+}
+
+/// Sectors, as the ports number them.
+pub fn numbers(sectors: SectorSet) -> Vec<u16> {
+    let numbers = sectors.iter();
+    numbers
+        .filter_map(|number| u16::try_from(number).ok())
+        .collect()
 }
 
 /// Whether what is said of a sector can be.

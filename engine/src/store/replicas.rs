@@ -5,7 +5,7 @@ use std::sync::Arc;
 use graviton_format::key::SPACE_BLOB;
 
 use super::index::{Entry, Index};
-use super::inner::Inner;
+use super::inner::{Inner, numbers};
 use super::record::system_time;
 use super::set::SectorSet;
 use crate::port::list::build_page;
@@ -31,14 +31,8 @@ impl Inner {
     fn require_sector(&self, sector: u16) -> Result<usize, ReplicaError> {
         self.check_open()?;
         self.check_member(sector).map_err(|_| {
-            let members = self.sectors.members();
-            let sectors = members
-                .iter()
-                .filter_map(|number| u16::try_from(number).ok());
-            ReplicaError::UnknownSector {
-                sector,
-                sectors: sectors.collect(),
-            }
+            let sectors = numbers(self.sectors.members());
+            ReplicaError::UnknownSector { sector, sectors }
         })
     }
 

@@ -768,7 +768,9 @@ impl Inner {
         sectors: SectorSet,
     ) -> impl Future<Output = Result<(), StorageError>> + Send + use<> {
         let tickets = self.sync_each(sectors);
-        let dispensable = (self.replicas - 1).min(tickets.len().saturating_sub(1));
+        // What was not waited for may be in none of the others yet.
+        let dispensable = self.options.write_mode.waits_for(self.replicas) - 1;
+        let dispensable = dispensable.min(tickets.len().saturating_sub(1));
         let inner = Arc::clone(self);
         async move {
             let mut failed = 0;
