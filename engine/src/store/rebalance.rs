@@ -1,9 +1,9 @@
 //! Rebalance: blobs that would lie better elsewhere get a replica there first; then the one too many goes.
 //!
 //! What is better the policy of replication says or, without one, how full the sectors are. A replica that goes
-//! is only taken out of the index, once what the others have is durable: the next checkpoint of its sector forgets
-//! it, and after a crash before that there is one too many, as there was. Wherever its old record shows again,
-//! every change since has a higher LSN elsewhere.
+//! is only taken out of the index, once what the others have is durable: the next checkpoint of its sector, at the
+//! end of the rebalance at the latest, forgets it, and after a crash before that there is one too many, as there
+//! was. Wherever its old record shows again, every change since has a higher LSN elsewhere.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -36,6 +36,8 @@ struct Rebalancing<'a> {
     moved: Vec<i64>,
     /// Whether replicas move, or only go where there are too many.
     moves: bool,
+    /// The sectors that something went from.
+    lighter: SectorSet,
 }
 
 /// A replica that is to go.
@@ -66,6 +68,7 @@ impl Inner {
             leaving: Vec::new(),
             moved: Vec::new(),
             moves: false,
+            lighter: SectorSet::NONE,
         };
         if self.sectors.len() < 2 {
             return Ok(rebalancing.report);
@@ -76,6 +79,12 @@ impl Inner {
         if flow.is_continue() {
             let _ = rebalancing.look_at_all(progress)?;
         }
+        // What went would be there again when the store is opened next.
+        let efforts = self.begin_maintenance()?;
+        for number in rebalancing.lighter.iter() {
+            self.try_checkpoint(number)?;
+        }
+        drop(efforts);
         Ok(rebalancing.report)
     }
 
@@ -352,7 +361,10 @@ impl Rebalancing<'_> {
         }
         for leaving in std::mem::take(&mut self.leaving) {
             match self.inner.evict(&leaving)? {
-                true => self.report.removed += 1,
+                true => {
+                    self.report.removed += 1;
+                    self.lighter = self.lighter.and(SectorSet::one(leaving.number));
+                }
                 false => self.report.left += 1,
             }
         }
