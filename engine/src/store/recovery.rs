@@ -249,14 +249,12 @@ impl Recovered {
             if writable.contains(named.number.into()) {
                 named.session = Some(hex_id(session));
                 named.behind = false;
-            } else if accepted.contains(named.number.into()) {
-                is_short = true;
-                named.behind = true;
             } else if !named.behind {
                 // What it has was not known to lie elsewhere.
                 is_short = true;
-                named.behind = dispensable > 0;
-                dispensable = dispensable.saturating_sub(1);
+                let is_accepted = accepted.contains(named.number.into());
+                named.behind = is_accepted || dispensable > 0;
+                dispensable = dispensable.saturating_sub(usize::from(!is_accepted));
             }
         }
         begun.beginning = None;
