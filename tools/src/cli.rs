@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use graviton_engine::port::blob::REPLICAS_MAX;
 use graviton_engine::port::mutable::PART_NUMBERS;
 use graviton_engine::port::{ETag, Price, RangeSet, UploadId};
 
@@ -498,6 +499,15 @@ pub struct PutArgs {
         conflicts_with_all = ["hole", "if_absent"]
     )]
     pub past_end: Option<PastTheEnd>,
+
+    /// In how many sectors the blob is to lie, if that is more than the store's number (1 to 64)
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(REPLICAS_MAX)),
+        conflicts_with = "range"
+    )]
+    pub replicas: Option<u16>,
 }
 
 /// What is done with a range that ends past the end of the blob.

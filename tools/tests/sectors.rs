@@ -1101,3 +1101,35 @@ fn a_loss_is_accepted() {
     graviton.run(["verify"]).done();
     graviton.run(["info"]).done();
 }
+
+/// A put may ask for more replicas than the store keeps, and not for fewer.
+#[test]
+fn a_put_asks_for_more_replicas() {
+    let directory = memory_directory();
+    let store = directory.path().join("store");
+    let graviton = Graviton::new(env!("CARGO_BIN_EXE_graviton"), store);
+    let init = ["init", "--sectors", "3", "--replicas", "2"];
+    let size = ["--sector-size", SIZE];
+    graviton.run(init.into_iter().chain(size)).done();
+    let file = env!("CARGO_MANIFEST_PATH");
+    graviton.run(["put", "usual", file]).done();
+    for (key, replicas) in [("asked", "3"), ("more than there are", "4")] {
+        let put = ["put", key, file, "--replicas", replicas];
+        graviton.run(put).done();
+        let stat = graviton.run(["--json", "stat", key]).done().text();
+        let stat: Value = serde_json::from_str(&stat).expect("JSON");
+        assert_eq!(stat["replicas"].to_string(), replicas);
+        assert_eq!(stat["sectors"].as_array().expect("numbers").len(), 3);
+        let stat = graviton.run(["stat", key]).done().text();
+        assert!(
+            stat.contains(&format!("\nreplicas   {replicas}\n")),
+            "{stat}"
+        );
+    }
+    let fewer = graviton.run(["put", "usual", file, "--replicas", "1"]);
+    fewer.fails(FAILED, &["1 replicas", "the store keeps 2"]);
+    let stat = graviton.run(["stat", "usual"]).done().text();
+    assert!(stat.contains("\nreplicas   2\n"), "{stat}");
+    let record = graviton.run(["dump", "record", "asked"]).done().text();
+    assert!(record.contains("  replicas   3\n"), "{record}");
+}

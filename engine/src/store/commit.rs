@@ -54,6 +54,8 @@ pub enum Mutation {
         meta_length: u32,
         payload_length: u32,
         manifest: Option<(u64, Arc<[ExtentRef]>)>,
+        /// How many sectors it is to lie in; 0: as many as the store says.
+        replicas: u8,
         /// What a tracker knows by it.
         known: Option<Box<Known>>,
     },
@@ -95,6 +97,8 @@ pub enum Mutation {
         record: Encoded,
         time: u64,
         meta_length: u32,
+        /// How many sectors it is to lie in, with all its parts; 0: as many as the store says.
+        replicas: u8,
     },
     /// An upload becomes a blob.
     Complete {
@@ -105,6 +109,8 @@ pub enum Mutation {
         precondition: Precondition,
         /// Metadata of the blob, but for the name of its source.
         meta: Vec<u8>,
+        /// How many sectors the blob is to lie in; 0: as many as the store says.
+        replicas: u8,
         /// What is kept of the list.
         digest: Bytes,
         time: u64,
@@ -152,6 +158,7 @@ pub enum Mutation {
         /// The blob's size and pieces, all of which the sector has.
         manifest: Option<(u64, Arc<[ExtentRef]>)>,
         life: Option<u64>,
+        replicas: u8,
     },
     /// A manifest for `target` over payload of others, as they were when it was planned, and extents of
     /// its own.
@@ -1363,10 +1370,21 @@ impl Inner {
             let counts = !is_copy && applied.kind != RecordKind::Extent;
             let have = sectors.within(landed);
             let kept = have.within(keepers);
-            if counts && !have.is_empty() && kept.len() < self.replicas {
+            if counts && !have.is_empty() && kept.len() < self.wanted(self.asked_for(applied)) {
                 self.marks.want_repair(&applied.key);
             }
         }
+    }
+
+    /// How many sectors the version is to lie in that a record has made; 0: as many as the store says.
+    fn asked_for(&self, applied: &Applied) -> u8 {
+        if applied.change.is_none() {
+            return applied.replicas;
+        }
+        // That of the version which it has changed.
+        let found = self.index.read().lookup(applied.key.stored());
+        let found = found.ok().flatten();
+        found.map_or(0, |found| found.entry.replicas)
     }
 
     /// Takes what a flight has written into the index, in the order in which it was decided.

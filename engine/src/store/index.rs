@@ -41,6 +41,8 @@ pub struct Entry {
     pub time: u64,
     /// Bytes of its record's metadata.
     pub meta_length: u32,
+    /// How many sectors it is to lie in; 0: as many as the store says.
+    pub replicas: u8,
     /// The record, if it is of the version that this one came from by changes of its bytes.
     pub changed: Option<ChangedRecord>,
     /// LSN of the record that the blob's life began with, if that is an older one than its record.
@@ -158,6 +160,7 @@ impl Entry {
                 meta_length,
                 changed,
                 life,
+                replicas,
                 extents,
             } => Slot::Live(Self {
                 lsn: entry.lsn,
@@ -165,6 +168,7 @@ impl Entry {
                 size,
                 time,
                 meta_length,
+                replicas: replicas.unwrap_or(0),
                 changed,
                 life,
                 extents: extents.map(Into::into),
@@ -182,6 +186,7 @@ impl Entry {
                 meta_length: self.meta_length,
                 changed: self.changed,
                 life: self.life,
+                replicas: (self.replicas > 0).then_some(self.replicas),
                 extents: self.extents.as_ref().map(|extents| extents.to_vec()),
             },
         }
@@ -437,6 +442,8 @@ pub struct Applied {
     pub source: Option<BinaryKey>,
     /// A manifest that goes on with a life: LSN of the record that it began with.
     pub life: Option<u64>,
+    /// How many sectors a version is to lie in that is not made by a change; 0: as many as the store says.
+    pub replicas: u8,
     /// What an extent belongs to until a manifest names it; `None` in replay, where the end of
     /// the log decides.
     pub hold: Option<Arc<Hold>>,
@@ -546,13 +553,17 @@ fn slot_bytes(key: &[u8], slot: &Slot) -> u64 {
     const OF_RECORD: u64 = 16;
     /// Of a blob whose life began before its record.
     const OF_LIFE: u64 = 8;
+    /// Of a blob that is to lie in more sectors than the store says.
+    const OF_REPLICAS: u64 = 1;
     /// LSN, offset and length of a piece, as they are encoded.
     const PER_PIECE: u64 = 16;
     let more = match slot {
         Slot::Live(entry) => {
             let pieces = entry.extents.as_ref().map_or(0, |extents| extents.len());
             let of_record = entry.changed.map_or(0, |_| OF_RECORD);
-            pieces as u64 * PER_PIECE + of_record + entry.life.map_or(0, |_| OF_LIFE)
+            let of_replicas = u64::from(entry.replicas > 0) * OF_REPLICAS;
+            let of_life = entry.life.map_or(0, |_| OF_LIFE);
+            pieces as u64 * PER_PIECE + of_record + of_life + of_replicas
         }
         Slot::Tombstone { .. } => 0,
         Slot::Gone => return 0,
@@ -1461,6 +1472,15 @@ impl<'a> Heads<'a> {
         Ok(Some(key))
     }
 
+    /// How many sectors a blob of which these have the newest version is to lie in; 0: as many as the store says.
+    fn asked(&self, holders: SectorSet) -> u8 {
+        let asked = self.found.iter().map(|(number, slot)| match slot {
+            Slot::Live(entry) if holders.contains(*number) => entry.replicas,
+            _ => 0,
+        });
+        asked.max().unwrap_or(0)
+    }
+
     /// Whether these sectors have made the blob of other pieces: fragments were merged in some of them.
     fn is_unlike(&self, holders: SectorSet) -> bool {
         let mut live = self.found.iter().filter_map(|(number, slot)| match slot {
@@ -1547,8 +1567,10 @@ pub struct Found {
 /// What was found to be lacking when a store was opened.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Lacking {
-    /// Something lies in fewer sectors than it should.
+    /// Something lies in fewer sectors than the store says.
     pub is_short: bool,
+    /// A blob lies in fewer sectors than its put asked for.
+    pub is_below_asked: bool,
     /// A blob is made of other pieces in one sector than in another.
     pub is_unlike: bool,
 }
@@ -1959,6 +1981,7 @@ impl Index {
             size,
             time: applied.time,
             meta_length: applied.meta_length,
+            replicas: applied.replicas,
             changed: None,
             life: applied.life,
             extents,
@@ -2046,6 +2069,7 @@ impl Index {
             };
             if !is_over && !holders.is_empty() {
                 lacking.is_short |= holders.len() < replicas;
+                lacking.is_below_asked |= holders.len() < heads.asked(holders).into();
                 lacking.is_unlike |= heads.is_unlike(holders);
             }
             let mut current = None;
@@ -2129,8 +2153,9 @@ impl Index {
     }
 
     /// Calls `each` with the stored keys of `from` or greater that are live, or were deleted and are not
-    /// [`forgettable`](super::maintain::forgettable), in order, the sectors that say so, and whether it is made
-    /// of other pieces in some of `among` than in others, until it returns `false`.
+    /// [`forgettable`](super::maintain::forgettable), in order, the sectors that say so, how many its put asked
+    /// for (0: as many as the store says), and whether it is made of other pieces in some of `among` than in
+    /// others, until it returns `false`.
     ///
     /// # Errors
     /// `Corruption` of the index.
@@ -2139,13 +2164,14 @@ impl Index {
         from: &[u8],
         forgettable: u64,
         among: SectorSet,
-        mut each: impl FnMut(&[u8], SectorSet, bool) -> Result<bool, StorageError>,
+        mut each: impl FnMut(&[u8], SectorSet, u8, bool) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
         let mut heads = Heads::new(self, from)?;
         while let Some(key) = heads.next()? {
             let holders = self.holders(&key, &heads.found, forgettable)?;
+            let asked = heads.asked(holders);
             let is_unlike = heads.is_unlike(holders.within(among));
-            if !holders.is_empty() && !each(&key, holders, is_unlike)? {
+            if !holders.is_empty() && !each(&key, holders, asked, is_unlike)? {
                 return Ok(());
             }
             heads.recycle(key);

@@ -44,7 +44,7 @@ pub struct StoreInfo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReplicationInfo {
-    /// How many sectors are to have each blob.
+    /// How many sectors are to have each blob whose put has not asked for more.
     pub replicas: u16,
     /// Blobs (and uploads, parts and tracked sets) that are known to have fewer good replicas, or a damaged
     /// one: repair is on its way, unless there is no sector for it.
@@ -52,7 +52,7 @@ pub struct ReplicationInfo {
     /// Whether there may be others: the index has not been looked through since a sector failed, or since
     /// the store was opened and some were found.
     pub is_scan_due: bool,
-    /// Whether the store file says that something lies in fewer sectors than it should: then the store does
+    /// Whether the store file says that something lies in fewer sectors than `replicas`: then the store does
     /// not open without any of the sectors that take part now.
     pub is_short: bool,
     /// Replicas that could not be read, and have neither been read nor written anew since.

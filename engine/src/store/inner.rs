@@ -55,7 +55,7 @@ pub struct Inner {
     pub session: u64,
     /// There are several sectors, or were: what is done to one key keeps its order over all of them.
     pub has_company: AtomicBool,
-    /// How many sectors are to have each blob.
+    /// How many sectors are to have each blob whose put has not asked for more: see [`Inner::wanted`].
     pub replicas: usize,
     /// The store file.
     pub catalog: Mutex<Catalog>,
@@ -445,7 +445,8 @@ impl Inner {
         let newest = (recovered.newest, recovered.skip);
         let inner = Self::assemble_parts(parts, recovered.index, recovered.kept, newest, kick);
         let draining = inner.sectors.iter().any(|sector| sector.is_draining());
-        if recovered.lacking.is_short || recovered.lacking.is_unlike || draining {
+        let lacking = recovered.lacking;
+        if lacking.is_short || lacking.is_below_asked || lacking.is_unlike || draining {
             inner.marks.want_scan();
         }
         if inner.check_access().is_ok()
@@ -617,9 +618,19 @@ impl Inner {
         }
     }
 
-    /// The sectors a new version of `key` of about `needed` bytes goes to: where it lies, if there
-    /// is room, then where there is most.
-    pub fn place(&self, key: &BinaryKey, needed: u64) -> Result<SectorSet, StorageError> {
+    /// How many sectors a blob is to lie in whose put asked for so many, 0 standing for none in particular.
+    pub fn wanted(&self, asked: u8) -> usize {
+        self.replicas.max(asked.into())
+    }
+
+    /// The sectors a new version of `key` of about `needed` bytes goes to, `wanted` of them if there are so
+    /// many: where it lies, if there is room, then where there is most.
+    pub fn place(
+        &self,
+        key: &BinaryKey,
+        needed: u64,
+        wanted: usize,
+    ) -> Result<SectorSet, StorageError> {
         if self.sectors.len() == 1 {
             return Ok(SectorSet::one(0));
         }
@@ -646,12 +657,12 @@ impl Inner {
         };
         let stays = holders.within(writable);
         let stays = stays.iter().filter(|&number| room(number) >= needed);
-        let at_first = self.options.write_mode.waits_for(self.replicas);
+        let at_first = self.options.write_mode.waits_for(wanted);
         let stays = by_room(stays.collect(), at_first);
         let more = at_first - stays.len();
         let chosen = match &self.options.replication {
             Some(policy) if more > 0 => {
-                let chosen = self.choose(&**policy, key, stays, needed, &room)?;
+                let chosen = self.choose(&**policy, key, wanted, stays, needed, &room)?;
                 by_room(chosen, more)
             }
             _ => by_room(writable.without(stays), more),
@@ -664,7 +675,8 @@ impl Inner {
         })
     }
 
-    /// The sectors that the policy chooses for replicas of a blob beside those in `holders`.
+    /// The sectors that the policy chooses for replicas of a blob beside those in `holders`, so that there are
+    /// `copies` in all.
     ///
     /// # Errors
     /// `InvalidArgument` if the policy can't choose at all.
@@ -672,12 +684,13 @@ impl Inner {
         &self,
         policy: &dyn ReplicationPolicy,
         key: &BinaryKey,
+        copies: usize,
         holders: SectorSet,
         needed: u64,
         room: &dyn Fn(usize) -> u64,
     ) -> Result<SectorSet, StorageError> {
         let held = numbers(holders);
-        let chosen = self.with_placement(key, &held, needed, room, |placement| {
+        let chosen = self.with_placement(key, copies, &held, needed, room, |placement| {
             policy.select_targets(placement)
         });
         let chosen = match chosen {
@@ -694,10 +707,12 @@ impl Inner {
         Ok(chosen.within(self.keepers()))
     }
 
-    /// Asks a policy about the replicas of a blob, which the sectors in `holders` have.
+    /// Asks a policy about the replicas of a blob, of which there are to be so many, and which the sectors in
+    /// `holders` have.
     pub fn with_placement<T>(
         &self,
         key: &BinaryKey,
+        copies: usize,
         holders: &[u16],
         needed: u64,
         room: &dyn Fn(usize) -> u64,
@@ -717,7 +732,7 @@ impl Inner {
         let (seed, _) = self.store_id.split_at(8);
         let placement = Placement {
             key,
-            copies: u8::try_from(self.replicas).unwrap_or(u8::MAX),
+            copies: u8::try_from(copies).unwrap_or(u8::MAX),
             holders,
             sectors: &facts,
             needed,

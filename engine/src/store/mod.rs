@@ -318,7 +318,8 @@ impl Store {
         self.inner.scrub(options, progress)
     }
 
-    /// How many keys have too few replicas, or some that are made of other pieces.
+    /// How many keys have too few replicas, or some that are made of other pieces; also where there are not as
+    /// many sectors as their puts have asked for.
     ///
     /// # Errors
     /// `Corruption` of the index.

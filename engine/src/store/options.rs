@@ -22,7 +22,7 @@ pub struct CreateOptions {
     /// How many sectors (1 to 64), all of one size, in the store's directory.
     pub sectors: u16,
     /// How many sectors each blob is put into (1 to the number of sectors): so many less one may be
-    /// lost.
+    /// lost. A put can ask for more, which changes nothing of that.
     pub replicas: u16,
     /// Size of each sector in bytes, preallocated; rounded down to whole segments. At least 4 MiB.
     pub sector_size: u64,

@@ -109,7 +109,7 @@ impl Inner {
         let others = others.without(SectorSet::one(*number));
         let good = others.iter().filter(|number| !is_marked(number)).count();
         let is_it = alike.entry.lsn == *version && alike.holders.contains(*number);
-        if !is_it || good < self.replicas {
+        if !is_it || good < self.wanted(alike.entry.replicas) {
             return Ok(false);
         }
         index.evict(*number, key)?;
@@ -259,7 +259,8 @@ impl Rebalancing<'_> {
         let keepers = inner.keepers();
         let holders = alike.holders;
         let is_marked = |number| inner.marks.get(key, number, alike.entry.lsn).is_some();
-        let is_short = holders.within(keepers).len() < inner.replicas;
+        let wanted = inner.wanted(alike.entry.replicas);
+        let is_short = holders.within(keepers).len() < wanted;
         // What is missing, damaged or merged otherwise is for repair.
         if is_short || all.holders != holders || holders.iter().any(is_marked) {
             return Ok(None);
@@ -267,11 +268,11 @@ impl Rebalancing<'_> {
         let room = |number: usize| self.room(index, number);
         let size = alike.entry.size;
         let step = match &inner.options.replication {
-            None => self.by_fullness(holders.within(inner.writable()), size, &room),
+            None => self.by_fullness(holders.within(inner.writable()), wanted, size, &room),
             Some(policy) => {
                 let held = numbers(holders.within(inner.writable()));
                 inner
-                    .with_placement(key, &held, size, &room, |placement| {
+                    .with_placement(key, wanted, &held, size, &room, |placement| {
                         policy.needs_rebalance(placement)
                     })
                     .map_err(|error| {
@@ -298,6 +299,7 @@ impl Rebalancing<'_> {
     fn by_fullness(
         &self,
         holders: SectorSet,
+        wanted: usize,
         size: u64,
         room: &dyn Fn(usize) -> u64,
     ) -> Option<Rebalance> {
@@ -313,7 +315,7 @@ impl Rebalancing<'_> {
         };
         let named = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
         let copies = holders.len();
-        if copies > inner.replicas {
+        if copies > wanted {
             let worst = fullest(holders.without(keepers)).or(fullest(holders))?;
             return Some(Rebalance {
                 add: None,

@@ -861,12 +861,13 @@ impl Log {
 }
 
 fn applied(record: LoggedRecord) -> Result<Applied, graviton_format::FormatError> {
-    let (source, life) = match record.kind {
+    let (source, life, replicas) = match record.kind {
         RecordKind::Manifest => {
             let details = Details::decode(&record.meta)?;
-            (details.source, details.life)
+            (details.source, details.life, details.replicas)
         }
-        _ => (None, None),
+        RecordKind::Blob => (None, None, meta::replicas(&record.meta).unwrap_or(0)),
+        _ => (None, None, 0),
     };
     if let Some(life) = life {
         meta::check_life(life, record.lsn)?;
@@ -887,6 +888,7 @@ fn applied(record: LoggedRecord) -> Result<Applied, graviton_format::FormatError
         change: record.change,
         source,
         life,
+        replicas,
         hold: None,
     })
 }

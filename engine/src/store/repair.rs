@@ -206,21 +206,21 @@ impl Inner {
     pub fn lacking(&self) -> Result<u64, StorageError> {
         self.check_open()?;
         let keepers = self.keepers();
-        self.count_keys(|holders, is_unlike| {
-            is_unlike || holders.within(keepers).len() < self.replicas
+        self.count_keys(|holders, wanted, is_unlike| {
+            is_unlike || holders.within(keepers).len() < wanted
         })
     }
 
-    /// How many keys `counts` says yes to: told in which sectors they are, and whether they are made of other
-    /// pieces in some.
+    /// How many keys `counts` says yes to: told in which sectors they are, in how many they should be, and
+    /// whether they are made of other pieces in some.
     pub fn count_keys(
         &self,
-        counts: impl Fn(SectorSet, bool) -> bool,
+        counts: impl Fn(SectorSet, usize, bool) -> bool,
     ) -> Result<u64, StorageError> {
         let (mut from, mut count) = (Vec::new(), 0);
         loop {
-            let seen = self.scan_some(&from, |_, holders, is_unlike| {
-                count += u64::from(counts(holders, is_unlike));
+            let seen = self.scan_some(&from, |_, holders, wanted, is_unlike| {
+                count += u64::from(counts(holders, wanted, is_unlike));
             })?;
             match seen {
                 Some(next) => from = next,
@@ -233,9 +233,8 @@ impl Inner {
     /// where to go on.
     pub fn scan_for_repair(&self, from: Vec<u8>) -> Result<Option<Vec<u8>>, StorageError> {
         let keepers = self.keepers();
-        let wanted = self.replicas.min(keepers.len());
-        self.scan_some(&from, |key, holders, is_unlike| {
-            if (holders.within(keepers).len() < wanted || is_unlike)
+        self.scan_some(&from, |key, holders, wanted, is_unlike| {
+            if (holders.within(keepers).len() < wanted.min(keepers.len()) || is_unlike)
                 && let Ok(key) = BinaryKey::of_stored(key)
             {
                 self.marks.want_repair(&key);
@@ -244,11 +243,11 @@ impl Inner {
     }
 
     /// Calls `each` for some stored keys, from one on, that are live or were deleted: see
-    /// [`Index::scan_replicas`]. Returns where to go on.
+    /// [`Index::scan_replicas`]; told is how many sectors should have them. Returns where to go on.
     pub fn scan_some(
         &self,
         from: &[u8],
-        mut each: impl FnMut(&[u8], SectorSet, bool),
+        mut each: impl FnMut(&[u8], SectorSet, usize, bool),
     ) -> Result<Option<Vec<u8>>, StorageError> {
         /// Looked at under one lock.
         const AT_ONCE: usize = 4096;
@@ -260,8 +259,8 @@ impl Inner {
             from,
             forgettable,
             self.writable(),
-            |key, holders, is_unlike| {
-                each(key, holders, is_unlike);
+            |key, holders, asked, is_unlike| {
+                each(key, holders, self.wanted(asked), is_unlike);
                 seen += 1;
                 last = Some([key, &[0]].concat());
                 Ok(seen < AT_ONCE)
@@ -294,7 +293,9 @@ impl Inner {
             .first());
         let target = match in_place {
             Some(number) => number,
-            None if good.len() >= self.replicas.min(keepers.len()) => return Ok(Plan::Nothing),
+            None if good.len() >= self.wanted(alike.entry.replicas).min(keepers.len()) => {
+                return Ok(Plan::Nothing);
+            }
             None => match self.sector_for_replica(&index, key, all.holders, &alike.entry)? {
                 Some(number) => number,
                 None => return Ok(Plan::Stuck),
@@ -442,6 +443,7 @@ impl Inner {
             payload_length: 0,
             manifest: None,
             life: None,
+            replicas: 0,
         };
         self.submit_replica(target, mutation).await
     }
@@ -456,7 +458,8 @@ impl Inner {
     ) -> Result<Option<usize>, StorageError> {
         let room = |number: usize| self.available(index, number);
         if let Some(policy) = &self.options.replication {
-            let chosen = self.choose(&**policy, key, holders, entry.size, &room)?;
+            let copies = self.wanted(entry.replicas);
+            let chosen = self.choose(&**policy, key, copies, holders, entry.size, &room)?;
             return Ok(chosen.without(holders).first());
         }
         let others = self.keepers().without(holders);
@@ -567,6 +570,7 @@ impl Inner {
                 payload_length: narrow(bytes.len()),
                 manifest: None,
                 life: None,
+                replicas: own.replicas,
                 key: head.key,
             };
             return self.submit_replica(repair.target, mutation).await.map(drop);
@@ -617,6 +621,7 @@ impl Inner {
         let details = Details {
             source: None,
             life: Some(entry.life()).filter(|life| *life != entry.lsn),
+            replicas: entry.replicas,
             ..details
         };
         let is_inline =
@@ -648,6 +653,7 @@ impl Inner {
             payload_length: narrow(payload.len()),
             manifest,
             life: details.life,
+            replicas: details.replicas,
         };
         self.submit_replica(repair.target, mutation).await
     }

@@ -162,7 +162,7 @@ impl Inner {
                 from.stored(),
                 u64::MAX,
                 SectorSet::NONE,
-                |stored, holders, _| {
+                |stored, holders, _, _| {
                     if stored.first() != Some(&SPACE_BLOB) {
                         return Ok(false);
                     }
@@ -244,7 +244,8 @@ impl ReplicaIndex for StoreReplicas {
     fn status(&self, key: &BinaryKey) -> ReplicaOp<ReplicaStatus> {
         let inner = &self.inner;
         let status = inner.replicas_of(key).map(|(entry, replicas)| {
-            ReplicaStatus::of(entry.lsn, inner.replicas, &written(&entry), &replicas)
+            let target = inner.wanted(entry.replicas);
+            ReplicaStatus::of(entry.lsn, target, &written(&entry), &replicas)
         });
         Op::ready(status)
     }

@@ -95,7 +95,7 @@ impl Scrub<'_> {
         let index = self.inner.index.read();
         let (mut keys, mut last) = (Vec::new(), None);
         // Nothing is kept of what was deleted.
-        index.scan_replicas(from, u64::MAX, SectorSet::NONE, |stored, _, _| {
+        index.scan_replicas(from, u64::MAX, SectorSet::NONE, |stored, _, _, _| {
             keys.extend(BinaryKey::of_stored(stored));
             last = Some([stored, &[0]].concat());
             Ok(keys.len() < AT_ONCE)
