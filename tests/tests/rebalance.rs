@@ -144,7 +144,6 @@ fn what_is_too_many_goes_and_stays_away() {
     assert_eq!(rebalance(&again).expect("it is done").left, 0);
     check_replicas(&again, 2..=2).expect("two replicas");
     drop(again);
-    store.checkpoint().expect("a checkpoint");
     store.close().expect("it closes");
     let again = open(&sim);
     check(&again, &contents);

@@ -264,6 +264,11 @@ fn loss_that_is_accepted_keeps_a_store_from_opening_no_more() {
         let back = sim.image();
         sim.set_condition(1, DiskCondition::Absent);
         Store::open_on(sim.backend(), PATH, in_mode(mode)).expect_err("something would be lost");
+        let of_another = OpenOptions {
+            accept_loss_of: vec![0, 2],
+            ..in_mode(mode)
+        };
+        Store::open_on(sim.backend(), PATH, of_another).expect_err("something would be lost");
         let store = Store::open_on(sim.backend(), PATH, accepting(mode)).expect("it opens");
         for number in 0..60 {
             assert_eq!(is_put(&store, number, 1), !lost.contains(&number));
