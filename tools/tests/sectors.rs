@@ -1127,7 +1127,7 @@ fn a_put_asks_for_more_replicas() {
         );
     }
     let fewer = graviton.run(["put", "usual", file, "--replicas", "1"]);
-    fewer.fails(FAILED, &["1 replicas", "the store keeps 2"]);
+    fewer.fails(USAGE, &["1 replicas", "the store keeps 2"]);
     let stat = graviton.run(["stat", "usual"]).done().text();
     assert!(stat.contains("\nreplicas   2\n"), "{stat}");
     let record = graviton.run(["dump", "record", "asked"]).done().text();
