@@ -124,7 +124,7 @@ fn metadata(options: &PutOptions) -> Vec<u8> {
 
 impl Inner {
     /// The geometry of a sector.
-    pub fn geometry(&self, number: usize) -> &Geometry {
+    pub fn geometry(&self, number: usize) -> Geometry {
         self.sectors[number].geometry()
     }
 
