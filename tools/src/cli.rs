@@ -39,7 +39,7 @@ Store:
   compact      Turn garbage into free space
   checkpoint   Write the index out now
   map          Draw where live, garbage and free space lie
-  sectors      List, add, drain, remove, replace and label sectors
+  sectors      List, add, grow, drain, remove, replace and label sectors
   scrub        Read all replicas back, and mend what is damaged
   repair       Make replicas that are missing or damaged
   dump         Show structures as they lie on disk
@@ -303,13 +303,13 @@ pub enum Command {
     )]
     Map(MapArgs),
 
-    /// List, add, drain, remove, replace and label sectors
+    /// List, add, grow, drain, remove, replace and label sectors
     ///
-    /// A sector is a file, on a disk of its own at best. What has to be moved is moved by the command,
+    /// A sector is a file, on a disk of its own at best, or a block device. What has to be moved is moved by the command,
     /// and, if that is cut short, by whoever has the store open for writing next.
     #[command(
         arg_required_else_help = true,
-        after_help = "Examples:\n  graviton sectors ls\n  graviton sectors add --size 64GiB --file /mnt/b/graviton.sector --rack left\n  graviton sectors replace 1\n  graviton sectors drain 2 && graviton sectors remove 2"
+        after_help = "Examples:\n  graviton sectors ls\n  graviton sectors add --size 64GiB --file /mnt/b/graviton.sector --rack left\n  graviton sectors add --file /dev/sdb\n  graviton sectors grow 0 128GiB\n  graviton sectors replace 1\n  graviton sectors drain 2 && graviton sectors remove 2"
     )]
     Sectors {
         /// What to do.
@@ -607,6 +607,15 @@ pub enum Sectors {
     Ls,
     /// Add one
     Add(NewSectorArgs),
+    /// Make a sector larger
+    Grow {
+        /// The sector's number
+        sector: u16,
+
+        /// Its new size, such as 128GiB; rounded down to whole segments [default: all of the device]
+        #[arg(value_name = "SIZE", value_parser = parse_positive)]
+        size: Option<u64>,
+    },
     /// Make everything that a sector holds anew in others; it gets nothing more
     Drain {
         /// The sector's number
@@ -619,7 +628,7 @@ pub enum Sectors {
     },
     /// Take a sector away that is drained, missing or broken
     ///
-    /// Its file is deleted, unless it was added with --file.
+    /// Its file is deleted, unless it was added with --file. A device is taken for no sector any more.
     Remove {
         /// The sector's number
         sector: u16,
@@ -686,13 +695,18 @@ pub enum Depth {
 /// A sector that comes.
 #[derive(Debug, Args)]
 pub struct NewSectorArgs {
-    /// Its size, such as 64GiB; rounded down to whole segments [default: that of the largest]
+    /// Its size, such as 64GiB; rounded down to whole segments [default: all of the device, or that of
+    /// the largest]
     #[arg(long, value_name = "SIZE", value_parser = parse_positive)]
     pub size: Option<u64>,
 
-    /// Its file, which must not exist [default: one in the store's directory]
+    /// Its file, which must not exist, or a block device [default: a file in the store's directory]
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+
+    /// Even if there is something on the device: it is lost
+    #[arg(long, requires = "file")]
+    pub overwrite: bool,
 
     /// What is said of it.
     #[command(flatten)]

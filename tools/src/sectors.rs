@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::os::unix::fs::FileTypeExt as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 use graviton_engine::port::{Health, Labels, Replica, ReplicaError, SectorState, StorageError};
@@ -22,6 +23,14 @@ pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
     match what {
         Sectors::Ls => ls(session),
         Sectors::Add(new) => session.write(|store| add(session, store, new).map(drop)),
+        &Sectors::Grow { sector, size } => session.write(|store| {
+            let size = store.grow_sector(sector, size.map_or_else(|| whole(store, sector), Ok)?)?;
+            session
+                .output
+                .object(&json!({"grown": sector, "size": size}))?;
+            let size = session.output.bytes(size);
+            session.output.line(format!("sector {sector} has {size}"))
+        }),
         &Sectors::Drain { sector } => session.write(|store| {
             store.drain_sector(sector)?;
             move_away(session, store, sector)?;
@@ -152,6 +161,18 @@ fn labels_of(args: &LabelArgs) -> Labels {
     }
 }
 
+/// All of the device that a sector lies on.
+fn whole(store: &Store, sector: u16) -> Result<u64, Failure> {
+    let sectors = store.info().sectors;
+    let is_file = |found: &&SectorInfo| found.number == sector && !found.is_device;
+    match sectors.iter().find(is_file) {
+        Some(_) => Err(Failure::failed(format!(
+            "sector {sector} is a file: say what size it is to have"
+        ))),
+        None => Ok(u64::MAX),
+    }
+}
+
 fn add(session: &Session, store: &Store, new: &NewSectorArgs) -> Result<u16, Failure> {
     let largest = store
         .info()
@@ -166,9 +187,17 @@ fn add(session: &Session, store: &Store, new: &NewSectorArgs) -> Result<u16, Fai
         ),
         None => None,
     };
+    let is_device = file.as_deref().is_some_and(|file| {
+        std::fs::metadata(file).is_ok_and(|found| found.file_type().is_block_device())
+    });
+    let size = match is_device {
+        true => Some(u64::MAX),
+        false => largest,
+    };
     let number = store.add_sector(&NewSector {
         file,
-        size: new.size.or(largest).unwrap_or_default(),
+        size: new.size.or(size).unwrap_or_default(),
+        overwrite: new.overwrite,
         labels: labels_of(&new.labels),
     })?;
     session.output.object(&json!({"added": number}))?;

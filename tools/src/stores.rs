@@ -294,6 +294,7 @@ pub fn sector_json(sector: &SectorInfo) -> Value {
         "number": sector.number,
         "sector_id": sector.sector_id,
         "path": sector.path.to_string_lossy(),
+        "device": sector.is_device,
         "state": sector.state.name(),
         "rack": sector.labels.rack,
         "tier": sector.labels.tier,

@@ -216,13 +216,18 @@ pub fn end_creation(backend: &dyn Backend, directory: &Path) -> io::Result<()> {
     backend.remove_file(&directory.join(CREATING_FILE))
 }
 
-/// Notes that a sector's file is about to be made: as the store file will name it.
+/// Notes that a sector is about to be made: its file, as the store file will name it, or that of a device.
 ///
 /// # Errors
 /// `AlreadyExists` if there is something; what the system reports.
-pub fn begin_addition(backend: &dyn Backend, directory: &Path, file: &Path) -> io::Result<()> {
+pub fn begin_addition(
+    backend: &dyn Backend,
+    directory: &Path,
+    file: &Path,
+    is_device: bool,
+) -> io::Result<()> {
     // What is there now is not ours to overwrite, and must not be noted as such.
-    if directory.join(file).symlink_metadata().is_ok() {
+    if !is_device && directory.join(file).symlink_metadata().is_ok() {
         return Err(io::ErrorKind::AlreadyExists.into());
     }
     let text = file.to_str().ok_or(io::ErrorKind::InvalidInput)?;

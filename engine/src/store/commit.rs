@@ -865,7 +865,7 @@ impl Inner {
         }
         self.check_sufficient(writable, work)?;
         for number in writable.iter() {
-            check_fits_frame(self.sectors[number].geometry(), work.length_max())?;
+            check_fits_frame(&self.sectors[number].geometry(), work.length_max())?;
         }
         if needed == 0 {
             return Ok(writable);
@@ -1027,9 +1027,8 @@ impl Inner {
             failed: lane.failed_lsn,
         };
         let doubts = lanes.iter().zip(self.sectors.iter()).map(doubt).collect();
-        let draft = |number: usize| {
-            Draft::new(number, *self.sectors[number].geometry(), lanes[number].tail)
-        };
+        let draft =
+            |number: usize| Draft::new(number, self.sectors[number].geometry(), lanes[number].tail);
         let drafts = members.iter().map(draft).collect();
         let mut assembly = Assembly::new(&mut index, drafts, next_lsn, claims, doubts)
             .with_writable(self.writable())

@@ -44,6 +44,7 @@ impl Inner {
                 number: sector.number(),
                 sector_id: format!("{:016x}", sector.identity().sector_id),
                 path: sector.path().to_owned(),
+                is_device: sector.disk().info().is_device,
                 state: sector.state(),
                 labels: self.labels.read()[number].clone(),
                 direct: sector.disk().info().direct,

@@ -100,8 +100,10 @@ pub struct SectorInfo {
     pub number: u16,
     /// Its id, 16 hex digits.
     pub sector_id: String,
-    /// Its file.
+    /// Its file, or its block device.
     pub path: PathBuf,
+    /// Whether it is a block device.
+    pub is_device: bool,
     /// What it can be used for.
     pub state: SectorState,
     /// What its operator says of it.

@@ -31,7 +31,7 @@ use crate::port::op::{Driver, Signal, wait_for};
 use crate::port::{
     BinaryKey, Labels, Placement, PolicyError, ReplicationPolicy, SectorFacts, StorageError,
 };
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::channel::Sender;
 use crate::sync::{Mutex, RwLock};
 
@@ -67,6 +67,8 @@ pub struct Inner {
     pub kept: Mutex<Vec<Kept>>,
     /// Held by whoever does maintenance: one step at a time.
     pub maintenance: Mutex<Efforts>,
+    /// How many are about to make a sector larger.
+    pub growing: AtomicUsize,
     /// What was found wrong, a line each.
     pub health: Mutex<Vec<String>>,
     /// Damage that was met in the logs when the store was opened.
@@ -382,11 +384,11 @@ impl Inner {
             sectors.push(Arc::new(wait_for(Sector::format(disk, superblock))?));
             named.push((catalog::sector_file(number), identity.sector_id));
         }
-        let model = (*sectors[0].identity(), *sectors[0].geometry());
+        let model = (*sectors[0].identity(), sectors[0].geometry());
         let indexes = sectors
             .iter()
             .map(|sector| {
-                SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry()))
+                SectorIndex::new(Arc::clone(sector), None, Segments::new(&sector.geometry()))
             })
             .collect();
         let kept = sectors.iter().map(|_| Kept::none()).collect();
@@ -507,6 +509,7 @@ impl Inner {
                 commits: Mutex::new(Commits::new(&tails, newest, skip)),
                 kept: Mutex::new(kept),
                 maintenance: Mutex::default(),
+                growing: AtomicUsize::new(0),
                 health: Mutex::new(health),
                 damage,
                 detached: Arc::default(),
@@ -602,6 +605,11 @@ impl Inner {
     /// Gives up the lock.
     pub fn unlock(&self) {
         self.lock.lock().take();
+    }
+
+    /// Whether a sector is about to become larger: there may be room without anything being done for it.
+    pub fn is_growing(&self) -> bool {
+        self.growing.load(Ordering::SeqCst) > 0
     }
 
     /// Wakes the maintenance thread.

@@ -51,11 +51,16 @@ impl Default for CreateOptions {
 /// A sector that is to be added to a store. The default: a file of 1 GiB in the store's directory.
 #[derive(Debug, Clone)]
 pub struct NewSector {
-    /// Its file, which must not exist; relative to the store's directory. `None`: one there, named by its number.
+    /// Its file, which must not exist, or a block device that nobody else uses; relative to the store's directory.
+    /// `None`: a file there, named by its number.
     pub file: Option<PathBuf>,
     /// Its size in bytes, preallocated; rounded down to whole segments, which are as large as the other
-    /// sectors'. At least 16 of them.
+    /// sectors'. At least 16 of them. Of a block device, no more than it has: [`u64::MAX`] is all of it. Of one
+    /// that is not taken as a whole, what says where things lie is found only as long as its first block is good.
     pub size: u64,
+    /// Even if there is something on the block device, which is lost then. Nothing is ever made of a device that
+    /// is a sector of the store, and a file is never overwritten.
+    pub overwrite: bool,
     /// What its operator says of it.
     pub labels: Labels,
 }
@@ -65,6 +70,7 @@ impl Default for NewSector {
         Self {
             file: None,
             size: GIB,
+            overwrite: false,
             labels: Labels::default(),
         }
     }

@@ -111,7 +111,7 @@ pub async fn recover(opening: Opening<'_>) -> Result<Recovered, StorageError> {
         .settle(catalog.replicas.into(), forgettable)?;
     recovery.check_enough(path, &catalog)?;
     let known = recovery.sectors.iter().find(|sector| !sector.is_gone());
-    let known = known.map(|sector| (*sector.identity(), *sector.geometry()));
+    let known = known.map(|sector| (*sector.identity(), sector.geometry()));
     let Some(known) = known else {
         return Err(StorageError::invalid("no sectors"));
     };
@@ -406,7 +406,7 @@ impl Recovery {
             }
         }
         let known = opened.iter().find_map(|(.., sector)| sector.as_ref().ok());
-        let Some(known) = known.map(|sector| (*sector.identity(), *sector.geometry())) else {
+        let Some(known) = known.map(|sector| (*sector.identity(), sector.geometry())) else {
             let errors = opened
                 .iter()
                 .filter_map(|(.., sector)| sector.as_ref().err());
@@ -463,6 +463,8 @@ impl Recovery {
         let (mut sector, notes) = Sector::open(Arc::clone(&disk), number).await?;
         let block_size = sector.geometry().block_size;
         if disk.info().block_size > block_size {
+            // A device is opened once at a time.
+            drop(sector);
             let disk = fit_blocks(backend, disk, access, block_size, notice)?;
             (sector, _) = Sector::open(disk, number).await?;
         }
@@ -488,7 +490,7 @@ impl Recovery {
             sector.path(),
             sector.number(),
             *sector.identity(),
-            *sector.geometry(),
+            sector.geometry(),
             &error,
         );
         standing_in.leave_out(state_of(&error), &error);
@@ -504,7 +506,7 @@ impl Recovery {
 
     fn nothing_of(&self, number: usize) -> SectorIndex {
         let sector = &self.sectors[number];
-        SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry()))
+        SectorIndex::new(Arc::clone(sector), None, Segments::new(&sector.geometry()))
     }
 
     /// Loads the checkpoints of all sectors.
@@ -609,7 +611,7 @@ impl Recovery {
             };
             match Segments::decode(
                 image.segments(),
-                sector.geometry(),
+                &sector.geometry(),
                 root.root.sequence.get(),
             ) {
                 Some(segments) => loaded = Some((root, Arc::new(image), segments)),
@@ -645,7 +647,7 @@ impl Recovery {
                     sector.number()
                 ));
                 (
-                    SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry())),
+                    SectorIndex::new(Arc::clone(sector), None, Segments::new(&sector.geometry())),
                     None,
                 )
             }

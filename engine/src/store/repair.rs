@@ -602,7 +602,7 @@ impl Inner {
             (range.clone(), sector.pin(std::iter::once(range.start)))
         };
         let (buffer, skip) = sector.read(range.clone()).await.ok()?;
-        let (identity, geometry) = (sector.identity(), sector.geometry());
+        let (identity, geometry) = (sector.identity(), &sector.geometry());
         let view = RecordView::decode(&buffer[skip..], identity, geometry, range.start).ok()?;
         let is_it = view.header.lsn.get() == lsn;
         let key = BinaryKey::of_stored(view.key).ok().filter(|_| is_it)?;
