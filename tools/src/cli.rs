@@ -602,8 +602,8 @@ pub enum Sectors {
     },
     /// Add a sector in the place of another, move everything there, and take the other away
     ///
-    /// If it is cut short, see with `ls` how far it came: drain and remove do the rest once the new
-    /// sector is there.
+    /// If it is cut short, run it again: once the new sector is there, the other is being drained, and no
+    /// further one is added for it.
     Replace {
         /// The number of the one that goes; it may be missing or broken
         sector: u16,

@@ -21,7 +21,7 @@ use crate::stores::{labels_line, sector_json};
 pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
     match what {
         Sectors::Ls => ls(session),
-        Sectors::Add(new) => session.write(|store| add(session, store, new).map(drop)),
+        Sectors::Add(new) => session.write(|store| add(session, store, new, None).map(drop)),
         &Sectors::Drain { sector } => session.write(|store| {
             store.drain_sector(sector)?;
             move_away(session, store, sector)?;
@@ -42,8 +42,16 @@ pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
         Sectors::Replace { sector, new } => session.write(|store| {
             // Before anything is added for it.
             store.needed(*sector)?;
-            add(session, store, new)?;
-            store.drain_sector(*sector)?;
+            match is_draining(store, *sector) {
+                // Another came for it before.
+                true => {
+                    session.output.object(&json!({"draining": sector}))?;
+                    session.output.line(format!(
+                        "sector {sector} is being drained already: going on, no other is added"
+                    ))?;
+                }
+                false => drop(add(session, store, new, Some(*sector))?),
+            }
             move_away(session, store, *sector)?;
             remove(session, store, *sector, RemoveOptions::default())
         }),
@@ -106,7 +114,18 @@ fn labels_of(args: &LabelArgs) -> Labels {
     }
 }
 
-fn add(session: &Session, store: &Store, new: &NewSectorArgs) -> Result<u16, Failure> {
+fn is_draining(store: &Store, number: u16) -> bool {
+    let sectors = store.info().sectors.into_iter();
+    let mut named = sectors.filter(|sector| sector.number == number);
+    named.any(|sector| sector.draining)
+}
+
+fn add(
+    session: &Session,
+    store: &Store,
+    new: &NewSectorArgs,
+    replaces: Option<u16>,
+) -> Result<u16, Failure> {
     let largest = store
         .info()
         .sectors
@@ -124,6 +143,7 @@ fn add(session: &Session, store: &Store, new: &NewSectorArgs) -> Result<u16, Fai
         file,
         size: new.size.or(largest).unwrap_or_default(),
         labels: labels_of(&new.labels),
+        replaces,
     })?;
     session.output.object(&json!({"added": number}))?;
     session.output.line(format!("added sector {number}"))?;
@@ -319,9 +339,9 @@ pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
         "findings": findings,
     }))?;
     for finding in &first.findings {
-        let key = finding.key.as_ref().map(ToString::to_string);
+        let key = finding.key.as_ref().map(|key| format!(" ({key})"));
         let key = key.unwrap_or_default();
-        output.line(format!("{} ({key}): {}", finding.place, finding.what))?;
+        output.line(format!("{}{key}: {}", finding.place, finding.what))?;
     }
     let looked = format!(
         "{} of {}, {} read",

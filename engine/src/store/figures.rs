@@ -45,6 +45,7 @@ impl Inner {
                 sector_id: format!("{:016x}", sector.identity().sector_id),
                 path: sector.path().to_owned(),
                 state: sector.state(),
+                draining: sector.is_draining(),
                 labels: self.labels.read()[number].clone(),
                 direct: sector.disk().info().direct,
                 block_size: sector.geometry().block_size,

@@ -102,6 +102,8 @@ pub struct SectorInfo {
     pub sector_id: String,
     /// Its file.
     pub path: PathBuf,
+    /// Whether its replicas are to move elsewhere, be it that it is missing or broken.
+    pub draining: bool,
     /// What it can be used for.
     pub state: SectorState,
     /// What its operator says of it.

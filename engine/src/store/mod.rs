@@ -202,11 +202,12 @@ impl Store {
         self.inner.relabel(sector, labels)
     }
 
-    /// Adds a sector, which takes records from then on. Returns its number, the lowest that is not in use.
+    /// Adds a sector, which takes records from then on. Returns its number, the lowest that is not in use. The
+    /// one that it replaces, if it does, is [drained](Store::drain_sector) from the same moment on.
     ///
     /// # Errors
-    /// `ReadOnly`; `InvalidArgument` for measures that do not fit, a name that is none, or if there have been
-    /// 64; `AlreadyExists` if there is such a file; `File`, `Io`. Nothing is left behind then.
+    /// `ReadOnly`; `InvalidArgument` for measures that do not fit, a name that is none, if there is no sector that
+    /// it could replace, or there have been 64; `AlreadyExists` if there is such a file; `File`, `Io`. Nothing is left behind then.
     pub fn add_sector(&self, new: &NewSector) -> Result<u16, StorageError> {
         self.inner.add_sector(new)
     }

@@ -58,6 +58,8 @@ pub struct NewSector {
     pub size: u64,
     /// What its operator says of it.
     pub labels: Labels,
+    /// The sector that it comes for: that is being drained from the same moment on.
+    pub replaces: Option<u16>,
 }
 
 impl Default for NewSector {
@@ -66,6 +68,7 @@ impl Default for NewSector {
             file: None,
             size: GIB,
             labels: Labels::default(),
+            replaces: None,
         }
     }
 }
