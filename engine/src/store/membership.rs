@@ -428,6 +428,7 @@ impl Inner {
         let why = StorageError::invalid("it was removed");
         sector.leave_out(SectorState::Absent, &why);
         self.marks.forget(number);
+        self.mending.lock().forget(number);
         let place = format!("sector {number} at offset ");
         self.health.lock().retain(|line| !line.contains(&place));
         let vacant = Arc::clone(self.sectors.vacant());

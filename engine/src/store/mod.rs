@@ -23,6 +23,7 @@ mod maintain;
 mod manifest;
 mod marks;
 mod membership;
+mod mend;
 mod merge;
 mod multipart;
 mod options;
@@ -35,6 +36,7 @@ mod scrub;
 mod sectors;
 mod set;
 mod shortage;
+mod structure;
 mod ticket;
 mod tracker;
 mod verify;
@@ -247,8 +249,8 @@ impl Store {
         self.inner.needed(sector)
     }
 
-    /// Makes replicas, on this thread, until everything has as many as it should, or nothing more can be done:
-    /// what the store does by itself in the background. Returns how many keys still have too few.
+    /// Makes replicas, on this thread, until everything has as many as it should, or nothing more can be done, and
+    /// mends what is known to be damaged around them: what the store does by itself in the background. Returns how many keys still have too few.
     ///
     /// # Errors
     /// `ReadOnly`, `Closed`; `Corruption` of the index. What can't be read or written of one blob is in
@@ -269,6 +271,10 @@ impl Store {
     /// [`Store::repair`]; what else lies in the same segment is looked at next. `progress` is asked after each
     /// key whether to go on.
     ///
+    /// Then, unless only the index is looked at, what lies around the replicas is read: superblocks, checkpoints,
+    /// headers, what is dead. Damage there is mended in the sector, also if there is but one: a segment is
+    /// emptied of what lives in it and can be read, and used anew; `progress` is asked after each segment.
+    ///
     /// Reads bypass caches as far as the store's I/O does.
     ///
     /// ```
@@ -286,7 +292,7 @@ impl Store {
     /// ```
     ///
     /// # Errors
-    /// `Closed`; `Corruption` of the index. Damage of replicas is in the report.
+    /// `Closed`; `Corruption` of the index. What is damaged is in the report.
     pub fn scrub(
         &self,
         options: &ScrubOptions,

@@ -85,9 +85,10 @@ pub struct RemoveOptions {
 pub enum ScrubDepth {
     /// Nothing: what the index says must fit together.
     Index,
-    /// The front of each record, with what is said of the blob.
+    /// The front of each record, with what is said of the blob; superblocks, checkpoints, and the headers of
+    /// segments and frames.
     Headers,
-    /// Every byte.
+    /// Every byte, be it of what is dead but still there.
     #[default]
     Everything,
 }
