@@ -1,10 +1,11 @@
 //! One store, its operations one by one: durable puts and gets by size with one caller and with
 //! sixteen in flight, batches, listings, opening; puts and gets of ranges next to plain ones;
-//! compare-and-set by threads; one replica next to two.
+//! compare-and-set by threads; one replica next to two, on one disk, and reads from several disks.
 //!
-//! `cargo bench -p graviton-benches`; `GRAVITON_BENCH_DIR` chooses the device. The figures are those
-//! of the machine they were taken on.
+//! `cargo bench -p graviton-benches`; `GRAVITON_BENCH_DIR` chooses the device, `GRAVITON_BENCH_DISKS` others for
+//! replicas. The figures are those of the machine they were taken on.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -364,6 +365,32 @@ fn replicas(criterion: &mut Criterion) {
     }
 }
 
+/// Gets from one disk, and from more of them that all have each blob. The others are named by
+/// `GRAVITON_BENCH_DISKS`: directories, as in a search path.
+fn disks(criterion: &mut Criterion) {
+    let Some(others) = std::env::var_os("GRAVITON_BENCH_DISKS") else {
+        eprintln!("get_disks: skipped: GRAVITON_BENCH_DISKS names no directories on other disks");
+        return;
+    };
+    let others: Vec<PathBuf> = std::env::split_paths(&others).collect();
+    for (name, size) in SIZES {
+        for count in 0..=others.len() {
+            let bench = BenchStore::create_over(&others[..count], GIB / 4);
+            fill_one_by_one(&bench.store, size);
+            let mut numbers = (0..KEYS).cycle();
+            let mut group = short(criterion, "get_disks");
+            for in_flight in [1, 16, 64] {
+                let id = BenchmarkId::new(format!("{} with {name}", count + 1), in_flight);
+                group.throughput(throughput(in_flight, size));
+                group.bench_function(id, |bencher| {
+                    bencher.iter(|| gets(&bench.store, numbers.by_ref().take(in_flight)));
+                });
+            }
+            group.finish();
+        }
+    }
+}
+
 criterion_group!(
     engine,
     put,
@@ -373,6 +400,7 @@ criterion_group!(
     put_range,
     get_range,
     compare_and_set,
-    replicas
+    replicas,
+    disks
 );
 criterion_main!(engine);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use graviton_engine::port::{Batch, BinaryKey, BlobStore, Op, StorageError};
-use graviton_engine::store::{CreateOptions, Store};
+use graviton_engine::store::{CreateOptions, NewSector, RemoveOptions, Store};
 use tempfile::TempDir;
 
 /// Where stores of benches lie: `GRAVITON_BENCH_DIR` if it is set (on the device to be measured),
@@ -29,6 +29,8 @@ pub struct BenchStore {
     pub store: Arc<Store>,
     /// Removed once both are dropped, the store first.
     directory: TempDir,
+    /// Where its other sectors lie.
+    elsewhere: Vec<TempDir>,
 }
 
 impl BenchStore {
@@ -56,7 +58,38 @@ impl BenchStore {
         Self {
             store: Arc::new(store),
             directory,
+            elsewhere: Vec::new(),
         }
+    }
+
+    /// Creates a store with one sector on each of some disks, which all have each blob: the first is that of
+    /// [`bench_directory`].
+    ///
+    /// # Panics
+    /// If it can't be created.
+    #[must_use]
+    pub fn create_over(others: &[PathBuf], sector_size: u64) -> Self {
+        let replicas = u16::try_from(1 + others.len()).expect("a few disks");
+        let mut bench = Self::create_with(CreateOptions {
+            sectors: replicas,
+            replicas,
+            sector_size,
+            ..CreateOptions::default()
+        });
+        for (number, disk) in (1..replicas).zip(others) {
+            let elsewhere = TempDir::with_prefix_in("graviton-bench-", disk);
+            let elsewhere = elsewhere.expect("a temporary directory can be made");
+            let added = bench.store.add_sector(&NewSector {
+                file: Some(elsewhere.path().join("sector")),
+                size: sector_size,
+                ..NewSector::default()
+            });
+            added.expect("a sector can be added");
+            let removed = bench.store.remove_sector(number, RemoveOptions::default());
+            removed.expect("nothing needs the other");
+            bench.elsewhere.push(elsewhere);
+        }
+        bench
     }
 
     /// Where the store lies.

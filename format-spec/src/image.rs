@@ -17,6 +17,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use crate::checksum::stored_length;
 use crate::error::require;
 use crate::key::{STORED_KEY_MAX_LEN, STORED_KEY_MIN_LEN};
+use crate::meta;
 use crate::record::{ExtentRef, META_MAX_LEN, check_extents};
 use crate::structure::on_disk;
 use crate::varint::{put, take, unzigzag, zigzag};
@@ -39,6 +40,7 @@ const KIND_TOMBSTONE: u8 = 3;
 const FLAG_META: u8 = 0x10;
 const FLAG_CHANGED: u8 = 0x20;
 const FLAG_LIFE: u8 = 0x40;
+const FLAG_REPLICAS: u8 = 0x80;
 
 on_disk! {
     /// Starts an image.
@@ -137,6 +139,8 @@ pub enum ImageValue {
         changed: Option<ChangedRecord>,
         /// LSN of the record that the blob's life began with, if that is an older one than the record.
         life: Option<u64>,
+        /// How many sectors it is to lie in, if that is more than the store file says.
+        replicas: Option<u8>,
         /// Its pieces, if its payload is not in the record itself.
         extents: Option<Vec<ExtentRef>>,
     },
@@ -181,8 +185,8 @@ impl ImageBuilder {
     /// Appends an entry.
     ///
     /// # Panics
-    /// If `key` is not greater than the one before or not 2 to 1033 bytes long, or an LSN is above
-    /// the base.
+    /// If `key` is not greater than the one before or not 2 to 1033 bytes long, an LSN is above
+    /// the base, or a number of replicas is none.
     pub fn push(&mut self, key: &[u8], entry: &ImageEntry) {
         assert!(
             self.entries == 0 || key > self.last_key.as_slice(),
@@ -224,6 +228,7 @@ impl ImageBuilder {
                 meta_length,
                 changed,
                 life,
+                replicas,
                 extents,
             } => {
                 let kind = if extents.is_some() {
@@ -234,7 +239,9 @@ impl ImageBuilder {
                 let flag = |is_set, flag| if is_set { flag } else { 0 };
                 let meta = flag(*meta_length > 0, FLAG_META);
                 let changed_or_not = flag(changed.is_some(), FLAG_CHANGED);
-                bytes.push(kind | meta | changed_or_not | flag(life.is_some(), FLAG_LIFE));
+                let life_or_not = flag(life.is_some(), FLAG_LIFE);
+                let replicas_or_not = flag(replicas.is_some(), FLAG_REPLICAS);
+                bytes.push(kind | meta | changed_or_not | life_or_not | replicas_or_not);
                 put(bytes, self.lsn_base - entry.lsn);
                 put(bytes, *size);
                 put(
@@ -261,6 +268,10 @@ impl ImageBuilder {
                         "no life that began before its record"
                     );
                     put(bytes, self.lsn_base - life);
+                }
+                if let Some(replicas) = replicas {
+                    assert!(meta::is_count(*replicas), "{replicas} replicas");
+                    bytes.push(*replicas);
                 }
                 if let Some(extents) = extents {
                     put(bytes, extents.len() as u64);
@@ -583,7 +594,7 @@ impl<B: AsRef<[u8]>> Image<B> {
                 .ok_or_else(|| bad("entry", "has an LSN below 0"))
         };
         let entry_lsn = lsn(number()?)?;
-        let kind = flags & !(FLAG_META | FLAG_CHANGED | FLAG_LIFE);
+        let kind = flags & !(FLAG_META | FLAG_CHANGED | FLAG_LIFE | FLAG_REPLICAS);
         if flags == KIND_TOMBSTONE {
             return Ok(ImageEntry {
                 lsn: entry_lsn,
@@ -632,8 +643,12 @@ impl<B: AsRef<[u8]>> Image<B> {
                 "has a life that began no earlier, or no pieces",
             ));
         }
+        let replicas = match flags & FLAG_REPLICAS {
+            0 => None,
+            _ => Some(take_replicas(bytes)?),
+        };
         let extents = if kind == KIND_MANIFEST {
-            let count = number()?;
+            let count = take(bytes).ok_or_else(cut)?;
             // A piece takes at least three bytes, which bounds what is allocated.
             let mut extents =
                 Vec::with_capacity(usize::try_from(count.min(bytes.len() as u64 / 3)).unwrap_or(0));
@@ -661,6 +676,7 @@ impl<B: AsRef<[u8]>> Image<B> {
                 meta_length,
                 changed,
                 life,
+                replicas,
                 extents,
             },
         })
@@ -691,6 +707,19 @@ impl<B: AsRef<[u8]>> Image<B> {
         }
         Ok(cursor)
     }
+}
+
+/// Takes a number of replicas off `bytes` \[F-70\].
+fn take_replicas(bytes: &mut &[u8]) -> Result<u8, FormatError> {
+    let (&count, rest) = bytes
+        .split_first()
+        .ok_or_else(|| bad("entry", "is cut off"))?;
+    *bytes = rest;
+    if !meta::is_count(count) {
+        let what = format!("has {count} replicas");
+        return Err(FormatError::field("Image", "entry", "F-70", what));
+    }
+    Ok(count)
 }
 
 /// Takes an entry's key off `bytes`: how many bytes it shares with the one before (which has
@@ -806,6 +835,7 @@ mod tests {
                     payload_length: 77,
                 }),
                 life: (lsn > 16).then(|| lsn - 2),
+                replicas: (lsn > 24).then_some(64),
                 extents: Some(vec![
                     ExtentRef {
                         lsn: 1.into(),
@@ -827,6 +857,7 @@ mod tests {
                 meta_length: 0,
                 changed: None,
                 life: None,
+                replicas: (lsn % 4 == 3).then_some(3),
                 extents: None,
             },
         };
@@ -905,6 +936,28 @@ mod tests {
                 assert_eq!(found, expected);
             }
         }
+    }
+
+    /// \[F-70\]
+    #[test]
+    fn a_number_of_replicas_is_one_that_can_be() {
+        let (_, image) = sample((1..4).map(|n| vec![0, n]));
+        // Of the last entry it is the last byte.
+        let at = image.header().groups_offset.get() as usize - 1;
+        let mut bytes = image.bytes().to_vec();
+        assert_eq!(bytes[at], 3);
+        let counts = [(0, false), (1, true), (64, true), (65, false), (255, false)];
+        for (count, is_good) in counts {
+            bytes[at] = count;
+            let found = Image::open(&bytes).unwrap().get(&[0, 3]);
+            assert_eq!(found.is_ok(), is_good, "{count}: {found:?}");
+        }
+        // A tombstone has none.
+        bytes[at] = 3;
+        let entry = [1, 1, 3, KIND_BLOB | FLAG_REPLICAS];
+        let flags = bytes.windows(4).position(|bytes| bytes == entry).unwrap() + 3;
+        bytes[flags] = KIND_TOMBSTONE | FLAG_REPLICAS;
+        assert!(Image::open(&bytes).unwrap().get(&[0, 3]).is_err());
     }
 
     #[test]

@@ -14,6 +14,10 @@ const TAG_SOURCE: u8 = 4;
 const TAG_CHANGE: u8 = 5;
 const TAG_ORIGIN: u8 = 6;
 const TAG_LIFE: u8 = 7;
+const TAG_REPLICAS: u8 = 128;
+
+/// The most sectors that a blob can be asked to lie in: a store has no more.
+pub const REPLICAS_MAX: u8 = 64;
 
 /// One item of metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +57,9 @@ pub enum MetaItem<'a> {
     /// Tag 7, in a manifest: the LSN of the record that the blob's life began with (u64), if that is
     /// not the manifest itself.
     Life(u64),
+    /// Tag 128: how many sectors the blob is to lie in (u8), if that is more than the store file says:
+    /// 1 to [`REPLICAS_MAX`].
+    Replicas(u8),
 }
 
 /// Bytes of an item that says what a record changes, tag and length included.
@@ -61,7 +68,7 @@ pub const CHANGE_LEN: usize = 2 + 24;
 /// Appends an item.
 ///
 /// # Panics
-/// If the name of an attribute is empty or longer than 255 bytes.
+/// If the name of an attribute is empty or longer than 255 bytes, or a number of replicas is none.
 pub fn put(target: &mut Vec<u8>, item: MetaItem<'_>) {
     let (tag, parts): (u8, [&[u8]; 3]) = match &item {
         MetaItem::Created(time) => (TAG_CREATED, [&time.to_le_bytes(), &[], &[]]),
@@ -83,6 +90,10 @@ pub fn put(target: &mut Vec<u8>, item: MetaItem<'_>) {
             (TAG_ORIGIN, [&time.to_le_bytes(), name.as_bytes(), &[]])
         }
         MetaItem::Life(lsn) => (TAG_LIFE, [&lsn.to_le_bytes(), &[], &[]]),
+        MetaItem::Replicas(count) => {
+            assert!(is_count(*count), "{count} replicas");
+            (TAG_REPLICAS, [std::slice::from_ref(count), &[], &[]])
+        }
     };
     target.push(tag);
     varint::put(target, parts.iter().map(|part| part.len() as u64).sum());
@@ -93,6 +104,22 @@ fn name_length(name: &str) -> u8 {
     let length = u8::try_from(name.len()).unwrap_or(0);
     assert!(length != 0, "a name of {} bytes", name.len());
     length
+}
+
+/// Whether a blob can be asked to lie in so many sectors \[F-70\].
+#[must_use]
+pub fn is_count(replicas: u8) -> bool {
+    (1..=REPLICAS_MAX).contains(&replicas)
+}
+
+/// How many sectors a record's blob is to lie in, if its metadata says so: what can't be read of that says
+/// nothing.
+#[must_use]
+pub fn replicas(meta: &[u8]) -> Option<u8> {
+    items(meta).find_map(|item| match item {
+        Ok(MetaItem::Replicas(count)) => Some(count),
+        _ => None,
+    })
 }
 
 /// Checks that a life began before the record of LSN `lsn`, which goes on with it \[F-64\].
@@ -193,8 +220,15 @@ fn take<'a>(rest: &mut &'a [u8]) -> Result<Option<MetaItem<'a>>, FormatError> {
             lsn.map(|lsn| Some(MetaItem::Life(lsn)))
                 .ok_or_else(|| bad("has a life that began with no record"))
         }
+        TAG_REPLICAS => match value {
+            &[count] if is_count(count) => Ok(Some(MetaItem::Replicas(count))),
+            _ => {
+                let what = "has an impossible number of replicas";
+                Err(FormatError::field("metadata", "item", "F-70", what))
+            }
+        },
         TAG_SOURCE => Err(bad("names a source whose key is empty or too long")),
-        128.. => Ok(None),
+        129.. => Ok(None),
         _ => Err(bad(&format!("has the unknown tag {tag}"))),
     }
 }
@@ -230,6 +264,8 @@ mod tests {
             },
             MetaItem::Origin { time: 5, name: "" },
             MetaItem::Life(6),
+            MetaItem::Replicas(1),
+            MetaItem::Replicas(REPLICAS_MAX),
         ];
         for item in all {
             let mut bytes = Vec::new();
@@ -258,5 +294,16 @@ mod tests {
         );
         assert!(items(&[8, 0]).next().unwrap().is_err());
         assert!(items(&[0, 0]).next().unwrap().is_err());
+    }
+
+    /// \[F-70\]
+    #[test]
+    fn a_number_of_replicas_is_one_that_can_be() {
+        for wrong in [&[128, 1, 0][..], &[128, 1, 65], &[128, 0], &[128, 2, 3, 0]] {
+            assert!(items(wrong).next().unwrap().is_err(), "{wrong:?}");
+            assert_eq!(replicas(wrong), None);
+        }
+        assert_eq!(replicas(&[200, 0, 128, 1, 3, 128, 1, 4]), Some(3));
+        assert_eq!(replicas(&[]), None);
     }
 }

@@ -467,6 +467,16 @@ fn broken(whole: &[Vector], sample: &Sample) -> Vec<Vector> {
             },
         ),
         damaged(
+            meta,
+            "no-replicas",
+            "A blob that is to lie in no sector.",
+            |bytes| {
+                // Before the last item, which is a life.
+                let at = bytes.len() - 10 - 1;
+                bytes[at] = 0;
+            },
+        ),
+        damaged(
             manifest,
             "wrong-sum",
             "A size one byte above the pieces' sum.",

@@ -218,7 +218,7 @@ fn the_checksums_are_those_the_specification_names() {
 /// Numbers that SPEC.md states in prose, as they stand in the code.
 #[test]
 fn stated_limits_are_those_of_the_code() {
-    use graviton_format::{checkpoint, checksum, geometry, image, key, record};
+    use graviton_format::{checkpoint, checksum, geometry, image, key, meta, record};
     let text = spec();
     let stated = [
         ("area", geometry::AREA_SIZE, "65536"),
@@ -230,6 +230,7 @@ fn stated_limits_are_those_of_the_code() {
         ("stored key", key::STORED_KEY_MAX_LEN as u64, "1033"),
         ("metadata", record::META_MAX_LEN as u64, "40960"),
         ("blob", record::BLOB_MAX_LEN, "1099511627776"),
+        ("replicas", meta::REPLICAS_MAX.into(), "64"),
         ("page", image::PAGE_SIZE as u64, "65536"),
         ("group", image::GROUP_SIZE, "16"),
         ("version", graviton_format::FORMAT_VERSION.into(), "1"),

@@ -8,6 +8,7 @@ pub mod random;
 pub mod reopening;
 pub mod trees;
 
+use std::ops::{ControlFlow, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,7 +18,9 @@ use graviton_engine::port::{
     BinaryKey, BlobStore, Durability, GetOptions, Holes, ListRequest, MutableObjectStore,
     PutOptions, StorageError,
 };
-use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
+use graviton_engine::store::{
+    CreateOptions, KIB, MIB, OpenOptions, RebalanceOptions, RebalanceReport, Store,
+};
 use graviton_engine::testing::{Difference, Replicated, Subject};
 use tempfile::TempDir;
 
@@ -224,16 +227,33 @@ pub fn settle(store: &Store) -> Result<(), Difference> {
     Err(format!("maintenance comes to no end: {step:?}, {info:#?}"))
 }
 
-/// Checks that every blob lies in two sectors.
+/// Moves replicas to better places, as fast as it goes.
+///
+/// # Errors
+/// What the store reports.
+pub fn rebalance(store: &Store) -> Result<RebalanceReport, StorageError> {
+    let options = RebalanceOptions::default();
+    store.rebalance(&options, &mut |_| ControlFlow::Continue(()))
+}
+
+/// Checks that every blob lies in two sectors, or in more.
 ///
 /// # Errors
 /// The first that does not.
 pub fn check_two_replicas(store: &Store) -> Result<(), Difference> {
+    check_replicas(store, 2..=usize::MAX)
+}
+
+/// Checks that every blob lies in so many sectors.
+///
+/// # Errors
+/// The first that does not.
+pub fn check_replicas(store: &Store, wanted: RangeInclusive<usize>) -> Result<(), Difference> {
     let keys = all_keys(store).map_err(|error| format!("list: {error}"))?;
     for key in keys {
         let found = store.stat(&key).wait().map_err(|error| error.to_string())?;
-        if found.sectors.len() < 2 {
-            return Err(format!("{key} lies in {:?} alone", found.sectors));
+        if !wanted.contains(&found.sectors.len()) {
+            return Err(format!("{key} lies in {:?}", found.sectors));
         }
     }
     Ok(())

@@ -87,6 +87,12 @@ fn crashes_of_long_histories_over_replicas() {
 }
 
 #[test]
+fn crashes_of_long_histories_in_which_writes_wait_for_some_replicas() {
+    crash(Plan::ASYNC, 60, 2, SAMPLED);
+    crash(Plan::QUORUM, 60, 2, SAMPLED);
+}
+
+#[test]
 fn crashes_of_full_stores() {
     crash(Plan::FULL, 40, 8, SAMPLED);
 }

@@ -32,7 +32,17 @@ fn on_three_sectors() {
 
 #[test]
 fn on_two_replicas_over_three_sectors() {
-    histories(Plan::REPLICAS, 1000);
+    histories(Plan::REPLICAS, 700);
+}
+
+#[test]
+fn replicas_of_which_a_write_waits_for_the_first() {
+    histories(Plan::ASYNC, 300);
+}
+
+#[test]
+fn replicas_of_which_a_write_waits_for_a_quorum() {
+    histories(Plan::QUORUM, 200);
 }
 
 #[test]

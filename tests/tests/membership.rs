@@ -14,7 +14,7 @@ use graviton_tests::history::{
     Action, Ground, Machine, PATH, Plan, Tally, Trials, check_store, open, perform,
 };
 use graviton_tests::random::payload;
-use graviton_tests::{all_keys, check_two_replicas, settle};
+use graviton_tests::{all_keys, check_two_replicas, rebalance, settle};
 
 const SIZE: u64 = 4 * MIB;
 
@@ -37,11 +37,15 @@ fn active(store: &Store) -> Vec<u16> {
     active.map(|sector| sector.number).collect()
 }
 
-/// Something is done about the sectors of a store: one is added, drained, or taken away.
+/// Something is done about the sectors of a store: one is added, drained, or taken away; or they are rebalanced.
 fn change_sectors(store: &Store, random: &mut Random, replicas: usize) -> Result<(), Difference> {
     let wrong = |what: &str, error: StorageError| format!("{what}: {error}");
     let draining = |sector: &u16| !active(store).contains(sector);
-    match random.below(4) {
+    match random.below(5) {
+        4 => match rebalance(store) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(wrong("rebalance", error)),
+        },
         0 if numbers(store).len() < 5 => {
             match add(store) {
                 Ok(_) => Ok(()),

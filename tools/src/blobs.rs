@@ -41,6 +41,7 @@ pub fn put(session: &Session, args: &PutArgs) -> Result<(), Failure> {
     };
     let options = PutOptions {
         precondition,
+        replicas: args.replicas,
         ..PutOptions::default()
     };
     if let Some(size) = args.hole {
@@ -304,6 +305,7 @@ pub fn stat(session: &Session, args: &KeyArg) -> Result<(), Failure> {
             "digests": digests,
             "attributes": attributes,
             "sectors": info.sectors,
+            "replicas": info.replicas,
         }),
     ))?;
     let field = |name: &str, value: String| output.line(format!("{name:<10} {value}"));
@@ -332,7 +334,8 @@ pub fn stat(session: &Session, args: &KeyArg) -> Result<(), Failure> {
         field("attribute", format!("{name} = {value}"))?;
     }
     let sectors: Vec<String> = info.sectors.iter().map(ToString::to_string).collect();
-    field("sectors", sectors.join(", "))
+    field("sectors", sectors.join(", "))?;
+    field("replicas", info.replicas.to_string())
 }
 
 /// `ls`.

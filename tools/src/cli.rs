@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use graviton_engine::port::blob::REPLICAS_MAX;
 use graviton_engine::port::mutable::PART_NUMBERS;
 use graviton_engine::port::{ETag, Price, RangeSet, UploadId};
 
@@ -337,6 +338,24 @@ pub enum Command {
         apply: bool,
     },
 
+    /// Move replicas to better places, and take away those that are too many
+    ///
+    /// Says what it would do; with --apply, does it. Sectors that are fuller than others give blobs to
+    /// them, and what is in more sectors than it should be, since one of them was away, leaves the
+    /// fullest. What lacks replicas is for repair.
+    #[command(
+        after_help = "Examples:\n  graviton rebalance -v\n  graviton rebalance --apply --rate 20MiB"
+    )]
+    Rebalance {
+        /// Do it, and not only say what would be done
+        #[arg(long)]
+        apply: bool,
+
+        /// The most that is copied in a second, such as 20MiB [default: no limit]
+        #[arg(long, value_name = "SIZE", value_parser = parse_positive)]
+        rate: Option<u64>,
+    },
+
     /// Show structures as they lie on disk
     ///
     /// Reads the store's files itself, and so works on damaged and locked stores too. Exit code 4
@@ -480,6 +499,15 @@ pub struct PutArgs {
         conflicts_with_all = ["hole", "if_absent"]
     )]
     pub past_end: Option<PastTheEnd>,
+
+    /// In how many sectors the blob is to lie, if that is more than the store's number (1 to 64)
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(REPLICAS_MAX)),
+        conflicts_with = "range"
+    )]
+    pub replicas: Option<u16>,
 }
 
 /// What is done with a range that ends past the end of the blob.
@@ -596,7 +624,7 @@ pub enum Sectors {
         /// The sector's number
         sector: u16,
 
-        /// Even if blobs have too few replicas then, or are lost
+        /// Even if blobs have too few replicas then, or are lost; also if the store does not open without it
         #[arg(long)]
         accept_loss: bool,
     },
@@ -607,6 +635,10 @@ pub enum Sectors {
     Replace {
         /// The number of the one that goes; it may be missing or broken
         sector: u16,
+
+        /// Even if blobs are lost with it; also if the store does not open without it
+        #[arg(long)]
+        accept_loss: bool,
 
         /// The one that comes.
         #[command(flatten)]

@@ -125,6 +125,7 @@ fn dispatch(session: &Session, command: &Command) -> Result<(), Failure> {
         Command::Sectors { what } => sectors::run(session, what),
         Command::Scrub(args) => sectors::scrub(session, args),
         Command::Repair { apply } => sectors::repair(session, *apply),
+        &Command::Rebalance { apply, rate } => sectors::rebalance(session, apply, rate),
         Command::Dump(args) => dump::run(session, args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use comfy_table::{CellAlignment, Table, presets};
 use graviton_engine::port::{Health, Labels, Replica, ReplicaError, SectorState, StorageError};
 use graviton_engine::store::{
-    NewSector, RemoveOptions, ScrubDepth, ScrubOptions, SectorInfo, Store,
+    NewSector, RebalanceOptions, RemoveOptions, ScrubDepth, ScrubOptions, SectorInfo, Store,
 };
 use serde_json::{Value, json};
 
@@ -38,23 +38,44 @@ pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
         &Sectors::Remove {
             sector,
             accept_loss,
-        } => session.write(|store| remove(session, store, sector, RemoveOptions { accept_loss })),
-        Sectors::Replace { sector, new } => session.write(|store| {
-            // Before anything is added for it.
-            store.needed(*sector)?;
-            match is_draining(store, *sector) {
-                // Another came for it before.
-                true => {
-                    session.output.object(&json!({"draining": sector}))?;
-                    session.output.line(format!(
-                        "sector {sector} is being drained already: going on, no other is added"
-                    ))?;
-                }
-                false => drop(add(session, store, new, Some(*sector))?),
+        } => {
+            let options = RemoveOptions { accept_loss };
+            let work = |store: &Store| remove(session, store, sector, options);
+            match accept_loss {
+                true => without(session, sector, 0, work),
+                false => session.write(work),
             }
-            move_away(session, store, *sector)?;
-            remove(session, store, *sector, RemoveOptions::default())
-        }),
+        }
+        &Sectors::Replace {
+            sector,
+            accept_loss,
+            ref new,
+        } => {
+            let options = RemoveOptions { accept_loss };
+            let work = |store: &Store| {
+                // Before anything is added for it.
+                store.needed(sector)?;
+                match is_draining(store, sector) {
+                    // Another came for it before.
+                    true => {
+                        session.output.object(&json!({"draining": sector}))?;
+                        session.output.line(format!(
+                            "sector {sector} is being drained already: going on, no other is added"
+                        ))?;
+                    }
+                    false => drop(add(session, store, new, Some(sector))?),
+                }
+                match accept_loss {
+                    true => drop(mend(session, store)?),
+                    false => move_away(session, store, sector)?,
+                }
+                remove(session, store, sector, options)
+            };
+            match accept_loss {
+                true => without(session, sector, 1, work),
+                false => session.write(work),
+            }
+        }
         Sectors::Label { sector, labels } => session.write(|store| {
             store.relabel(*sector, labels_of(labels))?;
             let labels = labels_line(&labels_of(labels)).unwrap_or_else(|| "nothing".to_owned());
@@ -62,6 +83,31 @@ pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
             session.output.line(format!("sector {sector}: {labels}"))
         }),
     }
+}
+
+/// Does `work` with a store that may not open but without a sector, whose loss is accepted then. So many others come.
+fn without(
+    session: &Session,
+    sector: u16,
+    coming: usize,
+    work: impl FnOnce(&Store) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let (info, refused) = session.inspect(|store| Ok(store.info()))?;
+    if refused.is_none() {
+        return session.write(work);
+    }
+    // Nothing is given up for a work that will be refused.
+    let is_left =
+        |other: &&SectorInfo| other.number != sector && other.state == SectorState::Active;
+    let left = info.sectors.iter().filter(is_left).count();
+    let replicas = usize::from(info.replication.replicas);
+    if left + coming < replicas {
+        return Err(Failure::usage(format!(
+            "without sector {sector}, {} left to take {replicas} replicas of each blob",
+            count(left as u64, "sector is", "sectors are")
+        )));
+    }
+    session.write_without(sector, work)
 }
 
 fn ls(session: &Session) -> Result<(), Failure> {
@@ -380,4 +426,69 @@ pub fn repair(session: &Session, apply: bool) -> Result<(), Failure> {
         true => format!("{keys} replicas, and nothing more can be done; graviton info tells more"),
     })?;
     Err(Failure::Reported(Exit::Corruption))
+}
+
+/// `rebalance`.
+pub fn rebalance(session: &Session, apply: bool, rate: Option<u64>) -> Result<(), Failure> {
+    let options = RebalanceOptions {
+        dry_run: !apply,
+        bytes_per_second: rate,
+    };
+    let output = &session.output;
+    let look = |store: &Store| {
+        let shown = Progress::would_show(output.is_json() || output.is_verbose());
+        let progress = Progress::counting(shown, "rebalancing,");
+        let mut said = Ok(());
+        let report = store.rebalance(&options, &mut |step| {
+            progress.message(count(step.removed, "step", "steps"));
+            if output.is_verbose() {
+                let line = output.line(format!("{}: {}", step.key, step.step));
+                let (add, remove) = (step.step.add, step.step.remove);
+                let object = with_key(step.key, json!({"add": add, "remove": remove}));
+                said = line.and_then(|()| output.object(&object));
+            }
+            match &said {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        });
+        progress.clear();
+        said?;
+        Ok::<_, Failure>(report?)
+    };
+    let report = match apply {
+        true => session.write(look)?,
+        false => session.read(look)?,
+    };
+    output.object(&json!({
+        "applied": apply,
+        "keys": report.keys,
+        "added": report.added,
+        "removed": report.removed,
+        "bytes": report.bytes,
+        "left": report.left,
+    }))?;
+    let steps = format!(
+        "{} with {}, {}",
+        count(report.added, "replica made", "replicas made"),
+        output.bytes(report.bytes),
+        count(report.removed, "taken away", "taken away"),
+    );
+    output.line(match (report.removed, apply) {
+        (0, _) if report.left == 0 => {
+            format!(
+                "nothing to move: {} looked at",
+                count(report.keys, "blob", "blobs")
+            )
+        }
+        (_, true) => format!("done: {steps}"),
+        (_, false) => format!("--apply does it: {steps}"),
+    })?;
+    match report.left {
+        0 => Ok(()),
+        left => output.line(format!(
+            "{} could not be taken; graviton info tells more",
+            count(left, "step", "steps")
+        )),
+    }
 }

@@ -77,7 +77,8 @@ impl Session {
         } else {
             Access::ReadOnly
         };
-        self.use_store(self.open(access)?, |store| self.warned(store, work))
+        let store = self.open(self.open_options(access))?;
+        self.use_store(store, |store| self.warned(store, work))
     }
 
     /// Opens the store for reading, whatever it has lost, does `work`, which tells what is wrong,
@@ -91,17 +92,40 @@ impl Session {
         let path = &self.global.store;
         let (store, why) = match Store::open_with(path, options(Access::ReadOnly)) {
             Ok(store) => (store, None),
-            Err(error) => (self.open(Access::Salvage)?, Some(error.to_string())),
+            Err(error) => (
+                self.open(options(Access::Salvage))?,
+                Some(error.to_string()),
+            ),
         };
         Ok((self.use_store(store, work)?, why))
     }
 
     /// Opens the store for writing, does `work`, and closes it.
     pub fn write<T>(&self, work: impl FnOnce(&Store) -> Result<T, Failure>) -> Result<T, Failure> {
+        self.write_with(self.open_options(Access::ReadWrite), work)
+    }
+
+    /// The same, though a sector may be missing that has the only copy of something.
+    pub fn write_without<T>(
+        &self,
+        sector: u16,
+        work: impl FnOnce(&Store) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let options = OpenOptions {
+            accept_loss_of: vec![sector],
+            ..self.open_options(Access::ReadWrite)
+        };
+        self.write_with(options, work)
+    }
+
+    fn write_with<T>(
+        &self,
+        options: OpenOptions,
+        work: impl FnOnce(&Store) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         self.check_writing()?;
-        self.use_store(self.open(Access::ReadWrite)?, |store| {
-            self.warned(store, work)
-        })
+        let store = self.open(options)?;
+        self.use_store(store, |store| self.warned(store, work))
     }
 
     /// Refuses what changes a store if it is only to be salvaged.
@@ -114,14 +138,14 @@ impl Session {
         Ok(())
     }
 
-    fn open(&self, access: Access) -> Result<Store, Failure> {
-        Store::open_with(&self.global.store, self.open_options(access)).map_err(|error| {
+    fn open(&self, options: OpenOptions) -> Result<Store, Failure> {
+        Store::open_with(&self.global.store, options).map_err(|error| {
             let more = match error {
                 StorageError::Corruption { .. } => {
                     "; changes that were acknowledged may be lost (graviton verify tells more, --salvage reads what is left)"
                 }
                 StorageError::TooFewSectors { .. } => {
-                    " (graviton info tells more, --salvage reads what is left)"
+                    " (graviton info tells more, --salvage reads what is left, sectors replace or remove --accept-loss goes on without one)"
                 }
                 _ => "",
             };

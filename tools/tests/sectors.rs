@@ -883,7 +883,7 @@ fn what_can_not_be_made_up_for_is_refused() {
             &["repair"],
             &["repair", "--apply"],
             &["sectors", "replace", "1"],
-            &["sectors", "remove", "1", "--accept-loss"],
+            &["rebalance", "--apply"],
         ] {
             let words = [what, &["too many sectors can't be used", "--salvage"]].concat();
             subject.run(arguments).fails(CORRUPTION, &words);
@@ -1002,4 +1002,146 @@ fn no_room_for_a_sector() {
     subject.change();
     subject.run(&["sectors", "replace", "1"]).done();
     subject.is_well();
+}
+
+/// What is too many goes, and a sector that comes gets its share; what would be done is said first.
+#[test]
+fn replicas_are_moved_to_better_places() {
+    let mut subject = Subject::new(memory_directory(), 11);
+    for _ in 0..12 {
+        subject.put_new(200_000);
+    }
+    let nothing = subject.run(&["rebalance"]).done();
+    assert_eq!(nothing.text(), "nothing to move: 16 blobs looked at\n");
+    let sector = subject.sector(1).expect("listed");
+    let aside = subject.directory.path().join("aside");
+    fs::rename(&sector.file, &aside).expect("moved");
+    subject.run(&["repair", "--apply"]).done();
+    fs::rename(&aside, &sector.file).expect("moved back");
+    let surplus = subject.run(&["--json", "rebalance"]).done().text();
+    let surplus: Value = serde_json::from_str(&surplus).expect("JSON");
+    let removed = surplus["removed"].as_u64().expect("a number");
+    assert!(removed > 4, "{surplus}");
+    assert_eq!(surplus["applied"], false);
+    let told = subject.run(&["rebalance", "-v"]).done().text();
+    assert!(told.contains("remove the copy in sector "), "{told}");
+    assert!(told.contains("there are 3, more than wanted"), "{told}");
+    let (_, last) = told.trim_end().rsplit_once('\n').expect("several lines");
+    assert!(last.starts_with("--apply does it: "), "{last}");
+    subject.run(&["sectors", "add", "--size", SIZE]).done();
+    let done = subject
+        .run(&["rebalance", "--apply", "--rate", "100MiB"])
+        .done();
+    assert!(done.text().starts_with("done: "), "{}", done.text());
+    for key in subject.live() {
+        let stat = subject.run(&["--json", "stat", &key]).done().text();
+        let stat: Value = serde_json::from_str(&stat).expect("JSON");
+        assert_eq!(stat["sectors"].as_array().expect("numbers").len(), 2);
+    }
+    let map = subject.run(&["--json", "sectors", "ls"]).done().text();
+    let last: Value = serde_json::from_str(map.lines().last().expect("four")).expect("JSON");
+    assert!(
+        last["space"]["live"].as_u64().expect("bytes") > 200_000,
+        "{last}"
+    );
+    subject.is_well();
+    subject.can_lose_any();
+    subject
+        .run(&["rebalance", "--rate", "0"])
+        .fails(USAGE, &["--rate"]);
+}
+
+/// A store goes on without what nobody can bring back, once somebody says so, and about that sector alone.
+#[test]
+fn a_loss_is_accepted() {
+    let directory = memory_directory();
+    let graviton = Graviton::new(
+        env!("CARGO_BIN_EXE_graviton"),
+        directory.path().join("store"),
+    );
+    let made = ["init", "--sectors", "3", "--sector-size", SIZE];
+    graviton.run(made).done();
+    for number in 0..12 {
+        let file = directory.path().join("blob");
+        fs::write(&file, vec![number; 1000]).expect("written");
+        let key = format!("key-{number}");
+        graviton
+            .run(["put".as_ref(), key.as_ref(), file.as_os_str()])
+            .done();
+    }
+    let lost = graviton.store().join("sector-001.graviton");
+    fs::remove_file(&lost).expect("removed");
+    let refused = graviton.run(["ls"]);
+    assert_ne!(refused.code, 0);
+    // The loss of that one, not of another.
+    graviton
+        .run(["sectors", "remove", "0", "--accept-loss"])
+        .fails(CORRUPTION, &["sector-001"]);
+    graviton
+        .run(["sectors", "remove", "1"])
+        .fails(FAILED, &["sector-001"]);
+    graviton
+        .run(["sectors", "replace", "1", "--accept-loss"])
+        .done();
+    let left = graviton.run(["ls"]).done().text();
+    assert!((4..12).contains(&left.lines().count()), "{left}");
+    graviton.run(["verify"]).done();
+    let ls = graviton.run(["--json", "sectors", "ls"]).done();
+    let numbers: Vec<u64> = listed(&ls).iter().map(|sector| sector.number).collect();
+    assert_eq!(numbers, [0, 2, 3]);
+
+    // Too few would be left.
+    let graviton = Graviton::new(
+        env!("CARGO_BIN_EXE_graviton"),
+        directory.path().join("other"),
+    );
+    make(&graviton);
+    for number in [1, 2] {
+        let lost = graviton
+            .store()
+            .join(format!("sector-{number:03}.graviton"));
+        fs::remove_file(&lost).expect("removed");
+    }
+    for command in ["remove", "replace"] {
+        let refused = graviton.run(["sectors", command, "1", "--accept-loss"]);
+        match command {
+            "remove" => refused.fails(USAGE, &["1 sector is left to take 2 replicas"]),
+            _ => refused.done(),
+        };
+    }
+    graviton.run(["sectors", "replace", "2"]).done();
+    graviton.run(["verify"]).done();
+    graviton.run(["info"]).done();
+}
+
+/// A put may ask for more replicas than the store keeps, and not for fewer.
+#[test]
+fn a_put_asks_for_more_replicas() {
+    let directory = memory_directory();
+    let store = directory.path().join("store");
+    let graviton = Graviton::new(env!("CARGO_BIN_EXE_graviton"), store);
+    let init = ["init", "--sectors", "3", "--replicas", "2"];
+    let size = ["--sector-size", SIZE];
+    graviton.run(init.into_iter().chain(size)).done();
+    let file = env!("CARGO_MANIFEST_PATH");
+    graviton.run(["put", "usual", file]).done();
+    for (key, replicas) in [("asked", "3"), ("more than there are", "4")] {
+        let put = ["put", key, file, "--replicas", replicas];
+        graviton.run(put).done();
+        let stat = graviton.run(["--json", "stat", key]).done().text();
+        let stat: Value = serde_json::from_str(&stat).expect("JSON");
+        assert_eq!(stat["replicas"].to_string(), replicas);
+        assert_eq!(stat["sectors"].as_array().expect("numbers").len(), 3);
+        let stat = graviton.run(["stat", key]).done().text();
+        assert!(
+            stat.contains(&format!("\nreplicas   {replicas}\n")),
+            "{stat}"
+        );
+    }
+    let fewer = graviton.run(["put", "usual", file, "--replicas", "1"]);
+    fewer.fails(FAILED, &["1 replicas", "the store keeps 2"]);
+    let stat = graviton.run(["stat", "usual"]).done().text();
+    assert!(stat.contains("\nreplicas   2\n"), "{stat}");
+    let record = graviton.run(["dump", "record", "asked"]).done().text();
+    assert!(record.contains("  replicas   3\n"), "{record}");
 }

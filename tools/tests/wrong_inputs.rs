@@ -595,6 +595,25 @@ fn keys_ranges_and_sizes() {
     run(&["put", "ten", "/etc/passwd", "--if-etag", "0123456789abcdef"])
         .fails(FAILED, &["precondition failed for ten"]);
     run(&["put", "ten", "/etc/passwd", "--if-etag", "ten"]).fails(USAGE, &["16 hex digits"]);
+    for replicas in ["0", "65", "-1", "x"] {
+        run(&[
+            "put",
+            "ten",
+            "/etc/passwd",
+            &format!("--replicas={replicas}"),
+        ])
+        .fails(USAGE, &["--replicas"]);
+    }
+    run(&[
+        "put",
+        "ten",
+        "/etc/passwd",
+        "--range",
+        "0..",
+        "--replicas",
+        "2",
+    ])
+    .fails(USAGE, &["--replicas"]);
     run(&["put", "ten", "/absent"]).fails(FAILED, &["/absent", "No such file"]);
     run(&["put", "ten", "/etc"]).fails(FAILED, &["/etc", "directory"]);
     run(&["import", "/absent"]).fails(FAILED, &["/absent", "No such file"]);

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use self::state::State;
-use crate::port::blob::{ATTRIBUTES_MAX_LEN, check_attributes, resolve_range};
+use crate::port::blob::{ATTRIBUTES_MAX_LEN, check_attributes, check_replicas, resolve_range};
 use crate::port::tracker::{FRAGMENTS_MAX, Watches};
 use crate::port::{
     Batch, BatchItem, BatchItemOutcome, BinaryKey, Blob, BlobInfo, BlobReader, BlobStore,
@@ -47,7 +47,7 @@ pub struct MemoryOptions {
     /// How many sectors replicas can be in, numbered from 0. Its blobs are in none of them: that is for
     /// a [`ReplicaIndex`](crate::port::ReplicaIndex) to be told.
     pub sectors: u16,
-    /// How many replicas there are to be of each blob.
+    /// How many replicas there are to be of each blob, at least: a put can ask for more.
     pub replicas: u16,
 }
 
@@ -118,7 +118,8 @@ impl MemoryStore {
     /// An empty store.
     #[must_use]
     pub fn with_options(options: MemoryOptions) -> Self {
-        let state = Mutex::new(State::new(options.capacity, options.sectors));
+        let state = State::new(options.capacity, options.sectors, options.replicas);
+        let state = Mutex::new(state);
         let watches = Arc::default();
         Self {
             shared: Arc::new(Shared {
@@ -212,6 +213,7 @@ impl Shared {
     /// Checks what can be said of a put before its payload is seen.
     fn check_options(&self, key: &BinaryKey, options: &PutOptions) -> Result<(), StorageError> {
         check_attributes(&options.attributes, self.options.max_attributes_len)?;
+        check_replicas(options.replicas, self.options.replicas)?;
         self.check_size(key, options.size.unwrap_or(0))
     }
 

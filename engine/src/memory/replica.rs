@@ -38,7 +38,7 @@ impl Copy {
 
 impl Version {
     /// All replicas of the blob, by sector.
-    fn replicas(&self) -> Vec<Replica> {
+    fn found(&self) -> Vec<Replica> {
         let copies = self.copies.iter();
         let replica = |(&sector, copy): (&u16, &Copy)| copy.replica(sector, self.number);
         copies.map(replica).collect()
@@ -144,7 +144,7 @@ impl ReplicaIndex for MemoryReplicas {
     fn find_replicas(&self, key: &BinaryKey) -> ReplicaOp<Vec<Replica>> {
         let state = self.shared.state.lock();
         let version = state.existing(key, Precondition::None);
-        Op::ready(version.map(Version::replicas).map_err(Into::into))
+        Op::ready(version.map(Version::found).map_err(Into::into))
     }
 
     fn keys_in_sector(&self, sector: u16, request: ListRequest) -> ReplicaOp<ListPage> {
@@ -182,12 +182,12 @@ impl ReplicaIndex for MemoryReplicas {
     }
 
     fn status(&self, key: &BinaryKey) -> ReplicaOp<ReplicaStatus> {
-        let target = usize::from(self.shared.options.replicas);
         let state = self.shared.state.lock();
         let version = state.existing(key, Precondition::None);
         let status = |version: &Version| {
             let written = version.content.written_set();
-            ReplicaStatus::of(version.number, target, &written, &version.replicas())
+            let target = usize::from(version.replicas);
+            ReplicaStatus::of(version.number, target, &written, &version.found())
         };
         Op::ready(version.map(status).map_err(Into::into))
     }

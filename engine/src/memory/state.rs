@@ -26,6 +26,8 @@ pub(super) struct Version {
     pub(super) modified: SystemTime,
     pub(super) digests: Vec<Digest>,
     pub(super) advertised: AdvertisedAttributes,
+    /// How many sectors it is to be in.
+    pub(super) replicas: u16,
     /// The upload that it came from, and the parts it was completed with.
     pub(super) completed: Option<(UploadId, Vec<(u16, ETag)>)>,
     /// What the sectors have of the blob, of this version or an older one.
@@ -64,6 +66,8 @@ pub(super) struct State {
     pub(super) elsewhere: BTreeMap<BinaryKey, Completed>,
     /// The sectors that replicas can be in.
     pub(super) sectors: BTreeSet<u16>,
+    /// How many of them each blob is to be in, at least.
+    pub(super) replicas: u16,
     /// Keys of which something changed since somebody asked.
     pub(super) touched: Vec<BinaryKey>,
     /// Bytes of payload.
@@ -74,10 +78,11 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(capacity: Option<u64>, sectors: u16) -> Self {
+    pub(super) fn new(capacity: Option<u64>, sectors: u16, replicas: u16) -> Self {
         Self {
             capacity,
             sectors: (0..sectors).collect(),
+            replicas,
             ..Self::default()
         }
     }
@@ -125,6 +130,7 @@ impl State {
             missing: version.content.missing(Span::first(version.size())),
             fragments: version.content.written_set().spans().len(),
             sectors: version.sectors(),
+            replicas: version.replicas,
         })
     }
 
@@ -164,6 +170,7 @@ impl State {
             modified: now,
             digests: options.digest.into_iter().collect(),
             advertised: of_put(options.attributes, now),
+            replicas: options.replicas.unwrap_or(self.replicas),
             completed: None,
             copies: Copies::new(),
         };

@@ -12,7 +12,7 @@ use super::replica::Copies;
 use super::state::{State, Version};
 use super::tracker::{MemoryTracker, Of};
 use super::{MemoryStore, Shared, Writer};
-use crate::port::blob::{check_attributes, resolve_range};
+use crate::port::blob::{check_attributes, check_replicas, resolve_range};
 use crate::port::manifest::of_put;
 use crate::port::mutable::{check_part_number, check_part_order, check_sparse, resolve_put_range};
 use crate::port::{
@@ -27,6 +27,8 @@ use crate::port::{
 pub(super) struct Upload {
     key: BinaryKey,
     attributes: Attributes,
+    /// How many sectors its blob is to be in.
+    replicas: u16,
     started: SystemTime,
     modified: SystemTime,
     parts: BTreeMap<u16, Part>,
@@ -86,6 +88,7 @@ impl State {
         let begun = Upload {
             key: key.clone(),
             attributes: options.attributes,
+            replicas: options.replicas.unwrap_or(self.replicas),
             started: now,
             modified: now,
             parts: BTreeMap::new(),
@@ -180,6 +183,7 @@ impl State {
             modified: now,
             digests: Vec::new(),
             advertised: of_put(open.attributes.clone(), now),
+            replicas: open.replicas,
             completed: Some((upload, parts.to_vec())),
             copies: Copies::new(),
         };
@@ -271,6 +275,7 @@ impl MemoryStore {
     ) -> Result<PutOutcome, StorageError> {
         check_sparse(&options)?;
         check_attributes(&options.attributes, self.shared.options.max_attributes_len)?;
+        check_replicas(options.replicas, self.shared.options.replicas)?;
         self.shared.check_size(key, size)?;
         let now = self.shared.now();
         self.shared
@@ -326,7 +331,9 @@ impl MutableObjectStore for MemoryStore {
     fn start_upload(&self, key: &BinaryKey, options: UploadOptions) -> StoreOp<UploadId> {
         let now = self.shared.now();
         let limit = self.shared.options.max_attributes_len;
-        Op::ready(check_attributes(&options.attributes, limit).map(|()| {
+        let checked = check_attributes(&options.attributes, limit)
+            .and_then(|()| check_replicas(options.replicas, self.shared.options.replicas));
+        Op::ready(checked.map(|_| {
             let mut state = self.shared.state.lock();
             state.start_upload(key, options, now)
         }))

@@ -155,6 +155,27 @@ pub fn check_attributes(attributes: &Attributes, limit: usize) -> Result<(), Sto
     Ok(())
 }
 
+/// The most replicas that can be asked for: a store has no more sectors.
+pub const REPLICAS_MAX: u16 = 64;
+
+/// How many replicas a blob is to have that asks for so many, where it has `own` if it does not ask.
+///
+/// # Errors
+/// [`StorageError::InvalidArgument`] if it asks for none, for more than [`REPLICAS_MAX`], or for fewer than
+/// `own`: that is what the store promises to keep.
+pub fn check_replicas(asked: Option<u16>, own: u16) -> Result<u16, StorageError> {
+    match asked {
+        None => Ok(own),
+        Some(replicas) if replicas == 0 || replicas > REPLICAS_MAX => Err(StorageError::invalid(
+            format!("{replicas} replicas, must be 1 to {REPLICAS_MAX}"),
+        )),
+        Some(replicas) if replicas < own => Err(StorageError::invalid(format!(
+            "{replicas} replicas, the store keeps {own} of each blob; a put can ask for more, not for fewer"
+        ))),
+        Some(replicas) => Ok(replicas),
+    }
+}
+
 /// How a put is done. The default: unconditional, durable, nothing declared.
 #[derive(Debug, Clone, Default)]
 pub struct PutOptions {
@@ -169,6 +190,12 @@ pub struct PutOptions {
     pub digest: Option<Digest>,
     /// Kept with the blob.
     pub attributes: Attributes,
+    /// How many sectors the blob is to lie in, 1 to [`REPLICAS_MAX`], if that is more than the store's
+    /// own number; fewer is `InvalidArgument`. `None`: the store's number. Where there are fewer sectors, it
+    /// goes to as many as there are, and to others when they come: `Store::lacking` counts it until then. The
+    /// number belongs to the version: changes of its bytes or attributes, copies and renames keep it, the next
+    /// put states its own. It raises nothing of what may be missing when a store is opened.
+    pub replicas: Option<u16>,
 }
 
 /// What a put, copy or rename made.
@@ -268,6 +295,8 @@ pub struct BlobInfo {
     pub fragments: usize,
     /// The sectors that hold it.
     pub sectors: Vec<u16>,
+    /// How many sectors it is to lie in: the store's number, or what its put asked for, if that is more.
+    pub replicas: u16,
 }
 
 /// One mutation of a [`Batch`].

@@ -273,6 +273,15 @@ pub enum StorageError {
         /// What is wrong with which of them, and how many may be missing.
         why: String,
     },
+    /// Fewer sectors can take the write than it was to go to, and degraded writes are not allowed; nothing was
+    /// written.
+    #[error("{chosen} of the {wanted} sectors that are wanted can take the write")]
+    Insufficient {
+        /// How many sectors the write was to go to.
+        wanted: usize,
+        /// How many can take it.
+        chosen: usize,
+    },
     /// The sector can't be taken away: something would have too few replicas without it, or is on its way into it.
     #[error("sector {sector} is still needed by {keys} keys, or pieces of blobs on their way in")]
     StillNeeded {
@@ -319,6 +328,7 @@ impl StorageError {
             }
             Self::Io { .. } | Self::File { .. } => ErrorKind::Io,
             Self::SectorPoisoned { .. }
+            | Self::Insufficient { .. }
             | Self::ReadOnly
             | Self::Closed
             | Self::Locked { .. }

@@ -142,6 +142,9 @@ pub struct UploadOptions {
     pub durability: Durability,
     /// Kept with the blob, once it is one.
     pub attributes: Attributes,
+    /// How many sectors the parts and, once it is one, the blob are to lie in: as
+    /// [`PutOptions::replicas`](super::PutOptions::replicas).
+    pub replicas: Option<u16>,
 }
 
 /// How an upload is completed. The default: unconditional, durable, content with no parts.
@@ -244,7 +247,7 @@ pub trait MutableObjectStore: BlobStore {
 
     /// Puts a part, in any order, gaps allowed. One with a number that there is already replaces it:
     /// the ETag of the old one no longer completes. `options.precondition` is on the part with
-    /// this number; attributes are not kept.
+    /// this number; attributes and a number of replicas are not kept: those of the upload hold.
     ///
     /// # Errors
     /// `NoSuchUpload`, `InvalidPart` if the number is not 1 to 10,000; as [`BlobStore::put`].

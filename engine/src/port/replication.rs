@@ -216,6 +216,9 @@ impl fmt::Display for Rebalance {
             Gain::Drained => f.write_str("the sector is draining"),
             Gain::Surplus { copies } => write!(f, "there are {copies}, more than wanted"),
             Gain::Spread => f.write_str("its rack has more copies than it need have"),
+            Gain::Evened { before, after } => {
+                write!(f, "it is fuller: {before} %, against {after} %")
+            }
             Gain::Cheaper { before, after } => {
                 write!(f, "it is dearer: {}, then {}", Cost(before), Cost(after))
             }
@@ -236,6 +239,13 @@ pub enum Gain {
     },
     /// The copies are in more racks, or spread over them more evenly.
     Spread,
+    /// The sectors are filled more evenly. How full they are is in percent.
+    Evened {
+        /// How full the sector is whose copy is to be removed.
+        before: f64,
+        /// How full the one is that is to take it.
+        after: f64,
+    },
     /// A copy costs less, per GiB and month; `None`: its sector has no price.
     Cheaper {
         /// What it costs now.

@@ -728,6 +728,7 @@ impl<'a> Assembly<'a> {
                 meta_length,
                 payload_length,
                 manifest,
+                replicas,
                 known,
             } => {
                 self.check_upload(upload.as_ref())?;
@@ -743,6 +744,7 @@ impl<'a> Assembly<'a> {
                     meta_length,
                     payload_length,
                     manifest,
+                    replicas,
                     ..applied(kind, key, lsn, time)
                 };
                 self.push(record, 0, applied);
@@ -821,12 +823,14 @@ impl<'a> Assembly<'a> {
                 mut record,
                 time,
                 meta_length,
+                replicas,
             } => {
                 let lsn = self.lsn();
                 let upload = record::name_upload(&mut record, &upload, lsn);
                 self.keep_overlay(&upload, lsn, 0);
                 let applied = Applied {
                     meta_length,
+                    replicas,
                     ..applied(RecordKind::Blob, upload, lsn, time)
                 };
                 self.push(record, 0, applied);
@@ -839,6 +843,7 @@ impl<'a> Assembly<'a> {
                 parts,
                 precondition,
                 meta,
+                replicas,
                 digest,
                 time,
             } => {
@@ -858,6 +863,7 @@ impl<'a> Assembly<'a> {
                     size,
                     source: (joined.inline > 0).then(|| upload.clone()),
                     life: None,
+                    replicas,
                     pieces: joined.pieces.into(),
                     meta,
                     time,
@@ -940,6 +946,7 @@ impl<'a> Assembly<'a> {
                     pieces,
                     source: shares,
                     life,
+                    replicas: entry.replicas,
                     meta,
                     time,
                 });
@@ -959,6 +966,7 @@ impl<'a> Assembly<'a> {
                 payload_length,
                 manifest,
                 life,
+                replicas,
             } => {
                 if kind == RecordKind::Tombstone {
                     return self.decide_burial(key, record, lsn, time);
@@ -981,6 +989,7 @@ impl<'a> Assembly<'a> {
                     payload_length,
                     manifest,
                     life,
+                    replicas,
                     ..applied(kind, key, lsn, time)
                 };
                 self.push(record, FLAG_REPLICA, applied);
@@ -1009,6 +1018,7 @@ impl<'a> Assembly<'a> {
                     pieces,
                     source: None,
                     life: None,
+                    replicas: 0,
                     meta,
                     time,
                 });
@@ -1215,6 +1225,7 @@ impl<'a> Assembly<'a> {
             pieces,
             source,
             life,
+            replicas,
             mut meta,
             time,
         } = manifest;
@@ -1235,6 +1246,7 @@ impl<'a> Assembly<'a> {
             manifest: Some((size, pieces)),
             source,
             life,
+            replicas,
             ..applied(RecordKind::Manifest, key, lsn, time)
         };
         debug_assert_eq!(
@@ -1272,6 +1284,8 @@ struct NewManifest {
     source: Option<BinaryKey>,
     /// LSN of the record that the life began with that it goes on with.
     life: Option<u64>,
+    /// How many sectors it is to lie in; 0: as many as the store says.
+    replicas: u8,
     /// Metadata, but for the name of the source.
     meta: Vec<u8>,
     time: u64,
@@ -1315,6 +1329,7 @@ fn applied(kind: RecordKind, key: BinaryKey, lsn: u64, time: u64) -> Applied {
         change: None,
         source: None,
         life: None,
+        replicas: 0,
         hold: None,
     }
 }

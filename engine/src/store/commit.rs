@@ -54,6 +54,8 @@ pub enum Mutation {
         meta_length: u32,
         payload_length: u32,
         manifest: Option<(u64, Arc<[ExtentRef]>)>,
+        /// How many sectors it is to lie in; 0: as many as the store says.
+        replicas: u8,
         /// What a tracker knows by it.
         known: Option<Box<Known>>,
     },
@@ -95,6 +97,8 @@ pub enum Mutation {
         record: Encoded,
         time: u64,
         meta_length: u32,
+        /// How many sectors it is to lie in, with all its parts; 0: as many as the store says.
+        replicas: u8,
     },
     /// An upload becomes a blob.
     Complete {
@@ -105,6 +109,8 @@ pub enum Mutation {
         precondition: Precondition,
         /// Metadata of the blob, but for the name of its source.
         meta: Vec<u8>,
+        /// How many sectors the blob is to lie in; 0: as many as the store says.
+        replicas: u8,
         /// What is kept of the list.
         digest: Bytes,
         time: u64,
@@ -152,6 +158,7 @@ pub enum Mutation {
         /// The blob's size and pieces, all of which the sector has.
         manifest: Option<(u64, Arc<[ExtentRef]>)>,
         life: Option<u64>,
+        replicas: u8,
     },
     /// A manifest for `target` over payload of others, as they were when it was planned, and extents of
     /// its own.
@@ -417,6 +424,11 @@ impl Claims {
         }
     }
 
+    /// Whether somebody is about a key.
+    fn is_claimed(&self, key: &BinaryKey) -> bool {
+        self.by_key.contains_key(key)
+    }
+
     /// Whether one of the keys is to be changed by another first, who is not among those of this flight.
     pub fn must_wait(&self, claim: &Claim, flight: &HashSet<u64>) -> bool {
         claim.keys.iter().any(|key| {
@@ -587,6 +599,11 @@ impl Commits {
         self.newest
     }
 
+    /// Whether something about a key waits, or is under way.
+    pub fn is_claimed(&self, key: &BinaryKey) -> bool {
+        self.claims.is_claimed(key)
+    }
+
     /// Bytes admitted to a sector but not yet applied.
     pub fn pending(&self, number: usize) -> u64 {
         self.lanes[number].pending
@@ -672,8 +689,12 @@ impl Commits {
         members
     }
 
-    /// Requests go where records can still be written. Returns those for which that is nowhere.
-    fn narrow(&mut self, writable: SectorSet) -> Vec<(SectorSet, Request)> {
+    /// Requests go where records can still be written. Returns those for which that is nowhere, or not `enough`.
+    fn narrow(
+        &mut self,
+        writable: SectorSet,
+        enough: impl Fn(SectorSet, &Work) -> bool,
+    ) -> Vec<(SectorSet, Request)> {
         let mut over = Vec::new();
         let hit = |sectors: &SectorSet| !sectors.is_within(writable);
         let hit: Vec<SectorSet> = self.waiting.keys().copied().filter(hit).collect();
@@ -685,7 +706,10 @@ impl Commits {
                     self.lanes[number].stalled = false;
                 }
                 let left = sectors.within(writable);
-                if left.is_empty() {
+                if left.is_empty() || !enough(left, &request.work) {
+                    for number in left.iter() {
+                        self.lanes[number].pending -= request.pending;
+                    }
                     self.claims.release(&request.claim);
                     over.push((sectors, request));
                     continue;
@@ -850,6 +874,7 @@ impl Inner {
         if commits.closing && matches!(work, Work::Mutations(_) | Work::Extent { .. }) {
             return Err(StorageError::Closed);
         }
+        self.check_sufficient(writable, work)?;
         for number in writable.iter() {
             check_fits_frame(self.sectors[number].geometry(), work.length_max())?;
         }
@@ -866,6 +891,21 @@ impl Inner {
             }
         }
         Ok(writable)
+    }
+
+    /// Whether so many sectors are enough for what is written.
+    ///
+    /// # Errors
+    /// `Insufficient`.
+    fn check_sufficient(&self, writable: SectorSet, work: &Work) -> Result<(), StorageError> {
+        let wanted = self.options.write_mode.waits_for(self.replicas);
+        let chosen = writable.len();
+        let is_enough = chosen >= wanted || self.options.degraded_writes;
+        // What maintenance writes makes up for what is lacking.
+        if is_enough || !work.waits_for_room() || matches!(work, Work::Sync) {
+            return Ok(());
+        }
+        Err(StorageError::Insufficient { wanted, chosen })
     }
 
     /// Turns away new work from outside, and waits until what was queued is over, in all sectors:
@@ -934,14 +974,20 @@ impl Inner {
                 if commits.waiting.is_empty() {
                     return;
                 }
-                let over = commits.narrow(self.writable());
+                let enough = |left, work: &Work| self.check_sufficient(left, work).is_ok();
+                let over = commits.narrow(self.writable(), enough);
                 let plan = self.assemble_next(&mut commits, &mut wakers);
                 (over, plan)
             };
             wakers.into_iter().for_each(Waker::wake);
             for (sectors, request) in over {
-                let first = sectors.first().unwrap_or(0);
-                let error = self.sectors[first].check_writable().err();
+                let left = sectors.within(self.writable());
+                let error = match self.check_sufficient(left, &request.work) {
+                    Err(error) if !left.is_empty() => Some(error),
+                    _ => sectors
+                        .iter()
+                        .find_map(|number| self.sectors[number].check_writable().err()),
+                };
                 request
                     .answer
                     .send(Err(error.unwrap_or(StorageError::Closed)));
@@ -1233,9 +1279,7 @@ impl Inner {
             }
         }
         self.give_up_failed(&frames);
-        if self.replicas > 1 {
-            self.note_lacking(&decided.applied, &mut frames);
-        }
+        let is_lacking = self.replicas > 1 && self.note_lacking(&decided.applied, &mut frames);
         self.apply_flight(&mut decided.applied, &mut frames);
         self.give_up_failed(&frames);
         let members = frames.iter().map(|frame| frame.number).collect();
@@ -1269,6 +1313,9 @@ impl Inner {
         }
         if self.sectors.len() > 1 {
             self.note_short(&decided.applied, landed);
+        }
+        if is_lacking {
+            self.shortage.landed();
         }
         for Answering {
             answer,
@@ -1306,8 +1353,8 @@ impl Inner {
     }
 
     /// What comes about in fewer sectors than it should is told in the store file before anybody learns of
-    /// it. If that can't be, it does not come about.
-    fn note_lacking(&self, applied: &[(SectorSet, Applied)], frames: &mut [Frame]) {
+    /// it. If that can't be, it does not come about. Returns whether there is such.
+    fn note_lacking(&self, applied: &[(SectorSet, Applied)], frames: &mut [Frame]) -> bool {
         let mut sectors: Vec<SectorSet> = vec![SectorSet::NONE; applied.len()];
         for frame in frames.iter().filter(|frame| frame.outcome.is_ok()) {
             for &decision in &frame.records {
@@ -1320,13 +1367,15 @@ impl Inner {
             counts && !sectors.is_empty() && sectors.len() < self.replicas
         };
         if !sectors.iter().zip(applied.iter()).any(is_short) {
-            return;
+            return false;
         }
-        if let Err(error) = self.note_shortage() {
+        let noted = self.note_landing();
+        if let Err(error) = &noted {
             for frame in frames.iter_mut().filter(|frame| frame.outcome.is_ok()) {
                 frame.outcome = Err(error.clone());
             }
         }
+        noted.is_ok()
     }
 
     /// Remembers what came about in fewer sectors than it should.
@@ -1337,10 +1386,21 @@ impl Inner {
             let counts = !is_copy && applied.kind != RecordKind::Extent;
             let have = sectors.within(landed);
             let kept = have.within(keepers);
-            if counts && !have.is_empty() && kept.len() < self.replicas {
+            if counts && !have.is_empty() && kept.len() < self.wanted(self.asked_for(applied)) {
                 self.marks.want_repair(&applied.key);
             }
         }
+    }
+
+    /// How many sectors the version is to lie in that a record has made; 0: as many as the store says.
+    fn asked_for(&self, applied: &Applied) -> u8 {
+        if applied.change.is_none() {
+            return applied.replicas;
+        }
+        // That of the version which it has changed.
+        let found = self.index.read().lookup(applied.key.stored());
+        let found = found.ok().flatten();
+        found.map_or(0, |found| found.entry.replicas)
     }
 
     /// Takes what a flight has written into the index, in the order in which it was decided.

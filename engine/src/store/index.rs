@@ -41,6 +41,8 @@ pub struct Entry {
     pub time: u64,
     /// Bytes of its record's metadata.
     pub meta_length: u32,
+    /// How many sectors it is to lie in; 0: as many as the store says.
+    pub replicas: u8,
     /// The record, if it is of the version that this one came from by changes of its bytes.
     pub changed: Option<ChangedRecord>,
     /// LSN of the record that the blob's life began with, if that is an older one than its record.
@@ -158,6 +160,7 @@ impl Entry {
                 meta_length,
                 changed,
                 life,
+                replicas,
                 extents,
             } => Slot::Live(Self {
                 lsn: entry.lsn,
@@ -165,6 +168,7 @@ impl Entry {
                 size,
                 time,
                 meta_length,
+                replicas: replicas.unwrap_or(0),
                 changed,
                 life,
                 extents: extents.map(Into::into),
@@ -182,6 +186,7 @@ impl Entry {
                 meta_length: self.meta_length,
                 changed: self.changed,
                 life: self.life,
+                replicas: (self.replicas > 0).then_some(self.replicas),
                 extents: self.extents.as_ref().map(|extents| extents.to_vec()),
             },
         }
@@ -437,6 +442,8 @@ pub struct Applied {
     pub source: Option<BinaryKey>,
     /// A manifest that goes on with a life: LSN of the record that it began with.
     pub life: Option<u64>,
+    /// How many sectors a version is to lie in that is not made by a change; 0: as many as the store says.
+    pub replicas: u8,
     /// What an extent belongs to until a manifest names it; `None` in replay, where the end of
     /// the log decides.
     pub hold: Option<Arc<Hold>>,
@@ -546,13 +553,17 @@ fn slot_bytes(key: &[u8], slot: &Slot) -> u64 {
     const OF_RECORD: u64 = 16;
     /// Of a blob whose life began before its record.
     const OF_LIFE: u64 = 8;
+    /// Of a blob that is to lie in more sectors than the store says.
+    const OF_REPLICAS: u64 = 1;
     /// LSN, offset and length of a piece, as they are encoded.
     const PER_PIECE: u64 = 16;
     let more = match slot {
         Slot::Live(entry) => {
             let pieces = entry.extents.as_ref().map_or(0, |extents| extents.len());
             let of_record = entry.changed.map_or(0, |_| OF_RECORD);
-            pieces as u64 * PER_PIECE + of_record + entry.life.map_or(0, |_| OF_LIFE)
+            let of_replicas = u64::from(entry.replicas > 0) * OF_REPLICAS;
+            let of_life = entry.life.map_or(0, |_| OF_LIFE);
+            pieces as u64 * PER_PIECE + of_record + of_life + of_replicas
         }
         Slot::Tombstone { .. } => 0,
         Slot::Gone => return 0,
@@ -890,12 +901,17 @@ impl SectorIndex {
         }
     }
 
+    /// A sector has a version no more.
+    fn give_up(&mut self, key: BinaryKey, entry: &Entry) -> Result<(), StorageError> {
+        self.release(&key, entry);
+        self.set(key, Slot::Gone)
+    }
+
     /// Takes what is older than `applied` out of the index. Returns whether it is the newest.
     fn retire(&mut self, applied: &Applied) -> Result<bool, StorageError> {
         match self.get(applied.key.stored())? {
             Some(Slot::Live(entry)) if entry.lsn <= applied.lsn => {
-                self.release(&applied.key, &entry);
-                self.set(applied.key.clone(), Slot::Gone)?;
+                self.give_up(applied.key.clone(), &entry)?;
                 Ok(true)
             }
             Some(Slot::Live(_)) => Ok(false),
@@ -936,16 +952,16 @@ impl SectorIndex {
         found
     }
 
-    /// What the record of a blob is.
-    pub fn kind_of_record(&self, entry: &Entry) -> RecordKind {
-        let is_blob = match entry.changed {
-            None => entry.extents.is_none(),
-            // Only of a blob the record is an extent as well.
-            Some(_) => self.is_extent(entry),
-        };
-        match is_blob {
-            true => RecordKind::Blob,
-            false => RecordKind::Manifest,
+    /// Whether the record of an entry may be of a kind.
+    pub fn may_be(&self, kind: RecordKind, entry: &Entry) -> bool {
+        match entry.changed {
+            None if entry.extents.is_none() => kind == RecordKind::Blob,
+            None => kind == RecordKind::Manifest,
+            // Only that of a blob is an extent as well.
+            Some(_) if self.is_extent(entry) => kind == RecordKind::Blob,
+            // Of a replica it may be that of a blob whose payload is there once more: made for another that
+            // shares it.
+            Some(_) => matches!(kind, RecordKind::Blob | RecordKind::Manifest),
         }
     }
 
@@ -1090,7 +1106,7 @@ impl SectorIndex {
         Ok(entry.record_lsn() == applied.lsn
             && entry.meta_length == applied.meta_length
             && entry.record_payload() == u64::from(applied.payload_length)
-            && self.kind_of_record(&entry) == applied.kind)
+            && self.may_be(applied.kind, &entry))
     }
 
     /// A record's payload is an extent from now on.
@@ -1473,6 +1489,15 @@ impl<'a> Heads<'a> {
         Ok(Some(key))
     }
 
+    /// How many sectors a blob of which these have the newest version is to lie in; 0: as many as the store says.
+    fn asked(&self, holders: SectorSet) -> u8 {
+        let asked = self.found.iter().map(|(number, slot)| match slot {
+            Slot::Live(entry) if holders.contains(*number) => entry.replicas,
+            _ => 0,
+        });
+        asked.max().unwrap_or(0)
+    }
+
     /// Whether these sectors have made the blob of other pieces: fragments were merged in some of them.
     fn is_unlike(&self, holders: SectorSet) -> bool {
         let mut live = self.found.iter().filter_map(|(number, slot)| match slot {
@@ -1559,8 +1584,10 @@ pub struct Found {
 /// What was found to be lacking when a store was opened.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Lacking {
-    /// Something lies in fewer sectors than it should.
+    /// Something lies in fewer sectors than the store says.
     pub is_short: bool,
+    /// A blob lies in fewer sectors than its put asked for.
+    pub is_below_asked: bool,
     /// A blob is made of other pieces in one sector than in another.
     pub is_unlike: bool,
 }
@@ -1803,10 +1830,8 @@ impl Index {
         }
         // Behind the last that was looked at.
         from.push(0);
-        let sector = &mut self.sectors[number];
         for (key, kept) in stale {
-            sector.release(&key, &kept);
-            sector.set(key, Slot::Gone)?;
+            self.sectors[number].give_up(key, &kept)?;
         }
         Ok(seen == most)
     }
@@ -1973,6 +1998,7 @@ impl Index {
             size,
             time: applied.time,
             meta_length: applied.meta_length,
+            replicas: applied.replicas,
             changed: None,
             life: applied.life,
             extents,
@@ -2011,8 +2037,7 @@ impl Index {
                 && entry.lsn < applied.lsn
                 && !landed.contains(number)
             {
-                sector.release(&applied.key, &entry);
-                sector.set(applied.key.clone(), Slot::Gone)?;
+                sector.give_up(applied.key.clone(), &entry)?;
             }
         }
         if applied.key.is_blob() {
@@ -2020,6 +2045,17 @@ impl Index {
             self.recount(before.as_ref(), after.as_ref());
         }
         Ok(())
+    }
+
+    /// Takes what one sector has of a version out of it, which others have as well.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn evict(&mut self, number: usize, key: &BinaryKey) -> Result<(), StorageError> {
+        match self.entry_in(number, key.stored())? {
+            Some(entry) => self.sectors[number].give_up(key.clone(), &entry),
+            None => Ok(()),
+        }
     }
 
     /// Puts together what the sectors say, whose checkpoints are of different ages and whose logs ended at
@@ -2050,6 +2086,7 @@ impl Index {
             };
             if !is_over && !holders.is_empty() {
                 lacking.is_short |= holders.len() < replicas;
+                lacking.is_below_asked |= holders.len() < heads.asked(holders).into();
                 lacking.is_unlike |= heads.is_unlike(holders);
             }
             let mut current = None;
@@ -2074,9 +2111,7 @@ impl Index {
         }
         drop(heads);
         for (number, key, entry) in losers {
-            let sector = &mut self.sectors[number];
-            sector.release(&key, &entry);
-            sector.set(key, Slot::Gone)?;
+            self.sectors[number].give_up(key, &entry)?;
         }
         (self.blobs, self.logical_bytes) = (blobs, logical_bytes);
         Ok(lacking)
@@ -2135,8 +2170,9 @@ impl Index {
     }
 
     /// Calls `each` with the stored keys of `from` or greater that are live, or were deleted and are not
-    /// [`forgettable`](super::maintain::forgettable), in order, the sectors that say so, and whether it is made
-    /// of other pieces in some of `among` than in others, until it returns `false`.
+    /// [`forgettable`](super::maintain::forgettable), in order, the sectors that say so, how many its put asked
+    /// for (0: as many as the store says), and whether it is made of other pieces in some of `among` than in
+    /// others, until it returns `false`.
     ///
     /// # Errors
     /// `Corruption` of the index.
@@ -2145,13 +2181,14 @@ impl Index {
         from: &[u8],
         forgettable: u64,
         among: SectorSet,
-        mut each: impl FnMut(&[u8], SectorSet, bool) -> Result<bool, StorageError>,
+        mut each: impl FnMut(&[u8], SectorSet, u8, bool) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
         let mut heads = Heads::new(self, from)?;
         while let Some(key) = heads.next()? {
             let holders = self.holders(&key, &heads.found, forgettable)?;
+            let asked = heads.asked(holders);
             let is_unlike = heads.is_unlike(holders.within(among));
-            if !holders.is_empty() && !each(&key, holders, is_unlike)? {
+            if !holders.is_empty() && !each(&key, holders, asked, is_unlike)? {
                 return Ok(());
             }
             heads.recycle(key);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::options::Access;
-use crate::port::{BinaryKey, Labels, Place, SectorState};
+use crate::port::{BinaryKey, Labels, Place, Rebalance, SectorState};
 
 /// A store's figures at one moment.
 #[derive(Debug, Clone)]
@@ -44,7 +44,7 @@ pub struct StoreInfo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReplicationInfo {
-    /// How many sectors are to have each blob.
+    /// How many sectors are to have each blob whose put has not asked for more.
     pub replicas: u16,
     /// Blobs (and uploads, parts and tracked sets) that are known to have fewer good replicas, or a damaged
     /// one: repair is on its way, unless there is no sector for it.
@@ -52,7 +52,7 @@ pub struct ReplicationInfo {
     /// Whether there may be others: the index has not been looked through since a sector failed, or since
     /// the store was opened and some were found.
     pub is_scan_due: bool,
-    /// Whether the store file says that something lies in fewer sectors than it should: then the store does
+    /// Whether the store file says that something lies in fewer sectors than `replicas`: then the store does
     /// not open without any of the sectors that take part now.
     pub is_short: bool,
     /// Replicas that could not be read, and have neither been read nor written anew since.
@@ -249,6 +249,40 @@ pub struct ScrubProgress {
 #[non_exhaustive]
 pub struct RepairProgress {
     /// Keys that are known to lack something.
+    pub left: u64,
+}
+
+/// How far a rebalance is: the next step has just been taken, or, in a dry run, been found.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct RebalanceProgress<'a> {
+    /// Blobs that were looked at, or are next.
+    pub keys: u64,
+    /// Replicas that were made.
+    pub added: u64,
+    /// Replicas that were taken away.
+    pub removed: u64,
+    /// Bytes of blobs that were copied.
+    pub bytes: u64,
+    /// The blob that the step is for.
+    pub key: &'a BinaryKey,
+    /// The step, and what it is good for.
+    pub step: &'a Rebalance,
+}
+
+/// What a rebalance did, or would do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RebalanceReport {
+    /// Blobs that were looked at.
+    pub keys: u64,
+    /// Replicas that were made.
+    pub added: u64,
+    /// Replicas that were taken away.
+    pub removed: u64,
+    /// Bytes of blobs that were copied.
+    pub bytes: u64,
+    /// Steps that could not be taken: there was no room, the blob was in use, or other replicas were not well.
     pub left: u64,
 }
 

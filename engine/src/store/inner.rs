@@ -56,7 +56,7 @@ pub struct Inner {
     pub session: u64,
     /// There are several sectors, or were: what is done to one key keeps its order over all of them.
     pub has_company: AtomicBool,
-    /// How many sectors are to have each blob.
+    /// How many sectors are to have each blob whose put has not asked for more: see [`Inner::wanted`].
     pub replicas: usize,
     /// The store file.
     pub catalog: Mutex<Catalog>,
@@ -449,7 +449,8 @@ impl Inner {
         let bad_checkpoints = recovered.bad_checkpoints;
         let inner = Self::assemble_parts(parts, recovered.index, recovered.kept, newest, kick);
         let draining = inner.sectors.iter().any(|sector| sector.is_draining());
-        if recovered.lacking.is_short || recovered.lacking.is_unlike || draining {
+        let lacking = recovered.lacking;
+        if lacking.is_short || lacking.is_below_asked || lacking.is_unlike || draining {
             inner.marks.want_scan();
         }
         for place in bad_checkpoints {
@@ -628,9 +629,19 @@ impl Inner {
         }
     }
 
-    /// The sectors a new version of `key` of about `needed` bytes goes to: where it lies, if there
-    /// is room, then where there is most.
-    pub fn place(&self, key: &BinaryKey, needed: u64) -> Result<SectorSet, StorageError> {
+    /// How many sectors a blob is to lie in whose put asked for so many, 0 standing for none in particular.
+    pub fn wanted(&self, asked: u8) -> usize {
+        self.replicas.max(asked.into())
+    }
+
+    /// The sectors a new version of `key` of about `needed` bytes goes to, `wanted` of them if there are so
+    /// many: where it lies, if there is room, then where there is most.
+    pub fn place(
+        &self,
+        key: &BinaryKey,
+        needed: u64,
+        wanted: usize,
+    ) -> Result<SectorSet, StorageError> {
         if self.sectors.len() == 1 {
             return Ok(SectorSet::one(0));
         }
@@ -657,10 +668,14 @@ impl Inner {
         };
         let stays = holders.within(writable);
         let stays = stays.iter().filter(|&number| room(number) >= needed);
-        let stays = by_room(stays.collect(), self.replicas);
-        let more = self.replicas - stays.len();
+        let at_first = self.options.write_mode.waits_for(wanted);
+        let stays = by_room(stays.collect(), at_first);
+        let more = at_first - stays.len();
         let chosen = match &self.options.replication {
-            Some(policy) if more > 0 => self.choose(&**policy, key, stays, needed, &room)?,
+            Some(policy) if more > 0 => {
+                let chosen = self.choose(&**policy, key, wanted, stays, needed, &room)?;
+                by_room(chosen, more)
+            }
             _ => by_room(writable.without(stays), more),
         };
         let sectors = stays.and(chosen);
@@ -671,7 +686,8 @@ impl Inner {
         })
     }
 
-    /// The sectors that the policy chooses for replicas of a blob beside those in `holders`.
+    /// The sectors that the policy chooses for replicas of a blob beside those in `holders`, so that there are
+    /// `copies` in all.
     ///
     /// # Errors
     /// `InvalidArgument` if the policy can't choose at all.
@@ -679,16 +695,40 @@ impl Inner {
         &self,
         policy: &dyn ReplicationPolicy,
         key: &BinaryKey,
+        copies: usize,
         holders: SectorSet,
         needed: u64,
         room: &dyn Fn(usize) -> u64,
     ) -> Result<SectorSet, StorageError> {
-        let numbers = |sectors: SectorSet| -> Vec<u16> {
-            let numbers = sectors.iter();
-            numbers
-                .filter_map(|number| u16::try_from(number).ok())
-                .collect()
+        let held = numbers(holders);
+        let chosen = self.with_placement(key, copies, &held, needed, room, |placement| {
+            policy.select_targets(placement)
+        });
+        let chosen = match chosen {
+            Ok(choice) => choice.chosen,
+            // So many as there are.
+            Err(PolicyError::Insufficient { chosen, .. }) => chosen,
+            Err(error) => {
+                let what = format!("the policy of replication: {error}");
+                return Err(StorageError::invalid(what));
+            }
         };
+        let chosen: SectorSet = chosen.into_iter().map(usize::from).collect();
+        // Whatever a policy says.
+        Ok(chosen.within(self.keepers()))
+    }
+
+    /// Asks a policy about the replicas of a blob, of which there are to be so many, and which the sectors in
+    /// `holders` have.
+    pub fn with_placement<T>(
+        &self,
+        key: &BinaryKey,
+        copies: usize,
+        holders: &[u16],
+        needed: u64,
+        room: &dyn Fn(usize) -> u64,
+        ask: impl FnOnce(&Placement<'_>) -> T,
+    ) -> T {
         let labels = self.labels.read();
         let facts = |(number, sector): (usize, &Arc<Sector>)| SectorFacts {
             number: sector.number(),
@@ -703,24 +743,13 @@ impl Inner {
         let (seed, _) = self.store_id.split_at(8);
         let placement = Placement {
             key,
-            copies: u8::try_from(self.replicas).unwrap_or(u8::MAX),
-            holders: &numbers(holders),
+            copies: u8::try_from(copies).unwrap_or(u8::MAX),
+            holders,
             sectors: &facts,
             needed,
             seed: u64::from_le_bytes(seed.try_into().unwrap_or_default()),
         };
-        let chosen = match policy.select_targets(&placement) {
-            Ok(choice) => choice.chosen,
-            // So many as there are.
-            Err(PolicyError::Insufficient { chosen, .. }) => chosen,
-            Err(error) => {
-                let what = format!("the policy of replication: {error}");
-                return Err(StorageError::invalid(what));
-            }
-        };
-        let chosen: SectorSet = chosen.into_iter().map(usize::from).collect();
-        // Whatever a policy says.
-        Ok(chosen.within(self.keepers()))
+        ask(&placement)
     }
 
     /// See [`Store::relabel`](super::Store::relabel).
@@ -770,6 +799,14 @@ impl Inner {
         let capacity = u64::from(segments.usable()) * (per_segment - per_segment / 16);
         capacity.saturating_sub(segments.live())
     }
+}
+
+/// Sectors, as the ports number them.
+pub fn numbers(sectors: SectorSet) -> Vec<u16> {
+    let numbers = sectors.iter();
+    numbers
+        .filter_map(|number| u16::try_from(number).ok())
+        .collect()
 }
 
 /// Whether what is said of a sector can be.

@@ -309,7 +309,7 @@ impl Inner {
         };
         match most {
             Some((sectors, _)) => Ok(sectors),
-            None => self.place(key, copied),
+            None => self.place(key, copied, self.replicas),
         }
     }
 

@@ -439,9 +439,11 @@ impl Inner {
             .forget(number, SectorIndex::new(vacant, None, nothing));
     }
 
-    /// How many keys have fewer replicas than they should in the sectors that are left without one.
+    /// How many keys have fewer replicas than they should, or can, in the sectors that are left without one.
     fn lacking_without(&self, number: usize) -> Result<u64, StorageError> {
         let left = self.keepers().without(SectorSet::one(number));
-        self.count_keys(|holders, _| holders.within(left).len() < self.replicas)
+        // What asks for more sectors than there are then needs none that is not among them.
+        let most = left.len().max(self.replicas);
+        self.count_keys(|holders, wanted, _| holders.within(left).len() < wanted.min(most))
     }
 }

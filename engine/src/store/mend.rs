@@ -17,7 +17,7 @@ use graviton_format::geometry::{AREA_SIZE, ROOT_SLOT_SIZE};
 use graviton_format::record::{Manifest, RecordKind, record_length};
 
 use super::commit::{Move, Work};
-use super::index::Entry;
+use super::index::{Entry, SectorIndex};
 use super::inner::Inner;
 use super::maintain::{MOVE_BATCH, to_move};
 use super::record::encode;
@@ -70,8 +70,8 @@ struct Placed {
     address: u64,
     length: u64,
     lsn: u64,
-    /// Whose it is and what, if that is known.
-    expected: Option<(BinaryKey, RecordKind)>,
+    /// Whose it is and what it may be, if that is known.
+    expected: Option<(BinaryKey, Vec<RecordKind>)>,
     /// What is known of it otherwise.
     front: Option<Front>,
 }
@@ -411,7 +411,7 @@ impl Inner {
                 };
                 // What is said of a blob is lost with the front of its record.
                 if lost.extents.contains(&entry.record_lsn()) && part.is_extent(&entry) {
-                    let placed = placed(&key, part.kind_of_record(&entry), &entry);
+                    let placed = placed(&key, kinds_of(part, &entry), &entry);
                     fronts.insert(entry.record_lsn(), placed);
                 }
                 for piece in entry.extents.iter().flat_map(|pieces| pieces.iter()) {
@@ -479,7 +479,7 @@ impl Inner {
                     if (is_here || !lost_ranges(&entry, &lost.extents).is_empty())
                         && let Ok(key) = BinaryKey::of_stored(stored)
                     {
-                        found.insert(key, (part.kind_of_record(&entry), entry, is_here));
+                        found.insert(key, (kinds_of(part, &entry), entry, is_here));
                     }
                     seen += 1;
                     last = Some([stored, &[0]].concat());
@@ -501,7 +501,7 @@ impl Inner {
                 }
             }
             let here = found.iter().filter(|(_, (.., is_here))| *is_here);
-            let places = here.map(|(key, (kind, entry, _))| placed(key, *kind, entry));
+            let places = here.map(|(key, (kinds, entry, _))| placed(key, kinds.clone(), entry));
             self.move_placed(number, places, |placed, error| {
                 let entry = placed
                     .expected
@@ -577,8 +577,14 @@ fn lost_ranges(entry: &Entry, lost: &HashSet<u64>) -> RangeSet {
     spans.collect()
 }
 
+/// What the record of an entry may be.
+fn kinds_of(part: &SectorIndex, entry: &Entry) -> Vec<RecordKind> {
+    let kinds = [RecordKind::Blob, RecordKind::Manifest].into_iter();
+    kinds.filter(|kind| part.may_be(*kind, entry)).collect()
+}
+
 /// The record of an entry.
-fn placed(key: &BinaryKey, kind: RecordKind, entry: &Entry) -> Placed {
+fn placed(key: &BinaryKey, kinds: Vec<RecordKind>, entry: &Entry) -> Placed {
     let payload = Payload {
         address: entry
             .address
@@ -594,7 +600,10 @@ fn placed(key: &BinaryKey, kind: RecordKind, entry: &Entry) -> Placed {
     // Of what was changed since nobody knows what its record says.
     let front = entry.changed.is_none().then(|| Front {
         key: key.clone(),
-        kind,
+        kind: match entry.extents {
+            None => RecordKind::Blob,
+            Some(_) => RecordKind::Manifest,
+        },
         time: entry.time,
         meta_length: entry.meta_length,
         payload,
@@ -604,7 +613,7 @@ fn placed(key: &BinaryKey, kind: RecordKind, entry: &Entry) -> Placed {
         address: entry.address,
         length: entry.record_length(key.stored()),
         lsn: entry.record_lsn(),
-        expected: Some((key.clone(), kind)),
+        expected: Some((key.clone(), kinds)),
         front,
     }
 }
@@ -666,7 +675,7 @@ fn read_placed(sector: &Sector, placed: &Placed) -> Result<Move, StorageError> {
             record.payload_length.into(),
         );
         let is_it = match &placed.expected {
-            Some((key, kind)) => (&record.key, record.kind) == (key, *kind),
+            Some((key, kinds)) => record.key == *key && kinds.contains(&record.kind),
             None => matches!(
                 record.kind,
                 RecordKind::Blob | RecordKind::Extent | RecordKind::Range

@@ -28,6 +28,7 @@ mod merge;
 mod multipart;
 mod options;
 mod read;
+mod rebalance;
 mod record;
 mod recovery;
 mod repair;
@@ -50,13 +51,13 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use info::{
-    CheckpointInfo, CompactReport, Finding, RepairProgress, ReplicationInfo, ScrubProgress,
-    ScrubReport, SectorInfo, SegmentInfo, SegmentState, Space, StoreInfo, VerifyProgress,
-    VerifyReport,
+    CheckpointInfo, CompactReport, Finding, RebalanceProgress, RebalanceReport, RepairProgress,
+    ReplicationInfo, ScrubProgress, ScrubReport, SectorInfo, SegmentInfo, SegmentState, Space,
+    StoreInfo, VerifyProgress, VerifyReport,
 };
 pub use options::{
-    Access, CreateOptions, GIB, KIB, MIB, NewSector, OpenOptions, RemoveOptions, ScrubDepth,
-    ScrubOptions,
+    Access, CreateOptions, GIB, KIB, MIB, NewSector, OpenOptions, RebalanceOptions, RemoveOptions,
+    ScrubDepth, ScrubOptions, WriteMode,
 };
 pub use read::GET_MAX;
 
@@ -260,6 +261,28 @@ impl Store {
         self.inner.repair(progress)
     }
 
+    /// Moves replicas to where the policy of replication wants them, or, without one, from full sectors to emptier
+    /// ones, and takes away those that are too many, as after a sector returned. A replica is durable where it is to
+    /// be before another goes. Blobs that lack replicas, or have damaged ones, are left to [`Store::repair`].
+    /// `progress` is asked after each step whether to go on; broken off, or done twice, it does no harm.
+    ///
+    /// A dry run takes each blob to be moved once; with a policy, more steps may follow.
+    ///
+    /// # Errors
+    /// `ReadOnly` unless it is a dry run, `Closed`; `InvalidArgument` if the policy can't decide; `Corruption` of the
+    /// index. What can't be done for one blob is counted in the report.
+    pub fn rebalance(
+        &self,
+        options: &RebalanceOptions,
+        progress: &mut dyn FnMut(RebalanceProgress<'_>) -> ControlFlow<()>,
+    ) -> Result<RebalanceReport, StorageError> {
+        match options.dry_run {
+            true => self.inner.check_open()?,
+            false => self.inner.check_writable()?,
+        }
+        self.inner.rebalance(options, progress)
+    }
+
     /// Which sectors have which bytes of the blobs.
     #[must_use]
     pub fn replicas(&self) -> Arc<dyn ReplicaIndex> {
@@ -302,7 +325,8 @@ impl Store {
         self.inner.scrub(options, progress)
     }
 
-    /// How many keys have too few replicas, or some that are made of other pieces.
+    /// How many keys have too few replicas, or some that are made of other pieces; also where there are not as
+    /// many sectors as their puts have asked for.
     ///
     /// # Errors
     /// `Corruption` of the index.

@@ -55,9 +55,10 @@ impl Inner {
         let started = self
             .check_writable()
             .and_then(|()| check_attributes(&options.attributes, self.options.max_attributes_len))
-            .and_then(|()| self.place(key, much));
-        let sectors = match started {
-            Ok(sectors) => sectors,
+            .and_then(|()| self.asked(options.replicas))
+            .and_then(|asked| Ok((asked, self.place(key, much, self.wanted(asked))?)));
+        let (replicas, sectors) = match started {
+            Ok(started) => started,
             Err(error) => return Op::fail(error),
         };
         let upload = BinaryKey::beside(&StoredKey::Upload {
@@ -67,6 +68,7 @@ impl Inner {
         let time = self.now();
         let meta = Details {
             attributes: options.attributes.clone(),
+            replicas,
             ..Details::default()
         }
         .encode();
@@ -75,6 +77,7 @@ impl Inner {
             upload,
             time,
             meta_length: u32::try_from(meta.len()).unwrap_or(u32::MAX),
+            replicas,
         };
         let work = Work::Mutations(vec![mutation]);
         let ticket = self.submit(sectors, work, durable(options.durability));
@@ -159,6 +162,9 @@ impl Inner {
         options: PutOptions,
     ) -> Result<(Target, PutOptions), StorageError> {
         self.check_put(&upload.of_blob(), &options)?;
+        // It is to lie where its upload does.
+        let found = self.index.read().lookup(upload.stored())?;
+        let asked = found.map_or(0, |found| found.entry.replicas);
         let target = Target {
             key: BinaryKey::beside(&StoredKey::Part {
                 upload: upload_id(&upload).lsn(),
@@ -168,6 +174,7 @@ impl Inner {
         };
         let options = PutOptions {
             attributes: Attributes::new(),
+            replicas: (asked > 0).then_some(asked.into()),
             ..options
         };
         Ok((target, options))
@@ -233,6 +240,7 @@ impl Inner {
             parts: parts.to_vec(),
             precondition: options.precondition,
             meta: details.encode(),
+            replicas: details.replicas,
             digest: digest_of(parts),
             time: self.now(),
         };

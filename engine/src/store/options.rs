@@ -22,7 +22,7 @@ pub struct CreateOptions {
     /// How many sectors (1 to 64), all of one size, in the store's directory.
     pub sectors: u16,
     /// How many sectors each blob is put into (1 to the number of sectors): so many less one may be
-    /// lost.
+    /// lost. A put can ask for more, which changes nothing of that.
     pub replicas: u16,
     /// Size of each sector in bytes, preallocated; rounded down to whole segments. At least 4 MiB.
     pub sector_size: u64,
@@ -105,6 +105,15 @@ pub struct ScrubOptions {
     pub from: Option<Vec<u8>>,
 }
 
+/// How a rebalance goes about it. The default: does what it finds, as fast as the disks go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RebalanceOptions {
+    /// Only says what it would do.
+    pub dry_run: bool,
+    /// The most bytes of blobs that are copied in a second; `None`: no limit.
+    pub bytes_per_second: Option<u64>,
+}
+
 /// Whether a store is opened for writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Access {
@@ -119,6 +128,35 @@ pub enum Access {
     /// blob may be missing, be an older version, or show again though it was deleted; but what is
     /// read verifies. [`StoreInfo::health`](super::StoreInfo) says what is damaged.
     Salvage,
+}
+
+/// How many of the replicas of a blob a write waits for. The others are made behind it, as repair makes them:
+/// [`ReplicationInfo::backlog`](super::ReplicationInfo::backlog) says of how many blobs. Until they are,
+/// what was written may lie in one sector alone (or in a quorum of them): the store file says that something is
+/// [short](super::ReplicationInfo::is_short), and with that no sector may be missing when the store is opened.
+/// Once a sector has failed, [`flush`](crate::port::BlobStore::flush) can't promise anything but with `All`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum WriteMode {
+    /// All of them.
+    #[default]
+    All,
+    /// More than half of them.
+    Quorum,
+    /// The first.
+    Async,
+}
+
+impl WriteMode {
+    /// How many of so many replicas are waited for.
+    #[must_use]
+    pub fn waits_for(self, replicas: usize) -> usize {
+        match self {
+            Self::All => replicas,
+            Self::Quorum => replicas / 2 + 1,
+            Self::Async => 1,
+        }
+        .min(replicas)
+    }
 }
 
 /// How a store is opened. The default: for writing, io_uring if it works, in the background
@@ -136,6 +174,16 @@ pub struct OpenOptions {
     /// Decides which sectors the replicas of a blob go to; `None`: to where it lies already, then to those
     /// with most room. It is asked for every put.
     pub replication: Option<Arc<dyn ReplicationPolicy>>,
+    /// How many of its replicas a write waits for.
+    pub write_mode: WriteMode,
+    /// Whether writes go on if fewer sectors than [`OpenOptions::write_mode`] wants can take them, and the others are
+    /// made up for later. When `false` they are refused with `Insufficient`; those that are under way when a
+    /// sector fails come about all the same.
+    pub degraded_writes: bool,
+    /// Sectors that may be missing though they may have the only copy of something that was acknowledged: the store
+    /// is opened for writing without them, instead of refused with `TooFewSectors`. What only they have is gone,
+    /// unless they come back, and then only what was not written anew meanwhile.
+    pub accept_loss_of: Vec<u16>,
     /// Log bytes after which a checkpoint is taken: what recovery must replay, at most about
     /// twice this. `None`: 256 MiB, or less in a small sector.
     pub checkpoint_interval: Option<u64>,
@@ -164,6 +212,9 @@ impl Default for OpenOptions {
             io: IoOptions::default(),
             background: true,
             replication: None,
+            write_mode: WriteMode::All,
+            degraded_writes: true,
+            accept_loss_of: Vec::new(),
             checkpoint_interval: None,
             reader_patience: Duration::from_secs(1),
             max_fragments: FRAGMENTS_MAX,

@@ -421,6 +421,7 @@ impl Inner {
             Ok(found) => found,
             Err(error) => return Op::fail(error),
         };
+        let wanted = self.wanted(held.entry.replicas);
         Op::start(async move {
             let details = held.details().await?;
             let HeldRecord {
@@ -442,6 +443,7 @@ impl Inner {
                 missing: entry.missing(),
                 fragments: entry.fragments(),
                 sectors: holders.iter().map(number).collect(),
+                replicas: number(wanted),
                 key,
             })
         })

@@ -10,12 +10,17 @@ use graviton_format::key::StoredKey;
 use graviton_format::meta::{self, CHANGE_LEN, MetaItem};
 use graviton_format::record::{Change, RecordKind, write_record_head};
 
+use super::catalog::SECTORS_MAX;
 use super::commit::Encoded;
 use super::index::Entry;
+use crate::port::blob::REPLICAS_MAX;
 use crate::port::manifest::{is_of_put, of_put, plain};
 use crate::port::{
     Advertised, AdvertisedAttributes, Attributes, BinaryKey, Digest, DigestAlgorithm,
 };
+
+const _: () = assert!(REPLICAS_MAX as usize == SECTORS_MAX);
+const _: () = assert!(meta::REPLICAS_MAX as usize == SECTORS_MAX);
 
 const HEADER: usize = size_of::<graviton_format::record::RecordHeader>();
 
@@ -55,6 +60,8 @@ pub struct Details {
     pub source: Option<BinaryKey>,
     /// LSN of the record that the life began with that a manifest goes on with.
     pub life: Option<u64>,
+    /// How many sectors the blob is to lie in; 0: as many as the store says.
+    pub replicas: u8,
 }
 
 /// Who set an attribute, and when.
@@ -101,6 +108,9 @@ impl Details {
         }
         if let Some(life) = self.life {
             meta::put(&mut bytes, MetaItem::Life(life));
+        }
+        if meta::is_count(self.replicas) {
+            meta::put(&mut bytes, MetaItem::Replicas(self.replicas));
         }
         bytes
     }
@@ -177,6 +187,7 @@ impl Details {
                     details.attributes.insert(name.to_owned(), value);
                 }
                 MetaItem::Life(lsn) => details.life = details.life.or(Some(lsn)),
+                MetaItem::Replicas(count) if details.replicas == 0 => details.replicas = count,
                 MetaItem::Source(key) => {
                     let source = BinaryKey::of_stored(key).ok();
                     details.source = details.source.or(source);

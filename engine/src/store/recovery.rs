@@ -90,10 +90,16 @@ pub async fn recover(opening: Opening<'_>) -> Result<Recovered, StorageError> {
     let mut recovery = Recovery {
         writing: options.access == Access::ReadWrite,
         salvaging: options.access == Access::Salvage,
+        dispensable: options
+            .accept_loss_of
+            .iter()
+            .map(|&number| number.into())
+            .collect(),
         ..Recovery::default()
     };
     // With one replica, what lies in a sector lies nowhere else.
-    recovery.leaves_out = catalog.replicas > 1 || (recovery.salvaging && catalog.sectors.len() > 1);
+    let accepts_loss = recovery.salvaging || !recovery.dispensable.is_empty();
+    recovery.leaves_out = catalog.replicas > 1 || (accepts_loss && catalog.sectors.len() > 1);
     recovery
         .open_sectors(path, backend, &catalog, &mut notice)
         .await?;
@@ -139,7 +145,9 @@ pub async fn recover(opening: Opening<'_>) -> Result<Recovered, StorageError> {
             .await?;
         recovered.check_any_writable()?;
         if recovered.catalog.sectors.len() > 1 {
-            recovered.begin_session(path, backend.as_ref()).await?;
+            recovered
+                .begin_session(path, backend.as_ref(), recovery.dispensable)
+                .await?;
         }
         recovered.check_any_writable()?;
     }
@@ -198,6 +206,7 @@ impl Recovered {
         &mut self,
         path: &Path,
         backend: &dyn Backend,
+        accepted: SectorSet,
     ) -> Result<(), StorageError> {
         let session = u64::from_le_bytes(random(backend, path)?).max(1);
         let mut begun = self.catalog.clone();
@@ -247,8 +256,9 @@ impl Recovered {
             } else if !named.behind {
                 // What it has was not known to lie elsewhere.
                 is_short = true;
-                named.behind = dispensable > 0;
-                dispensable = dispensable.saturating_sub(1);
+                let is_accepted = accepted.contains(named.number.into());
+                named.behind = is_accepted || dispensable > 0;
+                dispensable = dispensable.saturating_sub(usize::from(!is_accepted));
             }
         }
         begun.beginning = None;
@@ -359,6 +369,8 @@ struct Recovery {
     writing: bool,
     /// What is lost does not keep the store from opening.
     salvaging: bool,
+    /// Nor do these, if they are missing.
+    dispensable: SectorSet,
     /// A sector that can't be used is left out.
     leaves_out: bool,
     /// The highest LSN that a checkpoint or a log knows of.
@@ -786,7 +798,9 @@ impl Recovery {
     /// no more: the store file says whether what it has was made anew elsewhere.
     fn check_enough(&self, path: &Path, catalog: &Catalog) -> Result<(), StorageError> {
         let is_missing = |named: &&CatalogSector| {
-            self.left_out[usize::from(named.number)].is_some() && !named.behind
+            let number = usize::from(named.number);
+            let counts = !named.behind && !self.dispensable.contains(number);
+            self.left_out[number].is_some() && counts
         };
         let missing = catalog.sectors.iter().filter(is_missing).count();
         let most = match catalog.short {
@@ -860,12 +874,13 @@ impl Log {
 }
 
 fn applied(record: LoggedRecord) -> Result<Applied, graviton_format::FormatError> {
-    let (source, life) = match record.kind {
+    let (source, life, replicas) = match record.kind {
         RecordKind::Manifest => {
             let details = Details::decode(&record.meta)?;
-            (details.source, details.life)
+            (details.source, details.life, details.replicas)
         }
-        _ => (None, None),
+        RecordKind::Blob => (None, None, meta::replicas(&record.meta).unwrap_or(0)),
+        _ => (None, None, 0),
     };
     if let Some(life) = life {
         meta::check_life(life, record.lsn)?;
@@ -886,6 +901,7 @@ fn applied(record: LoggedRecord) -> Result<Applied, graviton_format::FormatError
         change: record.change,
         source,
         life,
+        replicas,
         hold: None,
     })
 }

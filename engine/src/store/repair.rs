@@ -24,11 +24,14 @@ use super::set::SectorSet;
 use super::shortage::Search;
 use super::write::unexpected;
 use crate::log::sector::Payload;
-use crate::port::op::wait_for;
+use crate::port::op::{all, wait_for};
 use crate::port::{BinaryKey, StorageError};
 
 /// Blobs that one step looks at.
 const LOOKED_AT: usize = 256;
+/// Of how many replicas at once are made, so that they share frames, and with how many bytes.
+const AT_ONCE: usize = 32;
+const BYTES_AT_ONCE: u64 = 8 << 20;
 
 /// How far repair is.
 #[derive(Debug, Default)]
@@ -41,7 +44,7 @@ pub struct Repairs {
     is_stuck: bool,
     /// Where a scan of the index goes on.
     scan: Option<Vec<u8>>,
-    under_way: Option<Repair>,
+    under_way: Vec<Repair>,
     /// The sectors that were to keep replicas when it was looked last.
     keepers: Option<SectorSet>,
     /// Whether anything is short is being looked for.
@@ -50,7 +53,7 @@ pub struct Repairs {
 
 /// A replica that is being made.
 #[derive(Debug)]
-struct Repair {
+pub struct Repair {
     key: BinaryKey,
     /// The version, as another sector has it.
     entry: Entry,
@@ -103,12 +106,16 @@ impl Inner {
         if self.sectors.len() < 2 {
             return Ok(false);
         }
-        if let Some(repair) = repairs.under_way.take() {
-            match wait_for(self.go_on(repair)) {
-                Ok(Some(repair)) => repairs.under_way = Some(repair),
-                Ok(None) => repairs.has_progress = true,
-                // The next that is looked at may fare better.
-                Err(error) => self.note(format!("repair: {error}")),
+        let under_way = std::mem::take(&mut repairs.under_way);
+        if !under_way.is_empty() {
+            let steps = under_way.into_iter().map(|repair| self.go_on(repair));
+            for step in wait_for(all(steps)) {
+                match step {
+                    Ok(Some(repair)) => repairs.under_way.push(repair),
+                    Ok(None) => repairs.has_progress = true,
+                    // The next that is looked at may fare better.
+                    Err(error) => self.note(format!("repair: {error}")),
+                }
             }
             return Ok(true);
         }
@@ -130,12 +137,15 @@ impl Inner {
         if repairs.is_stuck {
             return Ok(false);
         }
+        let (mut burials, mut bytes) = (Vec::new(), 0);
+        let mut is_at_end = false;
         for _ in 0..LOOKED_AT {
+            if repairs.under_way.len() + burials.len() >= AT_ONCE || bytes >= BYTES_AT_ONCE {
+                break;
+            }
             let Some(key) = self.marks.next_repair(repairs.cursor.as_ref()) else {
-                let was_behind = repairs.cursor.take().is_some();
-                repairs.is_stuck = !repairs.has_progress;
-                repairs.has_progress = false;
-                return Ok(was_behind && !repairs.is_stuck);
+                is_at_end = true;
+                break;
             };
             repairs.cursor = Some(key.clone());
             match self.plan_repair(&key)? {
@@ -145,18 +155,28 @@ impl Inner {
                 }
                 Plan::Stuck => {}
                 Plan::Make(repair) => {
-                    repairs.under_way = Some(*repair);
-                    return Ok(true);
+                    bytes += repair.entry.size;
+                    repairs.under_way.push(*repair);
                 }
-                Plan::Bury { lsn, target } => {
-                    match wait_for(self.bury(&key, lsn, target)) {
-                        Ok(_) => repairs.has_progress = true,
-                        Err(error) => self.note(format!("repair: {error}")),
-                    }
-                    // It is looked at once more.
-                    return Ok(true);
-                }
+                Plan::Bury { lsn, target } => burials.push((key, lsn, target)),
             }
+        }
+        let is_busy = !repairs.under_way.is_empty() || !burials.is_empty();
+        let burials = burials
+            .iter()
+            .map(|(key, lsn, target)| self.bury(key, *lsn, *target));
+        // They are looked at once more.
+        for buried in wait_for(all(burials)) {
+            match buried {
+                Ok(_) => repairs.has_progress = true,
+                Err(error) => self.note(format!("repair: {error}")),
+            }
+        }
+        if is_at_end && !is_busy {
+            let was_behind = repairs.cursor.take().is_some();
+            repairs.is_stuck = !repairs.has_progress;
+            repairs.has_progress = false;
+            return Ok(was_behind && !repairs.is_stuck);
         }
         Ok(true)
     }
@@ -196,21 +216,21 @@ impl Inner {
     pub fn lacking(&self) -> Result<u64, StorageError> {
         self.check_open()?;
         let keepers = self.keepers();
-        self.count_keys(|holders, is_unlike| {
-            is_unlike || holders.within(keepers).len() < self.replicas
+        self.count_keys(|holders, wanted, is_unlike| {
+            is_unlike || holders.within(keepers).len() < wanted
         })
     }
 
-    /// How many keys `counts` says yes to: told in which sectors they are, and whether they are made of other
-    /// pieces in some.
+    /// How many keys `counts` says yes to: told in which sectors they are, in how many they should be, and
+    /// whether they are made of other pieces in some.
     pub fn count_keys(
         &self,
-        counts: impl Fn(SectorSet, bool) -> bool,
+        counts: impl Fn(SectorSet, usize, bool) -> bool,
     ) -> Result<u64, StorageError> {
         let (mut from, mut count) = (Vec::new(), 0);
         loop {
-            let seen = self.scan_some(&from, |_, holders, is_unlike| {
-                count += u64::from(counts(holders, is_unlike));
+            let seen = self.scan_some(&from, |_, holders, wanted, is_unlike| {
+                count += u64::from(counts(holders, wanted, is_unlike));
             })?;
             match seen {
                 Some(next) => from = next,
@@ -223,9 +243,8 @@ impl Inner {
     /// where to go on.
     pub fn scan_for_repair(&self, from: Vec<u8>) -> Result<Option<Vec<u8>>, StorageError> {
         let keepers = self.keepers();
-        let wanted = self.replicas.min(keepers.len());
-        self.scan_some(&from, |key, holders, is_unlike| {
-            if (holders.within(keepers).len() < wanted || is_unlike)
+        self.scan_some(&from, |key, holders, wanted, is_unlike| {
+            if (holders.within(keepers).len() < wanted.min(keepers.len()) || is_unlike)
                 && let Ok(key) = BinaryKey::of_stored(key)
             {
                 self.marks.want_repair(&key);
@@ -234,11 +253,11 @@ impl Inner {
     }
 
     /// Calls `each` for some stored keys, from one on, that are live or were deleted: see
-    /// [`Index::scan_replicas`]. Returns where to go on.
+    /// [`Index::scan_replicas`]; told is how many sectors should have them. Returns where to go on.
     pub fn scan_some(
         &self,
         from: &[u8],
-        mut each: impl FnMut(&[u8], SectorSet, bool),
+        mut each: impl FnMut(&[u8], SectorSet, usize, bool),
     ) -> Result<Option<Vec<u8>>, StorageError> {
         /// Looked at under one lock.
         const AT_ONCE: usize = 4096;
@@ -250,8 +269,8 @@ impl Inner {
             from,
             forgettable,
             self.writable(),
-            |key, holders, is_unlike| {
-                each(key, holders, is_unlike);
+            |key, holders, asked, is_unlike| {
+                each(key, holders, self.wanted(asked), is_unlike);
                 seen += 1;
                 last = Some([key, &[0]].concat());
                 Ok(seen < AT_ONCE)
@@ -284,7 +303,9 @@ impl Inner {
             .first());
         let target = match in_place {
             Some(number) => number,
-            None if good.len() >= self.replicas.min(keepers.len()) => return Ok(Plan::Nothing),
+            None if good.len() >= self.wanted(alike.entry.replicas).min(keepers.len()) => {
+                return Ok(Plan::Nothing);
+            }
             None => match self.sector_for_replica(&index, key, all.holders, &alike.entry)? {
                 Some(number) => number,
                 None => return Ok(Plan::Stuck),
@@ -296,7 +317,7 @@ impl Inner {
 
     /// Begins to make the replica of a sector, of those that others have: of the good ones first. `None` if there
     /// is none.
-    fn begin_repair(
+    pub fn begin_repair(
         self: &Arc<Self>,
         index: &mut Index,
         key: &BinaryKey,
@@ -432,6 +453,7 @@ impl Inner {
             payload_length: 0,
             manifest: None,
             life: None,
+            replicas: 0,
         };
         self.submit_replica(target, mutation).await
     }
@@ -446,7 +468,8 @@ impl Inner {
     ) -> Result<Option<usize>, StorageError> {
         let room = |number: usize| self.available(index, number);
         if let Some(policy) = &self.options.replication {
-            let chosen = self.choose(&**policy, key, holders, entry.size, &room)?;
+            let copies = self.wanted(entry.replicas);
+            let chosen = self.choose(&**policy, key, copies, holders, entry.size, &room)?;
             return Ok(chosen.without(holders).first());
         }
         let others = self.keepers().without(holders);
@@ -455,7 +478,13 @@ impl Inner {
     }
 
     /// Sees to one payload, or, behind the last, to the record. Returns what is left to do.
-    async fn go_on(self: &Arc<Self>, mut repair: Repair) -> Result<Option<Repair>, StorageError> {
+    ///
+    /// # Errors
+    /// What keeps it from being read or written.
+    pub async fn go_on(
+        self: &Arc<Self>,
+        mut repair: Repair,
+    ) -> Result<Option<Repair>, StorageError> {
         if let Some(lsn) = repair.to_do.pop_front() {
             if !self.is_readable(repair.target, lsn).await? {
                 self.copy_payload(&repair, lsn).await?;
@@ -548,6 +577,7 @@ impl Inner {
                 payload_length: narrow(bytes.len()),
                 manifest: None,
                 life: None,
+                replicas: own.replicas,
                 key: head.key,
             };
             return self.submit_replica(repair.target, mutation).await.map(drop);
@@ -598,6 +628,7 @@ impl Inner {
         let details = Details {
             source: None,
             life: Some(entry.life()).filter(|life| *life != entry.lsn),
+            replicas: entry.replicas,
             ..details
         };
         let is_inline =
@@ -629,6 +660,7 @@ impl Inner {
             payload_length: narrow(payload.len()),
             manifest,
             life: details.life,
+            replicas: details.replicas,
         };
         self.submit_replica(repair.target, mutation).await
     }

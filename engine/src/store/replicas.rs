@@ -5,7 +5,7 @@ use std::sync::Arc;
 use graviton_format::key::SPACE_BLOB;
 
 use super::index::{Entry, Index};
-use super::inner::Inner;
+use super::inner::{Inner, numbers};
 use super::record::system_time;
 use super::set::SectorSet;
 use crate::port::list::build_page;
@@ -31,14 +31,8 @@ impl Inner {
     fn require_sector(&self, sector: u16) -> Result<usize, ReplicaError> {
         self.check_open()?;
         self.check_member(sector).map_err(|_| {
-            let members = self.sectors.members();
-            let sectors = members
-                .iter()
-                .filter_map(|number| u16::try_from(number).ok());
-            ReplicaError::UnknownSector {
-                sector,
-                sectors: sectors.collect(),
-            }
+            let sectors = numbers(self.sectors.members());
+            ReplicaError::UnknownSector { sector, sectors }
         })
     }
 
@@ -168,7 +162,7 @@ impl Inner {
                 from.stored(),
                 u64::MAX,
                 SectorSet::NONE,
-                |stored, holders, _| {
+                |stored, holders, _, _| {
                     if stored.first() != Some(&SPACE_BLOB) {
                         return Ok(false);
                     }
@@ -250,7 +244,8 @@ impl ReplicaIndex for StoreReplicas {
     fn status(&self, key: &BinaryKey) -> ReplicaOp<ReplicaStatus> {
         let inner = &self.inner;
         let status = inner.replicas_of(key).map(|(entry, replicas)| {
-            ReplicaStatus::of(entry.lsn, inner.replicas, &written(&entry), &replicas)
+            let target = inner.wanted(entry.replicas);
+            ReplicaStatus::of(entry.lsn, target, &written(&entry), &replicas)
         });
         Op::ready(status)
     }

@@ -113,7 +113,7 @@ impl Scrub<'_> {
         let index = self.inner.index.read();
         let (mut keys, mut last) = (Vec::new(), None);
         // Nothing is kept of what was deleted.
-        index.scan_replicas(from, u64::MAX, SectorSet::NONE, |stored, _, _| {
+        index.scan_replicas(from, u64::MAX, SectorSet::NONE, |stored, _, _, _| {
             keys.extend(BinaryKey::of_stored(stored));
             last = Some([stored, &[0]].concat());
             Ok(keys.len() < AT_ONCE)
@@ -182,7 +182,7 @@ impl Scrub<'_> {
         }
         drop(held);
         self.report.bytes += bytes;
-        self.pace(bytes);
+        pace(bytes, self.options.bytes_per_second);
         Ok(())
     }
 
@@ -319,15 +319,15 @@ impl Scrub<'_> {
         let room = FINDINGS_MAX.saturating_sub(self.report.findings.len());
         self.report.findings.extend(findings.into_iter().take(room));
         self.report.bytes += bytes;
-        self.pace(bytes);
+        pace(bytes, self.options.bytes_per_second);
     }
+}
 
-    /// Waits as long as so many bytes take.
-    fn pace(&self, bytes: u64) {
-        if let Some(most) = self.options.bytes_per_second {
-            let seconds = bytes as f64 / most.max(1) as f64;
-            thread::sleep(Duration::from_secs_f64(seconds));
-        }
+/// Waits as long as so many bytes take, where so many are looked at in a second at most.
+pub fn pace(bytes: u64, bytes_per_second: Option<u64>) {
+    if let Some(most) = bytes_per_second {
+        let seconds = bytes as f64 / most.max(1) as f64;
+        thread::sleep(Duration::from_secs_f64(seconds));
     }
 }
 

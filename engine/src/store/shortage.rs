@@ -25,6 +25,10 @@ struct Known {
     is_noted: bool,
     /// How many writes have come about in too few sectors.
     events: u64,
+    /// How many of them repair has yet to be told of.
+    landing: u64,
+    /// Repair has not been told of all that is short: it is to be looked for.
+    is_unknown: bool,
 }
 
 /// How far it is looked for what is short.
@@ -42,6 +46,8 @@ impl Shortage {
         let known = Known {
             is_noted,
             events: 0,
+            landing: 0,
+            is_unknown: is_noted,
         };
         Self {
             state: Mutex::new(known),
@@ -52,16 +58,39 @@ impl Shortage {
     pub fn is_noted(&self) -> bool {
         self.state.lock().is_noted
     }
+
+    /// Repair has been told of what came about in too few sectors.
+    pub fn landed(&self) {
+        let mut known = self.state.lock();
+        known.landing = known.landing.saturating_sub(1);
+    }
 }
 
 impl Inner {
-    /// Something comes about in too few sectors: the store file says so on return. Sectors that have failed
-    /// until then, and nothing else was short, are missed by nobody: what they have is elsewhere as well.
+    /// Something will have come about in too few sectors, which repair has to look for: the store file says so on
+    /// return. Sectors that have failed until then, and nothing else was short, are missed by nobody: what they
+    /// have is elsewhere as well.
     ///
     /// # Errors
     /// `File`. Then it must not be acknowledged.
     pub fn note_shortage(&self) -> Result<(), StorageError> {
         let mut known = self.shortage.state.lock();
+        known.is_unknown = true;
+        self.note_in(&mut known)
+    }
+
+    /// The same, of what repair is told of as soon as it has come about: then [`Shortage::landed`] is called.
+    ///
+    /// # Errors
+    /// As [`Inner::note_shortage`].
+    pub fn note_landing(&self) -> Result<(), StorageError> {
+        let mut known = self.shortage.state.lock();
+        self.note_in(&mut known)?;
+        known.landing += 1;
+        Ok(())
+    }
+
+    fn note_in(&self, known: &mut Known) -> Result<(), StorageError> {
         known.events += 1;
         if known.is_noted {
             return Ok(());
@@ -84,21 +113,24 @@ impl Inner {
     /// nothing can be done now.
     pub fn step_shortage(self: &Arc<Self>, repairs: &mut Repairs) -> Result<bool, StorageError> {
         let known = *self.shortage.state.lock();
-        if !known.is_noted || !self.marks.is_clear() || self.keepers().len() < self.replicas {
+        let is_over = known.landing == 0 && self.marks.is_clear();
+        if !known.is_noted || !is_over || self.keepers().len() < self.replicas {
             return Ok(false);
         }
-        let search = repairs.search.take();
-        let search = search.filter(|search| search.events == known.events);
-        let from = search.map_or(Vec::new(), |search| search.from);
-        if let Some(from) = self.scan_for_repair(from)? {
-            let events = known.events;
-            repairs.search = Some(Search { from, events });
-            return Ok(true);
+        if known.is_unknown {
+            let search = repairs.search.take();
+            let search = search.filter(|search| search.events == known.events);
+            let from = search.map_or(Vec::new(), |search| search.from);
+            if let Some(from) = self.scan_for_repair(from)? {
+                let events = known.events;
+                repairs.search = Some(Search { from, events });
+                return Ok(true);
+            }
         }
         let mut now = self.shortage.state.lock();
         if now.events == known.events && self.marks.is_clear() {
             self.write_catalog(|catalog| catalog.short = false)?;
-            now.is_noted = false;
+            (now.is_noted, now.is_unknown) = (false, false);
         }
         Ok(true)
     }

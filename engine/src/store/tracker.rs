@@ -507,7 +507,8 @@ impl StoreTracker {
         };
         let mut bytes = header.encode();
         Logged::encode_added(&known.packed, &mut bytes);
-        let sectors = self.inner.place(&stored, bytes.len() as u64 + 4096)?;
+        let (needed, wanted) = (bytes.len() as u64 + 4096, self.inner.replicas);
+        let sectors = self.inner.place(&stored, needed, wanted)?;
         let known = Known {
             size: bytes.len() as u64,
             ..known

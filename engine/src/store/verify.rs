@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use graviton_format::checksum::stored_length;
 use graviton_format::geometry::AREA_SIZE;
-use graviton_format::record::{RecordView, record_length};
+use graviton_format::record::{RecordKind, RecordView, record_length};
 use graviton_format::segment::SegmentHeader;
 use graviton_format::superblock::Superblock;
 
@@ -377,8 +377,8 @@ impl Verifier<'_> {
                     if let Ok(Some(entry)) = index.entry_in(number, key)
                         && entry.record_lsn() == record.lsn
                     {
-                        self.lacking |= entry.record_length(key) != length
-                            || part.kind_of_record(&entry) != record.kind;
+                        self.lacking |=
+                            entry.record_length(key) != length || !part.may_be(record.kind, &entry);
                     }
                 }
             }
@@ -476,8 +476,9 @@ impl Verifier<'_> {
                     let key =
                         BinaryKey::of_stored(key).map_err(|error| sector.corruption(0, error))?;
                     let pin = sector.pin(std::iter::once(entry.address));
-                    let kind = part.kind_of_record(&entry);
-                    page.push((key, entry, kind, pin));
+                    let kinds = [RecordKind::Blob, RecordKind::Manifest];
+                    let kinds = kinds.map(|kind| part.may_be(kind, &entry).then_some(kind));
+                    page.push((key, entry, kinds, pin));
                     Ok(page.len() < PAGE)
                 });
                 wrong.extend(scanned.err());
@@ -493,7 +494,7 @@ impl Verifier<'_> {
             if let Some((key, ..)) = page.last() {
                 from = [key.stored(), &[0]].concat();
             }
-            for (key, entry, expected, _pin) in page {
+            for (key, entry, kinds, _pin) in page {
                 let head = record_length(key.stored().len(), entry.meta_length as usize, 0);
                 let Some((buffer, skip)) = self.found(wait_for(
                     sector.read(entry.address..entry.address.saturating_add(head)),
@@ -511,7 +512,7 @@ impl Verifier<'_> {
                     Ok(record)
                         if record.key == key.stored()
                             && record.header.lsn == entry.record_lsn()
-                            && record.kind == expected
+                            && kinds.contains(&Some(record.kind))
                             && record.stored_payload() == stored_length(payload) => {}
                     Ok(_) => self.find(
                         &sector,

@@ -19,7 +19,7 @@ use super::set::SectorSet;
 use super::ticket::Ticket;
 use super::tracker::Known;
 use crate::log::append::frame_length;
-use crate::port::blob::{BatchItemOutcome, check_attributes};
+use crate::port::blob::{BatchItemOutcome, check_attributes, check_replicas};
 use crate::port::mutable::{check_length, check_sparse};
 use crate::port::{
     Batch, BatchItem, BinaryKey, BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest,
@@ -113,10 +113,11 @@ fn check_declared(
     }
 }
 
-fn metadata(options: &PutOptions) -> Vec<u8> {
+fn metadata(options: &PutOptions, replicas: u8) -> Vec<u8> {
     Details {
         digests: options.digest.into_iter().collect(),
         attributes: options.attributes.clone(),
+        replicas,
         ..Details::default()
     }
     .encode()
@@ -179,9 +180,37 @@ impl Inner {
         })
     }
 
+    /// How many sectors a blob is to lie in that asks for so many; 0: as many as the store says.
+    ///
+    /// # Errors
+    /// As [`check_replicas`].
+    pub fn asked(&self, replicas: Option<u16>) -> Result<u8, StorageError> {
+        let own = u16::try_from(self.replicas).unwrap_or(u16::MAX);
+        let wanted = check_replicas(replicas, own)?;
+        Ok(match wanted > own {
+            true => u8::try_from(wanted).unwrap_or(0),
+            false => 0,
+        })
+    }
+
+    /// How many sectors a blob is to lie in that is put with these options, which were checked.
+    fn wanted_by(&self, options: &PutOptions) -> usize {
+        self.replicas.max(options.replicas.unwrap_or(0).into())
+    }
+
+    /// How many sectors should have what there is of a key.
+    fn wanted_of(&self, key: &BinaryKey) -> Result<usize, StorageError> {
+        if self.sectors.len() == 1 {
+            return Ok(self.replicas);
+        }
+        let found = self.index.read().lookup(key.stored())?;
+        Ok(self.wanted(found.map_or(0, |found| found.entry.replicas)))
+    }
+
     pub fn check_put(&self, key: &BinaryKey, options: &PutOptions) -> Result<(), StorageError> {
         self.check_access()?;
         check_attributes(&options.attributes, self.options.max_attributes_len)?;
+        self.asked(options.replicas)?;
         match options.size {
             Some(size) if size > BLOB_MAX_LEN => Err(StorageError::TooLarge {
                 key: key.clone(),
@@ -199,9 +228,10 @@ impl Inner {
         payload: &Bytes,
         options: PutOptions,
     ) -> StoreOp<PutOutcome> {
-        let started = self
-            .check_put(key, &options)
-            .and_then(|()| self.place(key, payload.len() as u64 + 4096));
+        let started = self.check_put(key, &options).and_then(|()| {
+            let needed = payload.len() as u64 + 4096;
+            self.place(key, needed, self.wanted_by(&options))
+        });
         let sectors = match started {
             Ok(sectors) => sectors,
             Err(error) => return Op::fail(error),
@@ -256,7 +286,8 @@ impl Inner {
         known: Option<Box<Known>>,
     ) -> Mutation {
         let time = self.now();
-        let meta = metadata(options);
+        let replicas = self.asked(options.replicas).unwrap_or(0);
+        let meta = metadata(options, replicas);
         Mutation::Put {
             record: record::encode(RecordKind::Blob, &target.key, &meta, payload, time),
             key: target.key,
@@ -267,13 +298,15 @@ impl Inner {
             meta_length: u32::try_from(meta.len()).unwrap_or(u32::MAX),
             payload_length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
             manifest: None,
+            replicas,
             known,
         }
     }
 
     fn manifest_put(&self, target: Target, manifest: Manifest, options: &PutOptions) -> Mutation {
         let time = self.now();
-        let meta = metadata(options);
+        let replicas = self.asked(options.replicas).unwrap_or(0);
+        let meta = metadata(options, replicas);
         let payload = manifest.encode();
         Mutation::Put {
             record: record::encode(RecordKind::Manifest, &target.key, &meta, &payload, time),
@@ -285,6 +318,7 @@ impl Inner {
             meta_length: u32::try_from(meta.len()).unwrap_or(u32::MAX),
             payload_length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
             manifest: Some((manifest.size, manifest.extents.into())),
+            replicas,
             known: None,
         }
     }
@@ -302,7 +336,7 @@ impl Inner {
         };
         let started = check_sparse(&options)
             .and_then(|()| self.check_put(key, &sized))
-            .and_then(|()| self.place(key, 4096));
+            .and_then(|()| self.place(key, 4096, self.wanted_by(&options)));
         let sectors = match started {
             Ok(sectors) => sectors,
             Err(error) => return Op::fail(error),
@@ -341,7 +375,7 @@ impl Inner {
                 let found = inner.index.read().lookup(key.stored())?;
                 let sectors = match found {
                     Some(found) => inner.to_change(found.holders),
-                    None => inner.place(&key, range.len())?,
+                    None => inner.place(&key, range.len(), inner.replicas)?,
                 };
                 // It holds its extents until the change is committed.
                 let (mutation, incoming) =
@@ -427,7 +461,8 @@ impl Inner {
         self.check_put(key, &options)?;
         // Of what is not known it is only hoped that it fits where there is room for much.
         let unknown = self.sectors[0].geometry().sector_size() / 16;
-        let sectors = self.place(key, options.size.unwrap_or(unknown))?;
+        let needed = options.size.unwrap_or(unknown);
+        let sectors = self.place(key, needed, self.wanted_by(&options))?;
         self.stream_to(sectors, Target::of_blob(key), options)
     }
 
@@ -451,7 +486,10 @@ impl Inner {
         key: &BinaryKey,
         options: &DeleteOptions,
     ) -> StoreOp<DeleteOutcome> {
-        let started = self.check_access().and_then(|()| self.place(key, 0));
+        let started = self
+            .check_access()
+            .and_then(|()| self.wanted_of(key))
+            .and_then(|wanted| self.place(key, 0, wanted));
         let sectors = match started {
             Ok(sectors) => sectors,
             Err(error) => return Op::fail(error),
@@ -561,7 +599,7 @@ impl Inner {
         let found = self.index.read().lookup(key.stored())?;
         let sectors = match found {
             Some(found) => self.to_change(found.holders),
-            None => self.place(key, 0)?,
+            None => self.place(key, 0, self.replicas)?,
         };
         let work = Work::Mutations(vec![nothing]);
         match self.submit(sectors, work, durable).await {
@@ -641,7 +679,13 @@ impl Inner {
                 }
             })
             .sum();
-        let sectors = match self.place(key, total) {
+        // Of all items in the same sectors: as many as the one that asks for most.
+        let wanted = batch.items.iter().map(|item| match item {
+            BatchItem::Put { options, .. } => self.wanted_by(options),
+            BatchItem::Delete { .. } => self.replicas,
+        });
+        let wanted = wanted.max().unwrap_or(self.replicas);
+        let sectors = match self.place(key, total, wanted) {
             Ok(sectors) => sectors,
             Err(error) => return Op::fail(error),
         };
@@ -768,7 +812,9 @@ impl Inner {
         sectors: SectorSet,
     ) -> impl Future<Output = Result<(), StorageError>> + Send + use<> {
         let tickets = self.sync_each(sectors);
-        let dispensable = (self.replicas - 1).min(tickets.len().saturating_sub(1));
+        // What was not waited for may be in none of the others yet.
+        let dispensable = self.options.write_mode.waits_for(self.replicas) - 1;
+        let dispensable = dispensable.min(tickets.len().saturating_sub(1));
         let inner = Arc::clone(self);
         async move {
             let mut failed = 0;
@@ -968,7 +1014,10 @@ impl Incoming {
             return;
         }
         let placed = match &self.target.upload {
-            None => self.inner.place(&self.target.key, self.size).ok(),
+            None => {
+                let wanted = self.inner.wanted_by(&self.options);
+                self.inner.place(&self.target.key, self.size, wanted).ok()
+            }
             Some(upload) => {
                 let found = self.inner.index.read().lookup(upload.stored());
                 let found = found.ok().flatten();

@@ -45,6 +45,7 @@ fn upload_options(key: &BinaryKey, durability: Durability) -> UploadOptions {
     UploadOptions {
         durability,
         attributes: attributes(key.as_bytes().len() % 3),
+        ..UploadOptions::default()
     }
 }
 

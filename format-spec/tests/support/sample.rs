@@ -344,6 +344,7 @@ impl Writer {
                 Ok(MetaItem::Life(lsn)) => Some(lsn),
                 _ => None,
             }),
+            replicas: meta::replicas(&draft.meta),
             extents,
         };
         self.index
@@ -451,6 +452,7 @@ pub fn every_meta() -> Vec<u8> {
         value: b"blue",
     };
     meta::put(&mut bytes, attribute);
+    meta::put(&mut bytes, MetaItem::Replicas(3));
     meta::put(&mut bytes, MetaItem::Life(1));
     bytes
 }

@@ -16,6 +16,8 @@ pub enum Action {
     Checkpoint,
     /// A compaction is asked for.
     Compact,
+    /// Replicas are moved to better places.
+    Rebalance,
     /// So many steps of maintenance, if there are as many to do.
     Maintain(usize),
     /// The clock is set by so many seconds, forwards or back.
@@ -32,6 +34,7 @@ impl fmt::Debug for Action {
             Self::Step(step) => step.fmt(f),
             Self::Checkpoint => write!(f, "Checkpoint"),
             Self::Compact => write!(f, "Compact"),
+            Self::Rebalance => write!(f, "Rebalance"),
             Self::Maintain(steps) => write!(f, "Maintain({steps})"),
             Self::Clock(seconds) => write!(f, "Clock({seconds})"),
             Self::Kill => write!(f, "Kill"),
@@ -44,7 +47,8 @@ impl fmt::Debug for Action {
 #[must_use]
 pub fn actions(seed: u64, count: usize, plan: &Plan, disasters: bool) -> Vec<Action> {
     let mut steps = Steps::new(seed, plan.mix.clone());
-    (0..count).map(|_| action(&mut steps, disasters)).collect()
+    let mut next = || action(&mut steps, plan, disasters);
+    (0..count).map(|_| next()).collect()
 }
 
 /// The actions that some bytes choose, for a fuzzer: at most `count`.
@@ -53,12 +57,12 @@ pub fn actions_given(bytes: &[u8], count: usize, plan: &Plan) -> Vec<Action> {
     let mut steps = Steps::chosen_by(Random::given(bytes), 0, plan.mix.clone());
     let mut actions = Vec::new();
     while actions.len() < count && !steps.random().is_exhausted() {
-        actions.push(action(&mut steps, true));
+        actions.push(action(&mut steps, plan, true));
     }
     actions
 }
 
-fn action(steps: &mut Steps, disasters: bool) -> Action {
+fn action(steps: &mut Steps, plan: &Plan, disasters: bool) -> Action {
     let random = steps.random();
     match random.below(100) {
         0..4 => Action::Checkpoint,
@@ -71,6 +75,7 @@ fn action(steps: &mut Steps, disasters: bool) -> Action {
         }
         13..16 if disasters => Action::Crash(random.number()),
         16..18 if disasters => Action::Kill,
+        18 if plan.sectors > 1 => Action::Rebalance,
         _ => Action::Step(steps.next().expect("there is no end of steps")),
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use graviton_engine::io::sim::Image;
-use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions};
+use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, WriteMode};
 use graviton_engine::testing::{Mix, Pair};
 
 use super::action::actions;
@@ -19,6 +19,8 @@ pub struct Plan {
     pub sectors: u16,
     /// How many of them have each blob.
     pub replicas: u16,
+    /// How many of those a write waits for.
+    pub write_mode: WriteMode,
     /// Bytes of a segment.
     pub segment_size: u64,
     /// Bytes of a block.
@@ -33,6 +35,7 @@ impl Plan {
         name: "small",
         sectors: 1,
         replicas: 1,
+        write_mode: WriteMode::All,
         segment_size: 64 * KIB,
         block_size: 512,
         mix: Mix {
@@ -69,6 +72,21 @@ impl Plan {
         ..Self::THREE_SECTORS
     };
 
+    /// The same, where a write waits for the first of them.
+    pub const ASYNC: Self = Self {
+        name: "async",
+        write_mode: WriteMode::Async,
+        ..Self::REPLICAS
+    };
+
+    /// Three replicas, where a write waits for two of them.
+    pub const QUORUM: Self = Self {
+        name: "quorum",
+        replicas: 3,
+        write_mode: WriteMode::Quorum,
+        ..Self::REPLICAS
+    };
+
     /// Blobs of several extents, and so much of them that the sector is full now and then.
     pub const FULL: Self = Self {
         name: "full",
@@ -95,6 +113,7 @@ impl Plan {
     pub fn open_options(&self) -> OpenOptions {
         OpenOptions {
             background: false,
+            write_mode: self.write_mode,
             checkpoint_interval: Some(128 * KIB),
             // Readers are on the thread that would wait for them.
             reader_patience: Duration::ZERO,

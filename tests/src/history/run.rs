@@ -14,6 +14,7 @@ use super::action::Action;
 use super::ground::Ground;
 use super::machine::Machine;
 use super::record::{Done, Record};
+use crate::rebalance;
 
 /// What was done in all.
 #[derive(Debug, Clone, Copy, Default)]
@@ -44,6 +45,7 @@ pub fn perform(pair: &mut Pair<'_, Machine>, action: &Action) -> Result<Effect, 
         }
         Action::Checkpoint => store.checkpoint().map(drop),
         Action::Compact => store.compact().map(drop),
+        Action::Rebalance => rebalance(&store).map(drop),
         Action::Maintain(steps) => maintain(&store, *steps),
         Action::Clock(seconds) => {
             pair.subject().set_clock(*seconds);

@@ -588,6 +588,7 @@ fn show_entry(teller: &Teller<'_>, key: &[u8], entry: &ImageEntry) -> Result<(),
             meta_length,
             changed,
             life,
+            replicas,
             extents,
         } => {
             let kind = if extents.is_some() {
@@ -596,16 +597,18 @@ fn show_entry(teller: &Teller<'_>, key: &[u8], entry: &ImageEntry) -> Result<(),
                 "blob"
             };
             teller.line(format!(
-                "  LSN {lsn:<12} {kind:<9}  {name}  {size} bytes, record {}at {address}{}",
+                "  LSN {lsn:<12} {kind:<9}  {name}  {size} bytes, record {}at {address}{}{}",
                 changed.map_or_else(String::new, |record| format!("of LSN {} ", record.lsn)),
-                life.map_or_else(String::new, |lsn| format!(", alive since LSN {lsn}"))
+                life.map_or_else(String::new, |lsn| format!(", alive since LSN {lsn}")),
+                replicas.map_or_else(String::new, |count| format!(", {count} replicas"))
             ))?;
             let changed = changed.map(
                 |record| json!({"record_lsn": record.lsn, "payload_length": record.payload_length}),
             );
             let pieces = extents.as_ref().map(|extents| pieces_json(extents));
             json!({"kind": kind, "address": address, "size": size, "time": time,
-                "meta_length": meta_length, "changed": changed, "life": life, "extents": pieces})
+                "meta_length": meta_length, "changed": changed, "life": life,
+                "replicas": replicas, "extents": pieces})
         }
     };
     if let Value::Object(more) = more {

@@ -357,6 +357,10 @@ fn metadata(teller: &Teller<'_>, meta: &[u8]) -> Result<(Value, Option<String>),
                 format!("life       since LSN {lsn}"),
                 json!({"item": "life", "lsn": lsn}),
             ),
+            Ok(MetaItem::Replicas(count)) => (
+                format!("replicas   {count}"),
+                json!({"item": "replicas", "count": count}),
+            ),
             Ok(_) => continue,
             Err(error) => return Ok((objects.into(), Some(error.to_string()))),
         };

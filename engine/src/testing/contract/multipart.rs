@@ -435,3 +435,36 @@ pub(super) fn attributes_of_an_upload_are_its_blobs(subject: MutableSubject<'_>)
     let refused = store.start_upload(&key("k"), wrong).wait();
     assert_fails!(refused, StorageError::InvalidArgument { .. });
 }
+
+pub(super) fn replicas_of_an_upload_are_its_blobs(subject: MutableSubject<'_>) {
+    let mut store = subject.fresh();
+    store.save("plain", "plain");
+    let own = store.info("plain").replicas;
+    let ask = |replicas| UploadOptions {
+        replicas: Some(replicas),
+        ..UploadOptions::default()
+    };
+    let wrong = [0, 65].into_iter().chain(own.checked_sub(1));
+    for replicas in wrong {
+        let refused = store.start_upload(&key("k"), ask(replicas)).wait();
+        assert_fails!(refused, StorageError::InvalidArgument { .. });
+    }
+    for (round, expected) in [own + 1, own].into_iter().enumerate() {
+        let upload = store.start_upload(&key("k"), ask(expected)).wait();
+        let upload = upload.expect("an upload begins");
+        let mut parts = Vec::new();
+        for (number, size) in (1..).zip([100_000, 10]) {
+            let options = PutOptions {
+                replicas: Some(own + 2),
+                ..PutOptions::default()
+            };
+            let put = store.upload_part(upload, number, payload(1, size), options);
+            parts.push((number, put.wait().expect("a part is put").etag));
+            store = subject.reopen(store);
+        }
+        complete(&store, upload, &parts).expect("it is completed");
+        assert_eq!(store.info("k").replicas, expected, "round {round}");
+        store = subject.reopen(store);
+        assert_eq!(store.info("k").replicas, expected, "round {round}");
+    }
+}

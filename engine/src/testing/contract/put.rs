@@ -1,8 +1,8 @@
 use bytes::Bytes;
 
-use crate::port::blob::{ATTRIBUTE_NAME_MAX_LEN, ATTRIBUTES_MAX_LEN};
+use crate::port::blob::{ATTRIBUTE_NAME_MAX_LEN, ATTRIBUTES_MAX_LEN, REPLICAS_MAX};
 use crate::port::{
-    Attributes, Batch, BatchItemOutcome, Digest, DigestAlgorithm, ErrorKind, GetOptions,
+    Attributes, Batch, BatchItem, BatchItemOutcome, Digest, DigestAlgorithm, ErrorKind, GetOptions,
     PutOptions, StorageError,
 };
 use crate::testing::Subject;
@@ -181,6 +181,82 @@ pub(super) fn attributes_are_limited(subject: &mut dyn Subject) {
     store = subject.reopen(store);
     assert_eq!(store.info("k").attributes, accepted);
     assert_eq!(store.info("flag").attributes, empty_value);
+}
+
+pub(super) fn more_replicas_are_asked_for(subject: &mut dyn Subject) {
+    let mut store = subject.fresh();
+    let ask = |replicas| PutOptions {
+        replicas: Some(replicas),
+        ..PutOptions::default()
+    };
+    let batch_of = |name: &str, replicas| {
+        let mut batch = Batch::new();
+        batch.put(key("plain in a batch"), "plain");
+        batch.items.push(BatchItem::Put {
+            key: key(name),
+            payload: payload(3, 100),
+            options: ask(replicas),
+        });
+        batch
+    };
+    let put = store.save("plain", "plain");
+    let own = store.info("plain").replicas;
+    assert!((1..REPLICAS_MAX).contains(&own), "{own}");
+    let more = own + 1;
+    store.save_with("own", "x", ask(own)).expect("its number");
+    store.save_with("small", "x", ask(more)).expect("more");
+    let large = payload(1, 3 * MIB);
+    store.save_with("large", large, ask(more)).expect("more");
+    let most = store.save_with("most", "x", ask(REPLICAS_MAX));
+    most.expect("the most there are");
+    let streamed = store.stream_in("streamed", [payload(2, 70_000)], ask(more));
+    streamed.expect("more");
+    let batch = store.batch(batch_of("in a batch", more)).wait();
+    batch.expect("it is put");
+    store.duplicate("small", "copied");
+    store.duplicate("large", "moved once");
+    store.move_to("moved once", "moved");
+    store.save_with("again", "x", ask(more)).expect("more");
+    store.save("again", "y");
+
+    let mut wrong = vec![0, REPLICAS_MAX + 1, u16::MAX];
+    wrong.extend(own.checked_sub(1));
+    for replicas in wrong {
+        let refused = [
+            store.save_with("plain", "other", ask(replicas)),
+            store.save_with("new", "", ask(replicas)),
+            store.stream_in("new", [], ask(replicas)),
+            store
+                .batch(batch_of("new", replicas))
+                .wait()
+                .map(|_| put.clone()),
+        ];
+        for refused in refused {
+            assert_fails!(refused, StorageError::InvalidArgument { .. });
+        }
+    }
+    for reopened in [false, true] {
+        if reopened {
+            store = subject.reopen(store);
+        }
+        for name in ["plain", "own", "again", "plain in a batch"] {
+            assert_eq!(store.info(name).replicas, own, "{name}");
+        }
+        let asked = [
+            "small",
+            "large",
+            "streamed",
+            "in a batch",
+            "copied",
+            "moved",
+        ];
+        for name in asked {
+            assert_eq!(store.info(name).replicas, more, "{name}");
+        }
+        assert_eq!(store.info("most").replicas, REPLICAS_MAX);
+        assert_eq!(store.info("plain").version, put.version);
+        store.assert_absent("new");
+    }
 }
 
 pub(super) fn a_declared_size_is_held_to(subject: &mut dyn Subject) {

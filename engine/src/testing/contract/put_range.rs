@@ -5,9 +5,9 @@ use bytes::Bytes;
 
 use crate::io::sim::Random;
 use crate::port::{
-    Attributes, CopyOptions, Digest, DigestAlgorithm, ErrorKind, GetOptions, GetRangesOptions,
-    Holes, MutableObjectStore, PastEnd, Precondition, PutOptions, PutOutcome, PutRangeOptions,
-    RangeSet, Span, StorageError,
+    Attributes, AttributesUpdate, CopyOptions, Digest, DigestAlgorithm, ErrorKind, GetOptions,
+    GetRangesOptions, Holes, MutableObjectStore, PastEnd, Precondition, PutOptions, PutOutcome,
+    PutRangeOptions, RangeSet, Span, StorageError, UpdateOptions,
 };
 use crate::testing::Subject;
 use crate::testing::support::{KIB, Short, assert_bytes, assert_fails, key, part, payload, zeros};
@@ -100,6 +100,42 @@ pub(super) fn put_range_keeps_what_is_not_of_the_bytes(subject: MutableSubject<'
         assert!(after.digests.is_empty(), "{:?}", after.digests);
         store = subject.reopen(store);
     }
+}
+
+pub(super) fn what_changes_a_blob_keeps_its_replicas(subject: MutableSubject<'_>) {
+    let mut store = subject.fresh();
+    store.save("plain", "plain");
+    let own = store.info("plain").replicas;
+    let more = own + 1;
+    let ask = |replicas| PutOptions {
+        replicas: Some(replicas),
+        ..PutOptions::default()
+    };
+    let put = store.save_with("bytes", payload(1, 60_000), ask(more));
+    put.expect("more");
+    let made = store.create_sparse(&key("holes"), 60_000, ask(more)).wait();
+    made.expect("more");
+    let refused = store.create_sparse(&key("new"), 10, ask(0)).wait();
+    assert_fails!(refused, StorageError::InvalidArgument { .. });
+    for round in 0..3 {
+        for name in ["bytes", "holes"] {
+            assert_eq!(store.info(name).replicas, more, "{name} in round {round}");
+            for start in [100, 5000, 50_000] {
+                let bytes = payload(round, 3000);
+                let put = store.write_at(name, start, &bytes, PutRangeOptions::default());
+                put.expect("it is within the blob");
+            }
+            assert_eq!(store.info(name).replicas, more, "{name} in round {round}");
+            let value = Bytes::from(round.to_string());
+            let update = AttributesUpdate::merge(Attributes::from([("round".to_owned(), value)]));
+            let manifests = store.manifests();
+            let updated = manifests.update_attributes(&key(name), update, UpdateOptions::default());
+            updated.wait().expect("it is there");
+            assert_eq!(store.info(name).replicas, more, "{name} in round {round}");
+        }
+        store = subject.reopen(store);
+    }
+    assert_eq!(store.info("plain").replicas, own);
 }
 
 pub(super) fn past_the_end_is_an_option(subject: MutableSubject<'_>) {

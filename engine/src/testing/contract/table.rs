@@ -14,6 +14,7 @@ macro_rules! __each_blob_store_clause {
             put stat_tells_all_without_payload "stat tells size, allocated bytes, ETag, version, digests, times and attributes, and they outlive a reopen";
             put put_replaces_attributes_and_digests "attributes, digests and creation time are those of the last put, never merged with older ones";
             put attributes_are_limited "attributes beyond their limits are `InvalidArgument` and nothing changes; up to the limits they are kept";
+            put more_replicas_are_asked_for "a put may ask for more replicas than the store's number, and copies and renames keep what it asked for; fewer, none or more than 64 are `InvalidArgument` and nothing changes";
             put a_declared_size_is_held_to "a payload of another size than declared is `SizeMismatch`, and nothing is visible";
             put a_declared_digest_is_held_to "a payload of another digest than declared is `DigestMismatch`, and nothing is visible; a right one is kept";
             put too_large_a_blob_is_refused "a blob above the maximum size is `TooLarge`, and nothing changes";
@@ -93,6 +94,7 @@ macro_rules! __each_mutable_clause {
         $crate::$callback! { $arguments
             put_range a_range_may_begin_and_end_anywhere "put_range replaces exactly the bytes of its range, at any alignment, under a new version";
             put_range put_range_keeps_what_is_not_of_the_bytes "put_range keeps attributes and creation time, and drops digests that were confirmed of other bytes";
+            put_range what_changes_a_blob_keeps_its_replicas "puts of ranges and changes of attributes keep the number of replicas that was asked for, of holes as of bytes";
             put_range past_the_end_is_an_option "a range past the end is refused, extends the blob from its end, or leaves a hole, as asked";
             put_range an_absent_key_has_no_ranges "put_range on an absent key is `NotFound`, unless the blob was created with a size first";
             put_range as_many_bytes_as_the_range "bytes of another length than the range are `LengthMismatch`, and nothing changes";
@@ -117,6 +119,7 @@ macro_rules! __each_mutable_clause {
             multipart an_aborted_upload_is_gone "after an abort every call on the upload is `NoSuchUpload`, and nothing was visible";
             multipart uploads_to_one_key "of two uploads to one key the last that is completed wins";
             multipart completion_is_conditional "preconditions on the key are decided when an upload is completed; one that fails leaves it open";
+            multipart replicas_of_an_upload_are_its_blobs "the number of replicas that an upload was begun with is that of its blob, whatever its parts ask for; one that can't be is `InvalidArgument`";
             multipart parts_are_held_to_what_is_declared "a part of another size or digest than declared is refused and not there";
             multipart parts_in_streams "a part may be a stream, of any size, in any pieces; a dropped one leaves nothing";
             multipart uploads_and_parts_are_listed "uploads and parts are listed in order, page by page, with their figures, also after a reopen";

@@ -1,0 +1,307 @@
+//! How many replicas a write waits for, what becomes of the others, and when it is refused; and what is
+//! opened though it has lost something.
+
+use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Sim};
+use graviton_engine::port::{
+    BinaryKey, BlobStore, DeleteOptions, Durability, ErrorKind, GetOptions, PutOptions,
+    SectorState, StorageError,
+};
+use graviton_engine::store::{CreateOptions, OpenOptions, RemoveOptions, Store, WriteMode};
+use graviton_tests::history::{Plan, check_store};
+use graviton_tests::random::payload;
+use graviton_tests::{check_replicas, put_options, settle};
+
+const PATH: &str = "/store";
+
+fn key(number: usize) -> BinaryKey {
+    BinaryKey::new(format!("key/{number:03}")).expect("a short key")
+}
+
+fn options(replicas: u16) -> CreateOptions {
+    CreateOptions {
+        replicas,
+        ..Plan::REPLICAS.create_options()
+    }
+}
+
+fn created(replicas: u16, open: OpenOptions) -> (Sim, Store) {
+    let sim = Sim::new(512, 1);
+    sim.record(false);
+    let options = CreateOptions {
+        open,
+        ..options(replicas)
+    };
+    let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
+    (sim, store)
+}
+
+fn in_mode(write_mode: WriteMode) -> OpenOptions {
+    OpenOptions {
+        write_mode,
+        ..options(1).open
+    }
+}
+
+fn put(store: &Store, number: usize, seed: u64) -> Result<(), StorageError> {
+    let blob = payload(seed, 1000 + number);
+    let put = store.put(&key(number), blob, PutOptions::default());
+    put.wait().map(drop)
+}
+
+fn is_put(store: &Store, number: usize, seed: u64) -> bool {
+    match store.get(&key(number), GetOptions::default()).wait() {
+        Ok(blob) => blob.bytes == payload(seed, 1000 + number),
+        Err(StorageError::NotFound { .. }) => false,
+        Err(error) => panic!("{number}: {error}"),
+    }
+}
+
+fn sectors_of(store: &Store, number: usize) -> usize {
+    let found = store.stat(&key(number)).wait().expect("it is there");
+    found.sectors.len()
+}
+
+/// The next so many operations of a kind fail, on one disk.
+fn fail(sim: &Sim, disk: usize, kind: FaultKind) {
+    sim.set_faults(&[Fault {
+        kind,
+        after: 0,
+        times: 1,
+        disk: Some(disk),
+    }]);
+}
+
+#[test]
+fn what_is_not_waited_for_is_made_behind_it() {
+    for (mode, replicas, first) in [
+        (WriteMode::All, 2, 2),
+        (WriteMode::All, 3, 3),
+        (WriteMode::Quorum, 2, 2),
+        (WriteMode::Quorum, 3, 2),
+        (WriteMode::Async, 2, 1),
+        (WriteMode::Async, 3, 1),
+    ] {
+        assert_eq!(mode.waits_for(replicas.into()), first);
+        let (sim, store) = created(replicas, in_mode(mode));
+        let waits = usize::from(replicas) > first;
+        for number in 0..100 {
+            put(&store, number, 1).expect("it is put");
+            assert_eq!(sectors_of(&store, number), first, "{mode:?}");
+        }
+        let backlog = if waits { 100 } else { 0 };
+        assert_eq!(store.info().replication.backlog, backlog);
+        assert_eq!(store.info().replication.is_short, waits);
+        settle(&store).expect("it is seen to");
+        let all = usize::from(replicas);
+        check_replicas(&store, all..=all).expect("all replicas");
+        let replication = store.info().replication;
+        assert_eq!((replication.backlog, replication.is_short), (0, false));
+        // Newer versions, and deletes, of which some sectors do not know at first.
+        for number in 0..50 {
+            match number % 2 {
+                0 => put(&store, number, 2).expect("it is put"),
+                _ => {
+                    let deleted = store.delete(&key(number), DeleteOptions::default());
+                    assert!(deleted.wait().expect("it is deleted").existed);
+                }
+            }
+        }
+        assert_eq!(store.info().replication.is_short, waits);
+        // Whoever opens the store next goes on with it, and until then no sector may be missing.
+        store.close().expect("it closes");
+        sim.set_condition(0, DiskCondition::Absent);
+        let without = Store::open_on(sim.backend(), PATH, in_mode(mode));
+        assert_eq!(without.is_err(), waits, "{mode:?}");
+        drop(without);
+        sim.set_condition(0, DiskCondition::Well);
+        let store = Store::open_on(sim.backend(), PATH, in_mode(mode)).expect("it opens");
+        settle(&store).expect("it is seen to");
+        let replication = store.info().replication;
+        assert_eq!((replication.backlog, replication.is_short), (0, false));
+        check_store(&store).expect("it is whole");
+        drop(store);
+        // Then any may.
+        for sector in 0..3 {
+            sim.set_condition(sector, DiskCondition::Dead);
+            let options = OpenOptions::read_only();
+            let store = Store::open_on(sim.backend(), PATH, options).expect("it opens");
+            for number in 0..100 {
+                let seed = if number < 50 { 2 } else { 1 };
+                let is_deleted = number < 50 && number % 2 == 1;
+                assert_eq!(
+                    is_put(&store, number, seed),
+                    !is_deleted,
+                    "{mode:?} {number}"
+                );
+            }
+            sim.set_condition(sector, DiskCondition::Well);
+        }
+    }
+}
+
+/// What was acknowledged with less than it takes to be durable is either made so, or that it is not is told.
+#[test]
+fn a_flush_tells_of_what_only_one_sector_had() {
+    for mode in [WriteMode::All, WriteMode::Async] {
+        let (sim, store) = created(2, in_mode(mode));
+        let written = put_options(Durability::Written);
+        let put = store.put(&key(0), payload(1, 100), written);
+        put.wait().expect("it is put");
+        let found = store.stat(&key(0)).wait().expect("it is there");
+        fail(&sim, found.sectors[0].into(), FaultKind::Sync);
+        assert_eq!(store.flush().wait().is_ok(), mode == WriteMode::All);
+    }
+}
+
+fn strict(write_mode: WriteMode) -> OpenOptions {
+    OpenOptions {
+        degraded_writes: false,
+        ..in_mode(write_mode)
+    }
+}
+
+#[test]
+fn degraded_writes_are_refused_if_they_are_not_allowed() {
+    let is_insufficient = |outcome: Result<(), StorageError>, wanted, chosen| {
+        let error = outcome.expect_err("too few sectors");
+        assert!(
+            matches!(error, StorageError::Insufficient { wanted: w, chosen: c } if (w, c) == (wanted, chosen)),
+            "{error}"
+        );
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+    };
+    for (mode, replicas) in [(WriteMode::All, 3), (WriteMode::Quorum, 3)] {
+        let (sim, store) = created(replicas, strict(mode));
+        put(&store, 0, 1).expect("it is put");
+        settle(&store).expect("it is tidied up");
+        // The one that is under way comes about.
+        fail(&sim, 1, FaultKind::Write);
+        let mut number = 1;
+        while store.info().sectors[1].state == SectorState::Active {
+            put(&store, number, 1).expect("it is put where it can be");
+            number += 1;
+            while store.step().is_ok_and(|stepped| stepped) {}
+        }
+        let refused = put(&store, number, 1);
+        match mode {
+            WriteMode::Quorum => refused.expect("two are enough"),
+            _ => {
+                is_insufficient(refused, 3, 2);
+                let delete = store.delete(&key(0), DeleteOptions::default()).wait();
+                is_insufficient(delete.map(drop), 3, 2);
+                let range = payload(2, 10);
+                let range = store.put(&key(0), range, PutOptions::default()).wait();
+                is_insufficient(range.map(drop), 3, 2);
+            }
+        }
+        for number in 0..number {
+            assert!(is_put(&store, number, 1));
+        }
+        drop(store);
+        sim.set_faults(&[]);
+        sim.set_condition(1, DiskCondition::Dead);
+        let store = Store::open_on(sim.backend(), PATH, strict(mode)).expect("it opens");
+        assert_eq!(put(&store, 90, 1).is_ok(), mode == WriteMode::Quorum);
+        drop(store);
+        // Whoever allows them goes on.
+        let store = Store::open_on(sim.backend(), PATH, in_mode(mode)).expect("it opens");
+        put(&store, 91, 1).expect("it is put");
+        assert!(store.info().replication.is_short);
+    }
+}
+
+/// Writes that wait while a sector fails come about, or are refused: each is what it was said to be.
+#[test]
+fn writes_that_wait_when_a_sector_fails_are_what_they_were_said_to_be() {
+    let (sim, store) = created(3, strict(WriteMode::All));
+    fail(&sim, 2, FaultKind::Write);
+    let puts: Vec<_> = (0..60)
+        .map(|number| {
+            let blob = payload(1, 1000 + number);
+            store.put(&key(number), blob, PutOptions::default())
+        })
+        .collect();
+    let outcomes: Vec<_> = puts.into_iter().map(|put| put.wait()).collect();
+    let refused = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+    assert!((1..60).contains(&refused), "{refused}");
+    for (number, outcome) in outcomes.iter().enumerate() {
+        assert_eq!(is_put(&store, number, 1), outcome.is_ok(), "{outcome:?}");
+    }
+    let space = store.info().space;
+    assert_eq!(
+        space.total,
+        space.metadata + space.live + space.garbage + space.free
+    );
+    assert!(matches!(
+        outcomes.last(),
+        Some(Err(StorageError::Insufficient {
+            wanted: 3,
+            chosen: 2
+        }))
+    ));
+}
+
+/// A store goes on without what it has lost, if that is accepted.
+#[test]
+fn loss_that_is_accepted_keeps_a_store_from_opening_no_more() {
+    let accepting = |mode| OpenOptions {
+        accept_loss_of: vec![1],
+        ..in_mode(mode)
+    };
+    for (mode, replicas) in [(WriteMode::All, 1), (WriteMode::Async, 2)] {
+        let (sim, store) = created(replicas, in_mode(mode));
+        for number in 0..60 {
+            put(&store, number, 1).expect("it is put");
+        }
+        let lost: Vec<usize> = (0..60)
+            .filter(|&number| {
+                let found = store.stat(&key(number)).wait().expect("it is there");
+                found.sectors == [1]
+            })
+            .collect();
+        assert!((10..40).contains(&lost.len()));
+        drop(store);
+        let back = sim.image();
+        sim.set_condition(1, DiskCondition::Absent);
+        Store::open_on(sim.backend(), PATH, in_mode(mode)).expect_err("something would be lost");
+        let of_another = OpenOptions {
+            accept_loss_of: vec![0, 2],
+            ..in_mode(mode)
+        };
+        Store::open_on(sim.backend(), PATH, of_another).expect_err("something would be lost");
+        let store = Store::open_on(sim.backend(), PATH, accepting(mode)).expect("it opens");
+        for number in 0..60 {
+            assert_eq!(is_put(&store, number, 1), !lost.contains(&number));
+        }
+        put(&store, lost[0], 2).expect("it is put");
+        settle(&store).expect("it is mended");
+        store
+            .remove_sector(1, RemoveOptions { accept_loss: true })
+            .expect("it is taken away");
+        settle(&store).expect("it is mended");
+        assert!(!store.info().replication.is_short);
+        check_store(&store).expect("it is whole");
+        drop(store);
+        // Nobody has to accept it once more.
+        let store = Store::open_on(sim.backend(), PATH, in_mode(mode)).expect("it opens");
+        assert!(is_put(&store, lost[0], 2));
+        assert_eq!(store.info().health, Vec::<String>::new());
+        drop(store);
+
+        // If the sector comes back instead, so does what it had, but for what is newer.
+        let sim = Sim::boot(&back, 512, 2);
+        sim.set_condition(1, DiskCondition::Absent);
+        let store = Store::open_on(sim.backend(), PATH, accepting(mode)).expect("it opens");
+        put(&store, lost[0], 2).expect("it is put");
+        settle(&store).expect("it is mended");
+        drop(store);
+        sim.set_condition(1, DiskCondition::Well);
+        let store = Store::open_on(sim.backend(), PATH, in_mode(mode)).expect("it opens");
+        for number in 0..60 {
+            let seed = if number == lost[0] { 2 } else { 1 };
+            assert!(is_put(&store, number, seed), "{number}");
+        }
+        settle(&store).expect("it is mended");
+        check_store(&store).expect("it is whole");
+    }
+}
