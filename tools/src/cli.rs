@@ -319,9 +319,9 @@ pub enum Command {
 
     /// Read all replicas back, and mend what is damaged
     ///
-    /// Exit code 4, and a line for each damaged replica, if anything is damaged (with --repair: if something
-    /// still is at the end). Unlike verify, it reads what blobs are made of and nothing else, at the pace
-    /// that is asked for.
+    /// Exit code 4, and a line for each thing that is damaged, if anything is (with --repair: if something
+    /// still is at the end): replicas, and then what lies around them in superblocks, checkpoints and segments,
+    /// which is mended in the sector itself. It reads at the pace that is asked for.
     #[command(
         after_help = "Examples:\n  graviton scrub\n  graviton scrub --repair --rate 20MiB\n  graviton scrub --depth headers"
     )]
@@ -639,8 +639,8 @@ pub enum Sectors {
     },
     /// Add a sector in the place of another, move everything there, and take the other away
     ///
-    /// If it is cut short, see with `ls` how far it came: drain and remove do the rest once the new
-    /// sector is there.
+    /// If it is cut short, run it again: once the new sector is there, the other is being drained, and no
+    /// further one is added for it.
     Replace {
         /// The number of the one that goes; it may be missing or broken
         sector: u16,
@@ -675,7 +675,7 @@ pub struct ScrubArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_positive)]
     pub rate: Option<u64>,
 
-    /// Make what is damaged anew, of other replicas
+    /// Make what is damaged anew: replicas of others, the rest of what can be read
     #[arg(long)]
     pub repair: bool,
 }
@@ -685,7 +685,7 @@ pub struct ScrubArgs {
 pub enum Depth {
     /// Looks at the index alone.
     Index,
-    /// Reads the front of each record.
+    /// Reads the front of each record, superblocks, checkpoints, and the headers of segments and frames.
     Headers,
     /// Reads every byte.
     #[default]

@@ -22,7 +22,7 @@ use crate::stores::{labels_line, sector_json};
 pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
     match what {
         Sectors::Ls => ls(session),
-        Sectors::Add(new) => session.write(|store| add(session, store, new).map(drop)),
+        Sectors::Add(new) => session.write(|store| add(session, store, new, None).map(drop)),
         &Sectors::Grow { sector, size } => session.write(|store| {
             let size = store.grow_sector(sector, size.map_or_else(|| whole(store, sector), Ok)?)?;
             session
@@ -64,8 +64,16 @@ pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
             let work = |store: &Store| {
                 // Before anything is added for it.
                 store.needed(sector)?;
-                add(session, store, new)?;
-                store.drain_sector(sector)?;
+                match is_draining(store, sector) {
+                    // Another came for it before.
+                    true => {
+                        session.output.object(&json!({"draining": sector}))?;
+                        session.output.line(format!(
+                            "sector {sector} is being drained already: going on, no other is added"
+                        ))?;
+                    }
+                    false => drop(add(session, store, new, Some(sector))?),
+                }
                 match accept_loss {
                     true => drop(mend(session, store)?),
                     false => move_away(session, store, sector)?,
@@ -173,7 +181,18 @@ fn whole(store: &Store, sector: u16) -> Result<u64, Failure> {
     }
 }
 
-fn add(session: &Session, store: &Store, new: &NewSectorArgs) -> Result<u16, Failure> {
+fn is_draining(store: &Store, number: u16) -> bool {
+    let sectors = store.info().sectors.into_iter();
+    let mut named = sectors.filter(|sector| sector.number == number);
+    named.any(|sector| sector.draining)
+}
+
+fn add(
+    session: &Session,
+    store: &Store,
+    new: &NewSectorArgs,
+    replaces: Option<u16>,
+) -> Result<u16, Failure> {
     let largest = store
         .info()
         .sectors
@@ -199,6 +218,7 @@ fn add(session: &Session, store: &Store, new: &NewSectorArgs) -> Result<u16, Fai
         size: new.size.or(size).unwrap_or_default(),
         overwrite: new.overwrite,
         labels: labels_of(&new.labels),
+        replaces,
     })?;
     session.output.object(&json!({"added": number}))?;
     session.output.line(format!("added sector {number}"))?;
@@ -394,9 +414,9 @@ pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
         "findings": findings,
     }))?;
     for finding in &first.findings {
-        let key = finding.key.as_ref().map(ToString::to_string);
+        let key = finding.key.as_ref().map(|key| format!(" ({key})"));
         let key = key.unwrap_or_default();
-        output.line(format!("{} ({key}): {}", finding.place, finding.what))?;
+        output.line(format!("{}{key}: {}", finding.place, finding.what))?;
     }
     let looked = format!(
         "{} of {}, {} read",

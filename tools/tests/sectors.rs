@@ -783,7 +783,7 @@ fn sectors_replace_is_killed_at_many_moments() {
     for number in 0..10 {
         subject.put_new(350_000 + number);
     }
-    let mut killed = 0;
+    let (mut killed, mut killed_again) = (0, 0);
     for moment in Moment::ALL {
         let sectors = subject.sectors();
         let old = sectors[killed % 3].clone();
@@ -799,21 +799,33 @@ fn sectors_replace_is_killed_at_many_moments() {
         killed += usize::from(was_killed);
         subject.check();
         subject.change();
-        match (subject.sector(new), subject.sector(old.number)) {
-            (None, _) => {
-                assert!(!file.exists(), "what was half made is removed");
-                subject.run(&["sectors", "replace", &number]).done();
-            }
-            (Some(_), Some(_)) => {
-                subject.run(&["sectors", "drain", &number]).done();
-                subject.run(&["sectors", "remove", &number]).done();
+        // Once more, while it goes on.
+        let again = Moment::Start.kill(&subject, &["sectors", "replace", &number], &file);
+        killed_again += usize::from(again);
+        subject.check();
+        let was_there = subject.sector(new).is_some();
+        assert!(was_there || !file.exists(), "what was half made is removed");
+        match subject.sector(old.number) {
+            Some(_) => {
+                let replaced = subject.run(&["--json", "sectors", "replace", &number]);
+                let first = match was_there {
+                    true => format!("{{\"draining\":{number}}}"),
+                    false => format!("{{\"added\":{new}}}"),
+                };
+                let expected = format!("{first}\n{{\"removed\":{number}}}\n");
+                assert_eq!(replaced.done().text(), expected);
             }
             // Its file may be left, if the command was killed between the two: the next takes another name.
-            (Some(_), None) => {}
+            None => {
+                let none = subject.run(&["sectors", "replace", &number]);
+                none.fails(USAGE, &[&format!("there is no sector {number}")]);
+            }
         }
         assert_eq!(subject.sectors().len(), 3);
+        assert!(subject.sector(new).is_some());
         subject.is_well();
     }
+    eprintln!("killed {killed} times, and {killed_again} times when it was to go on");
     assert!(killed > 0);
     subject.can_lose_any();
     subject.check_changed();

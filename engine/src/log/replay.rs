@@ -124,42 +124,9 @@ pub fn decode_frame(
             .and_then(|length| offset.checked_add(length))
             .filter(|&end| end <= used);
         let end = end.ok_or_else(|| bad(format!("reach past the frame's end at {offset}")))?;
-        let payload_start = offset + record.payload_offset();
-        let (payload, wrong) = verify_payload(
-            sector,
-            &frame[payload_start..end],
-            address + payload_start as u64,
-            record.header.lsn.get(),
-            record.kind.lists_pieces(),
-        );
-        let lists_pieces = record.kind.lists_pieces();
-        let manifest = match &wrong {
-            None if lists_pieces => Some(Manifest::decode(&payload)?),
-            _ => None,
-        };
-        if let (Some(change), Some(manifest)) = (&record.change, &manifest) {
-            change.check(manifest.size)?;
-        }
-        let key = BinaryKey::of_stored(record.key)?;
-        records.push(LoggedRecord {
-            kind: record.kind,
-            moved: record.header.flags & FLAG_MOVED != 0,
-            replica: record.header.flags & FLAG_REPLICA != 0,
-            key,
-            lsn: record.header.lsn.get(),
-            time: record.header.time.get(),
-            address: record_address,
-            meta: record.meta.to_vec(),
-            payload_length: record.header.payload_length.get(),
-            manifest,
-            change: record.change,
-            whole: wrong.is_none(),
-        });
         checksums.push(record.header.checksum.get());
-        if lists_pieces && let Some(wrong) = wrong {
-            // Without its list of pieces it says nothing.
-            return Err(wrong);
-        }
+        let (record, wrong) = check_record(sector, &record, &frame[offset..end], record_address)?;
+        records.push(record);
         wrong_chunk = wrong_chunk.or(wrong);
         offset = end;
     }
@@ -200,6 +167,68 @@ pub fn decode_frame(
     Ok((records, wrong_chunk))
 }
 
+/// What the record is that fills `bytes` and lies at `address`, and the first of its chunks that is wrong.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn decode_record(
+    sector: &Sector,
+    bytes: &[u8],
+    address: u64,
+) -> Result<(LoggedRecord, Option<FormatError>), FormatError> {
+    let record = RecordView::decode(bytes, sector.identity(), &sector.geometry(), address)?;
+    let length = usize::try_from(record.length()).unwrap_or(usize::MAX);
+    let bytes = bytes.get(..length).ok_or(FormatError::Truncated {
+        structure: "Record",
+        needed: length,
+        found: bytes.len(),
+    })?;
+    check_record(sector, &record, bytes, address)
+}
+
+fn check_record(
+    sector: &Sector,
+    record: &RecordView<'_>,
+    bytes: &[u8],
+    address: u64,
+) -> Result<(LoggedRecord, Option<FormatError>), FormatError> {
+    let lists_pieces = record.kind.lists_pieces();
+    let head = record.payload_offset();
+    let (payload, wrong) = verify_payload(
+        sector,
+        &bytes[head..],
+        address + head as u64,
+        record.header.lsn.get(),
+        lists_pieces,
+    );
+    let manifest = match &wrong {
+        None if lists_pieces => Some(Manifest::decode(&payload)?),
+        _ => None,
+    };
+    if let (Some(change), Some(manifest)) = (&record.change, &manifest) {
+        change.check(manifest.size)?;
+    }
+    let decoded = LoggedRecord {
+        kind: record.kind,
+        moved: record.header.flags & FLAG_MOVED != 0,
+        replica: record.header.flags & FLAG_REPLICA != 0,
+        key: BinaryKey::of_stored(record.key)?,
+        lsn: record.header.lsn.get(),
+        time: record.header.time.get(),
+        address,
+        meta: record.meta.to_vec(),
+        payload_length: record.header.payload_length.get(),
+        manifest,
+        change: record.change,
+        whole: wrong.is_none(),
+    };
+    match wrong {
+        // Without its list of pieces it says nothing.
+        Some(wrong) if lists_pieces => Err(wrong),
+        wrong => Ok((decoded, wrong)),
+    }
+}
+
 /// What is wrong with a frame's padding \[F-23\].
 fn padding(frame: &[u8], header: &FrameHeader) -> Option<FormatError> {
     let padding = &frame[header.used.get() as usize..header.length.get() as usize];
@@ -210,6 +239,11 @@ fn padding(frame: &[u8], header: &FrameHeader) -> Option<FormatError> {
         rule: "F-23",
     };
     padding.iter().any(|&byte| byte != 0).then(what)
+}
+
+/// The first of the chunks of a payload at `address` that is wrong.
+pub fn wrong_chunk(sector: &Sector, stored: &[u8], address: u64, lsn: u64) -> Option<FormatError> {
+    verify_payload(sector, stored, address, lsn, false).1
 }
 
 fn verify_payload(
@@ -965,6 +999,24 @@ fn found(sector: &Sector, segment: u32, start: &[u8]) -> Found {
         Ok(header) => Found::Header(header),
         Err(_) => Found::Nothing,
     }
+}
+
+/// What is wrong with the header of a segment that holds nothing: it is an old one, or there is none. Whoever
+/// opens the store looks at all.
+///
+/// # Errors
+/// `Corruption` if it is damaged; `Io`.
+pub async fn check_old_header(sector: &Sector, segment: u32) -> Result<(), StorageError> {
+    let geometry = sector.geometry();
+    let base = geometry.segment_offset(segment);
+    let decode =
+        |block: &[u8]| match SegmentHeader::decode(block, sector.identity(), &geometry, segment) {
+            Ok(_) | Err(FormatError::Magic { found: 0, .. }) => Ok(()),
+            Err(error) => Err(error),
+        };
+    let block = base..base + u64::from(geometry.block_size);
+    let read = sector.read_whole(block, decode).await?;
+    read.map_err(|error| sector.corruption(base, format!("segment {segment}: {error}")))
 }
 
 /// What all segments begin with. Those that say nothing newer than `generation` are read again: the

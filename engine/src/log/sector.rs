@@ -224,6 +224,15 @@ impl Sector {
         Ok(())
     }
 
+    /// Writes all copies of the superblock anew, from what is known of it.
+    ///
+    /// # Errors
+    /// `Io`; the sector is poisoned then.
+    pub async fn renew_superblock(&self) -> Result<(), StorageError> {
+        let (_, members) = self.claim();
+        self.join(self.session(), members).await
+    }
+
     /// Stands for the sector of these ids at `path`, which can't be used: it has nothing, and takes nothing.
     #[must_use]
     pub fn standing_in(

@@ -357,7 +357,15 @@ impl Segments {
         u32::try_from(index).ok()
     }
 
-    /// Ends what [`Segments::take_for_zeroing`] began.
+    /// Takes a free segment, which is damaged, for zeroing. `false` if it is in use.
+    pub fn take_damaged(&mut self, segment: u32) -> bool {
+        let segment = &mut self.table[segment as usize];
+        let is_free = segment.state == State::Free && !segment.busy;
+        segment.busy |= is_free;
+        is_free
+    }
+
+    /// Ends what [`Segments::take_for_zeroing`] or [`Segments::take_damaged`] began.
     pub fn zeroing_done(&mut self, segment: u32, zeroed: bool) {
         let segment = &mut self.table[segment as usize];
         segment.busy = false;
@@ -432,7 +440,7 @@ impl Segments {
         *live = live.saturating_sub(bytes);
     }
 
-    /// Nothing of this segment can be read back; it is kept from compaction.
+    /// Something that lives in this segment can't be read back; it is kept from compaction.
     pub fn set_damaged(&mut self, segment: u32) {
         self.table[segment as usize].damaged = true;
     }
@@ -442,7 +450,7 @@ impl Segments {
     pub fn reclaim_dead(&mut self, next_checkpoint: u64) -> u32 {
         let mut reclaimed = 0;
         for segment in &mut self.table {
-            if segment.state == State::Sealed && segment.live == 0 && !segment.damaged {
+            if segment.state == State::Sealed && segment.live == 0 {
                 segment.state = State::Reclaimed;
                 segment.reclaimed_at = next_checkpoint;
                 reclaimed += 1;
@@ -469,6 +477,7 @@ impl Segments {
                 segment.state = State::Free;
                 segment.written = 0;
                 segment.live = 0;
+                segment.damaged = false;
                 released += 1;
             }
         }

@@ -154,6 +154,11 @@ impl Draft {
         }
     }
 
+    /// The same, for which the segment where the log ends has no room.
+    pub fn in_next_segment(self) -> Self {
+        Self { room: 0, ..self }
+    }
+
     /// Whether there is anything to write.
     pub fn is_written(&self) -> bool {
         !self.records.is_empty() || self.notes || self.opened.is_some()

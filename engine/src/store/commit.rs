@@ -456,6 +456,8 @@ pub struct Lane {
     /// Puts wait for compaction to free a segment.
     stalled: bool,
     tail: Tail,
+    /// The segment of the tail is damaged: the log goes on in another.
+    left: Option<(u32, u64)>,
     /// The highest LSN known durable.
     durable_lsn: u64,
     /// Frames were written that no sync has covered.
@@ -745,7 +747,16 @@ impl Commits {
 
     /// Bytes left in the segment where a sector's log ends.
     pub fn room(&self, number: usize, segment_size: u64) -> u64 {
-        self.lanes[number].tail.room(segment_size)
+        match &self.lanes[number] {
+            lane if lane.leaves() => 0,
+            lane => lane.tail.room(segment_size),
+        }
+    }
+
+    /// The next frame of a sector begins a segment, whatever room there is left.
+    pub fn leave_segment(&mut self, number: usize) {
+        let lane = &mut self.lanes[number];
+        lane.left = lane.tail.segment;
     }
 }
 
@@ -1027,8 +1038,14 @@ impl Inner {
             failed: lane.failed_lsn,
         };
         let doubts = lanes.iter().zip(self.sectors.iter()).map(doubt).collect();
-        let draft =
-            |number: usize| Draft::new(number, self.sectors[number].geometry(), lanes[number].tail);
+        let draft = |number: usize| {
+            let lane = &lanes[number];
+            let draft = Draft::new(number, self.sectors[number].geometry(), lane.tail);
+            match lane.leaves() {
+                true => draft.in_next_segment(),
+                false => draft,
+            }
+        };
         let drafts = members.iter().map(draft).collect();
         let mut assembly = Assembly::new(&mut index, drafts, next_lsn, claims, doubts)
             .with_writable(self.writable())
@@ -1482,6 +1499,11 @@ impl Inner {
 }
 
 impl Lane {
+    /// Whether nothing more is written to the segment where the log ends.
+    fn leaves(&self) -> bool {
+        self.left.is_some() && self.left == self.tail.segment
+    }
+
     /// Takes in that a frame has landed. Returns whether a note of it is wanted now and was not before.
     fn land(&mut self, frame: &Frame) -> bool {
         let mut wants_note = false;

@@ -46,6 +46,7 @@ impl Inner {
                 path: sector.path().to_owned(),
                 is_device: sector.disk().info().is_device,
                 state: sector.state(),
+                draining: sector.is_draining(),
                 labels: self.labels.read()[number].clone(),
                 direct: sector.disk().info().direct,
                 block_size: sector.geometry().block_size,

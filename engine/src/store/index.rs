@@ -935,6 +935,23 @@ impl SectorIndex {
             .map(|extent| (extent.record_address(), extent.record_length()))
     }
 
+    /// The records that hold extents in a segment, with LSNs above `after`: where they lie, and how long they
+    /// are. The first `most`, by LSN.
+    pub fn extents_in(&self, segment: u32, after: u64, most: usize) -> BTreeMap<u64, (u64, u64)> {
+        let mut found = BTreeMap::new();
+        for (&lsn, extent) in &self.extents {
+            let address = extent.record_address();
+            if lsn <= after || self.segment(address) != Some(segment) {
+                continue;
+            }
+            found.insert(lsn, (address, extent.record_length()));
+            if found.len() > most {
+                found.pop_last();
+            }
+        }
+        found
+    }
+
     /// Whether the record of an entry may be of a kind.
     pub fn may_be(&self, kind: RecordKind, entry: &Entry) -> bool {
         match entry.changed {

@@ -104,6 +104,8 @@ pub struct SectorInfo {
     pub path: PathBuf,
     /// Whether it is a block device.
     pub is_device: bool,
+    /// Whether its replicas are to move elsewhere, be it that it is missing or broken.
+    pub draining: bool,
     /// What it can be used for.
     pub state: SectorState,
     /// What its operator says of it.
@@ -224,8 +226,9 @@ pub struct ScrubReport {
     pub replicas: u64,
     /// Bytes that were read.
     pub bytes: u64,
-    /// What is wrong with each replica of which something is damaged, in the order it was found: 10,000 at most.
-    /// They are marked, and repaired if another has what is.
+    /// What is wrong, in the order it was found, 10,000 things at most. First, with each replica of which something
+    /// is damaged: they are marked, and repaired if another has what is. Then around them, which is mended in
+    /// the sector itself.
     pub findings: Vec<Finding>,
     /// Where to go on, if it was broken off.
     pub next: Option<Vec<u8>>,
@@ -239,7 +242,7 @@ pub struct ScrubProgress {
     pub keys: u64,
     /// Bytes that were read.
     pub bytes: u64,
-    /// Replicas of which something is damaged.
+    /// Things that are damaged.
     pub damaged: u64,
 }
 
@@ -291,7 +294,7 @@ pub struct RebalanceReport {
 pub struct CompactReport {
     /// Segments emptied.
     pub segments: u64,
-    /// Segments that were left as they are, since something that lives in them can't be read.
+    /// Segments that could not be emptied, since something in them can't be read: what can be is moved later.
     pub damaged: u64,
     /// Bytes of live records that were copied out of them.
     pub moved: u64,

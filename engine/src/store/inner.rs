@@ -17,6 +17,7 @@ use super::detached::DetachedMutations;
 use super::index::{Index, SectorIndex};
 use super::maintain::{Efforts, Kept};
 use super::marks::Marks;
+use super::mend::Mending;
 use super::options::{Access, CreateOptions, MIB, OpenOptions};
 use super::record;
 use super::recovery::{Opening, recover};
@@ -71,8 +72,10 @@ pub struct Inner {
     pub growing: AtomicUsize,
     /// What was found wrong, a line each.
     pub health: Mutex<Vec<String>>,
-    /// Damage that was met in the logs when the store was opened.
-    pub damage: Vec<StorageError>,
+    /// Damage that was met in the logs when the store was opened, and is there still.
+    pub damage: Mutex<Vec<StorageError>>,
+    /// What is damaged around records, and is to be mended.
+    pub mending: Mutex<Mending>,
     /// Mutations that go on without their callers.
     pub detached: Arc<DetachedMutations>,
     pub trackers: Trackers,
@@ -445,11 +448,18 @@ impl Inner {
             damage: recovered.damage,
         };
         let newest = (recovered.newest, recovered.skip);
+        let bad_checkpoints = recovered.bad_checkpoints;
         let inner = Self::assemble_parts(parts, recovered.index, recovered.kept, newest, kick);
         let draining = inner.sectors.iter().any(|sector| sector.is_draining());
         let lacking = recovered.lacking;
         if lacking.is_short || lacking.is_below_asked || lacking.is_unlike || draining {
             inner.marks.want_scan();
+        }
+        for place in bad_checkpoints {
+            inner.want_checkpoints(&place);
+        }
+        for place in inner.places_of_damage() {
+            inner.want_mending(&place);
         }
         if inner.check_access().is_ok()
             && let Err(error) = inner.end_additions()
@@ -511,7 +521,8 @@ impl Inner {
                 maintenance: Mutex::default(),
                 growing: AtomicUsize::new(0),
                 health: Mutex::new(health),
-                damage,
+                damage: Mutex::new(damage),
+                mending: Mutex::default(),
                 detached: Arc::default(),
                 trackers: Trackers::default(),
                 marks: Marks::new(kick.clone()),

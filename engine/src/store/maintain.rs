@@ -39,7 +39,7 @@ const ZEROED_AHEAD: usize = 2;
 /// Bytes zeroed by one device write.
 const ZERO_WRITE: u64 = 1 << 20;
 /// Bytes of records that compaction reads before it hands them to the log.
-const MOVE_BATCH: u64 = 1 << 20;
+pub const MOVE_BATCH: u64 = 1 << 20;
 /// Bytes of records in one of its requests: small, so that they fill segments to the end.
 const MOVE_MAX: u64 = 64 << 10;
 /// Entries changed since a checkpoint, after which the next is due whatever the log's length.
@@ -157,6 +157,18 @@ impl Kept {
             bytes: root.root.image_length.get(),
             entries: root.root.blobs.get(),
         })
+    }
+
+    /// Bytes of the images.
+    pub fn image_bytes(&self) -> u64 {
+        let roots = self.newest.iter().chain(&self.older);
+        roots.map(|root| root.root.image_length.get()).sum()
+    }
+
+    /// Whether a recovery from the newest comes by where this generation was written.
+    pub fn replays(&self, generation: u64) -> bool {
+        let newest = self.newest.as_ref();
+        newest.is_none_or(|root| root.root.tail_generation.get() <= generation)
     }
 
     /// Tombstones up to this LSN may be missing from the newest.
@@ -279,11 +291,7 @@ impl Inner {
                 }
             }
         }
-        let repairs = &mut efforts.repairs;
-        match (
-            self.step_repair(repairs)? || self.step_shortage(repairs)?,
-            failed,
-        ) {
+        match (self.step_mend_and_repair(&mut efforts.repairs)?, failed) {
             (false, Some(error)) => Err(error),
             (stepped, _) => Ok(stepped),
         }
@@ -467,7 +475,7 @@ impl Inner {
 
     /// Turns dead segments into reclaimed ones, and reclaimed ones into free ones where that can
     /// be. Returns how many became free.
-    fn reclaim(&self, number: usize) -> u32 {
+    pub fn reclaim(&self, number: usize) -> u32 {
         let kept = self.kept.lock();
         let mut index = self.index.write();
         let sector = &mut index.sectors[number];
@@ -557,6 +565,7 @@ impl Inner {
                 sector.corruption(base, format!("{live} bytes of live records were not found"))
             });
             self.note(damage.to_string());
+            self.want_mending(&sector.place(base));
             return Ok(CompactReport {
                 damaged: 1,
                 segments: 0,
@@ -607,7 +616,10 @@ impl Inner {
     }
 
     /// Hands records to the log, in small requests, and waits for them.
-    fn move_all(self: &Arc<Self>, number: usize, moves: Vec<Move>) -> Result<(), StorageError> {
+    ///
+    /// # Errors
+    /// `NoSpace`, and what else keeps the log from taking them.
+    pub fn move_all(self: &Arc<Self>, number: usize, moves: Vec<Move>) -> Result<(), StorageError> {
         let most = MOVE_MAX.min(self.sectors[number].geometry().segment_size / 64);
         let mut works = Vec::new();
         let mut request = Vec::new();
@@ -883,6 +895,14 @@ impl Inner {
         else {
             return Ok(false);
         };
+        self.zero_segment(number, segment).map(|()| true)
+    }
+
+    /// Writes zeros over a segment that was taken for that.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn zero_segment(&self, number: usize, segment: u32) -> Result<(), StorageError> {
         let sector = &self.sectors[number];
         let outcome = wait_for(async {
             let geometry = sector.geometry();
@@ -900,7 +920,7 @@ impl Inner {
         self.index.write().sectors[number]
             .segments
             .zeroing_done(segment, outcome.is_ok());
-        outcome.map(|()| true)
+        outcome
     }
 
     /// Writes a note of what is durable behind the last frame of each sector that lacks one, so
@@ -969,7 +989,7 @@ impl Inner {
 }
 
 /// A live record as compaction hands it to the log: its chunks' checksums unmasked.
-fn to_move(sector: &Sector, frame: &[u8], frame_address: u64, record: LoggedRecord) -> Move {
+pub fn to_move(sector: &Sector, frame: &[u8], frame_address: u64, record: LoggedRecord) -> Move {
     let (key_length, meta_length) = (record.key.stored().len(), record.meta.len());
     let head = record_length(key_length, meta_length, 0);
     let length = record_length(key_length, meta_length, record.payload_length.into());

@@ -43,6 +43,9 @@ impl Inner {
         check_labels(&new.labels)?;
         // One at a time, and no checkpoint meanwhile.
         let _alone = self.begin_maintenance()?;
+        if let Some(replaced) = new.replaces {
+            self.check_dispensable(self.check_member(replaced)?, 1)?;
+        }
         let number = self.sectors.unused().ok_or_else(|| {
             StorageError::invalid(format!(
                 "a sector more: {SECTORS_MAX} numbers have been in use since the store was opened"
@@ -323,7 +326,15 @@ impl Inner {
                 .sectors
                 .partition_point(|other| other.number < named.number);
             catalog.sectors.insert(place, named);
+            // With the one that it comes for: or whoever goes on behind a crash would add another.
+            let replaced = new.replaces.map(usize::from);
+            if let Some(replaced) = replaced.and_then(|number| catalog.sector_mut(number)) {
+                replaced.draining = true;
+            }
         })?;
+        if let Some(replaced) = new.replaces {
+            self.sectors[usize::from(replaced)].set_draining(true);
+        }
         self.labels.write()[number] = new.labels.clone();
         sector.withhold(false);
         self.tell_members(members);
@@ -401,7 +412,7 @@ impl Inner {
     pub fn drain_sector(&self, number: u16) -> Result<(), StorageError> {
         self.check_writable()?;
         let number = self.check_member(number)?;
-        self.check_dispensable(number)?;
+        self.check_dispensable(number, 0)?;
         self.set_draining(number, true)?;
         self.marks.want_scan();
         Ok(())
@@ -431,15 +442,15 @@ impl Inner {
         match place < SECTORS_MAX && members.contains(place) {
             true => Ok(place),
             false => Err(StorageError::invalid(format!(
-                "sector {number}: the store has {members:?}"
+                "there is no sector {number}: the store has {members:?}"
             ))),
         }
     }
 
-    /// Whether there are enough sectors without one.
-    fn check_dispensable(&self, number: usize) -> Result<(), StorageError> {
+    /// Whether there are enough sectors without one, if so many more come.
+    fn check_dispensable(&self, number: usize, more: usize) -> Result<(), StorageError> {
         let left = self.keepers().without(SectorSet::one(number));
-        match left.len() < self.replicas {
+        match left.len() + more < self.replicas {
             true => Err(StorageError::invalid(format!(
                 "without sector {number}, {left:?} are left to take {} replicas of each blob",
                 self.replicas
@@ -457,7 +468,7 @@ impl Inner {
         self.check_writable()?;
         let place = self.check_member(number)?;
         let mut efforts = self.begin_maintenance()?;
-        self.check_dispensable(place)?;
+        self.check_dispensable(place, 0)?;
         self.check_needed(place, options)?;
         let sector = Arc::clone(&self.sectors[place]);
         sector.withhold(true);
@@ -557,6 +568,7 @@ impl Inner {
         let why = StorageError::invalid("it was removed");
         sector.leave_out(SectorState::Absent, &why);
         self.marks.forget(number);
+        self.mending.lock().forget(number);
         let place = format!("sector {number} at offset ");
         self.health.lock().retain(|line| !line.contains(&place));
         let vacant = Arc::clone(self.sectors.vacant());

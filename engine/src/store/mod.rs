@@ -23,6 +23,7 @@ mod maintain;
 mod manifest;
 mod marks;
 mod membership;
+mod mend;
 mod merge;
 mod multipart;
 mod options;
@@ -36,6 +37,7 @@ mod scrub;
 mod sectors;
 mod set;
 mod shortage;
+mod structure;
 mod ticket;
 mod tracker;
 mod verify;
@@ -203,12 +205,14 @@ impl Store {
         self.inner.relabel(sector, labels)
     }
 
-    /// Adds a sector, which takes records from then on. Returns its number, the lowest that is not in use.
+    /// Adds a sector, which takes records from then on. Returns its number, the lowest that is not in use. The
+    /// one that it replaces, if it does, is [drained](Store::drain_sector) from the same moment on.
     ///
     /// # Errors
-    /// `ReadOnly`; `InvalidArgument` for measures that do not fit, a name that is none, or if there have been
-    /// 64; `AlreadyExists` if there is such a file; `NotBlank` if there is something on the block device; `File`,
-    /// also if that is in use; `Io`. Nothing is left behind then, but on a device what was on it may be lost.
+    /// `ReadOnly`; `InvalidArgument` for measures that do not fit, a name that is none, if there is no sector that
+    /// it could replace, or there have been 64; `AlreadyExists` if there is such a file; `NotBlank` if there is
+    /// something on the block device; `File`, also if that is in use; `Io`. Nothing is left behind then, but on a
+    /// device what was on it may be lost.
     pub fn add_sector(&self, new: &NewSector) -> Result<u16, StorageError> {
         self.inner.add_sector(new)
     }
@@ -262,8 +266,8 @@ impl Store {
         self.inner.needed(sector)
     }
 
-    /// Makes replicas, on this thread, until everything has as many as it should, or nothing more can be done:
-    /// what the store does by itself in the background. Returns how many keys still have too few.
+    /// Makes replicas, on this thread, until everything has as many as it should, or nothing more can be done, and
+    /// mends what is known to be damaged around them: what the store does by itself in the background. Returns how many keys still have too few.
     ///
     /// # Errors
     /// `ReadOnly`, `Closed`; `Corruption` of the index. What can't be read or written of one blob is in
@@ -306,6 +310,10 @@ impl Store {
     /// [`Store::repair`]; what else lies in the same segment is looked at next. `progress` is asked after each
     /// key whether to go on.
     ///
+    /// Then, unless only the index is looked at, what lies around the replicas is read: superblocks, checkpoints,
+    /// headers, what is dead. Damage there is mended in the sector, also if there is but one: a segment is
+    /// emptied of what lives in it and can be read, and used anew; `progress` is asked after each segment.
+    ///
     /// Reads bypass caches as far as the store's I/O does.
     ///
     /// ```
@@ -323,7 +331,7 @@ impl Store {
     /// ```
     ///
     /// # Errors
-    /// `Closed`; `Corruption` of the index. Damage of replicas is in the report.
+    /// `Closed`; `Corruption` of the index. What is damaged is in the report.
     pub fn scrub(
         &self,
         options: &ScrubOptions,

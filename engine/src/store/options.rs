@@ -63,6 +63,8 @@ pub struct NewSector {
     pub overwrite: bool,
     /// What its operator says of it.
     pub labels: Labels,
+    /// The sector that it comes for: that is being drained from the same moment on.
+    pub replaces: Option<u16>,
 }
 
 impl Default for NewSector {
@@ -72,6 +74,7 @@ impl Default for NewSector {
             size: GIB,
             overwrite: false,
             labels: Labels::default(),
+            replaces: None,
         }
     }
 }
@@ -88,9 +91,10 @@ pub struct RemoveOptions {
 pub enum ScrubDepth {
     /// Nothing: what the index says must fit together.
     Index,
-    /// The front of each record, with what is said of the blob.
+    /// The front of each record, with what is said of the blob; superblocks, checkpoints, and the headers of
+    /// segments and frames.
     Headers,
-    /// Every byte.
+    /// Every byte, be it of what is dead but still there.
     #[default]
     Everything,
 }

@@ -25,6 +25,7 @@ use super::catalog::{Catalog, CatalogSector, hex_id};
 use super::index::{Applied, Index, Lacking, SectorIndex};
 use super::inner::{file_error, fit_blocks, random};
 use super::maintain::{Kept, forgettable};
+use super::mend::place_of;
 use super::options::{Access, OpenOptions};
 use super::record::Details;
 use super::sectors::{Sectors, vacant};
@@ -34,7 +35,7 @@ use crate::log::image_io::{Root, has_image, mend_roots, read_image, read_roots};
 use crate::log::replay::{Damage, LoggedFrame, LoggedRecord};
 use crate::log::sector::is_failed_read;
 use crate::log::{Replay, Sector, Segments, State};
-use crate::port::{ErrorKind, SectorState, StorageError};
+use crate::port::{ErrorKind, Place, SectorState, StorageError};
 
 /// LSNs and generations above this are damage, not age: counting on from them would overflow.
 const COUNTER_MAX: u64 = 1 << 62;
@@ -65,6 +66,8 @@ pub struct Recovered {
     pub health: Vec<String>,
     /// Damage that was met in the logs.
     pub damage: Vec<StorageError>,
+    /// Where something of a checkpoint is damaged.
+    pub bad_checkpoints: Vec<Place>,
     /// The highest LSN there is.
     pub newest: u64,
     /// LSNs behind it that are not given out.
@@ -128,6 +131,7 @@ pub async fn recover(opening: Opening<'_>) -> Result<Recovered, StorageError> {
         kept: recovery.kept,
         health: recovery.health,
         damage: recovery.damage,
+        bad_checkpoints: recovery.bad_checkpoints,
         lacking,
         catalog,
     };
@@ -373,6 +377,8 @@ struct Recovery {
     known: u64,
     /// Damage that was met in the logs.
     damage: Vec<StorageError>,
+    /// Where something of a checkpoint is damaged.
+    bad_checkpoints: Vec<Place>,
 }
 
 /// The newest whole checkpoint of a sector.
@@ -468,7 +474,10 @@ impl Recovery {
             let disk = fit_blocks(backend, disk, access, block_size, notice)?;
             (sector, _) = Sector::open(disk, number).await?;
         }
-        self.health.extend(notes);
+        // Whoever writes mends it.
+        if !self.writing || unwritable.is_some() {
+            self.health.extend(notes);
+        }
         check_identity(&sector, file, catalog, named)?;
         match check_age(&sector, file, catalog, named) {
             Err(error) if self.salvaging => self.health.push(error.to_string()),
@@ -569,6 +578,8 @@ impl Recovery {
     async fn load(&mut self, sector: &Arc<Sector>) -> Result<Loaded, StorageError> {
         let (roots, notes) = read_roots(sector).await;
         let line = |(address, what)| format!("{}: {what}", sector.place(address));
+        let lost = notes.lost.iter().map(|(address, _)| sector.place(*address));
+        self.bad_checkpoints.extend(lost);
         self.health.extend(notes.lost.into_iter().map(line));
         if !self.writing {
             self.health.extend(notes.to_mend.into_iter().map(line));
@@ -603,6 +614,7 @@ impl Recovery {
                 Ok(image) => image,
                 Err(error) if error.kind() == ErrorKind::Corruption || is_failed_read(&error) => {
                     self.health.push(error.to_string());
+                    self.bad_checkpoints.extend(place_of(&error));
                     claimed = claimed.max(root.root.lsn.get());
                     newest_error.get_or_insert(error);
                     continue;
@@ -624,6 +636,7 @@ impl Recovery {
                         ),
                     );
                     self.health.push(error.to_string());
+                    self.bad_checkpoints.extend(place_of(&error));
                     claimed = claimed.max(root.root.lsn.get());
                     newest_error.get_or_insert(error);
                 }

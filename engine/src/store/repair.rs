@@ -181,6 +181,17 @@ impl Inner {
         Ok(true)
     }
 
+    /// Mends one thing around records, or does one for blobs that have too few good replicas.
+    ///
+    /// # Errors
+    /// What keeps all of it from being done.
+    pub fn step_mend_and_repair(
+        self: &Arc<Self>,
+        repairs: &mut Repairs,
+    ) -> Result<bool, StorageError> {
+        Ok(self.step_mend()? || self.step_repair(repairs)? || self.step_shortage(repairs)?)
+    }
+
     /// See [`Store::repair`](super::Store::repair).
     pub fn repair(
         self: &Arc<Self>,
@@ -190,8 +201,7 @@ impl Inner {
         loop {
             let stepped = {
                 let mut efforts = self.begin_maintenance()?;
-                let repairs = efforts.repairs();
-                self.step_repair(repairs)? || self.step_shortage(repairs)?
+                self.step_mend_and_repair(efforts.repairs())?
             };
             if !stepped {
                 return self.lacking();
@@ -499,22 +509,19 @@ impl Inner {
             if entry.lsn != repair.entry.lsn || entry.all_pieces() != repair.entry.all_pieces() {
                 return Ok(false);
             }
-            let payload = entry.extents.is_none().then(|| Payload {
+            let payload = Payload {
                 address: entry
                     .address
                     .saturating_add(entry.head_length(key.stored())),
-                length: entry.size,
-                lsn: entry.lsn,
-            });
+                length: entry.record_payload(),
+                lsn: entry.record_lsn(),
+            };
             let pin = sector.pin(std::iter::once(entry.address));
             (entry, payload, pin)
         };
-        if let Some(payload) = payload
-            && sector
-                .read_payload(payload, 0..payload.length)
-                .await
-                .is_err()
-        {
+        // That of a manifest lists the pieces.
+        let read = sector.read_payload(payload, 0..payload.length);
+        if read.await.is_err() {
             return Ok(false);
         }
         let (lsn, length) = (entry.record_lsn(), entry.meta_length);

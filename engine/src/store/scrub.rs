@@ -3,6 +3,7 @@
 //!
 //! It goes through the keys in order, and can go on where it ended. What is damaged is marked, and repaired like
 //! what a read has met. Damage clusters, so everything else that lies in the same segment is looked at next.
+//! Behind the last key it looks at what lies around the replicas, sector by sector.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -14,6 +15,7 @@ use super::info::{Finding, ScrubProgress, ScrubReport};
 use super::inner::Inner;
 use super::options::{ScrubDepth, ScrubOptions};
 use super::set::SectorSet;
+use super::structure::Walk;
 use crate::log::Sector;
 use crate::log::sector::{Pin, READ_MAX, is_failed_read};
 use crate::port::op::wait_for;
@@ -22,6 +24,8 @@ use crate::sync::thread;
 
 /// Keys whose places are looked up under one lock.
 const AT_ONCE: usize = 256;
+/// Where what is looked at behind the last key begins: no stored key does. Then number and segment follow.
+const AROUND: u8 = 0xFF;
 /// Findings that a report holds, at most.
 const FINDINGS_MAX: usize = 10_000;
 
@@ -61,6 +65,10 @@ impl Inner {
             damaged: BTreeSet::new(),
         };
         let mut from = options.from.clone().unwrap_or_default();
+        if let Some(place) = place_around(&from) {
+            scrub.around_replicas(place, progress)?;
+            return Ok(scrub.report);
+        }
         loop {
             let (keys, next) = scrub.keys_from(&from)?;
             for key in keys {
@@ -75,10 +83,20 @@ impl Inner {
             }
             match next {
                 Some(next) => from = next,
-                None => return Ok(scrub.report),
+                None => {
+                    scrub.around_replicas((0, 0), progress)?;
+                    return Ok(scrub.report);
+                }
             }
         }
     }
+}
+
+/// The sector and the segment at which a scrub goes on that has been through the keys.
+fn place_around(from: &[u8]) -> Option<(usize, u32)> {
+    let (number, segment) = from.strip_prefix(&[AROUND])?.split_at_checked(2)?;
+    let number = u16::from_be_bytes(number.try_into().ok()?);
+    Some((number.into(), u32::from_be_bytes(segment.try_into().ok()?)))
 }
 
 impl Scrub<'_> {
@@ -200,6 +218,8 @@ impl Scrub<'_> {
         {
             self.around.insert((number, segment));
         }
+        // What is written anew elsewhere leaves something damaged there.
+        self.inner.want_mending(&place);
         self.report.findings.push(Finding {
             place,
             key: Some(key.clone()),
@@ -240,6 +260,66 @@ impl Scrub<'_> {
             Ok(true)
         })?;
         Ok(keys)
+    }
+
+    /// Looks at what lies around the replicas, from a segment of a sector on.
+    fn around_replicas(
+        &mut self,
+        (first, mut segment): (usize, u32),
+        progress: &mut dyn FnMut(ScrubProgress) -> ControlFlow<()>,
+    ) -> Result<(), StorageError> {
+        if self.options.depth < ScrubDepth::Headers {
+            return Ok(());
+        }
+        let members = self.inner.sectors.members().iter();
+        for number in members.skip_while(|number| *number < first) {
+            let sector = Arc::clone(&self.inner.sectors[number]);
+            if sector.is_stood_in_for() {
+                continue;
+            }
+            if number != first {
+                segment = 0;
+            }
+            if segment == 0 {
+                let (findings, bytes) = self.inner.look_at_checkpoints(number)?;
+                for finding in &findings {
+                    match finding.place.offset {
+                        at if sector.geometry().superblocks().contains(&at) => {
+                            self.inner.want_mending(&finding.place);
+                        }
+                        _ => self.inner.want_checkpoints(&finding.place),
+                    }
+                }
+                self.found_around(findings, bytes);
+            }
+            for segment in segment..sector.geometry().segment_count {
+                self.inner.check_open()?;
+                if sector.is_gone() {
+                    break;
+                }
+                let mut walk = Walk::new(self.inner, number, self.options.depth);
+                walk.segment(segment)?;
+                for finding in &walk.findings {
+                    self.inner.want_mending(&finding.place);
+                }
+                let (findings, bytes) = (walk.findings, walk.bytes);
+                self.found_around(findings, bytes);
+                if bytes > 0 && progress(self.progress()).is_break() {
+                    let number = sector.number().to_be_bytes();
+                    let next = (segment + 1).to_be_bytes();
+                    self.report.next = Some([&[AROUND][..], &number, &next].concat());
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn found_around(&mut self, findings: Vec<Finding>, bytes: u64) {
+        let room = FINDINGS_MAX.saturating_sub(self.report.findings.len());
+        self.report.findings.extend(findings.into_iter().take(room));
+        self.report.bytes += bytes;
+        pace(bytes, self.options.bytes_per_second);
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use graviton_format::checksum::stored_length;
+use graviton_format::geometry::AREA_SIZE;
 use graviton_format::record::{RecordKind, RecordView, record_length};
 use graviton_format::segment::SegmentHeader;
 use graviton_format::superblock::Superblock;
@@ -12,7 +13,7 @@ use graviton_format::superblock::Superblock;
 use super::info::{Finding, VerifyProgress, VerifyReport};
 use super::inner::Inner;
 use crate::log::image_io::{read_image, read_roots};
-use crate::log::replay::{decode_frame, read_frame};
+use crate::log::replay::{check_old_header, decode_frame, read_frame};
 use crate::log::{Sector, State};
 use crate::port::op::wait_for;
 use crate::port::{BinaryKey, ErrorKind, StorageError};
@@ -67,8 +68,9 @@ impl Inner {
             }
         }
         let mut report = verifier.report;
-        for error in &self.damage {
-            let finding = finding(error.clone())?;
+        let damage = self.damage.lock().clone();
+        for error in damage {
+            let finding = finding(error)?;
             let members = self.sectors.members();
             if !members.contains(finding.place.sector.into()) {
                 continue;
@@ -86,8 +88,36 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// What is wrong with a sector's superblocks and checkpoints, and how many bytes were read to know.
+    ///
+    /// # Errors
+    /// What is no damage.
+    pub fn look_at_checkpoints(
+        self: &Arc<Self>,
+        number: usize,
+    ) -> Result<(Vec<Finding>, u64), StorageError> {
+        let sector = Arc::clone(&self.sectors[number]);
+        let mut verifier = Verifier {
+            inner: self,
+            report: VerifyReport::default(),
+            lacking: false,
+            total: 0,
+            progress: &mut |_| {},
+        };
+        verifier.superblocks(&sector)?;
+        verifier.checkpoints(&sector)?;
+        let findings = verifier.report.findings;
+        let images = self.kept.lock()[number].image_bytes();
+        Ok((findings, 2 * AREA_SIZE + images))
+    }
+}
+
 /// Corruption and failed reads are findings; other errors end the verify.
-fn finding(error: StorageError) -> Result<Finding, StorageError> {
+///
+/// # Errors
+/// Those.
+pub fn finding(error: StorageError) -> Result<Finding, StorageError> {
     match error {
         StorageError::Corruption { place, key, what } => Ok(Finding { place, key, what }),
         StorageError::Io {
@@ -212,6 +242,9 @@ impl Verifier<'_> {
                 let now = index.sectors[number].segments.get(info.index);
                 self.lacking |= now.generation == segment.generation && live < now.live;
             } else {
+                if matches!(segment.state, State::Free | State::Reclaimed) {
+                    self.found(wait_for(check_old_header(sector, info.index)))?;
+                }
                 self.read(segment.written);
             }
             drop(pin);
