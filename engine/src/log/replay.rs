@@ -1012,6 +1012,8 @@ pub async fn check_old_header(sector: &Sector, segment: u32) -> Result<(), Stora
     let decode =
         |block: &[u8]| match SegmentHeader::decode(block, sector.identity(), &geometry, segment) {
             Ok(_) | Err(FormatError::Magic { found: 0, .. }) => Ok(()),
+            // Nor was it in use before the sector grew [F-67].
+            Err(_) if Superblock::is_outgrown(block, base, sector.identity()) => Ok(()),
             Err(error) => Err(error),
         };
     let block = base..base + u64::from(geometry.block_size);
