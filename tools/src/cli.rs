@@ -42,6 +42,7 @@ Store:
   sectors      List, add, grow, drain, remove, replace and label sectors
   scrub        Read all replicas back, and mend what is damaged
   repair       Make replicas that are missing or damaged
+  rebalance    Move replicas to better places, and take away those that are too many
   dump         Show structures as they lie on disk
 
 Shell:
@@ -124,6 +125,28 @@ pub struct Global {
     /// Read a store that has lost changes: blobs may be missing, older, or back though deleted
     #[arg(long, global = true)]
     pub salvage: bool,
+
+    /// What decides in which sectors replicas go [default: rack-aware if sectors have racks, else where most room is]
+    #[arg(
+        long,
+        value_name = "POLICY",
+        env = "GRAVITON_POLICY",
+        value_enum,
+        global = true,
+        hide_env_values = true
+    )]
+    pub policy: Option<Policy>,
+}
+
+/// What decides in which sectors replicas go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Policy {
+    /// Draws them, with their free space as weights.
+    Random,
+    /// Spreads them over racks.
+    RackAware,
+    /// Takes the cheapest, by the prices that they are labelled with.
+    CostOptimized,
 }
 
 /// How to talk to the disk.
@@ -626,7 +649,7 @@ pub enum Sectors {
         /// The sector's number
         sector: u16,
     },
-    /// Take a sector away that is drained, missing or broken
+    /// Take a sector away that nothing needs: drained, missing or broken, or what it has is elsewhere
     ///
     /// Its file is deleted, unless it was added with --file. A device is taken for no sector any more.
     Remove {
@@ -636,6 +659,10 @@ pub enum Sectors {
         /// Even if blobs have too few replicas then, or are lost; also if the store does not open without it
         #[arg(long)]
         accept_loss: bool,
+
+        /// Others that are missing, too, and whose loss is accepted (may be repeated)
+        #[arg(long, value_name = "SECTOR", requires = "accept_loss")]
+        without: Vec<u16>,
     },
     /// Add a sector in the place of another, move everything there, and take the other away
     ///
@@ -648,6 +675,10 @@ pub enum Sectors {
         /// Even if blobs are lost with it; also if the store does not open without it
         #[arg(long)]
         accept_loss: bool,
+
+        /// Others that are missing, too, and whose loss is accepted (may be repeated)
+        #[arg(long, value_name = "SECTOR", requires = "accept_loss")]
+        without: Vec<u16>,
 
         /// The one that comes.
         #[command(flatten)]

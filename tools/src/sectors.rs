@@ -47,32 +47,35 @@ pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
         &Sectors::Remove {
             sector,
             accept_loss,
+            ref without,
         } => {
             let options = RemoveOptions { accept_loss };
             let work = |store: &Store| remove(session, store, sector, options);
             match accept_loss {
-                true => without(session, sector, 0, work),
+                true => accepting(session, sector, without, 0, work),
                 false => session.write(work),
             }
         }
         &Sectors::Replace {
             sector,
             accept_loss,
+            ref without,
             ref new,
         } => {
             let options = RemoveOptions { accept_loss };
             let work = |store: &Store| {
                 // Before anything is added for it.
                 store.needed(sector)?;
-                match is_draining(store, sector) {
-                    // Another came for it before.
-                    true => {
-                        session.output.object(&json!({"draining": sector}))?;
+                match replaced_by(store, sector) {
+                    Some(other) => {
+                        session
+                            .output
+                            .object(&json!({"draining": sector, "replaced_by": other}))?;
                         session.output.line(format!(
-                            "sector {sector} is being drained already: going on, no other is added"
+                            "sector {other} came for sector {sector} already: going on, no other is added"
                         ))?;
                     }
-                    false => drop(add(session, store, new, Some(sector))?),
+                    None => drop(add(session, store, new, Some(sector))?),
                 }
                 match accept_loss {
                     true => drop(mend(session, store)?),
@@ -81,7 +84,7 @@ pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
                 remove(session, store, sector, options)
             };
             match accept_loss {
-                true => without(session, sector, 1, work),
+                true => accepting(session, sector, without, 1, work),
                 false => session.write(work),
             }
         }
@@ -95,9 +98,10 @@ pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
 }
 
 /// Does `work` with a store that may not open but without a sector, whose loss is accepted then. So many others come.
-fn without(
+fn accepting(
     session: &Session,
     sector: u16,
+    others: &[u16],
     coming: usize,
     work: impl FnOnce(&Store) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
@@ -116,7 +120,7 @@ fn without(
             count(left as u64, "sector is", "sectors are")
         )));
     }
-    session.write_without(sector, work)
+    session.write_without([&[sector], others].concat(), work)
 }
 
 fn ls(session: &Session) -> Result<(), Failure> {
@@ -181,10 +185,13 @@ fn whole(store: &Store, sector: u16) -> Result<u64, Failure> {
     }
 }
 
-fn is_draining(store: &Store, number: u16) -> bool {
-    let sectors = store.info().sectors.into_iter();
-    let mut named = sectors.filter(|sector| sector.number == number);
-    named.any(|sector| sector.draining)
+/// The sector that came for another.
+fn replaced_by(store: &Store, number: u16) -> Option<u16> {
+    let sectors = store.info().sectors;
+    let other = sectors
+        .iter()
+        .find(|sector| sector.replaces == Some(number));
+    other.map(|sector| sector.number)
 }
 
 fn add(
@@ -353,6 +360,13 @@ pub fn replicas(session: &Session, args: &KeyArg) -> Result<(), Failure> {
     }
 }
 
+/// The sectors that nothing can be read from.
+fn left_out(store: &Store) -> Vec<u16> {
+    let sectors = store.info().sectors.into_iter();
+    let left_out = sectors.filter(|sector| !sector.state.keeps_copies());
+    left_out.map(|sector| sector.number).collect()
+}
+
 /// `scrub`.
 pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
     let options = ScrubOptions {
@@ -375,12 +389,12 @@ pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
         progress.clear();
         Ok::<_, Failure>(report?)
     };
-    let (first, left) = match args.repair {
-        false => {
-            let report = session.read(look)?;
+    let (first, left, left_out) = match args.repair {
+        false => session.read(|store| {
+            let report = look(store)?;
             let damaged = report.findings.len();
-            (report, damaged)
-        }
+            Ok((report, damaged, left_out(store)))
+        })?,
         true => session.write(|store| {
             let report = look(store)?;
             let left = match report.findings.is_empty() {
@@ -390,7 +404,7 @@ pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
                     look(store)?.findings.len()
                 }
             };
-            Ok((report, left))
+            Ok((report, left, left_out(store)))
         })?,
     };
     let findings: Vec<Value> = first
@@ -411,6 +425,7 @@ pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
         "bytes": first.bytes,
         "damaged": first.findings.len(),
         "left": left,
+        "left_out": left_out,
         "findings": findings,
     }))?;
     for finding in &first.findings {
@@ -425,15 +440,21 @@ pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
         output.bytes(first.bytes)
     );
     output.line(match (first.findings.len(), left) {
-        (0, _) => format!("clean: {looked}"),
+        (0, _) if left_out.is_empty() => format!("clean: {looked}"),
+        (0, _) => format!("nothing is damaged of what could be looked at: {looked}"),
         (damaged, 0) => format!("{damaged} damaged, all mended: {looked}"),
         (damaged, left) if args.repair => {
             format!("{damaged} damaged, {left} could not be mended: {looked}")
         }
         (damaged, _) => format!("{damaged} damaged; --repair mends them: {looked}"),
     })?;
-    match left {
-        0 => Ok(()),
+    for sector in &left_out {
+        output.line(format!(
+            "sector {sector} was not looked at: it is missing or broken (graviton info tells more, sectors replace {sector} makes it anew)"
+        ))?;
+    }
+    match (left, left_out.is_empty()) {
+        (0, true) => Ok(()),
         _ => Err(Failure::Reported(Exit::Corruption)),
     }
 }

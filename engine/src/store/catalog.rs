@@ -65,6 +65,9 @@ pub struct CatalogSector {
     /// Its replicas are to move elsewhere.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub draining: bool,
+    /// The number of the sector that it came for, as long as that is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<u16>,
     /// It did not take part in the last one: what came about since lies in the others.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub behind: bool,
@@ -97,6 +100,7 @@ impl CatalogSector {
             id: hex_id(id),
             session: None,
             draining: false,
+            replaces: None,
             behind: false,
             rack: None,
             tier: None,

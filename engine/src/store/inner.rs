@@ -28,6 +28,7 @@ use super::ticket::CommitSource;
 use super::tracker::Trackers;
 use crate::io::{Backend, Disk, IoOptions, Lock, LockError, OpenAccess, open_backend};
 use crate::log::{Sector, Segments};
+use crate::policy::RackAware;
 use crate::port::op::{Driver, Signal, wait_for};
 use crate::port::{
     BinaryKey, Labels, Placement, PolicyError, ReplicationPolicy, SectorFacts, StorageError,
@@ -679,7 +680,7 @@ impl Inner {
         let at_first = self.options.write_mode.waits_for(wanted);
         let stays = by_room(stays.collect(), at_first);
         let more = at_first - stays.len();
-        let chosen = match &self.options.replication {
+        let chosen = match &self.policy() {
             Some(policy) if more > 0 => {
                 let chosen = self.choose(&**policy, key, wanted, stays, needed, &room)?;
                 by_room(chosen, more)
@@ -691,6 +692,16 @@ impl Inner {
         Ok(match sectors.is_empty() {
             true => by_room(writable, 1),
             false => sectors,
+        })
+    }
+
+    /// What decides where replicas go, if anything does: see [`OpenOptions::replication`].
+    pub fn policy(&self) -> Option<Arc<dyn ReplicationPolicy>> {
+        let given = self.options.replication.clone();
+        given.or_else(|| {
+            let labels = self.labels.read();
+            let has_racks = labels.iter().any(|labels| labels.rack.is_some());
+            has_racks.then(|| Arc::new(RackAware::default()) as Arc<dyn ReplicationPolicy>)
         })
     }
 

@@ -16,7 +16,7 @@ use graviton_format::checksum::Identity;
 use graviton_format::geometry::{AREA_SIZE, SEGMENT_COUNTS};
 use graviton_format::superblock::Superblock;
 
-use super::catalog::{self, CatalogSector, SECTORS_MAX, sector_file};
+use super::catalog::{self, Catalog, CatalogSector, SECTORS_MAX, sector_file};
 use super::index::SectorIndex;
 use super::inner::{Inner, check_labels, file_error, fit_blocks, random};
 use super::maintain::{Efforts, Kept};
@@ -62,7 +62,7 @@ impl Inner {
             true => self.device_size(&path)?,
             false => None,
         };
-        let size = device.map_or(new.size, |size| size.min(new.size));
+        let size = size_on(device, new.size, &path)?;
         let geometry = self.geometry_of_new(size)?;
         self.end_additions()?;
         let device = match device {
@@ -210,12 +210,11 @@ impl Inner {
         let sector = &self.sectors[place];
         sector.check_writable()?;
         let before = sector.geometry();
-        let size = match sector.disk().info().is_device {
-            true => self
-                .device_size(sector.path())?
-                .map_or(size, |most| size.min(most)),
-            false => size,
+        let device = match sector.disk().info().is_device {
+            true => self.device_size(sector.path())?,
+            false => None,
         };
+        let size = size_on(device, size, sector.path())?;
         let grown = fitted(&before, size)?;
         if grown.segment_count < before.segment_count {
             return Err(StorageError::invalid(format!(
@@ -321,12 +320,13 @@ impl Inner {
         );
         named.session = Some(catalog::hex_id(session));
         named.set_labels(&new.labels);
+        // Or whoever goes on behind a crash would add another.
+        named.replaces = new.replaces;
         self.write_catalog(|catalog| {
             let place = catalog
                 .sectors
                 .partition_point(|other| other.number < named.number);
             catalog.sectors.insert(place, named);
-            // With the one that it comes for: or whoever goes on behind a crash would add another.
             let replaced = new.replaces.map(usize::from);
             if let Some(replaced) = replaced.and_then(|number| catalog.sector_mut(number)) {
                 replaced.draining = true;
@@ -430,6 +430,9 @@ impl Inner {
             if let Some(named) = catalog.sector_mut(number) {
                 named.draining = draining;
             }
+            if !draining {
+                forget_replaced(catalog, number);
+            }
         })?;
         self.sectors[number].set_draining(draining);
         Ok(())
@@ -486,7 +489,8 @@ impl Inner {
                 drop(efforts);
                 self.marks.want_scan();
                 self.kick_maintenance();
-                self.remove_file_of(&sector, &file)
+                self.remove_file_of(&sector, &file);
+                Ok(())
             }
             Err(error) => {
                 // Unless it is not certain what the store file says: then it gets nothing any more.
@@ -499,21 +503,24 @@ impl Inner {
         }
     }
 
-    /// Its file goes too, if it was made in the store's directory. A device stays, and is taken for no sector.
-    fn remove_file_of(&self, sector: &Sector, file: &Path) -> Result<(), StorageError> {
+    /// Its file goes too, if it was made in the store's directory and can be removed. A device stays, and is taken
+    /// for no sector.
+    fn remove_file_of(&self, sector: &Sector, file: &Path) {
         if sector.disk().info().is_device {
             let back = sector.geometry().back_area();
             wipe(sector.disk(), [back], |copy| {
                 copy.identity() == *sector.identity()
             });
-            return Ok(());
+        } else if file.is_relative() {
+            let path = self.path.join(file);
+            if let Err(error) = self.backend.remove_file(&path) {
+                let number = sector.number();
+                let path = path.display();
+                self.note(format!(
+                    "sector {number} was taken away, but its file is left: remove {path}: {error}"
+                ));
+            }
         }
-        if !file.is_relative() {
-            return Ok(());
-        }
-        let path = self.path.join(file);
-        let removed = self.backend.remove_file(&path);
-        removed.map_err(file_error("remove", &path))
     }
 
     /// See [`Store::needed`](super::Store::needed).
@@ -554,6 +561,7 @@ impl Inner {
             catalog
                 .sectors
                 .retain(|named| usize::from(named.number) != number);
+            forget_replaced(catalog, number);
             for named in &mut catalog.sectors {
                 named.behind |= unaware.contains(usize::from(named.number));
             }
@@ -585,6 +593,28 @@ impl Inner {
         // What asks for more sectors than there are then needs none that is not among them.
         let most = left.len().max(self.replicas);
         self.count_keys(|holders, wanted, _| holders.within(left).len() < wanted.min(most))
+    }
+}
+
+/// The size of a sector that is to have so many bytes, `u64::MAX` standing for all of a device, which has as many as
+/// `device` says.
+fn size_on(device: Option<u64>, size: u64, path: &Path) -> Result<u64, StorageError> {
+    match device {
+        Some(most) if size == u64::MAX => Ok(most),
+        Some(most) if size > most => Err(StorageError::invalid(format!(
+            "sector size {size}: {} has {most} bytes",
+            path.display()
+        ))),
+        _ => Ok(size),
+    }
+}
+
+/// Nothing comes for a sector any more.
+fn forget_replaced(catalog: &mut Catalog, number: usize) {
+    for named in &mut catalog.sectors {
+        named
+            .replaces
+            .take_if(|replaced| usize::from(*replaced) == number);
     }
 }
 

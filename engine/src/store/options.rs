@@ -177,8 +177,9 @@ pub struct OpenOptions {
     /// `false`, [`Store::step`](super::Store::step) does it, or a thread that blocks on a put which
     /// waits for room; a put that is awaited waits until one of them does.
     pub background: bool,
-    /// Decides which sectors the replicas of a blob go to; `None`: to where it lies already, then to those
-    /// with most room. It is asked for every put.
+    /// Decides which sectors the replicas of a blob go to, for every put. `None`: to where it lies already, then, if
+    /// sectors have racks by their labels, to other racks ([`RackAware`](crate::policy::RackAware)), else to the
+    /// sectors with most room.
     pub replication: Option<Arc<dyn ReplicationPolicy>>,
     /// How many of its replicas a write waits for.
     pub write_mode: WriteMode,
@@ -186,9 +187,10 @@ pub struct OpenOptions {
     /// made up for later. When `false` they are refused with `Insufficient`; those that are under way when a
     /// sector fails come about all the same.
     pub degraded_writes: bool,
-    /// Sectors that may be missing though they may have the only copy of something that was acknowledged: the store
-    /// is opened for writing without them, instead of refused with `TooFewSectors`. What only they have is gone,
-    /// unless they come back, and then only what was not written anew meanwhile.
+    /// Sectors that may be missing though they may have the only copy of something that was acknowledged: if all that
+    /// are missing are among them, the store is opened for writing without them, instead of refused with
+    /// `TooFewSectors`. What only they have is gone, unless they come back, and then only what was not written anew
+    /// meanwhile.
     pub accept_loss_of: Vec<u16>,
     /// Log bytes after which a checkpoint is taken: what recovery must replay, at most about
     /// twice this. `None`: 256 MiB, or less in a small sector.

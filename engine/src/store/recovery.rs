@@ -222,8 +222,9 @@ impl Recovered {
         let needs_note = was_away || self.lacking.is_short || !is_whole;
         match begun.write(backend, path) {
             Ok(()) => {}
-            // Of a full disk at least the room in the sectors is left.
-            Err(error) if !needs_note => {
+            // Of a full disk at least the room in the sectors is left. (With replicas, an older copy of a sector
+            // would not be told from what it is to become.)
+            Err(error) if !needs_note && begun.replicas == 1 => {
                 self.health.push(format!("no session was begun: {error}"));
                 return Ok(());
             }
@@ -800,17 +801,19 @@ impl Recovery {
     /// no more: the store file says whether what it has was made anew elsewhere.
     fn check_enough(&self, path: &Path, catalog: &Catalog) -> Result<(), StorageError> {
         let is_missing = |named: &&CatalogSector| {
-            let number = usize::from(named.number);
-            let counts = !named.behind && !self.dispensable.contains(number);
-            self.left_out[number].is_some() && counts
+            self.left_out[usize::from(named.number)].is_some() && !named.behind
         };
-        let missing = catalog.sectors.iter().filter(is_missing).count();
+        let named = catalog.sectors.iter().filter(is_missing);
+        let missing: SectorSet = named.map(|named| named.number.into()).collect();
+        let is_accepted = !missing.is_empty() && missing.is_within(self.dispensable);
+        let missing = missing.len();
         let most = match catalog.short {
             true => 0,
             false => usize::from(catalog.replicas) - 1,
         };
         let errors = || self.left_out.iter().flatten();
-        if self.salvaging || (missing <= most && errors().count() < catalog.sectors.len()) {
+        let is_enough = missing <= most || is_accepted;
+        if self.salvaging || (is_enough && errors().count() < catalog.sectors.len()) {
             return Ok(());
         }
         let how_many = match catalog.short {

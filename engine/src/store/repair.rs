@@ -467,7 +467,7 @@ impl Inner {
         entry: &Entry,
     ) -> Result<Option<usize>, StorageError> {
         let room = |number: usize| self.available(index, number);
-        if let Some(policy) = &self.options.replication {
+        if let Some(policy) = &self.policy() {
             let copies = self.wanted(entry.replicas);
             let chosen = self.choose(&**policy, key, copies, holders, entry.size, &room)?;
             return Ok(chosen.without(holders).first());
