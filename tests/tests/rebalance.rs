@@ -248,34 +248,6 @@ fn replicas_go_where_the_policy_wants_them() {
     assert_eq!(rebalance(&store).expect("it is done").added, 0);
 }
 
-/// Where racks are named, they are heeded, though nobody has asked for a policy.
-#[test]
-fn replicas_are_in_different_racks() {
-    let (sim, store) = filled(4, 2);
-    let racks = ["a", "a", "b", "b"];
-    for (sector, rack) in (0..).zip(racks) {
-        label(&store, sector, rack, 1.0);
-    }
-    let are_apart = |store: &Store, number: usize| {
-        let found = store.stat(&key(number)).wait().expect("it is there");
-        let found: Vec<&str> = found
-            .sectors
-            .iter()
-            .map(|&sector| racks[usize::from(sector)])
-            .collect();
-        found.len() == 2 && found[0] != found[1]
-    };
-    assert!((0..BLOBS).any(|number| !are_apart(&store, number)));
-    assert_eq!(rebalance(&store).expect("it is done").left, 0);
-    assert!((0..BLOBS).all(|number| are_apart(&store, number)));
-    drop(store);
-    let store = open(&sim);
-    for number in BLOBS..2 * BLOBS {
-        put(&store, number, 1);
-        assert!(are_apart(&store, number));
-    }
-}
-
 /// What is too many goes from wherever it weighs most, one after the other.
 #[test]
 fn what_is_too_many_leaves_the_sectors_even() {

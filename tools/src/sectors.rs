@@ -18,6 +18,9 @@ use crate::progress::Progress;
 use crate::session::Session;
 use crate::stores::{labels_line, sector_json};
 
+/// How often it is tried to mend what was found damaged.
+const ROUNDS: usize = 3;
+
 /// `sectors`.
 pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
     match what {
@@ -397,13 +400,14 @@ pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
         })?,
         true => session.write(|store| {
             let report = look(store)?;
-            let left = match report.findings.is_empty() {
-                true => 0,
-                false => {
+            let mut left = report.findings.len();
+            // What was rewritten may have lain beside something else that is damaged.
+            for _ in 0..ROUNDS {
+                if left > 0 {
                     mend(session, store)?;
-                    look(store)?.findings.len()
+                    left = look(store)?.findings.len();
                 }
-            };
+            }
             Ok((report, left, left_out(store)))
         })?,
     };

@@ -65,20 +65,10 @@ impl Session {
             },
             ..IoOptions::default()
         };
-        let replication = self
-            .global
-            .policy
-            .map(|policy| -> Arc<dyn ReplicationPolicy> {
-                match policy {
-                    Policy::Random => Arc::new(Random),
-                    Policy::RackAware => Arc::new(RackAware::default()),
-                    Policy::CostOptimized => Arc::new(CostOptimized::default()),
-                }
-            });
         OpenOptions {
             access,
             io,
-            replication,
+            replication: self.policy(),
             ..OpenOptions::default()
         }
     }
@@ -151,7 +141,28 @@ impl Session {
         Ok(())
     }
 
+    /// The policy of replication that was asked for.
+    fn policy(&self) -> Option<Arc<dyn ReplicationPolicy>> {
+        let policy: Arc<dyn ReplicationPolicy> = match self.global.policy? {
+            Policy::Random => Arc::new(Random),
+            Policy::RackAware => Arc::new(RackAware::default()),
+            Policy::CostOptimized => Arc::new(CostOptimized::default()),
+        };
+        Some(policy)
+    }
+
+    /// Opens the store. Unless another policy is asked for, replicas go to different racks if sectors have any.
     fn open(&self, options: OpenOptions) -> Result<Store, Failure> {
+        let store = self.open_as_it_is(options)?;
+        let sectors = store.info().sectors;
+        let has_racks = sectors.iter().any(|sector| sector.labels.rack.is_some());
+        if has_racks && self.global.policy.is_none() {
+            store.set_replication(Some(Arc::new(RackAware::default())));
+        }
+        Ok(store)
+    }
+
+    fn open_as_it_is(&self, options: OpenOptions) -> Result<Store, Failure> {
         Store::open_with(&self.global.store, options).map_err(|error| {
             let more = match error {
                 StorageError::Corruption { .. } => {

@@ -1158,3 +1158,51 @@ fn a_put_asks_for_more_replicas() {
     let record = graviton.run(["dump", "record", "asked"]).done().text();
     assert!(record.contains("  replicas   3\n"), "{record}");
 }
+
+/// Where racks are named, they are heeded.
+#[test]
+fn replicas_lie_in_different_racks() {
+    let directory = memory_directory();
+    let store = directory.path().join("store");
+    let graviton = Graviton::new(env!("CARGO_BIN_EXE_graviton"), store);
+    let init = ["init", "--sectors", "4", "--replicas", "2"];
+    let size = ["--sector-size", SIZE];
+    graviton.run(init.into_iter().chain(size)).done();
+    let file = env!("CARGO_MANIFEST_PATH");
+    let racks = ["a", "a", "b", "b"];
+    let are_apart = |key: &str| {
+        let stat = graviton.run(["--json", "stat", key]).done().text();
+        let stat: Value = serde_json::from_str(&stat).expect("JSON");
+        let sectors = stat["sectors"].as_array().expect("numbers").iter();
+        let racks: BTreeSet<&str> = sectors
+            .map(|sector| {
+                racks[usize::try_from(sector.as_u64().expect("a number")).expect("of four")]
+            })
+            .collect();
+        racks.len() == 2
+    };
+    let keys: Vec<String> = (0..8).map(|number| format!("key-{number}")).collect();
+    for key in &keys {
+        graviton.run(["put", key, file]).done();
+    }
+    assert!(!keys.iter().all(|key| are_apart(key)));
+    for (sector, rack) in racks.iter().enumerate() {
+        let sector = sector.to_string();
+        graviton
+            .run(["sectors", "label", &sector, "--rack", rack])
+            .done();
+    }
+    graviton.run(["rebalance", "--apply"]).done();
+    assert!(keys.iter().all(|key| are_apart(key)));
+    for key in ["new", "newer"] {
+        graviton.run(["put", key, file]).done();
+        assert!(are_apart(key));
+    }
+    graviton
+        .run(["--policy", "cheapest", "ls"])
+        .fails(USAGE, &["--policy"]);
+    graviton
+        .run(["--policy", "random", "put", "drawn", file])
+        .done();
+    graviton.run(["verify"]).done();
+}

@@ -203,6 +203,17 @@ impl Sector {
         }
     }
 
+    /// Ends a file where its superblock says, which growth that was cut short has left longer: or what lies at its end
+    /// would not be found there \[F-67\].
+    pub fn end_where_it_should(&self) {
+        let size = self.geometry().sector_size();
+        let disk = self.disk();
+        if disk.size() > size && !disk.info().is_device {
+            // It is as long as before then, and found by its front.
+            let _ = disk.extend(size, size);
+        }
+    }
+
     /// Takes part in a session of the store from now on, which has these members, and says so in its
     /// superblock.
     ///

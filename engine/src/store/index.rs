@@ -1926,7 +1926,12 @@ impl Index {
             return self.sectors[number].relocate(applied);
         }
         if applied.replica && self.sectors[number].has_record(applied)? {
-            return self.sectors[number].relocate(applied);
+            let sector = &mut self.sectors[number];
+            // Whoever else has made it may give it up.
+            if let Some(hold) = &applied.hold {
+                sector.hold(applied.lsn, hold);
+            }
+            return sector.relocate(applied);
         }
         match applied.kind {
             RecordKind::Extent => {

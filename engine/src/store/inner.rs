@@ -28,7 +28,6 @@ use super::ticket::CommitSource;
 use super::tracker::Trackers;
 use crate::io::{Backend, Disk, IoOptions, Lock, LockError, OpenAccess, open_backend};
 use crate::log::{Sector, Segments};
-use crate::policy::RackAware;
 use crate::port::op::{Driver, Signal, wait_for};
 use crate::port::{
     BinaryKey, Labels, Placement, PolicyError, ReplicationPolicy, SectorFacts, StorageError,
@@ -50,6 +49,8 @@ pub struct Inner {
     pub path: PathBuf,
     pub store_id: [u8; 16],
     pub options: OpenOptions,
+    /// What decides where replicas go.
+    policy: RwLock<Option<Arc<dyn ReplicationPolicy>>>,
     pub backend: Arc<dyn Backend>,
     pub notice: Option<String>,
     pub sectors: Sectors,
@@ -506,6 +507,7 @@ impl Inner {
             Self {
                 path,
                 store_id,
+                policy: RwLock::new(options.replication.clone()),
                 options,
                 backend,
                 notice,
@@ -695,14 +697,14 @@ impl Inner {
         })
     }
 
-    /// What decides where replicas go, if anything does: see [`OpenOptions::replication`].
+    /// What decides where replicas go, if anything does.
     pub fn policy(&self) -> Option<Arc<dyn ReplicationPolicy>> {
-        let given = self.options.replication.clone();
-        given.or_else(|| {
-            let labels = self.labels.read();
-            let has_racks = labels.iter().any(|labels| labels.rack.is_some());
-            has_racks.then(|| Arc::new(RackAware::default()) as Arc<dyn ReplicationPolicy>)
-        })
+        self.policy.read().clone()
+    }
+
+    /// See [`Store::set_replication`](super::Store::set_replication).
+    pub fn set_policy(&self, policy: Option<Arc<dyn ReplicationPolicy>>) {
+        *self.policy.write() = policy;
     }
 
     /// The sectors that the policy chooses for replicas of a blob beside those in `holders`, so that there are

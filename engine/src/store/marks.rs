@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::catalog::SECTORS_MAX;
+use super::set::SectorSet;
 use crate::port::{BinaryKey, RangeSet, Span, StorageError};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -168,6 +169,19 @@ impl Marks {
         mark.filter(|mark| mark.version == version).cloned()
     }
 
+    /// The sectors whose replicas of a stored key are marked.
+    pub fn of(&self, stored: &[u8]) -> SectorSet {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return SectorSet::NONE;
+        }
+        let Ok(key) = BinaryKey::of_stored(stored) else {
+            return SectorSet::NONE;
+        };
+        let by_replica = self.by_replica.lock();
+        let marked = by_replica.range((key.clone(), 0)..=(key, usize::MAX));
+        marked.map(|((_, number), _)| *number).collect()
+    }
+
     /// A replica was read back whole, or written anew, or is gone.
     pub fn clear(&self, key: &BinaryKey, number: usize) {
         if self.count.load(Ordering::Acquire) == 0 {
@@ -267,9 +281,14 @@ impl Marks {
         self.backlog.lock().remove(key);
     }
 
-    /// Whether nothing is known to be wrong.
-    pub fn is_clear(&self) -> bool {
-        self.len() == 0 && !self.is_scan_due() && self.backlog() == 0
+    /// Whether nothing is known to be wrong with what these sectors have, or is to be.
+    pub fn is_clear(&self, sectors: SectorSet) -> bool {
+        if self.is_scan_due() || self.backlog() > 0 {
+            return false;
+        }
+        let by_replica = self.by_replica.lock();
+        let mut marked = by_replica.keys().map(|(_, number)| *number);
+        !marked.any(|number| sectors.contains(number))
     }
 
     /// How many blobs are to be repaired, as far as is known.

@@ -67,8 +67,8 @@ use crate::port::{
     Batch, BatchItem, BinaryKey, Blob, BlobInfo, BlobRanges, BlobReader, BlobStore, BlobWriter,
     CompleteOptions, CopyOptions, DeleteOptions, DeleteOutcome, ETag, GetOptions, GetRangesOptions,
     Labels, ListPage, ListRequest, ManifestStore, MutableObjectStore, Op, PartInfo, PutOptions,
-    PutOutcome, PutRangeOptions, RangeTracker, ReplicaIndex, Span, StorageError, StoreOp,
-    SweptUploads, UploadId, UploadInfo, UploadOptions,
+    PutOutcome, PutRangeOptions, RangeTracker, ReplicaIndex, ReplicationPolicy, Span, StorageError,
+    StoreOp, SweptUploads, UploadId, UploadInfo, UploadOptions,
 };
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, channel};
@@ -203,6 +203,11 @@ impl Store {
     /// control characters; `File`.
     pub fn relabel(&self, sector: u16, labels: Labels) -> Result<(), StorageError> {
         self.inner.relabel(sector, labels)
+    }
+
+    /// Has another policy decide where replicas go, from the next put on: see [`OpenOptions::replication`].
+    pub fn set_replication(&self, policy: Option<Arc<dyn ReplicationPolicy>>) {
+        self.inner.set_policy(policy);
     }
 
     /// Adds a sector, which takes records from then on. Returns its number, the lowest that is not in use. The

@@ -177,9 +177,8 @@ pub struct OpenOptions {
     /// `false`, [`Store::step`](super::Store::step) does it, or a thread that blocks on a put which
     /// waits for room; a put that is awaited waits until one of them does.
     pub background: bool,
-    /// Decides which sectors the replicas of a blob go to, for every put. `None`: to where it lies already, then, if
-    /// sectors have racks by their labels, to other racks ([`RackAware`](crate::policy::RackAware)), else to the
-    /// sectors with most room.
+    /// Decides which sectors the replicas of a blob go to, for every put. `None`: to where it lies already, then to
+    /// those with most room, whatever their labels say.
     pub replication: Option<Arc<dyn ReplicationPolicy>>,
     /// How many of its replicas a write waits for.
     pub write_mode: WriteMode,

@@ -372,6 +372,12 @@ impl Rebalancing<'_> {
         }
         self.moved.clear();
         for leaving in std::mem::take(&mut self.leaving) {
+            // Nothing goes on the word of what nobody has read.
+            let found = self.inner.index.read().lookup(leaving.key.stored())?;
+            let others = found.map_or(SectorSet::NONE, |found| found.holders);
+            for number in others.without(SectorSet::one(leaving.number)).iter() {
+                self.inner.read_back(&leaving.key, number)?;
+            }
             match self.inner.evict(&leaving)? {
                 true => {
                     self.report.removed += 1;

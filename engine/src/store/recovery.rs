@@ -182,6 +182,7 @@ impl Recovered {
         for number in self.writable().iter() {
             let sector = &self.sectors[number];
             let mended = async {
+                sector.end_where_it_should();
                 sector.mend_superblock().await?;
                 mend_roots(sector, &behind[number]).await?;
                 if let Some(replay) = &replays[number] {

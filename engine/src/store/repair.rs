@@ -189,7 +189,12 @@ impl Inner {
         self: &Arc<Self>,
         repairs: &mut Repairs,
     ) -> Result<bool, StorageError> {
-        Ok(self.step_mend()? || self.step_repair(repairs)? || self.step_shortage(repairs)?)
+        // What keeps one sector from being mended keeps nobody from repairing the others.
+        let is_mending = self.step_mend().unwrap_or_else(|error| {
+            self.note(format!("mending: {error}"));
+            false
+        });
+        Ok(is_mending || self.step_repair(repairs)? || self.step_shortage(repairs)?)
     }
 
     /// See [`Store::repair`](super::Store::repair).
@@ -221,16 +226,17 @@ impl Inner {
         })
     }
 
-    /// How many keys `counts` says yes to: told in which sectors they are, in how many they should be, and
-    /// whether they are made of other pieces in some.
+    /// How many keys `counts` says yes to: told in which sectors they are well, as far as is known, in how many they
+    /// should be, and whether they are made of other pieces in some.
     pub fn count_keys(
         &self,
         counts: impl Fn(SectorSet, usize, bool) -> bool,
     ) -> Result<u64, StorageError> {
         let (mut from, mut count) = (Vec::new(), 0);
         loop {
-            let seen = self.scan_some(&from, |_, holders, wanted, is_unlike| {
-                count += u64::from(counts(holders, wanted, is_unlike));
+            let seen = self.scan_some(&from, |key, holders, wanted, is_unlike| {
+                let well = holders.without(self.marks.of(key));
+                count += u64::from(counts(well, wanted, is_unlike));
             })?;
             match seen {
                 Some(next) => from = next,
@@ -486,7 +492,10 @@ impl Inner {
         mut repair: Repair,
     ) -> Result<Option<Repair>, StorageError> {
         if let Some(lsn) = repair.to_do.pop_front() {
-            if !self.is_readable(repair.target, lsn).await? {
+            // Another repair may have made it, and give it up.
+            let is_there =
+                self.is_readable(repair.target, lsn).await? && self.hold_payload(&repair, lsn);
+            if !is_there {
                 self.copy_payload(&repair, lsn).await?;
             }
             return Ok(Some(repair));
@@ -495,6 +504,12 @@ impl Inner {
             self.marks.clear(&repair.key, repair.target);
         }
         Ok(None)
+    }
+
+    /// Keeps a payload for a repair. `false` if it is not there.
+    fn hold_payload(&self, repair: &Repair, lsn: u64) -> bool {
+        let part = &mut self.index.write().sectors[repair.target];
+        part.hold(lsn, &repair.hold)
     }
 
     /// Whether the sector has the version as it should, and can read what is in its record.
@@ -551,8 +566,14 @@ impl Inner {
         let (bytes, from) = read_any(self, repair, lsn).await?;
         let head = match self.head_of(repair.target, lsn).await {
             Some(head) => Some(head),
-            None => self.head_of(from, lsn).await,
+            None => {
+                self.remake_owner(repair.target, lsn, &bytes).await?;
+                self.head_of(from, lsn).await
+            }
         };
+        if self.is_readable(repair.target, lsn).await? && self.hold_payload(repair, lsn) {
+            return Ok(());
+        }
         let head = head.filter(|head| head.kind == RecordKind::Blob);
         let own = match &head {
             Some(head) => {
@@ -598,6 +619,69 @@ impl Inner {
             Done::Extent { .. } => Ok(()),
             _ => Err(unexpected()),
         }
+    }
+
+    /// If a payload lies in the record of a blob that the sector has, of which the front can't be read either: makes
+    /// that record anew, so that no other takes its place in the accounting of the sector.
+    async fn remake_owner(
+        self: &Arc<Self>,
+        number: usize,
+        lsn: u64,
+        bytes: &Bytes,
+    ) -> Result<(), StorageError> {
+        let Some((key, own)) = self.owner_of(number, lsn)? else {
+            return Ok(());
+        };
+        let details = self.hold(&key)?.details().await?;
+        let details = Details {
+            source: None,
+            life: None,
+            ..details
+        };
+        let meta = details.encode();
+        let mutation = Mutation::Replica {
+            version: own.lsn,
+            lsn,
+            record: record::encode(RecordKind::Blob, &key, &meta, bytes, own.time),
+            kind: RecordKind::Blob,
+            time: own.time,
+            meta_length: narrow(meta.len()),
+            payload_length: narrow(bytes.len()),
+            manifest: None,
+            life: None,
+            replicas: own.replicas,
+            key,
+        };
+        self.submit_replica(number, mutation).await?;
+        match self.owner_of(number, lsn)? {
+            Some((key, own)) if !self.is_readable(number, lsn).await? => {
+                let what = format!("the front of {key} can't be made anew");
+                Err(self.sectors[number].corruption(own.address, what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The blob of a sector whose own record has a payload that is named elsewhere, too. It looks through the whole
+    /// index.
+    fn owner_of(
+        &self,
+        number: usize,
+        lsn: u64,
+    ) -> Result<Option<(BinaryKey, Entry)>, StorageError> {
+        let index = self.index.read();
+        let part = &index.sectors[number];
+        if !part.names(lsn) {
+            return Ok(None);
+        }
+        let mut owner = None;
+        part.scan(&[], |stored, entry| {
+            if entry.record_lsn() == lsn && part.is_extent(&entry) {
+                owner = BinaryKey::of_stored(stored).ok().map(|key| (key, entry));
+            }
+            Ok(owner.is_none())
+        })?;
+        Ok(owner)
     }
 
     /// The front of the record that holds a payload.

@@ -56,14 +56,7 @@ impl Inner {
         options: &ScrubOptions,
         progress: &mut dyn FnMut(ScrubProgress) -> ControlFlow<()>,
     ) -> Result<ScrubReport, StorageError> {
-        let mut scrub = Scrub {
-            inner: self,
-            options,
-            report: ScrubReport::default(),
-            around: BTreeSet::new(),
-            seen: BTreeSet::new(),
-            damaged: BTreeSet::new(),
-        };
+        let mut scrub = Scrub::new(self, options);
         let mut from = options.from.clone().unwrap_or_default();
         if let Some(place) = place_around(&from) {
             scrub.around_replicas(place, progress)?;
@@ -99,7 +92,18 @@ fn place_around(from: &[u8]) -> Option<(usize, u32)> {
     Some((number.into(), u32::from_be_bytes(segment.try_into().ok()?)))
 }
 
-impl Scrub<'_> {
+impl<'a> Scrub<'a> {
+    fn new(inner: &'a Arc<Inner>, options: &'a ScrubOptions) -> Self {
+        Self {
+            inner,
+            options,
+            report: ScrubReport::default(),
+            around: BTreeSet::new(),
+            seen: BTreeSet::new(),
+            damaged: BTreeSet::new(),
+        }
+    }
+
     fn progress(&self) -> ScrubProgress {
         ScrubProgress {
             keys: self.report.keys,
@@ -320,6 +324,17 @@ impl Scrub<'_> {
         self.report.findings.extend(findings.into_iter().take(room));
         self.report.bytes += bytes;
         pace(bytes, self.options.bytes_per_second);
+    }
+}
+
+impl Inner {
+    /// Reads a replica back; what is damaged of it is marked.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn read_back(self: &Arc<Self>, key: &BinaryKey, number: usize) -> Result<(), StorageError> {
+        let options = ScrubOptions::default();
+        Scrub::new(self, &options).replica(key, number)
     }
 }
 

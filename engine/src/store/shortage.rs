@@ -113,9 +113,12 @@ impl Inner {
     /// nothing can be done now.
     pub fn step_shortage(self: &Arc<Self>, repairs: &mut Repairs) -> Result<bool, StorageError> {
         let known = *self.shortage.state.lock();
-        let is_over = known.landing == 0 && self.marks.is_clear();
-        if !known.is_noted || !is_over || self.keepers().len() < self.replicas {
+        let is_over = known.landing == 0 && self.marks.is_clear(self.writable());
+        if !is_over || self.keepers().len() < self.replicas {
             return Ok(false);
+        }
+        if !known.is_noted {
+            return self.miss_no_more();
         }
         if known.is_unknown {
             let search = repairs.search.take();
@@ -128,10 +131,27 @@ impl Inner {
             }
         }
         let mut now = self.shortage.state.lock();
-        if now.events == known.events && self.marks.is_clear() {
+        if now.events == known.events && self.marks.is_clear(self.writable()) {
             self.write_catalog(|catalog| catalog.short = false)?;
             (now.is_noted, now.is_unknown) = (false, false);
         }
+        Ok(true)
+    }
+
+    /// Sectors that have failed are missed by nobody once all is whole without them: the store file says so. `false` if
+    /// it does already.
+    fn miss_no_more(&self) -> Result<bool, StorageError> {
+        let known = self.shortage.state.lock();
+        let failed = self.taking_part().without(self.writable());
+        let is_missed =
+            |named: &CatalogSector| failed.contains(named.number.into()) && !named.behind;
+        if known.is_noted || !self.catalog.lock().sectors.iter().any(is_missed) {
+            return Ok(false);
+        }
+        self.write_catalog(|catalog| {
+            let missed = catalog.sectors.iter_mut().filter(|named| is_missed(named));
+            missed.for_each(|named| named.behind = true);
+        })?;
         Ok(true)
     }
 }
