@@ -223,7 +223,10 @@ fn a_device_is_a_sector() {
     is_well(&graviton);
 
     // It becomes larger, and so does the sector.
-    graviton.run(["sectors", "grow", "1", "100MiB"]).done();
+    graviton
+        .run(["sectors", "grow", "1", "100MiB"])
+        .fails(USAGE, &[device.name(), "has 12587008 bytes"]);
+    graviton.run(["sectors", "grow", "1"]).done();
     assert_eq!(total(&sectors(&graviton)[1]), 12 * MIB);
     device.grow(24 * MIB);
     graviton.run(["sectors", "grow", "1"]).done();
