@@ -125,7 +125,8 @@ fn any_bit_of_the_only_sector_may_flip() {
     let in_use = |block: &usize| blocks[block * 512..][..512].iter().any(|&byte| byte != 0);
     let blocks: Vec<usize> = (0..blocks.len() / 512).filter(in_use).collect();
     let (mut tried, mut whole, mut lost) = (0, 0, 0);
-    for bit in (0..blocks.len() * 512 * 8).step_by(blocks.len() * 512 * 8 / 400 | 1) {
+    let bits = blocks.len() * 512 * 8;
+    for bit in (0..bits).step_by((bits / 400) | 1) {
         let offset = blocks[bit / 8 / 512] * 512 + bit / 8 % 512;
         let (sim, store, blobs) = filled();
         store.checkpoint().expect("a checkpoint");
@@ -159,7 +160,8 @@ fn any_bit_of_the_only_sector_may_flip() {
 /// Addresses of the frames in a segment, which are behind its header, block by block.
 fn frames(sim: &Sim, store: &Store, segment: u32) -> Vec<usize> {
     let sector = &store.info().sectors[0];
-    let (block, size) = (sector.block_size as usize, sector.segment_size as usize);
+    let block = sector.block_size as usize;
+    let size = usize::try_from(sector.segment_size).expect("it is in memory");
     let start = (64 << 10) + segment as usize * size;
     let bytes = bytes_of(&sim.image());
     let blocks = (start + block..start + size).step_by(block);
