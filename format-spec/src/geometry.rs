@@ -63,6 +63,42 @@ impl Geometry {
         )
     }
 
+    /// The same measures with as many segments as `size` bytes have room for; `None` if those are too few, or
+    /// too many.
+    #[must_use]
+    pub fn fitted(&self, size: u64) -> Option<Self> {
+        let count = size
+            .checked_sub(2 * AREA_SIZE)?
+            .checked_div(self.segment_size)?;
+        let (fewest, most) = SEGMENT_COUNTS;
+        let segment_count = u32::try_from(count).ok()?;
+        (fewest..=most).contains(&segment_count).then_some(Self {
+            segment_count,
+            ..*self
+        })
+    }
+
+    /// Where the back copy of the superblock may lie in a sector of `size` bytes of which nothing is known:
+    /// where the back area begins if all of them are taken, by segments of each size \[F-13\].
+    pub fn back_areas(size: u64) -> impl Iterator<Item = u64> {
+        let (least, greatest) = SEGMENT_SIZES;
+        let sizes = std::iter::successors(Some(least), |size| Some(size * 2));
+        let fitted =
+            sizes
+                .take_while(move |size| *size <= greatest)
+                .filter_map(move |segment_size| {
+                    let measures = Self {
+                        block_size: 512,
+                        segment_size,
+                        segment_count: 0,
+                    };
+                    Some(measures.fitted(size)?.back_area())
+                });
+        let mut last = None;
+        // They descend.
+        fitted.filter(move |area| last.replace(*area) != Some(*area))
+    }
+
     /// Bytes of the whole sector.
     #[must_use]
     pub fn sector_size(&self) -> u64 {

@@ -16,6 +16,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::checksum::stored_length;
 use crate::error::require;
+use crate::geometry::SEGMENT_COUNTS;
 use crate::key::{STORED_KEY_MAX_LEN, STORED_KEY_MIN_LEN};
 use crate::meta;
 use crate::record::{ExtentRef, META_MAX_LEN, check_extents};
@@ -65,7 +66,7 @@ on_disk! {
         extents: U64,
         /// Offset of the segment entries.
         segments_offset: U64,
-        /// Number of segment entries: the sector's segments.
+        /// Number of segment entries: the segments that the sector had when it was taken.
         segments: U64,
         /// Bytes of the whole image.
         length: U64,
@@ -447,18 +448,15 @@ impl<B: AsRef<[u8]>> Image<B> {
     pub fn check(&self, geometry: &Geometry) -> Result<(), FormatError> {
         let name = "Image";
         let count = self.header.segments.get();
-        require(
-            count == u64::from(geometry.segment_count),
-            name,
-            "segments",
-            "F-36",
-            || {
-                format!(
-                    "has {count} entries, the sector has {}",
-                    geometry.segment_count
-                )
-            },
-        )?;
+        let (fewest, _) = SEGMENT_COUNTS;
+        // Fewer, if the sector has grown since [F-67].
+        let fits = u64::from(fewest) <= count && count <= u64::from(geometry.segment_count);
+        require(fits, name, "segments", "F-36", || {
+            format!(
+                "has {count} entries, the sector has {}",
+                geometry.segment_count
+            )
+        })?;
         let wrong = |entry: &SegmentEntry| {
             entry.state > STATE_CHECKPOINT
                 || entry.zeroed > 1

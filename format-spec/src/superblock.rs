@@ -103,6 +103,13 @@ impl Superblock {
         }
     }
 
+    /// Whether what a segment begins with at `address` is the superblock copy of this sector that lay there before
+    /// it grew: then nothing of the segment was ever used \[F-67\].
+    #[must_use]
+    pub fn is_outgrown(bytes: &[u8], address: u64, identity: &Identity) -> bool {
+        Self::decode(bytes, address).is_ok_and(|copy| copy.identity() == *identity)
+    }
+
     // The identity is inside the superblock, so its checksum binds the address alone [F-10].
     fn computed(&self, address: u64) -> u32 {
         let bytes = self.as_bytes();

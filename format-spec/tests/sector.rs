@@ -10,11 +10,16 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use graviton_format::Structure;
+use graviton_format::checkpoint::CheckpointRoot;
 use graviton_format::frame::FrameHeader;
+use graviton_format::geometry::AREA_SIZE;
+use graviton_format::image::Image;
 use graviton_format::record::RecordKind;
+use graviton_format::superblock::Superblock;
+use graviton_format::{Geometry, Structure};
 use support::reader::{Failure, recover};
-use support::sample::{self, GEOMETRY, Sample};
+use support::sample::{self, GEOMETRY, IDENTITY, Sample};
+use support::vectors;
 
 fn blobs(sector: &[u8]) -> BTreeMap<Vec<u8>, Result<Vec<u8>, String>> {
     recover(sector).unwrap().blobs(sector)
@@ -287,5 +292,98 @@ fn no_damage_of_one_byte_gives_wrong_bytes_or_loses_other_blobs() {
         for (key, payload) in found {
             assert!(payload.is_err() || payload == wanted[&key], "byte {place}");
         }
+    }
+}
+
+/// The steps in which a sector grows [F-67], each on what the one before has left.
+fn growth(sector: &[u8], grown: Geometry) -> Vec<Vec<u8>> {
+    let mut bytes = sector.to_vec();
+    let mut steps = vec![bytes.clone()];
+    bytes.resize(grown.sector_size() as usize, 0);
+    steps.push(bytes.clone());
+    let mut put = |address: u64, part: &[u8]| {
+        bytes[address as usize..][..part.len()].copy_from_slice(part);
+        steps.push(bytes.clone());
+    };
+    for slot in [0, 1] {
+        let [front, _] = GEOMETRY.roots(slot);
+        let (root, segments) =
+            CheckpointRoot::decode(&sector[front as usize..], &IDENTITY, &GEOMETRY, front).unwrap();
+        let [_, back] = grown.roots(slot);
+        put(back, &root.encode(&IDENTITY, back, &segments));
+    }
+    let mut superblock = Superblock::decode(sector, 0).unwrap();
+    superblock.segment_count = grown.segment_count.into();
+    superblock.sector_size = grown.sector_size().into();
+    superblock.sequence = (superblock.sequence.get() + 1).into();
+    put(
+        grown.back_area(),
+        superblock.sealed(grown.back_area()).bytes(),
+    );
+    put(0, superblock.sealed(0).bytes());
+    put(GEOMETRY.back_area(), &[0; AREA_SIZE as usize]);
+    steps
+}
+
+#[test]
+fn a_sector_that_grows_is_one_or_the_other_at_each_moment() {
+    let Sample { writer, .. } = sample::sample();
+    let grown = Geometry {
+        segment_count: GEOMETRY.segment_count + 3,
+        ..GEOMETRY
+    };
+    let steps = growth(&writer.bytes, grown);
+    for (number, step) in steps.iter().enumerate() {
+        let state = recover(step).unwrap();
+        let expected_now = if number < 4 { GEOMETRY } else { grown };
+        assert_eq!(state.superblock.geometry(), expected_now, "step {number}");
+        assert_eq!(state.blobs(step), expected(), "step {number}");
+        // The front copy is not needed, once the file is no longer than the sector.
+        if !(1..4).contains(&number) {
+            let mut rotten = step.clone();
+            rotten[100] ^= 1;
+            let state = recover(&rotten).unwrap();
+            assert_eq!(state.superblock.geometry(), expected_now, "step {number}");
+            assert_eq!(state.blobs(&rotten), expected(), "step {number}");
+        }
+    }
+    // Nor is it, if what was written to it was lost.
+    let mut lost = steps[steps.len() - 1].clone();
+    lost[..512].copy_from_slice(&writer.bytes[..512]);
+    assert_eq!(recover(&lost).unwrap().superblock.geometry(), grown);
+    // The images know of no segments that there are not, and of no fewer than there ever were.
+    let image = Image::open(vectors::load("image").bytes).unwrap();
+    image.check(&grown).unwrap();
+    for segment_count in [GEOMETRY.segment_count - 1, 0] {
+        let fewer = Geometry {
+            segment_count,
+            ..GEOMETRY
+        };
+        image.check(&fewer).unwrap_err();
+    }
+}
+
+#[test]
+fn the_back_area_is_found_by_the_size_of_the_file() {
+    for segment_size in [64 << 10, 1 << 20, 1 << 30] {
+        for segment_count in [16, 17, 100] {
+            let geometry = Geometry {
+                block_size: 512,
+                segment_size,
+                segment_count,
+            };
+            for more in [0, 512, segment_size - 1] {
+                let size = geometry.sector_size() + more;
+                assert_eq!(geometry.fitted(size), Some(geometry));
+                let areas: Vec<_> = Geometry::back_areas(size).collect();
+                assert!(areas.contains(&geometry.back_area()));
+                assert!(areas.is_sorted_by(|one, next| one > next) && areas.len() <= 15);
+            }
+            assert_ne!(geometry.fitted(geometry.sector_size() - 1), Some(geometry));
+        }
+    }
+    for size in [0, AREA_SIZE, 2 * AREA_SIZE + 16 * 65536 - 1, u64::MAX] {
+        let few = Geometry::back_areas(size).count();
+        assert_eq!(few, 0, "{size}");
     }
 }

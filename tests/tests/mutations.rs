@@ -34,6 +34,7 @@ fn the_tests_that_are_to_fail_exist() {
                 "graviton-engine" => "engine",
                 "graviton-format" => "format-spec",
                 "graviton-tests" => "tests",
+                "graviton-tools" => "tools",
                 other => panic!("{}: package {other}", mutation.name),
             };
             let (target, filter) = match rest {

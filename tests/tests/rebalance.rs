@@ -248,6 +248,66 @@ fn replicas_go_where_the_policy_wants_them() {
     assert_eq!(rebalance(&store).expect("it is done").added, 0);
 }
 
+/// Where racks are named, they are heeded, though nobody has asked for a policy.
+#[test]
+fn replicas_are_in_different_racks() {
+    let (sim, store) = filled(4, 2);
+    let racks = ["a", "a", "b", "b"];
+    for (sector, rack) in (0..).zip(racks) {
+        label(&store, sector, rack, 1.0);
+    }
+    let are_apart = |store: &Store, number: usize| {
+        let found = store.stat(&key(number)).wait().expect("it is there");
+        let found: Vec<&str> = found
+            .sectors
+            .iter()
+            .map(|&sector| racks[usize::from(sector)])
+            .collect();
+        found.len() == 2 && found[0] != found[1]
+    };
+    assert!((0..BLOBS).any(|number| !are_apart(&store, number)));
+    assert_eq!(rebalance(&store).expect("it is done").left, 0);
+    assert!((0..BLOBS).all(|number| are_apart(&store, number)));
+    drop(store);
+    let store = open(&sim);
+    for number in BLOBS..2 * BLOBS {
+        put(&store, number, 1);
+        assert!(are_apart(&store, number));
+    }
+}
+
+/// What is too many goes from wherever it weighs most, one after the other.
+#[test]
+fn what_is_too_many_leaves_the_sectors_even() {
+    let (sim, store) = filled(3, 2);
+    store.drain_sector(1).expect("it is drained");
+    settle(&store).expect("it is mended");
+    store.undrain_sector(1).expect("it is in use again");
+    let said = RebalanceOptions {
+        dry_run: true,
+        ..RebalanceOptions::default()
+    };
+    let said = store.rebalance(&said, &mut |_| ControlFlow::Continue(()));
+    let said = said.expect("it is looked for");
+    let done = rebalance(&store).expect("it is done");
+    check_replicas(&store, 2..=2).expect("two replicas");
+    let full = fullness(&store.info());
+    let (most, least) = (full.iter().max(), full.iter().min());
+    assert!(
+        most.zip(least)
+            .is_some_and(|(most, least)| most - least <= 10),
+        "{full:?}"
+    );
+    // Hardly anything has to move, and that was said.
+    assert!(done.added <= 10, "{done:?}");
+    assert!(
+        said.removed.abs_diff(done.removed) <= 10,
+        "{said:?}, then {done:?}"
+    );
+    drop(store);
+    drop(sim);
+}
+
 /// Others write the same blobs meanwhile, and none of them notices.
 #[test]
 fn blobs_are_in_use_while_they_move() {

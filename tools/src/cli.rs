@@ -39,9 +39,10 @@ Store:
   compact      Turn garbage into free space
   checkpoint   Write the index out now
   map          Draw where live, garbage and free space lie
-  sectors      List, add, drain, remove, replace and label sectors
+  sectors      List, add, grow, drain, remove, replace and label sectors
   scrub        Read all replicas back, and mend what is damaged
   repair       Make replicas that are missing or damaged
+  rebalance    Move replicas to better places, and take away those that are too many
   dump         Show structures as they lie on disk
 
 Shell:
@@ -124,6 +125,28 @@ pub struct Global {
     /// Read a store that has lost changes: blobs may be missing, older, or back though deleted
     #[arg(long, global = true)]
     pub salvage: bool,
+
+    /// What decides in which sectors replicas go [default: rack-aware if sectors have racks, else where most room is]
+    #[arg(
+        long,
+        value_name = "POLICY",
+        env = "GRAVITON_POLICY",
+        value_enum,
+        global = true,
+        hide_env_values = true
+    )]
+    pub policy: Option<Policy>,
+}
+
+/// What decides in which sectors replicas go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Policy {
+    /// Draws them, with their free space as weights.
+    Random,
+    /// Spreads them over racks.
+    RackAware,
+    /// Takes the cheapest, by the prices that they are labelled with.
+    CostOptimized,
 }
 
 /// How to talk to the disk.
@@ -303,13 +326,13 @@ pub enum Command {
     )]
     Map(MapArgs),
 
-    /// List, add, drain, remove, replace and label sectors
+    /// List, add, grow, drain, remove, replace and label sectors
     ///
-    /// A sector is a file, on a disk of its own at best. What has to be moved is moved by the command,
+    /// A sector is a file, on a disk of its own at best, or a block device. What has to be moved is moved by the command,
     /// and, if that is cut short, by whoever has the store open for writing next.
     #[command(
         arg_required_else_help = true,
-        after_help = "Examples:\n  graviton sectors ls\n  graviton sectors add --size 64GiB --file /mnt/b/graviton.sector --rack left\n  graviton sectors replace 1\n  graviton sectors drain 2 && graviton sectors remove 2"
+        after_help = "Examples:\n  graviton sectors ls\n  graviton sectors add --size 64GiB --file /mnt/b/graviton.sector --rack left\n  graviton sectors add --file /dev/sdb\n  graviton sectors grow 0 128GiB\n  graviton sectors replace 1\n  graviton sectors drain 2 && graviton sectors remove 2"
     )]
     Sectors {
         /// What to do.
@@ -607,6 +630,15 @@ pub enum Sectors {
     Ls,
     /// Add one
     Add(NewSectorArgs),
+    /// Make a sector larger
+    Grow {
+        /// The sector's number
+        sector: u16,
+
+        /// Its new size, such as 128GiB; rounded down to whole segments [default: all of the device]
+        #[arg(value_name = "SIZE", value_parser = parse_positive)]
+        size: Option<u64>,
+    },
     /// Make everything that a sector holds anew in others; it gets nothing more
     Drain {
         /// The sector's number
@@ -617,9 +649,9 @@ pub enum Sectors {
         /// The sector's number
         sector: u16,
     },
-    /// Take a sector away that is drained, missing or broken
+    /// Take a sector away that nothing needs: drained, missing or broken, or what it has is elsewhere
     ///
-    /// Its file is deleted, unless it was added with --file.
+    /// Its file is deleted, unless it was added with --file. A device is taken for no sector any more.
     Remove {
         /// The sector's number
         sector: u16,
@@ -627,6 +659,10 @@ pub enum Sectors {
         /// Even if blobs have too few replicas then, or are lost; also if the store does not open without it
         #[arg(long)]
         accept_loss: bool,
+
+        /// Others that are missing, too, and whose loss is accepted (may be repeated)
+        #[arg(long, value_name = "SECTOR", requires = "accept_loss")]
+        without: Vec<u16>,
     },
     /// Add a sector in the place of another, move everything there, and take the other away
     ///
@@ -639,6 +675,10 @@ pub enum Sectors {
         /// Even if blobs are lost with it; also if the store does not open without it
         #[arg(long)]
         accept_loss: bool,
+
+        /// Others that are missing, too, and whose loss is accepted (may be repeated)
+        #[arg(long, value_name = "SECTOR", requires = "accept_loss")]
+        without: Vec<u16>,
 
         /// The one that comes.
         #[command(flatten)]
@@ -686,13 +726,18 @@ pub enum Depth {
 /// A sector that comes.
 #[derive(Debug, Args)]
 pub struct NewSectorArgs {
-    /// Its size, such as 64GiB; rounded down to whole segments [default: that of the largest]
+    /// Its size, such as 64GiB; rounded down to whole segments [default: all of the device, or that of
+    /// the largest]
     #[arg(long, value_name = "SIZE", value_parser = parse_positive)]
     pub size: Option<u64>,
 
-    /// Its file, which must not exist [default: one in the store's directory]
+    /// Its file, which must not exist, or a block device [default: a file in the store's directory]
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+
+    /// Even if there is something on the device: it is lost
+    #[arg(long, requires = "file")]
+    pub overwrite: bool,
 
     /// What is said of it.
     #[command(flatten)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::os::unix::fs::FileTypeExt as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 use graviton_engine::port::{Health, Labels, Replica, ReplicaError, SectorState, StorageError};
@@ -22,6 +23,14 @@ pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
     match what {
         Sectors::Ls => ls(session),
         Sectors::Add(new) => session.write(|store| add(session, store, new, None).map(drop)),
+        &Sectors::Grow { sector, size } => session.write(|store| {
+            let size = store.grow_sector(sector, size.map_or_else(|| whole(store, sector), Ok)?)?;
+            session
+                .output
+                .object(&json!({"grown": sector, "size": size}))?;
+            let size = session.output.bytes(size);
+            session.output.line(format!("sector {sector} has {size}"))
+        }),
         &Sectors::Drain { sector } => session.write(|store| {
             store.drain_sector(sector)?;
             move_away(session, store, sector)?;
@@ -38,32 +47,35 @@ pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
         &Sectors::Remove {
             sector,
             accept_loss,
+            ref without,
         } => {
             let options = RemoveOptions { accept_loss };
             let work = |store: &Store| remove(session, store, sector, options);
             match accept_loss {
-                true => without(session, sector, 0, work),
+                true => accepting(session, sector, without, 0, work),
                 false => session.write(work),
             }
         }
         &Sectors::Replace {
             sector,
             accept_loss,
+            ref without,
             ref new,
         } => {
             let options = RemoveOptions { accept_loss };
             let work = |store: &Store| {
                 // Before anything is added for it.
                 store.needed(sector)?;
-                match is_draining(store, sector) {
-                    // Another came for it before.
-                    true => {
-                        session.output.object(&json!({"draining": sector}))?;
+                match replaced_by(store, sector) {
+                    Some(other) => {
+                        session
+                            .output
+                            .object(&json!({"draining": sector, "replaced_by": other}))?;
                         session.output.line(format!(
-                            "sector {sector} is being drained already: going on, no other is added"
+                            "sector {other} came for sector {sector} already: going on, no other is added"
                         ))?;
                     }
-                    false => drop(add(session, store, new, Some(sector))?),
+                    None => drop(add(session, store, new, Some(sector))?),
                 }
                 match accept_loss {
                     true => drop(mend(session, store)?),
@@ -72,7 +84,7 @@ pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
                 remove(session, store, sector, options)
             };
             match accept_loss {
-                true => without(session, sector, 1, work),
+                true => accepting(session, sector, without, 1, work),
                 false => session.write(work),
             }
         }
@@ -86,9 +98,10 @@ pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
 }
 
 /// Does `work` with a store that may not open but without a sector, whose loss is accepted then. So many others come.
-fn without(
+fn accepting(
     session: &Session,
     sector: u16,
+    others: &[u16],
     coming: usize,
     work: impl FnOnce(&Store) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
@@ -107,7 +120,7 @@ fn without(
             count(left as u64, "sector is", "sectors are")
         )));
     }
-    session.write_without(sector, work)
+    session.write_without([&[sector], others].concat(), work)
 }
 
 fn ls(session: &Session) -> Result<(), Failure> {
@@ -160,10 +173,25 @@ fn labels_of(args: &LabelArgs) -> Labels {
     }
 }
 
-fn is_draining(store: &Store, number: u16) -> bool {
-    let sectors = store.info().sectors.into_iter();
-    let mut named = sectors.filter(|sector| sector.number == number);
-    named.any(|sector| sector.draining)
+/// All of the device that a sector lies on.
+fn whole(store: &Store, sector: u16) -> Result<u64, Failure> {
+    let sectors = store.info().sectors;
+    let is_file = |found: &&SectorInfo| found.number == sector && !found.is_device;
+    match sectors.iter().find(is_file) {
+        Some(_) => Err(Failure::failed(format!(
+            "sector {sector} is a file: say what size it is to have"
+        ))),
+        None => Ok(u64::MAX),
+    }
+}
+
+/// The sector that came for another.
+fn replaced_by(store: &Store, number: u16) -> Option<u16> {
+    let sectors = store.info().sectors;
+    let other = sectors
+        .iter()
+        .find(|sector| sector.replaces == Some(number));
+    other.map(|sector| sector.number)
 }
 
 fn add(
@@ -185,9 +213,17 @@ fn add(
         ),
         None => None,
     };
+    let is_device = file.as_deref().is_some_and(|file| {
+        std::fs::metadata(file).is_ok_and(|found| found.file_type().is_block_device())
+    });
+    let size = match is_device {
+        true => Some(u64::MAX),
+        false => largest,
+    };
     let number = store.add_sector(&NewSector {
         file,
-        size: new.size.or(largest).unwrap_or_default(),
+        size: new.size.or(size).unwrap_or_default(),
+        overwrite: new.overwrite,
         labels: labels_of(&new.labels),
         replaces,
     })?;
@@ -324,6 +360,13 @@ pub fn replicas(session: &Session, args: &KeyArg) -> Result<(), Failure> {
     }
 }
 
+/// The sectors that nothing can be read from.
+fn left_out(store: &Store) -> Vec<u16> {
+    let sectors = store.info().sectors.into_iter();
+    let left_out = sectors.filter(|sector| !sector.state.keeps_copies());
+    left_out.map(|sector| sector.number).collect()
+}
+
 /// `scrub`.
 pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
     let options = ScrubOptions {
@@ -346,12 +389,12 @@ pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
         progress.clear();
         Ok::<_, Failure>(report?)
     };
-    let (first, left) = match args.repair {
-        false => {
-            let report = session.read(look)?;
+    let (first, left, left_out) = match args.repair {
+        false => session.read(|store| {
+            let report = look(store)?;
             let damaged = report.findings.len();
-            (report, damaged)
-        }
+            Ok((report, damaged, left_out(store)))
+        })?,
         true => session.write(|store| {
             let report = look(store)?;
             let left = match report.findings.is_empty() {
@@ -361,7 +404,7 @@ pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
                     look(store)?.findings.len()
                 }
             };
-            Ok((report, left))
+            Ok((report, left, left_out(store)))
         })?,
     };
     let findings: Vec<Value> = first
@@ -382,6 +425,7 @@ pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
         "bytes": first.bytes,
         "damaged": first.findings.len(),
         "left": left,
+        "left_out": left_out,
         "findings": findings,
     }))?;
     for finding in &first.findings {
@@ -396,15 +440,21 @@ pub fn scrub(session: &Session, args: &ScrubArgs) -> Result<(), Failure> {
         output.bytes(first.bytes)
     );
     output.line(match (first.findings.len(), left) {
-        (0, _) => format!("clean: {looked}"),
+        (0, _) if left_out.is_empty() => format!("clean: {looked}"),
+        (0, _) => format!("nothing is damaged of what could be looked at: {looked}"),
         (damaged, 0) => format!("{damaged} damaged, all mended: {looked}"),
         (damaged, left) if args.repair => {
             format!("{damaged} damaged, {left} could not be mended: {looked}")
         }
         (damaged, _) => format!("{damaged} damaged; --repair mends them: {looked}"),
     })?;
-    match left {
-        0 => Ok(()),
+    for sector in &left_out {
+        output.line(format!(
+            "sector {sector} was not looked at: it is missing or broken (graviton info tells more, sectors replace {sector} makes it anew)"
+        ))?;
+    }
+    match (left, left_out.is_empty()) {
+        (0, true) => Ok(()),
         _ => Err(Failure::Reported(Exit::Corruption)),
     }
 }

@@ -1,13 +1,15 @@
 //! One run of the command: its options, its output, and the store it opens.
 
 use std::ffi::OsStr;
+use std::sync::Arc;
 
 use graviton_engine::io::{BackendChoice, DirectIo, IoOptions};
-use graviton_engine::port::{BinaryKey, StorageError};
+use graviton_engine::policy::{CostOptimized, RackAware, Random};
+use graviton_engine::port::{BinaryKey, ReplicationPolicy, StorageError};
 use graviton_engine::store::{Access, CreateOptions, OpenOptions, Store};
 use graviton_format::geometry::{AREA_SIZE, SEGMENT_COUNTS, SEGMENT_SIZES};
 
-use crate::cli::{Geometry, Global, IoBackend};
+use crate::cli::{Geometry, Global, IoBackend, Policy};
 use crate::failure::Failure;
 use crate::keys::KeyText;
 use crate::output::Output;
@@ -63,9 +65,20 @@ impl Session {
             },
             ..IoOptions::default()
         };
+        let replication = self
+            .global
+            .policy
+            .map(|policy| -> Arc<dyn ReplicationPolicy> {
+                match policy {
+                    Policy::Random => Arc::new(Random),
+                    Policy::RackAware => Arc::new(RackAware::default()),
+                    Policy::CostOptimized => Arc::new(CostOptimized::default()),
+                }
+            });
         OpenOptions {
             access,
             io,
+            replication,
             ..OpenOptions::default()
         }
     }
@@ -105,14 +118,14 @@ impl Session {
         self.write_with(self.open_options(Access::ReadWrite), work)
     }
 
-    /// The same, though a sector may be missing that has the only copy of something.
+    /// The same, though sectors may be missing that have the only copy of something.
     pub fn write_without<T>(
         &self,
-        sector: u16,
+        sectors: Vec<u16>,
         work: impl FnOnce(&Store) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let options = OpenOptions {
-            accept_loss_of: vec![sector],
+            accept_loss_of: sectors,
             ..self.open_options(Access::ReadWrite)
         };
         self.write_with(options, work)

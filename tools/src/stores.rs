@@ -38,10 +38,25 @@ pub fn init(session: &Session, geometry: &Geometry) -> Result<(), Failure> {
 
 /// `info`.
 pub fn info(session: &Session) -> Result<(), Failure> {
-    let (mut info, refused) = session.inspect(|store| Ok(store.info()))?;
+    let ((mut info, lacking), refused) = session.inspect(|store| {
+        let info = store.info();
+        let lacking = match info.sectors.len() {
+            1 => 0,
+            _ => store.lacking()?,
+        };
+        Ok((info, lacking))
+    })?;
     tell_refusal(&mut info.health, refused);
+    // While a sector is drained, what lies there is on its way.
+    if lacking > 0 && !info.sectors.iter().any(|sector| sector.draining) {
+        let keys = count(lacking, "key lacks", "keys lack");
+        let more = "graviton repair --apply makes them, if there are sectors for them";
+        info.health.push(format!("{keys} replicas ({more})"));
+    }
     let output = &session.output;
-    output.object(&info_json(&info))?;
+    let mut object = info_json(&info);
+    object["replication"]["lacking"] = lacking.into();
+    output.object(&object)?;
     let healthy = if info.health.is_empty() {
         Ok(())
     } else {
@@ -64,7 +79,11 @@ pub fn info(session: &Session) -> Result<(), Failure> {
     if let Some(notice) = &info.notice {
         field("notice", notice.clone())?;
     }
-    field("replicas", replicas_line(&info.replication))?;
+    let mut replicas = replicas_line(&info.replication);
+    if lacking > 0 {
+        replicas += &format!(", {} some", count(lacking, "key lacks", "keys lack"));
+    }
+    field("replicas", replicas)?;
     field("blobs", info.blobs.to_string())?;
     field("logical", output.bytes(info.logical_bytes))?;
     field("LSN", info.lsn.to_string())?;
@@ -294,6 +313,7 @@ pub fn sector_json(sector: &SectorInfo) -> Value {
         "number": sector.number,
         "sector_id": sector.sector_id,
         "path": sector.path.to_string_lossy(),
+        "device": sector.is_device,
         "state": sector.state.name(),
         "rack": sector.labels.rack,
         "tier": sector.labels.tier,

@@ -616,8 +616,18 @@ fn sectors_are_added_labelled_drained_and_removed() {
     // It was not made in the store's directory.
     assert!(file.exists());
     subject.is_well();
+    // One that is drained already is replaced by another all the same.
+    subject
+        .run(&["sectors", "drain", "2"])
+        .fails(USAGE, &["are left to take 2 replicas"]);
     let replaced = subject.run(&["--json", "sectors", "replace", "2"]).done();
     assert_eq!(replaced.text(), "{\"added\":3}\n{\"removed\":2}\n");
+    subject.run(&["sectors", "add"]).done();
+    subject.run(&["sectors", "drain", "0"]).done();
+    let replaced = subject.run(&["--json", "sectors", "replace", "0"]).done();
+    assert_eq!(replaced.text(), "{\"added\":4}\n{\"removed\":0}\n");
+    subject.run(&["sectors", "drain", "1"]).done();
+    subject.run(&["sectors", "remove", "1"]).done();
     subject.is_well();
     subject.can_lose_any();
     subject.check_changed();
@@ -1102,13 +1112,16 @@ fn a_loss_is_accepted() {
             .join(format!("sector-{number:03}.graviton"));
         fs::remove_file(&lost).expect("removed");
     }
-    for command in ["remove", "replace"] {
-        let refused = graviton.run(["sectors", command, "1", "--accept-loss"]);
-        match command {
-            "remove" => refused.fails(USAGE, &["1 sector is left to take 2 replicas"]),
-            _ => refused.done(),
-        };
-    }
+    graviton
+        .run(["sectors", "remove", "1", "--accept-loss"])
+        .fails(USAGE, &["1 sector is left to take 2 replicas"]);
+    // Of both, or none: what lay in these two is lost with either.
+    graviton
+        .run(["sectors", "replace", "1", "--accept-loss"])
+        .fails(CORRUPTION, &["sector-001", "sector-002"]);
+    graviton
+        .run(["sectors", "replace", "1", "--accept-loss", "--without", "2"])
+        .done();
     graviton.run(["sectors", "replace", "2"]).done();
     graviton.run(["verify"]).done();
     graviton.run(["info"]).done();
@@ -1139,7 +1152,7 @@ fn a_put_asks_for_more_replicas() {
         );
     }
     let fewer = graviton.run(["put", "usual", file, "--replicas", "1"]);
-    fewer.fails(FAILED, &["1 replicas", "the store keeps 2"]);
+    fewer.fails(USAGE, &["1 replicas", "the store keeps 2"]);
     let stat = graviton.run(["stat", "usual"]).done().text();
     assert!(stat.contains("\nreplicas   2\n"), "{stat}");
     let record = graviton.run(["dump", "record", "asked"]).done().text();

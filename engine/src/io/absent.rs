@@ -24,6 +24,7 @@ impl AbsentDisk {
         let info = DiskInfo {
             path: path.to_owned(),
             backend: "none",
+            is_device: false,
             direct: false,
             block_size,
             physical_block_size: block_size,
@@ -44,6 +45,10 @@ impl Disk for AbsentDisk {
 
     fn size(&self) -> u64 {
         self.size
+    }
+
+    fn extend(&self, _from: u64, _to: u64) -> io::Result<()> {
+        Err(io::Error::new(io::ErrorKind::NotFound, self.why.clone()))
     }
 
     fn read(&self, buffer: AlignedBuf, _offset: u64) -> IoOp {

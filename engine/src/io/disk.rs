@@ -30,6 +30,8 @@ pub struct DiskInfo {
     pub path: PathBuf,
     /// The backend that serves it: `io_uring`, `syscall`, ...
     pub backend: &'static str,
+    /// Whether it is a block device, and not a file.
+    pub is_device: bool,
     /// Whether transfers bypass the page cache (`O_DIRECT`).
     pub direct: bool,
     /// Transfers must be aligned to this in offset, length and memory, in bytes (a power of two).
@@ -48,8 +50,16 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// What is known of it.
     fn info(&self) -> &DiskInfo;
 
-    /// Its size in bytes, as it was opened.
+    /// Its size in bytes, as it was opened, or extended last.
     fn size(&self) -> u64;
+
+    /// Makes the bytes from `from` to `to` part of it: zeros, whatever was there, allocated, and durable on
+    /// return. No transfer may reach past `from` meanwhile. A file ends with `to` then, and with `from` if this
+    /// fails; a block device has these bytes, or is too small.
+    ///
+    /// # Errors
+    /// `StorageFull`; `InvalidInput` for a device that is too small; what else the system reports.
+    fn extend(&self, from: u64, to: u64) -> io::Result<()>;
 
     /// A buffer of `len` bytes for transfers, with unspecified (though initialised) contents.
     ///
@@ -118,10 +128,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// `AlreadyExists`, `StorageFull`, and what else the system reports.
     fn create(&self, path: &Path, size: u64) -> io::Result<Arc<dyn Disk>>;
 
-    /// Opens an existing disk: a regular file or a block device; anything else is refused.
+    /// Opens an existing disk: a regular file or a block device; anything else is refused. A device that is
+    /// opened for writing is nobody else's then: one that is mounted, or open for writing elsewhere, is refused.
     ///
     /// # Errors
-    /// `NotFound`, `PermissionDenied`, `InvalidInput` (not a file or block device), ...
+    /// `NotFound`, `PermissionDenied`, `InvalidInput` (not a file or block device), `ResourceBusy`, ...
     fn open(&self, path: &Path, access: OpenAccess) -> io::Result<Arc<dyn Disk>>;
 
     /// As [`Backend::open`], but through the page cache, which takes transfers of any alignment:
@@ -131,6 +142,14 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// As [`Backend::open`].
     fn open_buffered(&self, path: &Path, access: OpenAccess) -> io::Result<Arc<dyn Disk>> {
         self.open(path, access)
+    }
+
+    /// How many bytes the block device at `path` has; `None` if there is none: something else, or nothing.
+    ///
+    /// # Errors
+    /// `PermissionDenied`, and what else the system reports.
+    fn device_size(&self, _path: &Path) -> io::Result<Option<u64>> {
+        Ok(None)
     }
 
     /// Creates a directory (mode 0700) and those above it; an existing one is left as it is.
@@ -152,7 +171,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// What the system reports.
     fn replace_file(&self, path: &Path, contents: &[u8]) -> io::Result<()>;
 
-    /// Removes a file; its absence is no error.
+    /// Removes a file; its absence is no error. What leads to a block device stays.
     ///
     /// # Errors
     /// What the system reports.

@@ -8,12 +8,16 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom, Stat, StatxFlags, fallocate, fchmod,
-    fcntl_getfl, fcntl_setfl, fstat, fsync, major, minor, open as open_file, seek, statx,
+    fcntl_getfl, fcntl_setfl, fstat, fsync, ftruncate, major, minor, open as open_file, seek,
+    statx,
 };
 use rustix::io::{Errno, pread, pwrite};
 
@@ -28,6 +32,11 @@ const BLOCK_SIZES: [u32; 2] = [512, 4096];
 const PHYSICAL_BLOCK_SIZE_UNKNOWN: u32 = 4096;
 const PHYSICAL_BLOCK_SIZES: std::ops::RangeInclusive<u32> = 512..=4096;
 const ZEROS_SIZE: usize = 1 << 20;
+/// Bytes of a device that are zeroed by one call.
+const DEVICE_PIECE: u64 = 1 << 30;
+/// How long a device is waited for that somebody has: a ring can hold those of the dead a moment longer.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(1);
+const DEVICE_RETRY: Duration = Duration::from_millis(20);
 
 /// A sector file or block device, and what was learnt about it.
 #[derive(Debug)]
@@ -35,6 +44,7 @@ pub(super) struct OpenFile {
     pub(super) file: Arc<OwnedFd>,
     pub(super) size: u64,
     pub(super) writable: bool,
+    pub(super) is_device: bool,
     pub(super) direct: bool,
     pub(super) block_size: u32,
     pub(super) physical_block_size: u32,
@@ -57,7 +67,7 @@ pub(super) fn create(path: &Path, size: u64, direct: bool) -> io::Result<OpenFil
 fn prepare(file: OwnedFd, path: &Path, size: u64, direct: bool) -> io::Result<OpenFile> {
     // Whatever the umask left of it.
     fchmod(&file, Mode::RUSR | Mode::WUSR)?;
-    allocate(file.as_fd(), size)?;
+    allocate(file.as_fd(), 0, size)?;
     fsync(&file)?;
     sync_parent(path)?;
     let fresh = Access {
@@ -67,21 +77,86 @@ fn prepare(file: OwnedFd, path: &Path, size: u64, direct: bool) -> io::Result<Op
     examine(file, path, fresh, direct)
 }
 
-fn allocate(file: BorrowedFd<'_>, size: u64) -> io::Result<()> {
+/// Makes a file's bytes from `from` to `to` zeros that are allocated, and what it ends with.
+pub(super) fn extend(file: BorrowedFd<'_>, from: u64, to: u64) -> io::Result<()> {
+    // What an earlier try may have left there.
+    ftruncate(file, from)?;
+    let extended = allocate(file, from, to).and_then(|()| Ok(fsync(file)?));
+    extended.inspect_err(|_| {
+        let _ = ftruncate(file, from);
+    })
+}
+
+/// Makes a block device's bytes from `from` to `to` zeros.
+pub(super) fn take_from_device(file: BorrowedFd<'_>, from: u64, to: u64) -> io::Result<()> {
+    let size = device_size(file)?;
+    if to > size {
+        let message = format!("the device has {size} bytes, not {to}");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    let mut start = from;
+    while start < to {
+        // In pieces: nothing interrupts such a call.
+        let end = to.min(start.saturating_add(DEVICE_PIECE));
+        zero_device(file, start, end)?;
+        start = end;
+    }
+    Ok(fsync(file)?)
+}
+
+fn zero_device(file: BorrowedFd<'_>, from: u64, to: u64) -> io::Result<()> {
+    // At no cost, or by the device itself, if it can; else by the kernel.
+    for how in [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE] {
+        loop {
+            match fallocate(file, how | FallocateFlags::KEEP_SIZE, from, to - from) {
+                Ok(()) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => break,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+    write_zeros(file, from, to)
+}
+
+/// How many bytes a block device has now.
+pub(super) fn device_size(file: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(seek(file, SeekFrom::End(0))?)
+}
+
+/// How many bytes the block device at `path` has; `None` if there is none.
+pub(super) fn device_size_at(path: &Path) -> io::Result<Option<u64>> {
+    let is_device = match fs::metadata(path) {
+        Ok(metadata) => metadata.file_type().is_block_device(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    if !is_device {
+        return Ok(None);
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let file = open_file(path, flags, Mode::empty())?;
+    device_size(file.as_fd()).map(Some)
+}
+
+fn allocate(file: BorrowedFd<'_>, from: u64, to: u64) -> io::Result<()> {
+    if from == to {
+        return Ok(());
+    }
     loop {
-        match fallocate(file, FallocateFlags::empty(), 0, size) {
+        match fallocate(file, FallocateFlags::empty(), from, to.saturating_sub(from)) {
             Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return write_zeros(file, size),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return write_zeros(file, from, to),
             result => return Ok(result?),
         }
     }
 }
 
-fn write_zeros(file: BorrowedFd<'_>, size: u64) -> io::Result<()> {
+fn write_zeros(file: BorrowedFd<'_>, from: u64, to: u64) -> io::Result<()> {
     let zeros = BufferPool::global().take_zeroed(ZEROS_SIZE);
-    let mut offset = 0;
-    while offset < size {
-        let len = usize::try_from(size - offset).map_or(ZEROS_SIZE, |left| left.min(ZEROS_SIZE));
+    let mut offset = from;
+    while offset < to {
+        let len = usize::try_from(to - offset).map_or(ZEROS_SIZE, |left| left.min(ZEROS_SIZE));
         match pwrite(file, &zeros[..len], offset) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => offset += count as u64,
@@ -100,12 +175,22 @@ pub(super) fn open(path: &Path, access: OpenAccess, direct: bool) -> io::Result<
     };
     // Without NONBLOCK, opening a pipe would block. It is taken off again in `examine`: io_uring
     // takes it to mean that transfers must not wait for the device.
-    let flags = mode | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-    let file = open_file(path, flags, Mode::empty()).map_err(|errno| match errno {
-        // What the system says of sockets, and of directories opened for writing.
-        Errno::NXIO | Errno::ISDIR => not_a_disk(path),
-        errno => errno.into(),
-    })?;
+    let mut flags = mode | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let is_device = fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+    if is_device && access == OpenAccess::ReadWrite {
+        // Of a device it says that nobody else may use it, a mount included.
+        flags |= OFlags::EXCL;
+    }
+    let begun = Instant::now();
+    let file = loop {
+        match open_file(path, flags, Mode::empty()) {
+            Ok(file) => break file,
+            Err(Errno::BUSY) if begun.elapsed() < DEVICE_PATIENCE => thread::sleep(DEVICE_RETRY),
+            // What the system says of sockets, and of directories opened for writing.
+            Err(Errno::NXIO | Errno::ISDIR) => return Err(not_a_disk(path)),
+            Err(errno) => return Err(errno.into()),
+        }
+    };
     let access = Access {
         writable: access == OpenAccess::ReadWrite,
         fresh: false,
@@ -130,9 +215,10 @@ struct Access {
 
 fn examine(file: OwnedFd, path: &Path, access: Access, direct: bool) -> io::Result<OpenFile> {
     let stat = fstat(&file)?;
-    let size = match FileType::from_raw_mode(stat.st_mode) {
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let size = match kind {
         FileType::RegularFile => u64::try_from(stat.st_size).unwrap_or(0),
-        FileType::BlockDevice => seek(&file, SeekFrom::End(0))?,
+        FileType::BlockDevice => device_size(file.as_fd())?,
         _ => return Err(not_a_disk(path)),
     };
     let flags = fcntl_getfl(&file)? - OFlags::NONBLOCK;
@@ -150,6 +236,7 @@ fn examine(file: OwnedFd, path: &Path, access: Access, direct: bool) -> io::Resu
         file: Arc::new(file),
         size,
         writable: access.writable,
+        is_device: kind == FileType::BlockDevice,
         direct: probed.is_some(),
         block_size,
         physical_block_size: physical_block_size(&stat).max(block_size),
@@ -239,11 +326,12 @@ fn physical_block_size(stat: &Stat) -> u32 {
 pub(super) fn in_memory(size: u64) -> io::Result<OpenFile> {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     let file = rustix::fs::memfd_create(c"graviton-probe", flags)?;
-    rustix::fs::ftruncate(&file, size)?;
+    ftruncate(&file, size)?;
     Ok(OpenFile {
         file: Arc::new(file),
         size,
         writable: true,
+        is_device: false,
         direct: false,
         block_size: BLOCK_SIZE_BUFFERED,
         physical_block_size: PHYSICAL_BLOCK_SIZE_UNKNOWN,
@@ -350,7 +438,7 @@ mod tests {
     fn zeros_are_written_where_nothing_can_be_allocated() {
         let mut file = tempfile::tempfile().unwrap();
         let size = (ZEROS_SIZE + 12_345) as u64;
-        write_zeros(file.as_fd(), size).unwrap();
+        write_zeros(file.as_fd(), 0, size).unwrap();
         let mut contents = Vec::new();
         io::Read::read_to_end(&mut file, &mut contents).unwrap_or_default();
         assert_eq!(file.metadata().unwrap().len(), size);

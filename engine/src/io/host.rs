@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use super::file::{self, OpenFile};
 use super::request::{Action, Transfer};
 use super::small;
 use crate::port::op::Driver;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Moves bytes between buffers and files.
 pub(super) trait Transport: Send + Sync + fmt::Debug {
@@ -47,12 +49,14 @@ impl HostBackend {
         let info = DiskInfo {
             path: path.to_owned(),
             backend: self.transport.name(),
+            is_device: file.is_device,
             direct: file.direct,
             block_size: file.block_size,
             physical_block_size: file.physical_block_size,
         };
         HostDisk {
             info,
+            size: AtomicU64::new(file.size),
             file,
             transport: Arc::clone(&self.transport),
         }
@@ -79,6 +83,10 @@ impl Backend for HostBackend {
         Ok(Arc::new(self.disk(path, file)))
     }
 
+    fn device_size(&self, path: &Path) -> io::Result<Option<u64>> {
+        file::device_size_at(path)
+    }
+
     fn create_directory(&self, path: &Path) -> io::Result<()> {
         small::create_directory(path)
     }
@@ -103,6 +111,7 @@ impl Backend for HostBackend {
 #[derive(Debug)]
 pub(super) struct HostDisk {
     info: DiskInfo,
+    size: AtomicU64,
     file: OpenFile,
     transport: Arc<dyn Transport>,
 }
@@ -125,7 +134,7 @@ impl HostDisk {
     /// Whether `len` bytes at `offset` lie on the disk.
     fn holds(&self, len: usize, offset: u64) -> bool {
         let end = offset.checked_add(len as u64);
-        end.is_some_and(|end| end <= self.file.size)
+        end.is_some_and(|end| end <= self.size())
     }
 
     fn check_read(&self, len: usize, offset: u64) -> io::Result<()> {
@@ -152,7 +161,7 @@ impl HostDisk {
             return Ok(());
         }
         Err(invalid(format!(
-            "{len} bytes at {offset} reach past the end of the disk, which does not grow"
+            "{len} bytes at {offset} reach past the end of the disk"
         )))
     }
 
@@ -176,7 +185,23 @@ impl Disk for HostDisk {
     }
 
     fn size(&self) -> u64 {
-        self.file.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn extend(&self, from: u64, to: u64) -> io::Result<()> {
+        self.check_writable()?;
+        let file = self.file.file.as_fd();
+        let outcome = match self.info.is_device {
+            true => file::take_from_device(file, from, to),
+            false => file::extend(file, from, to),
+        };
+        let size = match (self.info.is_device, &outcome) {
+            (true, _) => file::device_size(file).unwrap_or(self.size()),
+            (false, Ok(())) => to,
+            (false, Err(_)) => from,
+        };
+        self.size.store(size, Ordering::Release);
+        outcome
     }
 
     fn read(&self, buffer: AlignedBuf, offset: u64) -> IoOp {

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -122,6 +122,10 @@ pub(super) fn random(bytes: &mut [u8]) -> io::Result<()> {
 }
 
 pub(super) fn remove_file(path: &Path) -> io::Result<()> {
+    // No name of a device is ours, whatever a store file or a note says.
+    if fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device()) {
+        return Ok(());
+    }
     match fs::remove_file(path) {
         Ok(()) => sync_parent(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

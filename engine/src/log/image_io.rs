@@ -74,7 +74,7 @@ async fn send_image(
     segments: &[(u32, u64)],
     writes: &mut VecDeque<(u64, IoOp)>,
 ) -> Result<(), StorageError> {
-    let geometry = *sector.geometry();
+    let geometry = sector.geometry();
     let per_segment =
         usize::try_from(geometry.image_bytes_per_segment()).expect("a segment fits memory");
     for (part, &(index, generation)) in segments.iter().enumerate() {
@@ -148,7 +148,10 @@ pub async fn write_root(
 }
 
 /// All of a slot, which is read as a whole, with the copy of a root for `address`.
-fn root_copy(
+///
+/// # Errors
+/// `Io` when there is no memory.
+pub fn root_copy(
     sector: &Sector,
     root: &CheckpointRoot,
     segments: &[u32],
@@ -192,7 +195,7 @@ enum BadRoot {
 
 async fn read_root_copy(sector: &Sector, address: u64) -> Result<Root, BadRoot> {
     let decode = |bytes: &[u8]| {
-        let decoded = CheckpointRoot::decode(bytes, sector.identity(), sector.geometry(), address);
+        let decoded = CheckpointRoot::decode(bytes, sector.identity(), &sector.geometry(), address);
         match decoded {
             Ok((root, segments)) => Ok(Root { root, segments }),
             Err(FormatError::Magic { found: 0, .. }) if bytes.iter().all(|&byte| byte == 0) => {
@@ -302,7 +305,7 @@ pub async fn read_image(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImage
 }
 
 async fn read_image_once(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImage, StorageError> {
-    let geometry = *sector.geometry();
+    let geometry = sector.geometry();
     let length = root.root.image_length.get();
     let stored =
         stored_image_length(length).ok_or_else(|| sector.corruption(0, "oversized image"))?;
@@ -359,7 +362,7 @@ async fn check_part(
     part: u32,
     sequence: u64,
 ) -> Result<(), StorageError> {
-    let geometry = sector.geometry();
+    let geometry = &sector.geometry();
     let base = geometry.segment_offset(segment);
     let wrong = |what: String| sector.corruption(base, what);
     let block = base..base + u64::from(geometry.block_size);

@@ -3,6 +3,7 @@
 //! for the index is the business of the `store` floor.
 
 pub mod append;
+pub mod growth;
 pub mod image_io;
 pub mod replay;
 pub mod sector;

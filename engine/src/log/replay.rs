@@ -17,6 +17,7 @@ use graviton_format::checksum::{CHUNK_SIZE, verify_chunk};
 use graviton_format::frame::{FrameHeader, records_checksum};
 use graviton_format::record::{Change, FLAG_MOVED, FLAG_REPLICA, Manifest, RecordKind, RecordView};
 use graviton_format::segment::{KIND_CHECKPOINT, KIND_LOG, NONE, SegmentHeader};
+use graviton_format::superblock::Superblock;
 
 use super::append::Tail;
 use super::sector::{READS, Sector, until_whole};
@@ -115,7 +116,7 @@ pub fn decode_frame(
         let record = RecordView::decode(
             &frame[offset..],
             sector.identity(),
-            sector.geometry(),
+            &sector.geometry(),
             record_address,
         )?;
         let end = usize::try_from(record.length())
@@ -175,7 +176,7 @@ pub fn decode_record(
     bytes: &[u8],
     address: u64,
 ) -> Result<(LoggedRecord, Option<FormatError>), FormatError> {
-    let record = RecordView::decode(bytes, sector.identity(), sector.geometry(), address)?;
+    let record = RecordView::decode(bytes, sector.identity(), &sector.geometry(), address)?;
     let length = usize::try_from(record.length()).unwrap_or(usize::MAX);
     let bytes = bytes.get(..length).ok_or(FormatError::Truncated {
         structure: "Record",
@@ -531,7 +532,7 @@ impl Replay {
             return Ok(None);
         };
         let sector = Arc::clone(&self.sector);
-        let geometry = *sector.geometry();
+        let geometry = sector.geometry();
         loop {
             if self.tail.room(geometry.segment_size) < u64::from(geometry.block_size) {
                 return Ok(None);
@@ -694,7 +695,7 @@ impl Replay {
         generation: u64,
         reason: Wrong,
     ) -> Result<bool, StorageError> {
-        let geometry = *self.sector.geometry();
+        let geometry = self.sector.geometry();
         let gap = self.gather_claims().await?.any();
         let in_doubt = reason.is_unreadable() || (gap.is_some() && !reason.is_nothing());
         if self.claimed <= self.reached() && !in_doubt {
@@ -754,7 +755,7 @@ impl Replay {
             // Whatever is left was written, but never acknowledged, after frames that did not arrive.
             self.chain.clear();
         }
-        let geometry = *self.sector.geometry();
+        let geometry = self.sector.geometry();
         let Some(Link {
             segment: next,
             header,
@@ -879,7 +880,7 @@ impl Replay {
         {
             return Ok(());
         }
-        let geometry = *self.sector.geometry();
+        let geometry = self.sector.geometry();
         let mut addresses = Vec::new();
         let mut highest = 0;
         let mut gap = None;
@@ -936,7 +937,7 @@ async fn read_frame_by(
 ) -> Result<Result<(FrameHeader, AlignedBuf, usize), FormatError>, StorageError> {
     /// Small frames come with their header in one read.
     const FIRST_READ: u64 = 64 << 10;
-    let geometry = sector.geometry();
+    let geometry = &sector.geometry();
     let Some((segment, _)) = geometry.segment_of(address) else {
         return Err(sector.corruption(address, "no segment is here"));
     };
@@ -975,7 +976,7 @@ impl Found {
 
 /// What a segment begins with.
 fn found(sector: &Sector, segment: u32, start: &[u8]) -> Found {
-    let geometry = sector.geometry();
+    let geometry = &sector.geometry();
     let block = geometry.block_size as usize;
     let (first, rest) = start.split_at(block);
     let base = geometry.segment_offset(segment);
@@ -984,6 +985,8 @@ fn found(sector: &Sector, segment: u32, start: &[u8]) -> Found {
         Ok(header) => header.generation.get(),
         // Never used, or so it seems.
         Err(FormatError::Magic { found: 0, .. }) => 0,
+        // Nor was it before the sector grew.
+        Err(_) if Superblock::is_outgrown(first, base, sector.identity()) => 0,
         Err(_) => return Found::Damaged,
     };
     let newer = rest
@@ -1007,8 +1010,10 @@ pub async fn check_old_header(sector: &Sector, segment: u32) -> Result<(), Stora
     let geometry = sector.geometry();
     let base = geometry.segment_offset(segment);
     let decode =
-        |block: &[u8]| match SegmentHeader::decode(block, sector.identity(), geometry, segment) {
+        |block: &[u8]| match SegmentHeader::decode(block, sector.identity(), &geometry, segment) {
             Ok(_) | Err(FormatError::Magic { found: 0, .. }) => Ok(()),
+            // Nor was it in use before the sector grew [F-67].
+            Err(_) if Superblock::is_outgrown(block, base, sector.identity()) => Ok(()),
             Err(error) => Err(error),
         };
     let block = base..base + u64::from(geometry.block_size);
@@ -1019,7 +1024,7 @@ pub async fn check_old_header(sector: &Sector, segment: u32) -> Result<(), Stora
 /// What all segments begin with. Those that say nothing newer than `generation` are read again: the
 /// log would end before a segment whose header was read wrongly.
 async fn read_headers(sector: &Sector, generation: u64) -> Result<Vec<Found>, StorageError> {
-    let geometry = sector.geometry();
+    let geometry = &sector.geometry();
     let length = HEADER_READ.min(geometry.segment_size);
     let mut headers = Vec::with_capacity(geometry.segment_count as usize);
     let all = 0..geometry.segment_count;
@@ -1075,7 +1080,7 @@ async fn read_starts(
     length: u64,
     mut each: impl FnMut(u32, Found),
 ) -> Result<(), StorageError> {
-    let geometry = sector.geometry();
+    let geometry = &sector.geometry();
     let mut segments = segments.fuse();
     let mut reads: VecDeque<(u32, IoOp)> = VecDeque::new();
     loop {

@@ -64,12 +64,51 @@ struct Unpinned {
     changed: Condvar,
 }
 
+/// Readers that are at work in each segment: it is not reused before they are done. Block `b` is of the 2^b
+/// segments from number 2^b - 1 on, so that more come without those that are there being touched.
+#[derive(Debug)]
+struct Pins {
+    blocks: [OnceLock<Box<[AtomicU32]>>; 25],
+}
+
+impl Pins {
+    fn new(segments: u32) -> Self {
+        let pins = Self {
+            blocks: [const { OnceLock::new() }; 25],
+        };
+        pins.make_room(segments);
+        pins
+    }
+
+    /// The block of a segment, and its place there.
+    fn place(segment: u32) -> (usize, usize) {
+        let number = segment.saturating_add(1);
+        let block = number.ilog2();
+        (block as usize, (number - (1 << block)) as usize)
+    }
+
+    fn make_room(&self, segments: u32) {
+        let (last, _) = Self::place(segments.saturating_sub(1));
+        for (block, pins) in self.blocks.iter().enumerate().take(last + 1) {
+            pins.get_or_init(|| (0..1_u32 << block).map(|_| AtomicU32::new(0)).collect());
+        }
+    }
+
+    fn of(&self, segment: u32) -> Option<&AtomicU32> {
+        let (block, place) = Self::place(segment);
+        self.blocks.get(block)?.get()?.get(place)
+    }
+}
+
 /// One open sector.
 #[derive(Debug)]
 pub struct Sector {
     number: u16,
     identity: Identity,
-    geometry: Geometry,
+    /// Its measures when it was opened.
+    measures: Geometry,
+    /// How many segments it has now: they only become more.
+    segment_count: AtomicU32,
     superblock: Mutex<Superblock>,
     /// Where a copy of the superblock lies that is not like the other.
     to_mend: Option<u64>,
@@ -84,8 +123,7 @@ pub struct Sector {
     /// Blocks that [`Sector::read_around`] could not read.
     unreadable: Mutex<BTreeSet<u64>>,
     disk: Arc<dyn Disk>,
-    /// Readers that are at work in each segment: it is not reused before they are done.
-    pins: Box<[AtomicU32]>,
+    pins: Pins,
     unpinned: Unpinned,
     poisoned: OnceLock<String>,
 }
@@ -97,7 +135,7 @@ impl Sector {
     /// What the disk reports.
     pub async fn format(disk: Arc<dyn Disk>, superblock: Superblock) -> Result<Self, StorageError> {
         let sector = Self::new(disk, superblock.sector_number.get(), superblock, None);
-        for address in sector.geometry.superblocks() {
+        for address in sector.geometry().superblocks() {
             sector.write_superblock(address).await?;
         }
         sector.sync().await?;
@@ -105,11 +143,53 @@ impl Sector {
     }
 
     async fn write_superblock(&self, address: u64) -> Result<(), StorageError> {
-        let mut buffer = self.buffer(self.geometry.block_size.into())?;
-        buffer.fill(0);
-        let sealed = self.superblock.lock().sealed(address);
-        buffer[..size_of::<Superblock>()].copy_from_slice(sealed.bytes());
+        let superblock = *self.superblock.lock();
+        let buffer = self.superblock_copy(&superblock, address)?;
         self.write(buffer, address, WriteSync::None).await
+    }
+
+    /// The block of the superblock's copy for `address`.
+    fn superblock_copy(
+        &self,
+        superblock: &Superblock,
+        address: u64,
+    ) -> Result<AlignedBuf, StorageError> {
+        let mut buffer = self.buffer(self.measures.block_size.into())?;
+        buffer.fill(0);
+        buffer[..size_of::<Superblock>()].copy_from_slice(superblock.sealed(address).bytes());
+        Ok(buffer)
+    }
+
+    /// Gives the sector more segments on disk, as `grown` has them. The copies of roots lie in what will be its
+    /// back area already \[F-67\]. It counts them from [`Sector::count_segments`] on.
+    ///
+    /// # Errors
+    /// `Io`. The sector is poisoned then, but for want of memory.
+    pub async fn take_measures(&self, grown: Geometry) -> Result<(), StorageError> {
+        let mut superblock = *self.superblock.lock();
+        superblock.segment_count = grown.segment_count.into();
+        superblock.sector_size = grown.sector_size().into();
+        superblock.sequence = (superblock.sequence.get() + 1).into();
+        let [front, back] = grown.superblocks();
+        // Between the two there is nothing that fails without poisoning the sector.
+        let copies = [
+            (back, self.superblock_copy(&superblock, back)?),
+            (front, self.superblock_copy(&superblock, front)?),
+        ];
+        for (address, copy) in copies {
+            self.write(copy, address, WriteSync::None).await?;
+            self.sync().await?;
+        }
+        *self.superblock.lock() = superblock;
+        Ok(())
+    }
+
+    /// Has as many segments from now on as its superblock says. Returns how many.
+    pub fn count_segments(&self) -> u32 {
+        let count = self.superblock.lock().segment_count.get();
+        self.pins.make_room(count);
+        self.segment_count.store(count, Ordering::Release);
+        count
     }
 
     /// Rewrites the copy of the superblock that was not good when the sector was opened \[F-13\].
@@ -136,7 +216,7 @@ impl Sector {
             superblock.sequence = (superblock.sequence.get() + 1).into();
         }
         // The back one first: whoever finds the front one newer may rely on it [F-13].
-        let [front, back] = self.geometry.superblocks();
+        let [front, back] = self.geometry().superblocks();
         for address in [back, front] {
             self.write_superblock(address).await?;
             self.sync().await?;
@@ -187,10 +267,6 @@ impl Sector {
             return Err(invalid(format!("{size} bytes are too few for a sector")));
         }
         let front = read_superblock(&disk, number, 0).await;
-        // The front copy says where the other lies; without it, the back area is at the end.
-        let back_address = front.as_ref().map_or(size - AREA_SIZE, |superblock| {
-            superblock.geometry().back_area()
-        });
         if let Ok(superblock) = &front {
             let expected = superblock.geometry().sector_size();
             if size < expected {
@@ -199,15 +275,25 @@ impl Sector {
                 )));
             }
         }
-        let aligned = back_address % u64::from(disk.info().block_size) == 0;
-        let back = if aligned {
-            read_superblock(&disk, number, back_address).await
-        } else {
-            Err(BadCopy::Damaged(FormatError::Truncated {
-                structure: "Superblock",
-                needed: 512,
-                found: 0,
-            }))
+        let (back_address, back) = match &front {
+            Ok(superblock) => {
+                let measures = superblock.geometry();
+                let back_address = measures.back_area();
+                // A crash may have found it growing, or what was written to the front copy then was lost.
+                let grown = measures.fitted(size).map(|grown| grown.back_area());
+                let grown = grown.filter(|address| *address != back_address);
+                match read_back_copies(&disk, number, grown).await {
+                    (address, Ok(copy))
+                        if copy.identity() == superblock.identity()
+                            && copy.sequence > superblock.sequence =>
+                    {
+                        (address, Ok(copy))
+                    }
+                    _ => read_back_copies(&disk, number, [back_address]).await,
+                }
+            }
+            // The front copy says where the other lies; without it, the size of the file does.
+            Err(_) => read_back_copies(&disk, number, Geometry::back_areas(size)).await,
         };
         let note = |offset, wrong: &BadCopy| {
             let place = Place {
@@ -243,13 +329,11 @@ impl Sector {
 
     fn new(disk: Arc<dyn Disk>, number: u16, superblock: Superblock, to_mend: Option<u64>) -> Self {
         let geometry = superblock.geometry();
-        let pins = (0..geometry.segment_count)
-            .map(|_| AtomicU32::new(0))
-            .collect();
         Self {
             number,
             identity: superblock.identity(),
-            geometry,
+            measures: geometry,
+            segment_count: AtomicU32::new(geometry.segment_count),
             superblock: Mutex::new(superblock),
             to_mend,
             left_out: OnceLock::new(),
@@ -258,7 +342,7 @@ impl Sector {
             gone: AtomicBool::new(false),
             unreadable: Mutex::default(),
             disk,
-            pins,
+            pins: Pins::new(geometry.segment_count),
             unpinned: Unpinned::default(),
             poisoned: OnceLock::new(),
         }
@@ -289,10 +373,13 @@ impl Sector {
         &self.identity
     }
 
-    /// Its measures.
+    /// Its measures now: it may grow.
     #[must_use]
-    pub fn geometry(&self) -> &Geometry {
-        &self.geometry
+    pub fn geometry(&self) -> Geometry {
+        Geometry {
+            segment_count: self.segment_count.load(Ordering::Acquire),
+            ..self.measures
+        }
     }
 
     /// The disk it lies on.
@@ -534,7 +621,7 @@ impl Sector {
         range: Range<u64>,
         mut tell: impl FnMut(u64, StorageError),
     ) -> Result<(AlignedBuf, usize), StorageError> {
-        let unit = self.geometry.block_size as usize;
+        let unit = self.measures.block_size as usize;
         let block = unit as u64;
         let start = range.start - range.start % block;
         let end = range.end.next_multiple_of(block);
@@ -632,7 +719,7 @@ impl Sector {
     ) -> Result<(Vec<u8>, u64), StorageError> {
         let head = (32 + key.stored().len()) as u64 + u64::from(meta_length);
         let (buffer, skip) = self.read(address..address.saturating_add(head)).await?;
-        let record = RecordView::decode(&buffer[skip..], &self.identity, &self.geometry, address)
+        let record = RecordView::decode(&buffer[skip..], &self.identity, &self.geometry(), address)
             .map_err(|error| self.corruption(address, error))?;
         if record.key != key.stored() || record.header.lsn != lsn {
             return Err(self.corruption(address, "holds another record than the index says"));
@@ -643,14 +730,15 @@ impl Sector {
     /// Keeps the segments that `addresses` lie in from being reused until the pin is dropped.
     /// Must be called while the index that gave the addresses can't change.
     pub fn pin(self: &Arc<Self>, addresses: impl Iterator<Item = u64>) -> Pin {
+        let geometry = self.geometry();
         let mut segments: Vec<u32> = addresses
-            .filter_map(|address| self.geometry.segment_of(address))
+            .filter_map(|address| geometry.segment_of(address))
             .map(|(segment, _)| segment)
             .collect();
         segments.sort_unstable();
         segments.dedup();
-        for &segment in &segments {
-            self.pins[segment as usize].fetch_add(1, Ordering::SeqCst);
+        for pins in segments.iter().filter_map(|&segment| self.pins.of(segment)) {
+            pins.fetch_add(1, Ordering::SeqCst);
         }
         Pin {
             sector: Arc::clone(self),
@@ -661,7 +749,8 @@ impl Sector {
     /// Whether a reader is at work in a segment.
     #[must_use]
     pub fn is_pinned(&self, segment: u32) -> bool {
-        self.pins[segment as usize].load(Ordering::SeqCst) != 0
+        let pins = self.pins.of(segment);
+        pins.is_some_and(|pins| pins.load(Ordering::SeqCst) != 0)
     }
 
     /// Waits until `over`, which is asked whenever a pin was dropped; at most for `patience`.
@@ -725,6 +814,15 @@ enum BadCopy {
 }
 
 impl BadCopy {
+    /// There is no place for it.
+    fn nowhere() -> Self {
+        Self::Damaged(FormatError::Truncated {
+            structure: "Superblock",
+            needed: 512,
+            found: 0,
+        })
+    }
+
     /// Of two bad copies the one with the higher rank says why the sector is refused.
     fn rank(&self) -> u8 {
         match self {
@@ -794,6 +892,31 @@ async fn read_superblock(
     until_whole(read, Result::is_ok).await
 }
 
+/// Reads the superblock copies at `addresses`: the newest good one, and where it lies; else what is worst.
+async fn read_back_copies(
+    disk: &Arc<dyn Disk>,
+    number: u16,
+    addresses: impl IntoIterator<Item = u64>,
+) -> (u64, Result<Superblock, BadCopy>) {
+    let mut best: Option<(u64, Result<Superblock, BadCopy>)> = None;
+    for address in addresses {
+        let copy = match address.is_multiple_of(disk.info().block_size.into()) {
+            true => read_superblock(disk, number, address).await,
+            false => Err(BadCopy::nowhere()),
+        };
+        let is_better = match (&copy, &best) {
+            (_, None) | (Ok(_), Some((_, Err(_)))) => true,
+            (Ok(copy), Some((_, Ok(best)))) => copy.sequence > best.sequence,
+            (Err(copy), Some((_, Err(best)))) => copy.rank() > best.rank(),
+            (Err(_), Some((_, Ok(_)))) => false,
+        };
+        if is_better {
+            best = Some((address, copy));
+        }
+    }
+    best.unwrap_or((0, Err(BadCopy::nowhere())))
+}
+
 fn io_error(operation: &'static str, sector: u16, offset: u64, source: io::Error) -> StorageError {
     StorageError::Io {
         operation,
@@ -811,8 +934,9 @@ pub struct Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        for &segment in &self.segments {
-            self.sector.pins[segment as usize].fetch_sub(1, Ordering::SeqCst);
+        let segments = self.segments.iter();
+        for pins in segments.filter_map(|&segment| self.sector.pins.of(segment)) {
+            pins.fetch_sub(1, Ordering::SeqCst);
         }
         self.sector.wake_for_unpin();
     }

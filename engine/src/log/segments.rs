@@ -130,14 +130,15 @@ impl Segments {
         }
     }
 
-    /// The table as a checkpoint has it. `None` if it does not fit the sector.
+    /// The table as a checkpoint has it; the sector may have grown since \[F-67\]. `None` if it does not fit the
+    /// sector.
     #[must_use]
     pub fn decode(
         entries: impl Iterator<Item = SegmentEntry>,
         geometry: &Geometry,
         sequence: u64,
     ) -> Option<Self> {
-        let table = entries
+        let mut table = entries
             .map(|entry| {
                 Some(Segment {
                     state: State::decode(entry.state)?,
@@ -154,9 +155,11 @@ impl Segments {
                 })
             })
             .collect::<Option<Vec<_>>>()?;
-        if table.len() != geometry.segment_count as usize {
+        let count = geometry.segment_count as usize;
+        if table.len() > count {
             return None;
         }
+        table.resize(count, Segment::NEVER_USED);
         let mut segments = Self {
             table,
             free: 0,
@@ -182,6 +185,13 @@ impl Segments {
             reserved: 0.into(),
         };
         self.table.iter().map(entry).collect()
+    }
+
+    /// The sector has `count` segments now.
+    pub fn grow(&mut self, count: u32) {
+        let count = self.table.len().max(count as usize);
+        self.table.resize(count, Segment::NEVER_USED);
+        self.recount();
     }
 
     fn recount(&mut self) {

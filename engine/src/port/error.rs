@@ -247,6 +247,14 @@ pub enum StorageError {
         /// What is in the way.
         path: PathBuf,
     },
+    /// A sector can't be made of a block device that has something on it, unless that is to be lost.
+    #[error("{} is not blank: {what}", path.display())]
+    NotBlank {
+        /// The device.
+        path: PathBuf,
+        /// What is on it.
+        what: String,
+    },
     /// The file is of a format version this build does not know.
     #[error("{} has format version {found}, this build reads versions up to {supported}", path.display())]
     UnsupportedVersion {
@@ -319,7 +327,8 @@ impl StorageError {
             | Self::LengthMismatch { .. }
             | Self::InvalidPart { .. }
             | Self::InvalidPartOrder { .. }
-            | Self::AlreadyExists { .. } => ErrorKind::InvalidInput,
+            | Self::AlreadyExists { .. }
+            | Self::NotBlank { .. } => ErrorKind::InvalidInput,
             Self::PreconditionFailed { .. } | Self::StillNeeded { .. } => ErrorKind::Conflict,
             Self::RetentionDenied { .. } => ErrorKind::Denied,
             Self::NoSpace { .. } => ErrorKind::NoSpace,

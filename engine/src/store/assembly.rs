@@ -1099,7 +1099,7 @@ impl<'a> Assembly<'a> {
         };
         let entry = found.entry;
         let first = self.target.first().unwrap_or(0);
-        let geometry = *self.index.sectors[first].sector().geometry();
+        let geometry = self.index.sectors[first].sector().geometry();
         // Those of this frame are not in the index yet.
         let of_frame = self.fragments.entry(key.clone()).or_default();
         let fragments = entry.pieces_beside(range) + *of_frame + pieces;

@@ -65,6 +65,9 @@ pub struct CatalogSector {
     /// Its replicas are to move elsewhere.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub draining: bool,
+    /// The number of the sector that it came for, as long as that is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<u16>,
     /// It did not take part in the last one: what came about since lies in the others.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub behind: bool,
@@ -97,6 +100,7 @@ impl CatalogSector {
             id: hex_id(id),
             session: None,
             draining: false,
+            replaces: None,
             behind: false,
             rack: None,
             tier: None,
@@ -216,13 +220,18 @@ pub fn end_creation(backend: &dyn Backend, directory: &Path) -> io::Result<()> {
     backend.remove_file(&directory.join(CREATING_FILE))
 }
 
-/// Notes that a sector's file is about to be made: as the store file will name it.
+/// Notes that a sector is about to be made: its file, as the store file will name it, or that of a device.
 ///
 /// # Errors
 /// `AlreadyExists` if there is something; what the system reports.
-pub fn begin_addition(backend: &dyn Backend, directory: &Path, file: &Path) -> io::Result<()> {
+pub fn begin_addition(
+    backend: &dyn Backend,
+    directory: &Path,
+    file: &Path,
+    is_device: bool,
+) -> io::Result<()> {
     // What is there now is not ours to overwrite, and must not be noted as such.
-    if directory.join(file).symlink_metadata().is_ok() {
+    if !is_device && directory.join(file).symlink_metadata().is_ok() {
         return Err(io::ErrorKind::AlreadyExists.into());
     }
     let text = file.to_str().ok_or(io::ErrorKind::InvalidInput)?;

@@ -876,7 +876,7 @@ impl Inner {
         }
         self.check_sufficient(writable, work)?;
         for number in writable.iter() {
-            check_fits_frame(self.sectors[number].geometry(), work.length_max())?;
+            check_fits_frame(&self.sectors[number].geometry(), work.length_max())?;
         }
         if needed == 0 {
             return Ok(writable);
@@ -1040,7 +1040,7 @@ impl Inner {
         let doubts = lanes.iter().zip(self.sectors.iter()).map(doubt).collect();
         let draft = |number: usize| {
             let lane = &lanes[number];
-            let draft = Draft::new(number, *self.sectors[number].geometry(), lane.tail);
+            let draft = Draft::new(number, self.sectors[number].geometry(), lane.tail);
             match lane.leaves() {
                 true => draft.in_next_segment(),
                 false => draft,

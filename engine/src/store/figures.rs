@@ -13,6 +13,11 @@ use crate::port::SectorState;
 impl Inner {
     /// The store's figures now.
     pub fn info(&self) -> StoreInfo {
+        let replaces: Vec<(u16, Option<u16>)> = {
+            let catalog = self.catalog.lock();
+            let named = catalog.sectors.iter();
+            named.map(|named| (named.number, named.replaces)).collect()
+        };
         // In the order in which all locks are taken.
         let commits = self.commits.lock();
         let lsn = commits.last_lsn();
@@ -44,8 +49,13 @@ impl Inner {
                 number: sector.number(),
                 sector_id: format!("{:016x}", sector.identity().sector_id),
                 path: sector.path().to_owned(),
+                is_device: sector.disk().info().is_device,
                 state: sector.state(),
                 draining: sector.is_draining(),
+                replaces: replaces
+                    .iter()
+                    .find(|(number, _)| *number == sector.number())
+                    .and_then(|(_, replaces)| *replaces),
                 labels: self.labels.read()[number].clone(),
                 direct: sector.disk().info().direct,
                 block_size: sector.geometry().block_size,

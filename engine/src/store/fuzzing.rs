@@ -50,10 +50,18 @@ fn segments(sequence: u8, bytes: &[u8]) {
         Segments::decode(entries.into_iter(), &geometry, sequence.into())
     };
     let count = geometry.segment_count;
-    assert!(decode(entries.clone(), count + 1).is_none());
-    let Some(segments) = decode(entries, count) else {
+    let Some(segments) = decode(entries.clone(), count) else {
         return;
     };
+    if let Some(fewer) = count.checked_sub(1) {
+        assert!(decode(entries.clone(), fewer).is_none());
+    }
+    // As in a sector that has grown since.
+    let mut grown = segments.clone();
+    grown.grow(count + 1);
+    let found = decode(entries, count + 1).map(|segments| segments.encode());
+    assert_eq!(found, Some(grown.encode()));
+    assert_eq!(grown.free(), segments.free() + 1);
     assert!(segments.count() == count && segments.free() <= count);
     for (_, segment) in segments.iter() {
         assert!(segment.written <= geometry.segment_size && segment.live <= geometry.segment_size);

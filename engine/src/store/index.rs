@@ -715,7 +715,7 @@ impl SectorIndex {
     pub fn update_reserve(&mut self) {
         /// A page of the image is not filled to the end, and another has just begun.
         const PAGES: usize = 2 * PAGE_SIZE;
-        let geometry = self.sector.geometry();
+        let geometry = &self.sector.geometry();
         let estimate = self.image_estimate();
         // Entries of the base grow, too, as their LSNs come to lie farther back.
         let next = estimate + estimate / 16 + PAGES;

@@ -100,10 +100,14 @@ pub struct SectorInfo {
     pub number: u16,
     /// Its id, 16 hex digits.
     pub sector_id: String,
-    /// Its file.
+    /// Its file, or its block device.
     pub path: PathBuf,
+    /// Whether it is a block device.
+    pub is_device: bool,
     /// Whether its replicas are to move elsewhere, be it that it is missing or broken.
     pub draining: bool,
+    /// The number of the sector that it came for, as long as that is there.
+    pub replaces: Option<u16>,
     /// What it can be used for.
     pub state: SectorState,
     /// What its operator says of it.

@@ -28,11 +28,12 @@ use super::ticket::CommitSource;
 use super::tracker::Trackers;
 use crate::io::{Backend, Disk, IoOptions, Lock, LockError, OpenAccess, open_backend};
 use crate::log::{Sector, Segments};
+use crate::policy::RackAware;
 use crate::port::op::{Driver, Signal, wait_for};
 use crate::port::{
     BinaryKey, Labels, Placement, PolicyError, ReplicationPolicy, SectorFacts, StorageError,
 };
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::channel::Sender;
 use crate::sync::{Mutex, RwLock};
 
@@ -68,6 +69,8 @@ pub struct Inner {
     pub kept: Mutex<Vec<Kept>>,
     /// Held by whoever does maintenance: one step at a time.
     pub maintenance: Mutex<Efforts>,
+    /// How many are about to make a sector larger.
+    pub growing: AtomicUsize,
     /// What was found wrong, a line each.
     pub health: Mutex<Vec<String>>,
     /// Damage that was met in the logs when the store was opened, and is there still.
@@ -385,11 +388,11 @@ impl Inner {
             sectors.push(Arc::new(wait_for(Sector::format(disk, superblock))?));
             named.push((catalog::sector_file(number), identity.sector_id));
         }
-        let model = (*sectors[0].identity(), *sectors[0].geometry());
+        let model = (*sectors[0].identity(), sectors[0].geometry());
         let indexes = sectors
             .iter()
             .map(|sector| {
-                SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry()))
+                SectorIndex::new(Arc::clone(sector), None, Segments::new(&sector.geometry()))
             })
             .collect();
         let kept = sectors.iter().map(|_| Kept::none()).collect();
@@ -517,6 +520,7 @@ impl Inner {
                 commits: Mutex::new(Commits::new(&tails, newest, skip)),
                 kept: Mutex::new(kept),
                 maintenance: Mutex::default(),
+                growing: AtomicUsize::new(0),
                 health: Mutex::new(health),
                 damage: Mutex::new(damage),
                 mending: Mutex::default(),
@@ -615,6 +619,11 @@ impl Inner {
         self.lock.lock().take();
     }
 
+    /// Whether a sector is about to become larger: there may be room without anything being done for it.
+    pub fn is_growing(&self) -> bool {
+        self.growing.load(Ordering::SeqCst) > 0
+    }
+
     /// Wakes the maintenance thread.
     pub fn kick_maintenance(&self) {
         let _ = self.kick.try_send(());
@@ -671,7 +680,7 @@ impl Inner {
         let at_first = self.options.write_mode.waits_for(wanted);
         let stays = by_room(stays.collect(), at_first);
         let more = at_first - stays.len();
-        let chosen = match &self.options.replication {
+        let chosen = match &self.policy() {
             Some(policy) if more > 0 => {
                 let chosen = self.choose(&**policy, key, wanted, stays, needed, &room)?;
                 by_room(chosen, more)
@@ -683,6 +692,16 @@ impl Inner {
         Ok(match sectors.is_empty() {
             true => by_room(writable, 1),
             false => sectors,
+        })
+    }
+
+    /// What decides where replicas go, if anything does: see [`OpenOptions::replication`].
+    pub fn policy(&self) -> Option<Arc<dyn ReplicationPolicy>> {
+        let given = self.options.replication.clone();
+        given.or_else(|| {
+            let labels = self.labels.read();
+            let has_racks = labels.iter().any(|labels| labels.rack.is_some());
+            has_racks.then(|| Arc::new(RackAware::default()) as Arc<dyn ReplicationPolicy>)
         })
     }
 

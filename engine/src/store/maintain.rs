@@ -119,6 +119,11 @@ impl Kept {
         }
     }
 
+    /// Their roots.
+    pub fn roots(&self) -> Vec<Root> {
+        self.newest.iter().chain(&self.older).cloned().collect()
+    }
+
     /// The segments of the images that are kept.
     pub fn image_segments(&self) -> Vec<u32> {
         self.newest
@@ -326,7 +331,10 @@ impl Inner {
             return Ok(true);
         }
         if stalled {
-            if self.make_room(number, true, horizon)? || self.wait_for_readers(number) {
+            if self.make_room(number, true, horizon)?
+                || self.wait_for_readers(number)
+                || self.is_growing()
+            {
                 return Ok(true);
             }
             *horizon = None;
@@ -446,7 +454,7 @@ impl Inner {
         let mut free = false;
         self.sectors[number].wait_for_unpin(self.options.reader_patience, || {
             free = pinned() < before;
-            free || self.check_open().is_err()
+            free || self.is_growing() || self.check_open().is_err()
         });
         free
     }
@@ -479,7 +487,7 @@ impl Inner {
     /// The segment to compact next: the one with the least that lives, if that is at most
     /// `live_max` bytes and there is room to move it.
     fn victim(&self, number: usize, horizon: u64, live_max: u64, pinned: bool) -> Option<u32> {
-        let geometry = *self.sectors[number].geometry();
+        let geometry = self.sectors[number].geometry();
         let tail = self.commits.lock().room(number, geometry.segment_size);
         let index = self.index.read();
         let segments = &index.sectors[number].segments;
@@ -506,7 +514,7 @@ impl Inner {
         segment: u32,
     ) -> Result<CompactReport, StorageError> {
         let sector = Arc::clone(&self.sectors[number]);
-        let geometry = *sector.geometry();
+        let geometry = sector.geometry();
         let entry = *self.index.read().sectors[number].segments.get(segment);
         let base = geometry.segment_offset(segment);
         let mut offset = u64::from(geometry.block_size);
@@ -802,7 +810,7 @@ impl Inner {
         let mut stored = cut.build(sector, forget)?;
         let length = stored.len();
         let pages_checksum = seal_image(&mut stored, sequence);
-        let wanted = image_segments(sector.geometry(), length);
+        let wanted = image_segments(&sector.geometry(), length);
         if wanted as usize > checkpoint::SEGMENTS_MAX {
             return Err(StorageError::NoSpace {
                 needed: length as u64,

@@ -401,7 +401,7 @@ impl Inner {
         fragments: usize,
     ) -> Result<(), StorageError> {
         let geometry = self.geometry(sectors.first().unwrap_or(0));
-        check_pieces(key, self.options.max_fragments, geometry, size, fragments)
+        check_pieces(key, self.options.max_fragments, &geometry, size, fragments)
     }
 
     /// Copies what is to be copied, and makes the mutation that puts the manifest. What holds the copies

@@ -4,7 +4,10 @@
 //! then. One that is to go is drained first: repair makes replicas of what it has in others, as if it had none;
 //! when it is the last hope of nothing, the store file is written without it. Each step is durable before the
 //! next begins, so that a crash leaves the one state or the other.
+//!
+//! One becomes larger in place: see [`growth`](crate::log::growth).
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,18 +16,25 @@ use graviton_format::checksum::Identity;
 use graviton_format::geometry::{AREA_SIZE, SEGMENT_COUNTS};
 use graviton_format::superblock::Superblock;
 
-use super::catalog::{self, CatalogSector, SECTORS_MAX, sector_file};
+use super::catalog::{self, Catalog, CatalogSector, SECTORS_MAX, sector_file};
 use super::index::SectorIndex;
 use super::inner::{Inner, check_labels, file_error, fit_blocks, random};
-use super::maintain::Kept;
+use super::maintain::{Efforts, Kept};
 use super::options::{NewSector, RemoveOptions};
 use super::record;
 use super::set::SectorSet;
-use crate::io::OpenAccess;
+use crate::io::{Disk, OpenAccess, WriteSync};
+use crate::log::growth::{grow, wipe_outgrown};
 use crate::log::{Sector, Segments};
 use crate::port::op::wait_for;
 use crate::port::{SectorState, StorageError};
+use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
+
+/// Bytes of a device that must be zeros at its front, at its end, and where the back area will be.
+const LOOKED_AT: u64 = 1 << 20;
+/// Bytes of them that are read at once.
+const READ_MAX: usize = 64 << 10;
 
 impl Inner {
     /// See [`Store::add_sector`](super::Store::add_sector).
@@ -48,17 +58,26 @@ impl Inner {
             return Err(StorageError::invalid(what));
         }
         let path = self.path.join(&file);
-        let geometry = self.geometry_of_new(new.size)?;
+        let device = match new.file.is_some() {
+            true => self.device_size(&path)?,
+            false => None,
+        };
+        let size = size_on(device, new.size, &path)?;
+        let geometry = self.geometry_of_new(size)?;
         self.end_additions()?;
-        catalog::begin_addition(self.backend.as_ref(), &self.path, &file).map_err(|error| {
-            match error.kind() {
-                std::io::ErrorKind::AlreadyExists => {
-                    StorageError::AlreadyExists { path: path.clone() }
-                }
+        let device = match device {
+            Some(_) => Some(self.open_blank(&path, geometry, new.overwrite)?),
+            None => None,
+        };
+        let is_device = device.is_some();
+        let backend = self.backend.as_ref();
+        catalog::begin_addition(backend, &self.path, &file, is_device).map_err(
+            |error| match error.kind() {
+                io::ErrorKind::AlreadyExists => StorageError::AlreadyExists { path: path.clone() },
                 _ => file_error("prepare", &path)(error),
-            }
-        })?;
-        let added = self.make_sector(number, &file, &path, geometry, new);
+            },
+        )?;
+        let added = self.make_sector(number, (&file, &path), geometry, device, new);
         let Err(error) = added else {
             self.end_additions()?;
             return Ok(number);
@@ -86,33 +105,79 @@ impl Inner {
     /// The measures of a sector of about so many bytes, in segments of the same size as the others have.
     fn geometry_of_new(&self, size: u64) -> Result<Geometry, StorageError> {
         let members = self.sectors.members();
-        let model = *self.sectors[members.first().unwrap_or(0)].geometry();
-        let count = size.saturating_sub(2 * AREA_SIZE) / model.segment_size;
-        let (fewest, most) = SEGMENT_COUNTS;
-        match u32::try_from(count) {
-            Ok(segment_count) if (fewest..=most).contains(&segment_count) => Ok(Geometry {
-                segment_count,
-                ..model
-            }),
-            _ => Err(StorageError::invalid(format!(
-                "sector size {size}: {count} segments of {} bytes, must be {fewest} to {most}",
-                model.segment_size
-            ))),
+        fitted(&self.sectors[members.first().unwrap_or(0)].geometry(), size)
+    }
+
+    /// How many bytes the block device at `path` has, if there is one.
+    fn device_size(&self, path: &Path) -> Result<Option<u64>, StorageError> {
+        let found = self.backend.device_size(path);
+        found.map_err(file_error("open", path))
+    }
+
+    /// Opens a block device that a sector is to be made of, if there is nothing on it.
+    fn open_blank(
+        &self,
+        path: &Path,
+        geometry: Geometry,
+        overwrite: bool,
+    ) -> Result<Arc<dyn Disk>, StorageError> {
+        let disk = self
+            .backend
+            .open(path, OpenAccess::ReadWrite)
+            .map_err(file_error("open", path))?;
+        let failed = |error| file_error("read", path)(error);
+        let not_blank = |what: String| StorageError::NotBlank {
+            path: path.to_owned(),
+            what,
+        };
+        let size = disk.size();
+        for address in std::iter::once(0).chain(Geometry::back_areas(size)) {
+            let Ok(copy) = Superblock::decode(&read(&disk, address, 1).map_err(failed)?, address)
+            else {
+                continue;
+            };
+            if copy.store_id == self.store_id && self.is_named(copy.sector_id.get()) {
+                let what = format!("sector {} of this store", copy.sector_number);
+                return Err(not_blank(what));
+            }
         }
+        if overwrite {
+            return Ok(disk);
+        }
+        // What others put on a device says so at its front, or at its end.
+        let places = [0, geometry.back_area(), size.saturating_sub(LOOKED_AT)];
+        for start in places {
+            for address in (start..size.min(start + LOOKED_AT)).step_by(READ_MAX) {
+                let bytes = read(&disk, address, READ_MAX).map_err(failed)?;
+                if let Some(at) = bytes.iter().position(|&byte| byte != 0) {
+                    let what = format!("bytes that are not zero, at {}", address + at as u64);
+                    return Err(not_blank(what));
+                }
+            }
+        }
+        Ok(disk)
     }
 
     fn make_sector(
         self: &Arc<Self>,
         number: u16,
-        file: &Path,
-        path: &Path,
+        (file, path): (&Path, &Path),
         geometry: Geometry,
+        device: Option<Arc<dyn Disk>>,
         new: &NewSector,
     ) -> Result<(), StorageError> {
         let backend = self.backend.as_ref();
-        let disk = backend
-            .create(path, geometry.sector_size())
-            .map_err(file_error("create", path))?;
+        let disk = match device {
+            Some(device) => {
+                // What was on it before must not be taken for what a sector has.
+                let zeroed = device.extend(0, geometry.sector_size());
+                zeroed.map_err(file_error("write zeros over", path))?;
+                device
+            }
+            None => backend
+                .create(path, geometry.sector_size())
+                .map_err(file_error("create", path))?,
+        };
         let mut notice = None;
         let access = OpenAccess::ReadWrite;
         let disk = fit_blocks(backend, disk, access, geometry.block_size, &mut notice)?;
@@ -135,6 +200,61 @@ impl Inner {
             self.let_go_of(usize::from(number));
         }
         outcome
+    }
+
+    /// See [`Store::grow_sector`](super::Store::grow_sector).
+    pub fn grow_sector(self: &Arc<Self>, number: u16, size: u64) -> Result<u64, StorageError> {
+        self.check_writable()?;
+        let alone = self.begin_growth()?;
+        let place = self.check_member(number)?;
+        let sector = &self.sectors[place];
+        sector.check_writable()?;
+        let before = sector.geometry();
+        let device = match sector.disk().info().is_device {
+            true => self.device_size(sector.path())?,
+            false => None,
+        };
+        let size = size_on(device, size, sector.path())?;
+        let grown = fitted(&before, size)?;
+        if grown.segment_count < before.segment_count {
+            return Err(StorageError::invalid(format!(
+                "sector {number} has {} bytes, and does not shrink to {size}",
+                before.sector_size()
+            )));
+        }
+        if grown == before {
+            return Ok(before.sector_size());
+        }
+        let roots = self.kept.lock()[place].roots();
+        let outcome = wait_for(async {
+            grow(sector, grown, &roots).await?;
+            // Before anything is put there.
+            wipe_outgrown(sector, before).await
+        });
+        // Nobody takes anything of it into use before this, nor sees a part of it.
+        let mut index = self.index.write();
+        let part = &mut index.sectors[place];
+        part.segments.grow(sector.count_segments());
+        part.update_reserve();
+        drop(index);
+        drop(alone);
+        // What waits for room goes on, and what was short for want of it may go there.
+        self.pump();
+        self.marks.want_scan();
+        self.kick_maintenance();
+        outcome.map(|()| grown.sector_size())
+    }
+
+    /// Waits for its turn to do maintenance, ahead of what waits for readers to make room: there may be room
+    /// soon without.
+    fn begin_growth(&self) -> Result<MutexGuard<'_, Efforts>, StorageError> {
+        self.growing.fetch_add(1, Ordering::SeqCst);
+        self.sectors
+            .iter()
+            .for_each(|sector| sector.wake_for_unpin());
+        let efforts = self.begin_maintenance();
+        self.growing.fetch_sub(1, Ordering::SeqCst);
+        efforts
     }
 
     /// What is done to one sector alone needs no order with others. From here on it has one: waits for
@@ -165,7 +285,7 @@ impl Inner {
         }
         kept[number] = Kept::none();
         let nothing = |sector: &Arc<Sector>| {
-            SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry()))
+            SectorIndex::new(Arc::clone(sector), None, Segments::new(&sector.geometry()))
         };
         while index.sectors.len() <= number {
             let vacant = nothing(self.sectors.vacant());
@@ -200,12 +320,13 @@ impl Inner {
         );
         named.session = Some(catalog::hex_id(session));
         named.set_labels(&new.labels);
+        // Or whoever goes on behind a crash would add another.
+        named.replaces = new.replaces;
         self.write_catalog(|catalog| {
             let place = catalog
                 .sectors
                 .partition_point(|other| other.number < named.number);
             catalog.sectors.insert(place, named);
-            // With the one that it comes for: or whoever goes on behind a crash would add another.
             let replaced = new.replaces.map(usize::from);
             if let Some(replaced) = replaced.and_then(|number| catalog.sector_mut(number)) {
                 replaced.draining = true;
@@ -245,7 +366,17 @@ impl Inner {
         };
         let path = self.path.join(&file);
         if self.is_unfinished(&path) {
-            backend.remove_file(&path).map_err(failed)?;
+            // A device keeps its name, and is taken for no sector.
+            match self.backend.device_size(&path) {
+                Ok(Some(size)) => {
+                    if let Ok(disk) = backend.open(&path, OpenAccess::ReadWrite) {
+                        wipe(&disk, Geometry::back_areas(size), |copy| {
+                            copy.store_id == self.store_id && !self.is_named(copy.sector_id.get())
+                        });
+                    }
+                }
+                _ => backend.remove_file(&path).map_err(failed)?,
+            }
         }
         catalog::end_addition(backend, &self.path).map_err(failed)
     }
@@ -264,15 +395,17 @@ impl Inner {
             return false;
         };
         let (buffer, outcome) = wait_for(disk.read(buffer, 0));
-        let catalog = self.catalog.lock();
-        let is_named = |id: u64| {
-            let id = catalog::hex_id(id);
-            catalog.sectors.iter().any(|sector| sector.id == id)
-        };
         let is_ours = Superblock::decode(&buffer, 0).is_ok_and(|superblock| {
-            superblock.store_id == self.store_id && !is_named(superblock.sector_id.get())
+            superblock.store_id == self.store_id && !self.is_named(superblock.sector_id.get())
         });
         outcome.is_ok() && (is_ours || buffer.iter().all(|&byte| byte == 0))
+    }
+
+    /// Whether the store file names a sector of this id.
+    fn is_named(&self, id: u64) -> bool {
+        let id = catalog::hex_id(id);
+        let catalog = self.catalog.lock();
+        catalog.sectors.iter().any(|sector| sector.id == id)
     }
 
     /// See [`Store::drain_sector`](super::Store::drain_sector).
@@ -296,6 +429,9 @@ impl Inner {
         self.write_catalog(|catalog| {
             if let Some(named) = catalog.sector_mut(number) {
                 named.draining = draining;
+            }
+            if !draining {
+                forget_replaced(catalog, number);
             }
         })?;
         self.sectors[number].set_draining(draining);
@@ -353,7 +489,8 @@ impl Inner {
                 drop(efforts);
                 self.marks.want_scan();
                 self.kick_maintenance();
-                self.remove_file_of(&file)
+                self.remove_file_of(&sector, &file);
+                Ok(())
             }
             Err(error) => {
                 // Unless it is not certain what the store file says: then it gets nothing any more.
@@ -366,14 +503,24 @@ impl Inner {
         }
     }
 
-    /// Its file goes too, if it was made in the store's directory.
-    fn remove_file_of(&self, file: &Path) -> Result<(), StorageError> {
-        if !file.is_relative() {
-            return Ok(());
+    /// Its file goes too, if it was made in the store's directory and can be removed. A device stays, and is taken
+    /// for no sector.
+    fn remove_file_of(&self, sector: &Sector, file: &Path) {
+        if sector.disk().info().is_device {
+            let back = sector.geometry().back_area();
+            wipe(sector.disk(), [back], |copy| {
+                copy.identity() == *sector.identity()
+            });
+        } else if file.is_relative() {
+            let path = self.path.join(file);
+            if let Err(error) = self.backend.remove_file(&path) {
+                let number = sector.number();
+                let path = path.display();
+                self.note(format!(
+                    "sector {number} was taken away, but its file is left: remove {path}: {error}"
+                ));
+            }
         }
-        let path = self.path.join(file);
-        let removed = self.backend.remove_file(&path);
-        removed.map_err(file_error("remove", &path))
     }
 
     /// See [`Store::needed`](super::Store::needed).
@@ -414,6 +561,7 @@ impl Inner {
             catalog
                 .sectors
                 .retain(|named| usize::from(named.number) != number);
+            forget_replaced(catalog, number);
             for named in &mut catalog.sectors {
                 named.behind |= unaware.contains(usize::from(named.number));
             }
@@ -433,7 +581,7 @@ impl Inner {
         self.health.lock().retain(|line| !line.contains(&place));
         let vacant = Arc::clone(self.sectors.vacant());
         self.kept.lock()[number] = Kept::of_none();
-        let nothing = Segments::new(vacant.geometry());
+        let nothing = Segments::new(&vacant.geometry());
         self.index
             .write()
             .forget(number, SectorIndex::new(vacant, None, nothing));
@@ -445,5 +593,69 @@ impl Inner {
         // What asks for more sectors than there are then needs none that is not among them.
         let most = left.len().max(self.replicas);
         self.count_keys(|holders, wanted, _| holders.within(left).len() < wanted.min(most))
+    }
+}
+
+/// The size of a sector that is to have so many bytes, `u64::MAX` standing for all of a device, which has as many as
+/// `device` says.
+fn size_on(device: Option<u64>, size: u64, path: &Path) -> Result<u64, StorageError> {
+    match device {
+        Some(most) if size == u64::MAX => Ok(most),
+        Some(most) if size > most => Err(StorageError::invalid(format!(
+            "sector size {size}: {} has {most} bytes",
+            path.display()
+        ))),
+        _ => Ok(size),
+    }
+}
+
+/// Nothing comes for a sector any more.
+fn forget_replaced(catalog: &mut Catalog, number: usize) {
+    for named in &mut catalog.sectors {
+        named
+            .replaces
+            .take_if(|replaced| usize::from(*replaced) == number);
+    }
+}
+
+/// The measures of a sector of about so many bytes, with segments as `model` has them.
+fn fitted(model: &Geometry, size: u64) -> Result<Geometry, StorageError> {
+    model.fitted(size).ok_or_else(|| {
+        let (fewest, most) = SEGMENT_COUNTS;
+        let count = size.saturating_sub(2 * AREA_SIZE) / model.segment_size;
+        StorageError::invalid(format!(
+            "sector size {size}: {count} segments of {} bytes, must be {fewest} to {most}",
+            model.segment_size
+        ))
+    })
+}
+
+/// Up to `length` bytes at `address` of a disk, or somewhat more: whole blocks.
+fn read(disk: &Arc<dyn Disk>, address: u64, length: usize) -> io::Result<Vec<u8>> {
+    let block = disk.info().block_size;
+    let skip = usize::try_from(address % u64::from(block)).map_err(io::Error::other)?;
+    let start = address - skip as u64;
+    let left = usize::try_from(disk.size().saturating_sub(start)).unwrap_or(usize::MAX);
+    let wanted = (skip + length).next_multiple_of(block as usize).min(left);
+    let (buffer, outcome) = wait_for(disk.read(disk.buffer(wanted)?, start));
+    outcome?;
+    Ok(buffer.get(skip..).unwrap_or_default().to_vec())
+}
+
+/// Has a device taken for no sector any more, if it can be written to: zeroes its superblock copies, at its front and
+/// at `others`, that are `ours`.
+fn wipe(
+    disk: &Arc<dyn Disk>,
+    others: impl IntoIterator<Item = u64>,
+    ours: impl Fn(&Superblock) -> bool,
+) {
+    let block = disk.info().block_size as usize;
+    for address in others.into_iter().chain([0]) {
+        let is_ours = read(disk, address, 1)
+            .is_ok_and(|bytes| Superblock::decode(&bytes, address).is_ok_and(|copy| ours(&copy)));
+        if is_ours && let Ok(mut zeros) = disk.buffer(block) {
+            zeros.fill(0);
+            let _ = wait_for(disk.write(zeros, address, WriteSync::Data));
+        }
     }
 }

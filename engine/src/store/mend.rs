@@ -467,7 +467,7 @@ impl Inner {
         segment: u32,
         lost: &mut Lost,
     ) -> Result<(), StorageError> {
-        let geometry = *self.sectors[number].geometry();
+        let geometry = self.sectors[number].geometry();
         let mut from = Vec::new();
         loop {
             self.check_open()?;

@@ -81,7 +81,7 @@ impl Inner {
         let granted = entry.size / at_once.div_ceil(SHARE);
         let most = granted.saturating_add(self.options.merge_above as u64);
         let limit = self.options.max_fragments.min(PIECES_MAX);
-        let whole = whole_pieces(self.sectors[number].geometry(), entry.size);
+        let whole = whole_pieces(&self.sectors[number].geometry(), entry.size);
         let most = most.min((limit / 2 + whole) as u64);
         if extents.len() as u64 <= most {
             return Ok(None);

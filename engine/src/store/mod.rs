@@ -210,9 +210,24 @@ impl Store {
     ///
     /// # Errors
     /// `ReadOnly`; `InvalidArgument` for measures that do not fit, a name that is none, if there is no sector that
-    /// it could replace, or there have been 64; `AlreadyExists` if there is such a file; `File`, `Io`. Nothing is left behind then.
+    /// it could replace, or there have been 64; `AlreadyExists` if there is such a file; `NotBlank` if there is
+    /// something on the block device; `File`, also if that is in use; `Io`. Nothing is left behind then, but on a
+    /// device what was on it may be lost.
     pub fn add_sector(&self, new: &NewSector) -> Result<u16, StorageError> {
         self.inner.add_sector(new)
+    }
+
+    /// Makes a sector larger: about `size` bytes, in whole segments, or, on a block device, as many of them as it
+    /// has by now. Puts that wait for room go on. Returns its size then, which is as it was if it has no whole
+    /// segment more.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `InvalidArgument` if there is no such sector, or it is larger, or would have too many
+    /// segments; `SectorPoisoned` if it takes no writes; `File` if there is no room for it: nothing changed
+    /// then. `Io`; the sector takes no more writes then, and has the one size or the other when it is opened
+    /// next.
+    pub fn grow_sector(&self, sector: u16, size: u64) -> Result<u64, StorageError> {
+        self.inner.grow_sector(sector, size)
     }
 
     /// Has everything that a sector holds made anew in others, in the background: it gets nothing new, and can
@@ -232,7 +247,8 @@ impl Store {
         self.inner.undrain_sector(sector)
     }
 
-    /// Takes a sector away. Its file is removed if it lies in the store's directory.
+    /// Takes a sector away. Its file is removed if it lies in the store's directory. A block device is not, but is
+    /// taken for no sector any more; the store lets go of it when it is closed.
     ///
     /// # Errors
     /// `ReadOnly`; `InvalidArgument` if there is no such sector, or too few others; `StillNeeded` if something

@@ -51,11 +51,16 @@ impl Default for CreateOptions {
 /// A sector that is to be added to a store. The default: a file of 1 GiB in the store's directory.
 #[derive(Debug, Clone)]
 pub struct NewSector {
-    /// Its file, which must not exist; relative to the store's directory. `None`: one there, named by its number.
+    /// Its file, which must not exist, or a block device that nobody else uses; relative to the store's directory.
+    /// `None`: a file there, named by its number.
     pub file: Option<PathBuf>,
     /// Its size in bytes, preallocated; rounded down to whole segments, which are as large as the other
-    /// sectors'. At least 16 of them.
+    /// sectors'. At least 16 of them. Of a block device, no more than it has: [`u64::MAX`] is all of it. Of one
+    /// that is not taken as a whole, what says where things lie is found only as long as its first block is good.
     pub size: u64,
+    /// Even if there is something on the block device, which is lost then. Nothing is ever made of a device that
+    /// is a sector of the store, and a file is never overwritten.
+    pub overwrite: bool,
     /// What its operator says of it.
     pub labels: Labels,
     /// The sector that it comes for: that is being drained from the same moment on.
@@ -67,6 +72,7 @@ impl Default for NewSector {
         Self {
             file: None,
             size: GIB,
+            overwrite: false,
             labels: Labels::default(),
             replaces: None,
         }
@@ -171,8 +177,9 @@ pub struct OpenOptions {
     /// `false`, [`Store::step`](super::Store::step) does it, or a thread that blocks on a put which
     /// waits for room; a put that is awaited waits until one of them does.
     pub background: bool,
-    /// Decides which sectors the replicas of a blob go to; `None`: to where it lies already, then to those
-    /// with most room. It is asked for every put.
+    /// Decides which sectors the replicas of a blob go to, for every put. `None`: to where it lies already, then, if
+    /// sectors have racks by their labels, to other racks ([`RackAware`](crate::policy::RackAware)), else to the
+    /// sectors with most room.
     pub replication: Option<Arc<dyn ReplicationPolicy>>,
     /// How many of its replicas a write waits for.
     pub write_mode: WriteMode,
@@ -180,9 +187,10 @@ pub struct OpenOptions {
     /// made up for later. When `false` they are refused with `Insufficient`; those that are under way when a
     /// sector fails come about all the same.
     pub degraded_writes: bool,
-    /// Sectors that may be missing though they may have the only copy of something that was acknowledged: the store
-    /// is opened for writing without them, instead of refused with `TooFewSectors`. What only they have is gone,
-    /// unless they come back, and then only what was not written anew meanwhile.
+    /// Sectors that may be missing though they may have the only copy of something that was acknowledged: if all that
+    /// are missing are among them, the store is opened for writing without them, instead of refused with
+    /// `TooFewSectors`. What only they have is gone, unless they come back, and then only what was not written anew
+    /// meanwhile.
     pub accept_loss_of: Vec<u16>,
     /// Log bytes after which a checkpoint is taken: what recovery must replay, at most about
     /// twice this. `None`: 256 MiB, or less in a small sector.

@@ -32,7 +32,7 @@ struct Rebalancing<'a> {
     report: RebalanceReport,
     /// Replicas that are to go.
     leaving: Vec<Leaving>,
-    /// Bytes by which each sector's room would differ, had been done what was only said.
+    /// Bytes by which the room of each sector will differ, by what is to go and, in a dry run, by what was said.
     moved: Vec<i64>,
     /// Whether replicas move, or only go where there are too many.
     moves: bool,
@@ -203,8 +203,8 @@ impl Rebalancing<'_> {
         };
         drop(index);
         let Planned { step, entry, .. } = planned;
+        self.note_moved(&step, entry.size);
         if self.options.dry_run {
-            self.note_moved(&step, entry.size);
             self.report.removed += 1;
         } else {
             if let Some(target) = step.add
@@ -238,11 +238,14 @@ impl Rebalancing<'_> {
             self.moved.resize(self.moved.len().max(number + 1), 0);
             self.moved[number] = self.moved[number].saturating_add(by);
         };
-        step.add.into_iter().for_each(|number| add(number, -size));
+        // What is made is counted already.
+        if self.options.dry_run {
+            step.add.into_iter().for_each(|number| add(number, -size));
+        }
         add(step.remove, size);
     }
 
-    /// Bytes that puts can still add to a sector, as if what was said had been done.
+    /// Bytes that puts will be able to add to a sector.
     fn room(&self, index: &Index, number: usize) -> u64 {
         let moved = self.moved.get(number).copied().unwrap_or(0);
         let available = self.inner.available(index, number);
@@ -267,7 +270,7 @@ impl Rebalancing<'_> {
         }
         let room = |number: usize| self.room(index, number);
         let size = alike.entry.size;
-        let step = match &inner.options.replication {
+        let step = match &inner.policy() {
             None => self.by_fullness(holders.within(inner.writable()), wanted, size, &room),
             Some(policy) => {
                 let held = numbers(holders.within(inner.writable()));
@@ -315,7 +318,13 @@ impl Rebalancing<'_> {
         };
         let named = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
         let copies = holders.len();
-        if copies > wanted {
+        let mut holders = holders;
+        // Of those it was said already that they are to go.
+        while self.moves && self.options.dry_run && holders.len() > wanted {
+            let worst = fullest(holders.without(keepers)).or(fullest(holders))?;
+            holders = holders.without(SectorSet::one(worst));
+        }
+        if holders.len() > wanted {
             let worst = fullest(holders.without(keepers)).or(fullest(holders))?;
             return Some(Rebalance {
                 add: None,
@@ -361,6 +370,7 @@ impl Rebalancing<'_> {
             // A sector that fails keeps nothing any more, so nothing goes on account of it.
             let _ = wait_for(sync);
         }
+        self.moved.clear();
         for leaving in std::mem::take(&mut self.leaving) {
             match self.inner.evict(&leaving)? {
                 true => {

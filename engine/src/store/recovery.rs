@@ -114,7 +114,7 @@ pub async fn recover(opening: Opening<'_>) -> Result<Recovered, StorageError> {
         .settle(catalog.replicas.into(), forgettable)?;
     recovery.check_enough(path, &catalog)?;
     let known = recovery.sectors.iter().find(|sector| !sector.is_gone());
-    let known = known.map(|sector| (*sector.identity(), *sector.geometry()));
+    let known = known.map(|sector| (*sector.identity(), sector.geometry()));
     let Some(known) = known else {
         return Err(StorageError::invalid("no sectors"));
     };
@@ -222,8 +222,9 @@ impl Recovered {
         let needs_note = was_away || self.lacking.is_short || !is_whole;
         match begun.write(backend, path) {
             Ok(()) => {}
-            // Of a full disk at least the room in the sectors is left.
-            Err(error) if !needs_note => {
+            // Of a full disk at least the room in the sectors is left. (With replicas, an older copy of a sector
+            // would not be told from what it is to become.)
+            Err(error) if !needs_note && begun.replicas == 1 => {
                 self.health.push(format!("no session was begun: {error}"));
                 return Ok(());
             }
@@ -412,7 +413,7 @@ impl Recovery {
             }
         }
         let known = opened.iter().find_map(|(.., sector)| sector.as_ref().ok());
-        let Some(known) = known.map(|sector| (*sector.identity(), *sector.geometry())) else {
+        let Some(known) = known.map(|sector| (*sector.identity(), sector.geometry())) else {
             let errors = opened
                 .iter()
                 .filter_map(|(.., sector)| sector.as_ref().err());
@@ -469,6 +470,8 @@ impl Recovery {
         let (mut sector, notes) = Sector::open(Arc::clone(&disk), number).await?;
         let block_size = sector.geometry().block_size;
         if disk.info().block_size > block_size {
+            // A device is opened once at a time.
+            drop(sector);
             let disk = fit_blocks(backend, disk, access, block_size, notice)?;
             (sector, _) = Sector::open(disk, number).await?;
         }
@@ -497,7 +500,7 @@ impl Recovery {
             sector.path(),
             sector.number(),
             *sector.identity(),
-            *sector.geometry(),
+            sector.geometry(),
             &error,
         );
         standing_in.leave_out(state_of(&error), &error);
@@ -513,7 +516,7 @@ impl Recovery {
 
     fn nothing_of(&self, number: usize) -> SectorIndex {
         let sector = &self.sectors[number];
-        SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry()))
+        SectorIndex::new(Arc::clone(sector), None, Segments::new(&sector.geometry()))
     }
 
     /// Loads the checkpoints of all sectors.
@@ -621,7 +624,7 @@ impl Recovery {
             };
             match Segments::decode(
                 image.segments(),
-                sector.geometry(),
+                &sector.geometry(),
                 root.root.sequence.get(),
             ) {
                 Some(segments) => loaded = Some((root, Arc::new(image), segments)),
@@ -658,7 +661,7 @@ impl Recovery {
                     sector.number()
                 ));
                 (
-                    SectorIndex::new(Arc::clone(sector), None, Segments::new(sector.geometry())),
+                    SectorIndex::new(Arc::clone(sector), None, Segments::new(&sector.geometry())),
                     None,
                 )
             }
@@ -798,17 +801,19 @@ impl Recovery {
     /// no more: the store file says whether what it has was made anew elsewhere.
     fn check_enough(&self, path: &Path, catalog: &Catalog) -> Result<(), StorageError> {
         let is_missing = |named: &&CatalogSector| {
-            let number = usize::from(named.number);
-            let counts = !named.behind && !self.dispensable.contains(number);
-            self.left_out[number].is_some() && counts
+            self.left_out[usize::from(named.number)].is_some() && !named.behind
         };
-        let missing = catalog.sectors.iter().filter(is_missing).count();
+        let named = catalog.sectors.iter().filter(is_missing);
+        let missing: SectorSet = named.map(|named| named.number.into()).collect();
+        let is_accepted = !missing.is_empty() && missing.is_within(self.dispensable);
+        let missing = missing.len();
         let most = match catalog.short {
             true => 0,
             false => usize::from(catalog.replicas) - 1,
         };
         let errors = || self.left_out.iter().flatten();
-        if self.salvaging || (missing <= most && errors().count() < catalog.sectors.len()) {
+        let is_enough = missing <= most || is_accepted;
+        if self.salvaging || (is_enough && errors().count() < catalog.sectors.len()) {
             return Ok(());
         }
         let how_many = match catalog.short {

@@ -467,7 +467,7 @@ impl Inner {
         entry: &Entry,
     ) -> Result<Option<usize>, StorageError> {
         let room = |number: usize| self.available(index, number);
-        if let Some(policy) = &self.options.replication {
+        if let Some(policy) = &self.policy() {
             let copies = self.wanted(entry.replicas);
             let chosen = self.choose(&**policy, key, copies, holders, entry.size, &room)?;
             return Ok(chosen.without(holders).first());
@@ -609,7 +609,7 @@ impl Inner {
             (range.clone(), sector.pin(std::iter::once(range.start)))
         };
         let (buffer, skip) = sector.read(range.clone()).await.ok()?;
-        let (identity, geometry) = (sector.identity(), sector.geometry());
+        let (identity, geometry) = (sector.identity(), &sector.geometry());
         let view = RecordView::decode(&buffer[skip..], identity, geometry, range.start).ok()?;
         let is_it = view.header.lsn.get() == lsn;
         let key = BinaryKey::of_stored(view.key).ok().filter(|_| is_it)?;

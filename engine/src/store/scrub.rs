@@ -242,7 +242,7 @@ impl Scrub<'_> {
     fn keys_in(&self, number: usize, segment: u32) -> Result<Vec<BinaryKey>, StorageError> {
         let index = self.inner.index.read();
         let part = &index.sectors[number];
-        let geometry = *self.inner.sectors[number].geometry();
+        let geometry = self.inner.sectors[number].geometry();
         let is_there = |address| {
             let place = geometry.segment_of(address);
             place.is_some_and(|(of, _)| of == segment)

@@ -117,7 +117,7 @@ impl<'a> Walk<'a> {
     }
 
     fn frames(&mut self, segment: u32, generation: u64, end: u64) -> Result<(), StorageError> {
-        let geometry = *self.sector.geometry();
+        let geometry = self.sector.geometry();
         let base = geometry.segment_offset(segment);
         let block = u64::from(geometry.block_size);
         let window = self.read(base..base + block)?;
@@ -184,7 +184,7 @@ impl<'a> Walk<'a> {
             let known = window.range.end.min(end);
             let bytes = window.bytes(at..known.max(at)).unwrap_or_default();
             let (identity, geometry) = (self.sector.identity(), self.sector.geometry());
-            let record = match RecordView::decode(bytes, identity, geometry, at) {
+            let record = match RecordView::decode(bytes, identity, &geometry, at) {
                 Ok(record) => record,
                 // Its head reaches farther than what was read.
                 Err(FormatError::Truncated { .. }) if known < end && window.range.start < at => {

@@ -167,6 +167,8 @@ impl Verifier<'_> {
     }
 
     fn superblocks(&mut self, sector: &Arc<Sector>) -> Result<(), StorageError> {
+        // Nor a superblock, or the sector itself grow.
+        let _alone = self.inner.maintenance.lock();
         for address in sector.geometry().superblocks() {
             let length = size_of::<Superblock>() as u64;
             let read = sector.read(address..address + length);
@@ -258,7 +260,7 @@ impl Verifier<'_> {
         written: u64,
     ) -> Result<u64, StorageError> {
         let mut live = 0;
-        let geometry = *sector.geometry();
+        let geometry = sector.geometry();
         let base = geometry.segment_offset(segment);
         let block = u64::from(geometry.block_size);
         self.report.segments += 1;
@@ -506,7 +508,7 @@ impl Verifier<'_> {
                 match RecordView::decode(
                     &buffer[skip..],
                     sector.identity(),
-                    sector.geometry(),
+                    &sector.geometry(),
                     entry.address,
                 ) {
                     Ok(record)

@@ -125,7 +125,7 @@ fn metadata(options: &PutOptions, replicas: u8) -> Vec<u8> {
 
 impl Inner {
     /// The geometry of a sector.
-    pub fn geometry(&self, number: usize) -> &Geometry {
+    pub fn geometry(&self, number: usize) -> Geometry {
         self.sectors[number].geometry()
     }
 

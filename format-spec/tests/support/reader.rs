@@ -71,22 +71,42 @@ fn at(sector: &[u8], address: u64, length: u64) -> &[u8] {
     sector.get(start..end.min(sector.len())).unwrap_or(&[])
 }
 
-/// [F-13]: of the good copies the one with the higher sequence, of equal ones the front one.
+/// [F-13]: of the good copies the one with the highest sequence, of equal ones the front one.
 fn superblock(sector: &[u8]) -> Result<Superblock, Failure> {
     let decode = |address| Superblock::decode(at(sector, address, 512), address);
+    let size = sector.len() as u64;
     let front = decode(0);
-    let back_address = match &front {
-        Ok(copy) => copy.geometry().back_area(),
-        Err(_) => (sector.len() as u64).saturating_sub(AREA_SIZE),
+    let places: Vec<u64> = match &front {
+        Ok(copy) => {
+            let measures = copy.geometry();
+            let grown = measures.fitted(size).map(|grown| grown.back_area());
+            [Some(measures.back_area()), grown]
+                .into_iter()
+                .flatten()
+                .collect()
+        }
+        Err(_) => (16..31)
+            .filter_map(|bits| {
+                let room = size.checked_sub(2 * AREA_SIZE)?;
+                Some(AREA_SIZE + (room >> bits << bits))
+            })
+            .collect(),
     };
-    let back = decode(back_address)
-        .ok()
-        .filter(|copy| copy.geometry().back_area() == back_address);
-    let newest = match (front, back) {
-        (Ok(front), Some(back)) if back.sequence > front.sequence => back,
-        (Ok(front), _) => front,
-        (Err(_), Some(back)) => back,
-        (Err(error), None) => return Err(Failure::Superblock(error)),
+    let mut newest: Option<Superblock> = front.as_ref().ok().copied();
+    for place in places {
+        let Ok(copy) = decode(place) else { continue };
+        let is_there = copy.geometry().back_area() == place;
+        let is_newer = newest.as_ref().is_none_or(|newest| {
+            copy.sequence > newest.sequence && copy.identity() == newest.identity()
+        });
+        if is_there && is_newer {
+            newest = Some(copy);
+        }
+    }
+    let newest = match (newest, front) {
+        (Some(newest), _) => newest,
+        (None, Err(error)) => return Err(Failure::Superblock(error)),
+        (None, Ok(front)) => front,
     };
     if (sector.len() as u64) < newest.sector_size.get() {
         return Err(Failure::Truncated);
@@ -452,8 +472,13 @@ pub fn recover(sector: &[u8]) -> Result<Recovered, Failure> {
     let (identity, geometry) = (superblock.identity(), superblock.geometry());
     let headers = (0..geometry.segment_count)
         .map(|segment| {
-            let bytes = at(sector, geometry.segment_offset(segment), 128);
-            SegmentHeader::decode(bytes, &identity, &geometry, segment)
+            let address = geometry.segment_offset(segment);
+            // [F-67]: as good as zeros.
+            let copy = Superblock::decode(at(sector, address, 512), address);
+            if copy.is_ok_and(|copy| copy.identity() == identity) {
+                return SegmentHeader::decode(&[0; 128], &identity, &geometry, segment);
+            }
+            SegmentHeader::decode(at(sector, address, 128), &identity, &geometry, segment)
         })
         .collect();
     let reader = Reader {

@@ -106,6 +106,11 @@ impl Disk for WatchedDisk {
         self.beneath.size()
     }
 
+    fn extend(&self, from: u64, to: u64) -> io::Result<()> {
+        self.count();
+        self.beneath.extend(from, to)
+    }
+
     fn read(&self, buffer: AlignedBuf, offset: u64) -> IoOp {
         self.count();
         let length = buffer.len();

@@ -112,9 +112,27 @@ impl Sector {
         // [F-13]
         let last_area = disk.size().saturating_sub(AREA_SIZE);
         let back = match (front.good(), front.salvaged()) {
-            (Some(good), _) => Copy::read(&disk, "back", good.geometry().back_area()),
+            (Some(good), _) => {
+                let measures = good.geometry();
+                let grown = measures.fitted(disk.size());
+                let grown = grown.map(|grown| Copy::read(&disk, "back", grown.back_area()));
+                let newer = |copy: &Copy| {
+                    copy.good().is_some_and(|copy| {
+                        copy.identity() == good.identity() && copy.sequence > good.sequence
+                    })
+                };
+                grown
+                    .filter(newer)
+                    .unwrap_or_else(|| Copy::read(&disk, "back", measures.back_area()))
+            }
             (None, salvaged) => {
-                let back = Copy::read(&disk, "back", last_area);
+                let mut areas = Geometry::back_areas(disk.size());
+                let back = areas
+                    .find_map(|address| {
+                        Some(Copy::read(&disk, "back", address))
+                            .filter(|copy| copy.good().is_some())
+                    })
+                    .unwrap_or_else(|| Copy::read(&disk, "back", last_area));
                 let elsewhere = salvaged
                     .map(|layout| Copy::read(&disk, "back", layout.geometry.back_area()))
                     .filter(|elsewhere| back.good().is_none() && elsewhere.good().is_some());
@@ -250,7 +268,7 @@ pub fn dump(
     sector.judge_size(teller, superblock.sector_size.get(), true)?;
     let goods: Vec<_> = sector.copies.iter().filter_map(Copy::good).collect();
     if let [front, back] = goods.as_slice() {
-        if Layout::from(*front) != Layout::from(*back) {
+        if front.identity() != back.identity() {
             teller.note("the copies are of different sectors")?;
         } else if front.sequence != back.sequence {
             teller.note("the copies are not of the same sequence: the higher one holds")?;

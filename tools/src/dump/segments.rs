@@ -6,6 +6,7 @@ use graviton_format::checkpoint::CheckpointRoot;
 use graviton_format::frame::FrameHeader;
 use graviton_format::image::SegmentEntry;
 use graviton_format::segment::{KIND_LOG, NONE, SegmentHeader};
+use graviton_format::superblock::Superblock;
 use graviton_format::{FormatError, Structure};
 use serde_json::{Value, json};
 
@@ -35,6 +36,8 @@ fn find(disk: &Disk, layout: &Layout, segment: u32) -> (Vec<u8>, Found) {
     let found = match SegmentHeader::decode(&bytes, identity, geometry, segment) {
         Ok(header) => Found::Good(header),
         Err(_) if address >= disk.size() => Found::Missing,
+        // [F-67]
+        Err(_) if is_outgrown(disk, layout, address) => Found::Unused,
         Err(error) => {
             // [F-51]
             let behind = disk.peek(address + block, FrameHeader::SIZE);
@@ -46,6 +49,12 @@ fn find(disk: &Disk, layout: &Layout, segment: u32) -> (Vec<u8>, Found) {
         }
     };
     (bytes, found)
+}
+
+/// Whether a segment begins with what was the back area before the sector grew \[F-67\].
+fn is_outgrown(disk: &Disk, layout: &Layout, address: u64) -> bool {
+    let bytes = disk.peek(address, Superblock::SIZE);
+    Superblock::is_outgrown(&bytes, address, &layout.identity)
 }
 
 /// The headers of all segments.

@@ -12,6 +12,7 @@ use super::fault::{DiskCondition, FaultError, FaultKind};
 use super::machine::{Held, Shared, Sim};
 use super::medium::Node;
 use crate::io::{Backend, Disk, DiskInfo, Lock, LockError, OpenAccess};
+use crate::sync::atomic::AtomicU64;
 
 fn absent() -> io::Error {
     io::ErrorKind::NotFound.into()
@@ -24,12 +25,13 @@ impl Sim {
             info: DiskInfo {
                 path: path.to_owned(),
                 backend: self.name(),
+                is_device: false,
                 direct: true,
                 block_size: self.shared.block_size,
                 physical_block_size: self.shared.block_size,
             },
             number,
-            size,
+            size: AtomicU64::new(size),
             writable: access == OpenAccess::ReadWrite,
             shared: Arc::clone(&self.shared),
         })

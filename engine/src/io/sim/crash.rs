@@ -16,6 +16,8 @@ pub(super) enum Change {
         offset: usize,
         bytes: Arc<[u8]>,
     },
+    /// Zeros became the last bytes of a disk.
+    Extend { disk: usize, from: usize, to: usize },
     /// The medium lost a bit.
     Flip { disk: usize, offset: usize, bit: u8 },
     /// A path names something else, or (`None`) nothing.
@@ -31,6 +33,7 @@ impl Change {
                 offset,
                 bytes,
             } => Some((*disk, *offset, offset + bytes.len())),
+            Self::Extend { disk, from, .. } => Some((*disk, *from, usize::MAX)),
             Self::Flip { disk, offset, .. } => Some((*disk, *offset, offset + 1)),
             Self::Name { .. } => None,
         }
@@ -57,18 +60,19 @@ impl Change {
     fn units(&self) -> usize {
         match self {
             Self::Write { bytes, .. } => bytes.len() / UNIT,
-            Self::Flip { .. } | Self::Name { .. } => 1,
+            Self::Extend { .. } | Self::Flip { .. } | Self::Name { .. } => 1,
         }
     }
 
     /// A disk that is there in part is a shorter one.
-    fn is_creation(&self) -> bool {
+    fn is_of_length(&self) -> bool {
         matches!(
             self,
-            Self::Name {
-                node: Some(Node::Disk(_)),
-                ..
-            }
+            Self::Extend { .. }
+                | Self::Name {
+                    node: Some(Node::Disk(_)),
+                    ..
+                }
         )
     }
 
@@ -79,6 +83,7 @@ impl Change {
                 offset,
                 bytes,
             } => image.media[*disk].write(*offset, bytes),
+            Self::Extend { disk, from, to } => image.media[*disk].extend(*from, *to),
             Self::Flip { disk, offset, bit } => image.media[*disk].flip(*offset, *bit),
             Self::Name { path, node } => match node {
                 Some(node) => {
@@ -112,6 +117,10 @@ impl Change {
                 let medium: &mut Medium = &mut image.media[*disk];
                 medium.truncate(medium.size() / 2 / UNIT * UNIT);
                 self.apply(image);
+            }
+            Self::Extend { disk, from, to } => {
+                let half = from + (to - from) / 2 / UNIT * UNIT;
+                image.media[*disk].extend(*from, half);
             }
             // The old one, whole.
             Self::Name { .. } | Self::Flip { .. } => {}
@@ -369,7 +378,7 @@ impl Crasher {
     pub fn losses(&self) -> impl Iterator<Item = Loss> {
         let tears = |(change, certain): (&Change, bool)| {
             let tears: &[Tear] = match change.units() {
-                _ if change.is_creation() => &Tear::ALL[..1],
+                _ if change.is_of_length() => &Tear::ALL[..1],
                 0 | 1 => &[],
                 2 => &Tear::ALL[..2],
                 _ => &Tear::ALL,

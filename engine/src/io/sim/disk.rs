@@ -7,12 +7,13 @@ use super::fault::FaultKind;
 use super::machine::{Action, Shared};
 use crate::io::{AlignedBuf, BufferPool, CompletionSource, Disk, DiskInfo, IoOp, WriteSync};
 use crate::port::op::Driver;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 #[derive(Debug)]
 pub(super) struct SimDisk {
     pub(super) info: DiskInfo,
     pub(super) number: usize,
-    pub(super) size: u64,
+    pub(super) size: AtomicU64,
     pub(super) writable: bool,
     pub(super) shared: Arc<Shared>,
 }
@@ -32,7 +33,7 @@ impl SimDisk {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let end = offset.checked_add(buffer.len() as u64);
-        if end.is_none_or(|end| end > self.size) {
+        if end.is_none_or(|end| end > self.size()) {
             return Err(past.into());
         }
         usize::try_from(offset).map_err(|_| past.into())
@@ -52,7 +53,16 @@ impl Disk for SimDisk {
     }
 
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn extend(&self, from: u64, to: u64) -> io::Result<()> {
+        self.check_writable()?;
+        let index = |at: u64| usize::try_from(at).map_err(io::Error::other);
+        let outcome = (self.shared.state.lock()).extend(self.number, index(from)?, index(to)?);
+        let size = if outcome.is_ok() { to } else { from };
+        self.size.store(size, Ordering::Release);
+        outcome
     }
 
     fn buffer(&self, len: usize) -> io::Result<AlignedBuf> {

@@ -17,6 +17,8 @@ pub enum FaultKind {
     Allocate,
     /// A disk can't be created; nothing is left of it.
     Create,
+    /// A disk can't be extended.
+    Extend,
     /// A disk can't be opened.
     Open,
     /// A small file can't be read.

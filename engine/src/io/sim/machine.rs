@@ -164,6 +164,21 @@ impl State {
         self.disks.len() - 1
     }
 
+    /// Makes zeros of a disk's bytes from `from` to `to`, which are its last.
+    pub(super) fn extend(&mut self, disk: usize, from: usize, to: usize) -> io::Result<()> {
+        self.check_condition(disk, Action::Sync)?;
+        let outcome = self.faults.check(FaultKind::Extend, Some(disk));
+        let to = if outcome.is_ok() { to } else { from };
+        let device = &mut self.disks[disk];
+        device.medium.extend(from, to);
+        if let Some(before) = &mut device.before {
+            before.extend(from, to);
+        }
+        device.unreadable.retain(|unit| unit * UNIT < from);
+        self.record(Change::Extend { disk, from, to }, true, false, None);
+        outcome
+    }
+
     fn record(&mut self, change: Change, durable: bool, failed: bool, submitted: Option<usize>) {
         if self.recording {
             let submitted = submitted.unwrap_or(self.events.len());

@@ -35,6 +35,18 @@ impl Medium {
         self.pieces.truncate(size.div_ceil(PIECE));
     }
 
+    /// Cuts it short at `from`, and adds zeros up to `to`.
+    pub(super) fn extend(&mut self, from: usize, to: usize) {
+        self.truncate(from);
+        let within = from % PIECE;
+        if let Some(last) = self.pieces.last_mut().filter(|_| within > 0) {
+            Arc::make_mut(last)[within..].fill(0);
+        }
+        let zeros: Arc<[u8]> = vec![0; PIECE].into();
+        self.pieces.resize(to.div_ceil(PIECE), zeros);
+        self.size = to;
+    }
+
     /// Flips a bit of the byte at `offset`.
     pub(super) fn flip(&mut self, offset: usize, bit: u8) {
         let mut byte = [0];
