@@ -309,6 +309,33 @@ fn a_sector_that_is_lost_is_replaced() {
     assert_eq!(contents_of(&*store).expect("it is read"), contents);
 }
 
+/// A sector that comes in the place of another: that is drained from the same moment on, and whoever goes on behind
+/// a crash sees it.
+#[test]
+fn a_sector_comes_in_the_place_of_another() {
+    let (mut machine, store, contents) = used(&Plan::REPLICAS);
+    let new = |replaces| NewSector {
+        size: SIZE,
+        replaces: Some(replaces),
+        ..NewSector::default()
+    };
+    let error = store.add_sector(&new(9)).expect_err("there is no sector 9");
+    assert!(error.to_string().contains("no sector 9"), "{error}");
+    assert_eq!(store.add_sector(&new(1)).expect("another comes"), 3);
+    assert_eq!(active(&store), [0, 2, 3]);
+    let image = machine.sim().image();
+    machine.come_up(&image);
+    drop(store);
+    let store = machine.open().expect("it opens");
+    assert_eq!(active(&store), [0, 2, 3]);
+    assert!(store.info().sectors[1].draining);
+    assert_eq!(store.repair(&mut |_| {}).expect("it is drained"), 0);
+    let removed = store.remove_sector(1, RemoveOptions::default());
+    removed.expect("nothing needs it any more");
+    check_two_replicas(&store).expect("two replicas");
+    assert_eq!(contents_of(&*store).expect("it is read"), contents);
+}
+
 /// What is lost with a sector is lost only if that was said to be acceptable, and counted no more.
 #[test]
 fn loss_must_be_accepted() {

@@ -11,6 +11,7 @@ use graviton_engine::port::{
 use graviton_engine::store::{
     Access, CreateOptions, Finding, OpenOptions, ScrubDepth, ScrubOptions, SegmentState, Store,
 };
+use graviton_format::Geometry;
 use graviton_tests::history::Plan;
 use graviton_tests::random::payload;
 use graviton_tests::settle;
@@ -125,7 +126,8 @@ fn any_bit_of_the_only_sector_may_flip() {
     let in_use = |block: &usize| blocks[block * 512..][..512].iter().any(|&byte| byte != 0);
     let blocks: Vec<usize> = (0..blocks.len() / 512).filter(in_use).collect();
     let (mut tried, mut whole, mut lost) = (0, 0, 0);
-    for bit in (0..blocks.len() * 512 * 8).step_by((blocks.len() * 512 * 8 / 400) | 1) {
+    let bits = blocks.len() * 512 * 8;
+    for bit in (0..bits).step_by((bits / 400) | 1) {
         let offset = blocks[bit / 8 / 512] * 512 + bit / 8 % 512;
         let (sim, store, blobs) = filled();
         store.checkpoint().expect("a checkpoint");
@@ -160,7 +162,7 @@ fn any_bit_of_the_only_sector_may_flip() {
 fn frames(sim: &Sim, store: &Store, segment: u32) -> Vec<usize> {
     let sector = &store.info().sectors[0];
     let block = sector.block_size as usize;
-    let size = usize::try_from(sector.segment_size).expect("a small segment");
+    let size = usize::try_from(sector.segment_size).expect("it is in memory");
     let start = (64 << 10) + segment as usize * size;
     let bytes = bytes_of(&sim.image());
     let blocks = (start + block..start + size).step_by(block);
@@ -278,4 +280,100 @@ fn a_scrub_goes_on_around_replicas() {
         }
     }
     assert!(parts > 40 && found == 1, "{parts} parts, {found} findings");
+}
+
+/// Of superblocks, roots and images, whatever of a store that is open is damaged is written anew.
+#[test]
+fn copies_are_written_anew() {
+    let (_, store, _) = filled();
+    let geometry = geometry(&store);
+    drop(store);
+    let copies = [0, 1, 2, 3].map(|copy| match copy {
+        0 | 1 => geometry.roots(0)[copy],
+        _ => geometry.roots(1)[copy - 2],
+    });
+    let copies = copies.into_iter().chain(geometry.superblocks());
+    let copies: Vec<usize> = copies
+        .map(|at| usize::try_from(at).expect("it is in memory"))
+        .collect();
+    for number in 0..=copies.len() {
+        let (sim, store, blobs) = filled();
+        store.checkpoint().expect("a checkpoint");
+        match copies.get(number) {
+            Some(at) => sim.rot(0, at + 40, 1),
+            None => {
+                let mut segments = store.segments(0).into_iter();
+                let image = segments.find(|segment| segment.state == SegmentState::Checkpoint);
+                let start = geometry.segment_offset(image.expect("an image").index);
+                sim.rot(0, usize::try_from(start).expect("it is in memory") + 600, 1);
+            }
+        }
+        assert!(!scrub(&store, ScrubDepth::Headers).is_empty(), "{number}");
+        store.repair(&mut |_| {}).expect("it is mended");
+        is_clean(&store);
+        drop(store);
+        let store = open(&sim);
+        is_clean(&store);
+        assert_eq!(damaged(&store, &blobs), []);
+    }
+}
+
+fn geometry(store: &Store) -> Geometry {
+    let sector = &store.info().sectors[0];
+    Geometry {
+        block_size: sector.block_size,
+        segment_size: sector.segment_size,
+        segment_count: sector.segment_count,
+    }
+}
+
+/// What can't be moved out of a damaged segment is made anew of another sector's: payload that a copy shares, and
+/// the list of pieces of a blob that was changed since.
+#[test]
+fn what_can_not_be_moved_is_repaired() {
+    for is_list in [false, true] {
+        let sim = Sim::new(512, 1);
+        sim.record(false);
+        let two = CreateOptions {
+            sectors: 2,
+            replicas: 2,
+            ..options()
+        };
+        let store = Store::create_on(sim.backend(), PATH, two).expect("it is made");
+        let mut blob = payload(1, 9000).to_vec();
+        let put = store.put(&key(0), blob.clone().into(), PutOptions::default());
+        put.wait().expect("it is put");
+        let copied = store.copy(&key(0), &key(1), CopyOptions::default());
+        copied.wait().expect("it is copied");
+        let bytes = bytes_of(&sim.image());
+        let find = |what: &[u8]| {
+            let found: Vec<usize> = (0..bytes.len() - what.len())
+                .filter(|at| bytes[*at..].starts_with(what))
+                .collect();
+            *found.last().expect("it is on the disk")
+        };
+        let at = match is_list {
+            false => find(&blob[1000..1064]),
+            // It begins with the size, behind the first chunk's checksum.
+            true => find(&9000_u64.to_le_bytes()),
+        };
+        let span = Span::new(200, 500).expect("in order");
+        let new = payload(2, 300);
+        let options = PutRangeOptions::default();
+        let ranged = store.put_range(&key(1), span, new.clone(), options);
+        ranged.wait().expect("some of it is replaced");
+        let segment = segments_of_log(&store)[0];
+        let frames = frames(&sim, &store, segment);
+        sim.rot(0, at, 0);
+        sim.rot(0, frames[0] + 20, 0);
+        assert!(!scrub(&store, ScrubDepth::Headers).is_empty());
+        assert_eq!(store.repair(&mut |_| {}).expect("it is mended"), 0);
+        assert_eq!(scrub(&store, ScrubDepth::Everything), []);
+        is_clean(&store);
+        let before = store.get(&key(0), GetOptions::default()).wait();
+        assert_eq!(before.expect("it is read").bytes, blob[..]);
+        blob[200..500].copy_from_slice(&new);
+        let after = store.get(&key(1), GetOptions::default()).wait();
+        assert_eq!(after.expect("it is read").bytes, blob[..]);
+    }
 }

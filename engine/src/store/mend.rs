@@ -246,7 +246,7 @@ impl Inner {
             return Ok(true);
         }
         match now.state {
-            State::Open => self.leave_segment(number),
+            State::Open => self.leave_segment(number, segment),
             State::Sealed if now.live == 0 => {
                 self.reclaim(number);
                 Ok(true)
@@ -308,10 +308,12 @@ impl Inner {
         });
     }
 
-    /// The log goes on in another segment.
-    fn leave_segment(self: &Arc<Self>, number: usize) -> Result<bool, StorageError> {
+    /// The log goes on in another segment. Returns whether it does.
+    fn leave_segment(self: &Arc<Self>, number: usize, segment: u32) -> Result<bool, StorageError> {
         self.commits.lock().leave_segment(number);
-        wait_for(self.submit(SectorSet::one(number), Work::Note, true)).map(|_| true)
+        wait_for(self.submit(SectorSet::one(number), Work::Note, true))?;
+        let index = self.index.read();
+        Ok(index.sectors[number].segments.get(segment).state != State::Open)
     }
 
     /// Moves what lives in a segment, and can be read, to the log's end.
