@@ -178,8 +178,9 @@ fn a_delete_beside_repairs_that_share_payload_harms_no_sector() {
                 })
                 .collect();
             store.step().expect("a step");
-            puts.into_iter()
-                .for_each(|put| drop(put.wait().expect("it is put")));
+            for put in puts {
+                put.wait().expect("it is put");
+            }
         }
         settle(&store).expect("it is mended");
         for sector in store.info().sectors {

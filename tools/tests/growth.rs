@@ -11,6 +11,7 @@ use graviton_tests::{memory_directory, test_directory};
 use serde_json::Value;
 
 const FAILED: i32 = 1;
+const USAGE: i32 = 2;
 const MIB: u64 = 1 << 20;
 
 fn graviton(directory: &Path, name: &str) -> Graviton {
