@@ -112,7 +112,7 @@ fn reopened_between_any_two_calls() {
 
 /// How many random histories are run; `GRAVITON_SEEDS` asks for more.
 fn seeds() -> u64 {
-    number_from("GRAVITON_SEEDS").unwrap_or(12)
+    number_from("GRAVITON_SEEDS").unwrap_or(6)
 }
 
 #[test]

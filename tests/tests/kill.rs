@@ -31,7 +31,7 @@ use graviton_tests::random::{Random, payload};
 use graviton_tests::{all_keys, check_figures, io, number_from, test_directory};
 
 /// How often one store's owner is killed.
-const KILLS: usize = 25;
+const KILLS: usize = 15;
 /// Threads of a child that change blobs, each its own.
 const THREADS: usize = 4;
 /// Keys of each of them.

@@ -238,10 +238,10 @@ const LIES: [FaultKind; 2] = [FaultKind::FlippedRead, FaultKind::MisdirectedRead
 
 /// Kinds of stores, and how many histories of each are tried.
 const STORES: [(Plan, u64); 4] = [
-    (Plan::SMALL, 4),
-    (Plan::LARGE_BLOCKS, 2),
-    (Plan::FULL, 2),
-    (Plan::THREE_SECTORS, 4),
+    (Plan::SMALL, 2),
+    (Plan::LARGE_BLOCKS, 1),
+    (Plan::FULL, 1),
+    (Plan::THREE_SECTORS, 2),
 ];
 
 #[test]

@@ -41,7 +41,7 @@ use layout::{Kind, Region};
 use stores::{Case, Plan, Version, key, open};
 
 /// Flips and overwrites tried in each store if `GRAVITON_FLIPS` does not say otherwise.
-const TRIALS: usize = 2000;
+const TRIALS: usize = 1300;
 /// After so long without an end of any trial, something hangs.
 const HANG: Duration = Duration::from_secs(120);
 /// What all stores of this process take together, with room to spare. A length that is believed
