@@ -90,7 +90,10 @@ impl Pins {
     fn make_room(&self, segments: u32) {
         let (last, _) = Self::place(segments.saturating_sub(1));
         for (block, pins) in self.blocks.iter().enumerate().take(last + 1) {
-            pins.get_or_init(|| (0..1_u32 << block).map(|_| AtomicU32::new(0)).collect());
+            if pins.get().is_none() {
+                // Whoever was first has set the same.
+                let _ = pins.set((0..1_u32 << block).map(|_| AtomicU32::new(0)).collect());
+            }
         }
     }
 
