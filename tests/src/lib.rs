@@ -22,6 +22,7 @@ use graviton_engine::store::{
     CreateOptions, KIB, MIB, OpenOptions, RebalanceOptions, RebalanceReport, Store,
 };
 use graviton_engine::testing::{Difference, Replicated, Subject};
+use graviton_format::Geometry;
 use tempfile::TempDir;
 
 /// Where test stores lie: `GRAVITON_TEST_DIR` if it is set (another file system, say), else the
@@ -274,6 +275,17 @@ pub fn check_figures(store: &Store) {
             "{space:?}"
         );
         assert_eq!(space.total % KIB, 0);
+    }
+}
+
+/// The measures of a store's first sector.
+#[must_use]
+pub fn geometry(store: &Store) -> Geometry {
+    let sector = &store.info().sectors[0];
+    Geometry {
+        block_size: sector.block_size,
+        segment_size: sector.segment_size,
+        segment_count: sector.segment_count,
     }
 }
 

@@ -1,7 +1,6 @@
 //! Sectors become larger while the store is in use: a crash leaves the one size or the other, what waits for room
 //! goes on, and what was there before is.
 
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -10,12 +9,11 @@ use graviton_engine::port::{
     BinaryKey, BlobStore, DeleteOptions, ErrorKind, GetOptions, PutOptions, StorageError,
 };
 use graviton_engine::store::{Access, CreateOptions, MIB, OpenOptions, Store};
-use graviton_engine::testing::{Contents, Difference, Pair, Step, Subject, contents_of};
+use graviton_engine::testing::{Contents, Difference, contents_of};
 use graviton_tests::history::{
-    Action, Ground, Machine, Plan, Tally, Trials, check_store, open, perform,
+    Action, Ground, Machine, Plan, Tally, Trials, check_store, run_beside, used,
 };
 use graviton_tests::random::payload;
-use graviton_tests::settle;
 
 const SIZE: u64 = 4 * MIB;
 const GROWN: u64 = 6 * MIB;
@@ -50,15 +48,6 @@ fn fill(store: &Store, prefix: &str) -> usize {
         }
     }
     unreachable!()
-}
-
-/// A machine with a store that was used for a while, and what is in it.
-fn used(plan: &Plan) -> (Machine, Arc<Store>, Contents) {
-    let ground = Ground::new(plan, 4, 60);
-    let mut machine = Machine::boot(plan.clone(), &ground.image, 4);
-    let store = machine.open().expect("it opens");
-    let contents = contents_of(&*store).expect("it is read");
-    (machine, store, contents)
 }
 
 /// Opens a store after a crash: all that was in it is, the sector has one size or the other, grows all the same, and
@@ -349,41 +338,18 @@ fn a_put_that_waits_for_room_goes_on() {
 
 /// Histories in the course of which sectors grow.
 fn grow_meanwhile(ground: &Ground, seed: u64, actions: &[Action]) -> Result<Tally, Difference> {
-    let mut machine = Machine::boot(ground.plan.clone(), &ground.image, seed);
-    let store = open(&mut machine)?;
-    let mut pair = Pair::over(&mut machine, Arc::<Store>::clone(&store));
-    pair.adopt(store)?;
-    let mut random = Random::new(seed);
-    for action in actions {
-        perform(&mut pair, action).map_err(|what| format!("{action:?}: {what}"))?;
+    let grow = |store: &Store, random: &mut Random| {
         if random.one_in(6) {
-            let store = pair.subject().store();
             let number = u16::try_from(random.below(usize::from(ground.plan.sectors))).unwrap_or(0);
             let more = 1 + random.below(400_000) as u64;
-            let before = size(&store, number);
+            let before = size(store, number);
             let grown = store.grow_sector(number, before + more);
             let grown = grown.map_err(|error| format!("grow: {error}"))?;
-            assert!(before <= grown && grown <= before + more && grown == size(&store, number));
+            assert!(before <= grown && grown <= before + more && grown == size(store, number));
         }
-        if random.one_in(12) {
-            let before = pair.release();
-            let store = pair.subject().reopen(before);
-            pair.resume(store);
-            pair.run(&Step::compare_all())?;
-        }
-    }
-    for last in Step::last() {
-        pair.run(&last)
-            .map_err(|what| format!("at the end, {last:?}: {what}"))?;
-    }
-    let store = pair.subject().store();
-    settle(&store)?;
-    check_store(&store)?;
-    Ok(Tally {
-        histories: 1,
-        actions: actions.len(),
-        images: 0,
-    })
+        Ok(())
+    };
+    run_beside(ground, seed, actions, 12, grow, |_| Ok(()))
 }
 
 #[test]

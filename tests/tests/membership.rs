@@ -3,15 +3,14 @@
 //!
 //! How to run more of it, or one of it again: `graviton_tests::history` and `tests/README.md`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Image, Random, Sim};
 use graviton_engine::port::{BinaryKey, BlobStore, PutOptions, SectorState, StorageError};
 use graviton_engine::store::{MIB, NewSector, RemoveOptions, Store};
-use graviton_engine::testing::{Contents, Difference, Pair, Step, Subject, contents_of};
+use graviton_engine::testing::{Contents, Difference, contents_of};
 use graviton_tests::history::{
-    Action, Ground, Machine, PATH, Plan, Tally, Trials, check_store, open, perform,
+    Action, Ground, Machine, PATH, Plan, Tally, Trials, check_store, reopen, run_beside, used,
 };
 use graviton_tests::random::payload;
 use graviton_tests::{all_keys, check_two_replicas, rebalance, settle};
@@ -79,48 +78,23 @@ fn change_sectors(store: &Store, random: &mut Random, replicas: usize) -> Result
 /// Histories in the course of which sectors come and go.
 fn come_and_go(ground: &Ground, seed: u64, actions: &[Action]) -> Result<Tally, Difference> {
     let replicas = usize::from(ground.plan.replicas);
-    let mut machine = Machine::boot(ground.plan.clone(), &ground.image, seed);
-    let store = open(&mut machine)?;
-    let mut pair = Pair::over(&mut machine, Arc::<Store>::clone(&store));
-    pair.adopt(store)?;
-    let mut random = Random::new(seed);
-    for action in actions {
-        perform(&mut pair, action).map_err(|what| format!("{action:?}: {what}"))?;
-        if random.one_in(3) {
-            change_sectors(&pair.subject().store(), &mut random, replicas)?;
+    let change = |store: &Store, random: &mut Random| match random.one_in(3) {
+        true => change_sectors(store, random, replicas),
+        false => Ok(()),
+    };
+    // A blob that is on its way in keeps its sector from being taken away: none is any more.
+    run_beside(ground, seed, actions, 20, change, |pair| {
+        let store = pair.subject().store();
+        for sector in numbers(&store) {
+            if !active(&store).contains(&sector) {
+                let removed = store.remove_sector(sector, RemoveOptions::default());
+                removed.map_err(|error| format!("it is drained: {error}"))?;
+            }
         }
-        if random.one_in(20) {
-            let before = pair.release();
-            let store = pair.subject().reopen(before);
-            pair.resume(store);
-            pair.run(&Step::compare_all())?;
-        }
-    }
-    // A blob that is on its way in keeps its sector from being taken away.
-    for last in Step::last() {
-        pair.run(&last)
-            .map_err(|what| format!("at the end, {last:?}: {what}"))?;
-    }
-    let store = pair.subject().store();
-    settle(&store)?;
-    for sector in numbers(&store) {
-        if !active(&store).contains(&sector) {
-            let removed = store.remove_sector(sector, RemoveOptions::default());
-            removed.map_err(|error| format!("it is drained: {error}"))?;
-        }
-    }
-    assert!(!store.info().replication.is_short);
-    check_store(&store)?;
-    drop(store);
-    let before = pair.release();
-    let store = pair.subject().reopen(before);
-    pair.resume(store);
-    pair.run(&Step::compare_all())?;
-    check_store(&pair.subject().store())?;
-    Ok(Tally {
-        histories: 1,
-        actions: actions.len(),
-        images: 0,
+        assert!(!store.info().replication.is_short);
+        check_store(&store)?;
+        drop(store);
+        reopen(pair)
     })
 }
 
@@ -137,15 +111,6 @@ fn sectors_with_the_only_copies_come_and_go() {
 #[test]
 fn a_store_of_one_sector_gets_others() {
     Trials::undisturbed(Plan::SMALL, 60, 100).run(&come_and_go);
-}
-
-/// A machine with a store that was used for a while, and what is in it.
-fn used(plan: &Plan) -> (Machine, Arc<Store>, Contents) {
-    let ground = Ground::new(plan, 3, 60);
-    let mut machine = Machine::boot(plan.clone(), &ground.image, 3);
-    let store = machine.open().expect("it opens");
-    let contents = contents_of(&*store).expect("it is read");
-    (machine, store, contents)
 }
 
 /// Opens a store after a crash: all that was in it is, and sectors can still be added and taken away.

@@ -11,10 +11,9 @@ use graviton_engine::port::{
 use graviton_engine::store::{
     Access, CreateOptions, Finding, OpenOptions, ScrubDepth, ScrubOptions, SegmentState, Store,
 };
-use graviton_format::Geometry;
 use graviton_tests::history::Plan;
 use graviton_tests::random::payload;
-use graviton_tests::settle;
+use graviton_tests::{geometry, settle};
 
 const PATH: &str = "/store";
 
@@ -315,15 +314,6 @@ fn copies_are_written_anew() {
         let store = open(&sim);
         is_clean(&store);
         assert_eq!(damaged(&store, &blobs), []);
-    }
-}
-
-fn geometry(store: &Store) -> Geometry {
-    let sector = &store.info().sectors[0];
-    Geometry {
-        block_size: sector.block_size,
-        segment_size: sector.segment_size,
-        segment_count: sector.segment_count,
     }
 }
 

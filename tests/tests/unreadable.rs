@@ -11,13 +11,13 @@ use graviton_engine::port::{
 };
 use graviton_engine::store::{Access, SegmentInfo, SegmentState, Store};
 use graviton_engine::testing::{Subject, contents_of};
+use graviton_format::Identity;
 use graviton_format::checkpoint::CheckpointRoot;
 use graviton_format::frame::FrameHeader;
 use graviton_format::geometry::ROOT_SLOT_SIZE;
 use graviton_format::segment::{KIND_CHECKPOINT, SegmentHeader};
-use graviton_format::{Geometry, Identity};
 use graviton_tests::history::{Machine, Plan};
-use graviton_tests::put_options;
+use graviton_tests::{geometry, put_options};
 
 const PLAN: Plan = Plan::SMALL;
 /// Fills some sixteenth of a segment.
@@ -41,15 +41,6 @@ fn put(store: &Store, number: usize, length: usize, durability: Durability) {
     let bytes = vec![7; length].into();
     let put = store.put(&key(number), bytes, put_options(durability));
     put.wait().expect("it is put");
-}
-
-fn geometry(store: &Store) -> Geometry {
-    let sector = &store.info().sectors[0];
-    Geometry {
-        block_size: sector.block_size,
-        segment_size: sector.segment_size,
-        segment_count: sector.segment_count,
-    }
 }
 
 fn identity(store: &Store) -> Identity {

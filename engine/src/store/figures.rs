@@ -13,11 +13,7 @@ use crate::port::SectorState;
 impl Inner {
     /// The store's figures now.
     pub fn info(&self) -> StoreInfo {
-        let replaces: Vec<(u16, Option<u16>)> = {
-            let catalog = self.catalog.lock();
-            let named = catalog.sectors.iter();
-            named.map(|named| (named.number, named.replaces)).collect()
-        };
+        let named = self.catalog.lock().sectors.clone();
         // In the order in which all locks are taken.
         let commits = self.commits.lock();
         let lsn = commits.last_lsn();
@@ -52,10 +48,10 @@ impl Inner {
                 is_device: sector.disk().info().is_device,
                 state: sector.state(),
                 draining: sector.is_draining(),
-                replaces: replaces
+                replaces: named
                     .iter()
-                    .find(|(number, _)| *number == sector.number())
-                    .and_then(|(_, replaces)| *replaces),
+                    .find(|named| named.number == sector.number())
+                    .and_then(|named| named.replaces),
                 labels: self.labels.read()[number].clone(),
                 direct: sector.disk().info().direct,
                 block_size: sector.geometry().block_size,

@@ -150,6 +150,15 @@ impl Entry {
         record_length(key.len(), self.meta_length as usize, 0)
     }
 
+    /// The payload of its record, where it lies.
+    pub fn stored_payload(&self, key: &[u8]) -> Payload {
+        Payload {
+            address: self.address.saturating_add(self.head_length(key)),
+            length: self.record_payload(),
+            lsn: self.record_lsn(),
+        }
+    }
+
     fn of_image(entry: ImageEntry) -> Slot {
         match entry.value {
             ImageValue::Tombstone => Slot::Tombstone { lsn: entry.lsn },

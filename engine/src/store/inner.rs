@@ -729,10 +729,7 @@ impl Inner {
             Ok(choice) => choice.chosen,
             // So many as there are.
             Err(PolicyError::Insufficient { chosen, .. }) => chosen,
-            Err(error) => {
-                let what = format!("the policy of replication: {error}");
-                return Err(StorageError::invalid(what));
-            }
+            Err(error) => return Err(undecided(&error)),
         };
         let chosen: SectorSet = chosen.into_iter().map(usize::from).collect();
         // Whatever a policy says.
@@ -820,6 +817,11 @@ impl Inner {
         let capacity = u64::from(segments.usable()) * (per_segment - per_segment / 16);
         capacity.saturating_sub(segments.live())
     }
+}
+
+/// The policy of replication can't decide at all.
+pub fn undecided(error: &PolicyError) -> StorageError {
+    StorageError::invalid(format!("the policy of replication: {error}"))
 }
 
 /// Sectors, as the ports number them.

@@ -587,13 +587,7 @@ fn kinds_of(part: &SectorIndex, entry: &Entry) -> Vec<RecordKind> {
 
 /// The record of an entry.
 fn placed(key: &BinaryKey, kinds: Vec<RecordKind>, entry: &Entry) -> Placed {
-    let payload = Payload {
-        address: entry
-            .address
-            .saturating_add(entry.head_length(key.stored())),
-        length: entry.record_payload(),
-        lsn: entry.record_lsn(),
-    };
+    let payload = entry.stored_payload(key.stored());
     let extents = entry.extents.as_deref();
     let manifest = extents.map(|extents| Manifest {
         size: entry.size,

@@ -5,7 +5,8 @@
 //! device (`read`). Uploads of parts (`multipart`) and tracked sets (`tracker`) are entries like
 //! blobs, with keys in spaces of their own; `merge` keeps blobs from falling to pieces, and `manifest`
 //! makes new ones of their payload. Replicas that are missing or damaged are found by reads and by a `scrub`, and
-//! made anew by `repair`; sectors come and go (`membership`). Recovery (`recovery`) loads each sector's newest checkpoint and replays the
+//! made anew by `repair`, what lies around them by `mend`; `rebalance` moves them; sectors come and go, or grow
+//! (`membership`). Recovery (`recovery`) loads each sector's newest checkpoint and replays the
 //! logs as one; `maintain` keeps checkpoints fresh and space coming back.
 
 mod assembly;
@@ -222,13 +223,13 @@ impl Store {
         self.inner.add_sector(new)
     }
 
-    /// Makes a sector larger: about `size` bytes, in whole segments, or, on a block device, as many of them as it
-    /// has by now. Puts that wait for room go on. Returns its size then, which is as it was if it has no whole
+    /// Makes a sector larger: about `size` bytes, in whole segments; on a block device, [`u64::MAX`] is as many as
+    /// it has by now. Puts that wait for room go on. Returns its size then, which is as it was if it has no whole
     /// segment more.
     ///
     /// # Errors
     /// `ReadOnly`; `InvalidArgument` if there is no such sector, or it is larger, or would have too many
-    /// segments; `SectorPoisoned` if it takes no writes; `File` if there is no room for it: nothing changed
+    /// segments, or the device has fewer bytes; `SectorPoisoned` if it takes no writes; `File` if there is no room for it: nothing changed
     /// then. `Io`; the sector takes no more writes then, and has the one size or the other when it is opened
     /// next.
     pub fn grow_sector(&self, sector: u16, size: u64) -> Result<u64, StorageError> {
@@ -252,8 +253,9 @@ impl Store {
         self.inner.undrain_sector(sector)
     }
 
-    /// Takes a sector away. Its file is removed if it lies in the store's directory. A block device is not, but is
-    /// taken for no sector any more; the store lets go of it when it is closed.
+    /// Takes a sector away. Its file is removed if it was made in the store's directory; that it can't be is told by
+    /// [`StoreInfo::health`] alone. A block device is taken for no sector any more; the store lets go of it when
+    /// it is closed.
     ///
     /// # Errors
     /// `ReadOnly`; `InvalidArgument` if there is no such sector, or too few others; `StillNeeded` if something
@@ -262,7 +264,8 @@ impl Store {
         self.inner.remove_sector(sector, options)
     }
 
-    /// How many keys (uploads, parts and tracked sets among them) would have too few replicas without a sector,
+    /// How many keys (uploads, parts and tracked sets among them) would have too few replicas without a sector that
+    /// are not known to be damaged,
     /// and pieces of blobs are on their way into it: 0 once it is drained.
     ///
     /// # Errors
@@ -272,7 +275,8 @@ impl Store {
     }
 
     /// Makes replicas, on this thread, until everything has as many as it should, or nothing more can be done, and
-    /// mends what is known to be damaged around them: what the store does by itself in the background. Returns how many keys still have too few.
+    /// mends what is known to be damaged around them: what the store does by itself in the background. Returns how
+    /// many keys still have too few that are well.
     ///
     /// # Errors
     /// `ReadOnly`, `Closed`; `Corruption` of the index. What can't be read or written of one blob is in
@@ -346,8 +350,8 @@ impl Store {
         self.inner.scrub(options, progress)
     }
 
-    /// How many keys have too few replicas, or some that are made of other pieces; also where there are not as
-    /// many sectors as their puts have asked for.
+    /// How many keys have too few replicas that are not known to be damaged, or some that are made of other pieces;
+    /// also where there are not as many sectors as their puts have asked for.
     ///
     /// # Errors
     /// `Corruption` of the index.

@@ -12,7 +12,7 @@ use graviton_format::key::SPACE_BLOB;
 
 use super::index::{Entry, Index};
 use super::info::{RebalanceProgress, RebalanceReport};
-use super::inner::{Inner, numbers};
+use super::inner::{Inner, numbers, undecided};
 use super::options::RebalanceOptions;
 use super::scrub::pace;
 use super::set::SectorSet;
@@ -80,11 +80,10 @@ impl Inner {
             let _ = rebalancing.look_at_all(progress)?;
         }
         // What went would be there again when the store is opened next.
-        let efforts = self.begin_maintenance()?;
         for number in rebalancing.lighter.iter() {
+            let _alone = self.begin_maintenance()?;
             self.try_checkpoint(number)?;
         }
-        drop(efforts);
         Ok(rebalancing.report)
     }
 
@@ -119,22 +118,6 @@ impl Inner {
 }
 
 impl Rebalancing<'_> {
-    /// The next blobs from a stored key on, and where to go on behind them.
-    fn blobs_from(&self, from: &[u8]) -> Result<(Vec<BinaryKey>, Option<Vec<u8>>), StorageError> {
-        let index = self.inner.index.read();
-        let (mut keys, mut last) = (Vec::new(), None);
-        index.scan(from, |_, stored, _| {
-            if stored.first() != Some(&SPACE_BLOB) {
-                return Ok(false);
-            }
-            keys.extend(BinaryKey::of_stored(stored));
-            last = Some([stored, &[0]].concat());
-            Ok(keys.len() < AT_ONCE)
-        })?;
-        let is_full = keys.len() == AT_ONCE;
-        Ok((keys, last.filter(|_| is_full)))
-    }
-
     fn look_at_all(
         &mut self,
         progress: &mut dyn FnMut(RebalanceProgress<'_>) -> ControlFlow<()>,
@@ -142,10 +125,14 @@ impl Rebalancing<'_> {
         let mut from = vec![SPACE_BLOB];
         self.report.keys = 0;
         loop {
-            let (keys, next) = self.blobs_from(&from)?;
+            let (mut keys, next) = self.inner.keys_from(&from, AT_ONCE)?;
+            let found = keys.len();
+            keys.retain(BinaryKey::is_blob);
+            // What else there is comes behind the blobs, and stays where it is.
+            let is_over = keys.len() < found;
             let flow = self.look_at(keys, progress)?;
             match next {
-                Some(next) if flow.is_continue() => from = next,
+                Some(next) if flow.is_continue() && !is_over => from = next,
                 _ => return Ok(flow),
             }
         }
@@ -278,9 +265,7 @@ impl Rebalancing<'_> {
                     .with_placement(key, wanted, &held, size, &room, |placement| {
                         policy.needs_rebalance(placement)
                     })
-                    .map_err(|error| {
-                        StorageError::invalid(format!("the policy of replication: {error}"))
-                    })?
+                    .map_err(|error| undecided(&error))?
             }
         };
         // Whatever a policy says.
@@ -301,7 +286,7 @@ impl Rebalancing<'_> {
     /// most is.
     fn by_fullness(
         &self,
-        holders: SectorSet,
+        mut holders: SectorSet,
         wanted: usize,
         size: u64,
         room: &dyn Fn(usize) -> u64,
@@ -316,19 +301,18 @@ impl Rebalancing<'_> {
             let sectors = sectors.iter();
             sectors.max_by(|&one, &other| used(one).total_cmp(&used(other)))
         };
+        // Those that are drained come first.
+        let worst = |holders: SectorSet| fullest(holders.without(keepers)).or(fullest(holders));
         let named = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
         let copies = holders.len();
-        let mut holders = holders;
         // Of those it was said already that they are to go.
         while self.moves && self.options.dry_run && holders.len() > wanted {
-            let worst = fullest(holders.without(keepers)).or(fullest(holders))?;
-            holders = holders.without(SectorSet::one(worst));
+            holders = holders.without(SectorSet::one(worst(holders)?));
         }
         if holders.len() > wanted {
-            let worst = fullest(holders.without(keepers)).or(fullest(holders))?;
             return Some(Rebalance {
                 add: None,
-                remove: named(worst),
+                remove: named(worst(holders)?),
                 gain: Gain::Surplus { copies },
             });
         }

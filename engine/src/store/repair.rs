@@ -524,13 +524,7 @@ impl Inner {
             if entry.lsn != repair.entry.lsn || entry.all_pieces() != repair.entry.all_pieces() {
                 return Ok(false);
             }
-            let payload = Payload {
-                address: entry
-                    .address
-                    .saturating_add(entry.head_length(key.stored())),
-                length: entry.record_payload(),
-                lsn: entry.record_lsn(),
-            };
+            let payload = entry.stored_payload(key.stored());
             let pin = sector.pin(std::iter::once(entry.address));
             (entry, payload, pin)
         };
@@ -588,20 +582,7 @@ impl Inner {
         if let (Some(head), Some(own)) = (head, own)
             && own.record_lsn() == lsn
         {
-            let mutation = Mutation::Replica {
-                version: own.lsn,
-                lsn,
-                record: record::encode(RecordKind::Blob, &head.key, &head.meta, &bytes, head.time),
-                kind: RecordKind::Blob,
-                time: head.time,
-                meta_length: narrow(head.meta.len()),
-                payload_length: narrow(bytes.len()),
-                manifest: None,
-                life: None,
-                replicas: own.replicas,
-                key: head.key,
-            };
-            return self.submit_replica(repair.target, mutation).await.map(drop);
+            return self.remake(repair.target, &own, head, &bytes).await;
         }
         let time = repair.entry.time;
         let work = Work::Extent {
@@ -621,6 +602,36 @@ impl Inner {
         }
     }
 
+    /// Makes the record of a blob that a sector has anew: whoever shares its payload learns the new place.
+    async fn remake(
+        self: &Arc<Self>,
+        number: usize,
+        own: &Entry,
+        head: Head,
+        bytes: &Bytes,
+    ) -> Result<(), StorageError> {
+        let Head {
+            kind,
+            key,
+            meta,
+            time,
+        } = head;
+        let mutation = Mutation::Replica {
+            version: own.lsn,
+            lsn: own.record_lsn(),
+            record: record::encode(kind, &key, &meta, bytes, time),
+            kind,
+            time,
+            meta_length: narrow(meta.len()),
+            payload_length: narrow(bytes.len()),
+            manifest: None,
+            life: None,
+            replicas: own.replicas,
+            key,
+        };
+        self.submit_replica(number, mutation).await.map(drop)
+    }
+
     /// If a payload lies in the record of a blob that the sector has, of which the front can't be read either: makes
     /// that record anew, so that no other takes its place in the accounting of the sector.
     async fn remake_owner(
@@ -638,21 +649,13 @@ impl Inner {
             life: None,
             ..details
         };
-        let meta = details.encode();
-        let mutation = Mutation::Replica {
-            version: own.lsn,
-            lsn,
-            record: record::encode(RecordKind::Blob, &key, &meta, bytes, own.time),
+        let head = Head {
             kind: RecordKind::Blob,
-            time: own.time,
-            meta_length: narrow(meta.len()),
-            payload_length: narrow(bytes.len()),
-            manifest: None,
-            life: None,
-            replicas: own.replicas,
             key,
+            meta: details.encode(),
+            time: own.time,
         };
-        self.submit_replica(number, mutation).await?;
+        self.remake(number, &own, head, bytes).await?;
         match self.owner_of(number, lsn)? {
             Some((key, own)) if !self.is_readable(number, lsn).await? => {
                 let what = format!("the front of {key} can't be made anew");

@@ -63,7 +63,7 @@ impl Inner {
             return Ok(scrub.report);
         }
         loop {
-            let (keys, next) = scrub.keys_from(&from)?;
+            let (keys, next) = self.keys_from(&from, AT_ONCE)?;
             for key in keys {
                 self.check_open()?;
                 scrub.key(&key)?;
@@ -110,20 +110,6 @@ impl<'a> Scrub<'a> {
             bytes: self.report.bytes,
             damaged: self.report.findings.len() as u64,
         }
-    }
-
-    /// The next keys from a stored one on, and where to go on behind them.
-    fn keys_from(&self, from: &[u8]) -> Result<(Vec<BinaryKey>, Option<Vec<u8>>), StorageError> {
-        let index = self.inner.index.read();
-        let (mut keys, mut last) = (Vec::new(), None);
-        // Nothing is kept of what was deleted.
-        index.scan_replicas(from, u64::MAX, SectorSet::NONE, |stored, _, _, _| {
-            keys.extend(BinaryKey::of_stored(stored));
-            last = Some([stored, &[0]].concat());
-            Ok(keys.len() < AT_ONCE)
-        })?;
-        let is_full = keys.len() == AT_ONCE;
-        Ok((keys, last.filter(|_| is_full)))
     }
 
     /// All replicas of a key.
@@ -328,6 +314,27 @@ impl<'a> Scrub<'a> {
 }
 
 impl Inner {
+    /// The next keys from a stored one on, so many at most, and where to go on behind them.
+    ///
+    /// # Errors
+    /// `Corruption` of the index.
+    pub fn keys_from(
+        &self,
+        from: &[u8],
+        most: usize,
+    ) -> Result<(Vec<BinaryKey>, Option<Vec<u8>>), StorageError> {
+        let index = self.index.read();
+        let (mut keys, mut last) = (Vec::new(), None);
+        // Nothing is kept of what was deleted.
+        index.scan_replicas(from, u64::MAX, SectorSet::NONE, |stored, _, _, _| {
+            keys.extend(BinaryKey::of_stored(stored));
+            last = Some([stored, &[0]].concat());
+            Ok(keys.len() < most)
+        })?;
+        let is_full = keys.len() == most;
+        Ok((keys, last.filter(|_| is_full)))
+    }
+
     /// Reads a replica back; what is damaged of it is marked.
     ///
     /// # Errors

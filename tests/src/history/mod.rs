@@ -19,5 +19,8 @@ pub use explore::{Exploration, Played, explore};
 pub use ground::{Ground, Plan};
 pub use machine::{Machine, PATH};
 pub use record::{Done, Record, difference};
-pub use run::{Tally, check_contents, check_store, do_all, do_and_note, open, perform, run};
+pub use run::{
+    Tally, check_contents, check_store, do_all, do_and_note, open, perform, reopen, run,
+    run_beside, used,
+};
 pub use trial::Trials;

@@ -11,10 +11,10 @@ use graviton_engine::testing::{
 };
 
 use super::action::Action;
-use super::ground::Ground;
+use super::ground::{Ground, Plan};
 use super::machine::Machine;
 use super::record::{Done, Record};
-use crate::rebalance;
+use crate::{rebalance, settle};
 
 /// What was done in all.
 #[derive(Debug, Clone, Copy, Default)]
@@ -148,6 +148,67 @@ pub fn do_all(
         record.done.push(done);
     }
     Ok(())
+}
+
+/// Runs a history in the course of which something else happens to the store, as `change` wants after each action;
+/// it is closed and opened again after one in so many. When all is done and tidied up, `end` looks at it.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn run_beside(
+    ground: &Ground,
+    seed: u64,
+    actions: &[Action],
+    one_in: usize,
+    mut change: impl FnMut(&Store, &mut Random) -> Result<(), Difference>,
+    end: impl FnOnce(&mut Pair<'_, Machine>) -> Result<(), Difference>,
+) -> Result<Tally, Difference> {
+    let mut machine = Machine::boot(ground.plan.clone(), &ground.image, seed);
+    let store = open(&mut machine)?;
+    let mut pair = Pair::over(&mut machine, Arc::<Store>::clone(&store));
+    pair.adopt(store)?;
+    let mut random = Random::new(seed);
+    for action in actions {
+        perform(&mut pair, action).map_err(|what| format!("{action:?}: {what}"))?;
+        change(&pair.subject().store(), &mut random)?;
+        if random.one_in(one_in) {
+            reopen(&mut pair)?;
+        }
+    }
+    for last in Step::last() {
+        pair.run(&last)
+            .map_err(|what| format!("at the end, {last:?}: {what}"))?;
+    }
+    settle(&pair.subject().store())?;
+    end(&mut pair)?;
+    check_store(&pair.subject().store())?;
+    Ok(Tally {
+        histories: 1,
+        actions: actions.len(),
+        images: 0,
+    })
+}
+
+/// Closes a store, opens it again, and compares all of it.
+pub fn reopen(pair: &mut Pair<'_, Machine>) -> Result<(), Difference> {
+    let before = pair.release();
+    let store = pair.subject().reopen(before);
+    pair.resume(store);
+    pair.run(&Step::compare_all())?;
+    Ok(())
+}
+
+/// A machine with a store that was used for a while, and what is in it.
+///
+/// # Panics
+/// If it does not open.
+#[must_use]
+pub fn used(plan: &Plan) -> (Machine, Arc<Store>, Contents) {
+    let ground = Ground::new(plan, 3, 60);
+    let mut machine = Machine::boot(plan.clone(), &ground.image, 3);
+    let store = machine.open().expect("it opens");
+    let contents = contents_of(&*store).expect("it is read");
+    (machine, store, contents)
 }
 
 /// Opens the store of a machine.
