@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 
 use graviton_engine::io::sim::{DiskCondition, Image, Random, Sim};
 use graviton_engine::port::{
-    BinaryKey, BlobStore, CopyOptions, DeleteOptions, Durability, GetOptions, PutOptions,
-    SectorState, Span, StorageError,
+    BinaryKey, BlobStore, CopyOptions, DeleteOptions, Durability, GetOptions, MutableObjectStore,
+    PutOptions, PutRangeOptions, SectorState, Span, StorageError,
 };
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, RemoveOptions, ScrubOptions, Store};
 use graviton_tests::history::{Plan, check_store};
@@ -158,6 +158,13 @@ fn a_delete_beside_repairs_that_share_payload_harms_no_sector() {
         for copy in 1..=copies {
             let copied = store.copy(&key(0), &key(copy), CopyOptions::default());
             copied.wait().expect("it is copied");
+        }
+        if random.one_in(2) {
+            // So that its repair comes to what they share before the others do.
+            let range = Span::new(0, 20_000).expect("a span");
+            let bytes = payload(seed, 20_000);
+            let put = store.put_range(&key(0), range, bytes, PutRangeOptions::default());
+            put.wait().expect("it is put");
         }
         (50..60).for_each(|number| put(&store, number, &payload(5, 2000), PutOptions::default()));
         let holders = sectors_of(&store, 0);
