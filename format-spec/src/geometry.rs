@@ -2,12 +2,14 @@
 
 use crate::error::{FormatError, require};
 
-/// Bytes kept at the front and at the back of a sector for superblocks and checkpoint roots.
+/// Bytes kept at the front and at the back of a sector for superblocks, checkpoint roots and copies of the store file.
 pub const AREA_SIZE: u64 = 64 * 1024;
 /// Bytes of a checkpoint root's slot.
 pub const ROOT_SLOT_SIZE: usize = 16 * 1024;
 /// Root slots; checkpoints take them in turn.
 pub const ROOT_SLOTS: u64 = 2;
+/// Bytes of the slot for a copy of the store file.
+pub const STORE_FILE_SLOT_SIZE: usize = 16 * 1024;
 /// The least and the greatest size of a segment, in bytes.
 pub const SEGMENT_SIZES: (u64, u64) = (64 * 1024, 1024 * 1024 * 1024);
 /// The least and the greatest number of segments in a sector.
@@ -136,6 +138,13 @@ impl Geometry {
     #[must_use]
     pub fn roots(&self, sequence: u64) -> [u64; 2] {
         let slot = ROOT_SLOT_SIZE as u64 * (1 + sequence % ROOT_SLOTS);
+        [slot, self.back_area() + slot]
+    }
+
+    /// Where the copies of the store file lie \[F-71\].
+    #[must_use]
+    pub fn store_file_copies(&self) -> [u64; 2] {
+        let slot = ROOT_SLOT_SIZE as u64 * (1 + ROOT_SLOTS);
         [slot, self.back_area() + slot]
     }
 

@@ -18,6 +18,7 @@ pub mod meta;
 pub mod ranges;
 pub mod record;
 pub mod segment;
+pub mod store_file;
 pub mod structure;
 pub mod superblock;
 pub mod varint;
@@ -36,6 +37,11 @@ pub const STRUCTURES: &[(&str, usize, &[Field])] = &[
         superblock::Superblock::NAME,
         superblock::Superblock::SIZE,
         superblock::Superblock::FIELDS,
+    ),
+    (
+        store_file::StoreFileCopy::NAME,
+        store_file::StoreFileCopy::SIZE,
+        store_file::StoreFileCopy::FIELDS,
     ),
     (
         checkpoint::CheckpointRoot::NAME,

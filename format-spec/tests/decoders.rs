@@ -13,6 +13,7 @@ use graviton_format::frame::FrameHeader;
 use graviton_format::image::Image;
 use graviton_format::record::{Manifest, RecordView};
 use graviton_format::segment::SegmentHeader;
+use graviton_format::store_file::StoreFileCopy;
 use graviton_format::superblock::Superblock;
 use graviton_format::{FormatError, STRUCTURES};
 use support::sample::{GEOMETRY, IDENTITY};
@@ -25,6 +26,9 @@ fn decode(vector: &Vector, bytes: &[u8]) -> Option<Result<usize, FormatError>> {
         "superblock" => Superblock::decode(bytes, address).map(|_| 512),
         "checkpoint-root" => CheckpointRoot::decode(bytes, &IDENTITY, &GEOMETRY, address)
             .map(|(_, list)| 128 + 4 * list.len()),
+        "store-file-copy" => {
+            StoreFileCopy::decode(bytes, &IDENTITY, address).map(|(_, text)| 64 + text.len())
+        }
         "segment-header" => {
             let (segment, _) = GEOMETRY.segment_of(address)?;
             SegmentHeader::decode(bytes, &IDENTITY, &GEOMETRY, segment).map(|_| 128)
@@ -52,7 +56,7 @@ fn whole_headers() -> Vec<(Vector, usize)> {
 #[test]
 fn every_flipped_bit_of_a_header_is_detected() {
     let headers = whole_headers();
-    assert_eq!(headers.len(), 17);
+    assert_eq!(headers.len(), 18);
     for (vector, covered) in headers {
         for bit in 0..covered * 8 {
             let mut bytes = vector.bytes.clone();

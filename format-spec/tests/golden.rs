@@ -19,6 +19,7 @@ use graviton_format::record::{
     ExtentRef, Manifest, RecordHeader, RecordView, seal_record, write_record_head,
 };
 use graviton_format::segment::SegmentHeader;
+use graviton_format::store_file::StoreFileCopy;
 use graviton_format::superblock::Superblock;
 use graviton_format::{Geometry, Structure, ranges};
 use support::reader::recover;
@@ -129,6 +130,17 @@ fn whole(sample: &Sample) -> Vec<Vector> {
             root_address,
             "The back copy of the root of checkpoint 2, with its list of two segments.",
             cut(sector, root_address, 136),
+        ),
+        vector(
+            "store-file-copy",
+            "store-file-copy",
+            geometry.store_file_copies()[0],
+            "The front copy of the store file, revision 1.",
+            cut(
+                sector,
+                geometry.store_file_copies()[0],
+                StoreFileCopy::SIZE as u64 + sample::STORE_FILE.len() as u64,
+            ),
         ),
         vector(
             "segment-header-log",
@@ -266,6 +278,7 @@ fn broken(whole: &[Vector], sample: &Sample) -> Vec<Vector> {
     let of = |name: &str| whole.iter().find(|vector| vector.name == name).unwrap();
     let superblock = of("superblock");
     let root = of("checkpoint-root");
+    let store_file = of("store-file-copy");
     let segment = of("segment-header-log");
     let note = of("frame-note");
     let blob = of("record-blob");
@@ -277,6 +290,7 @@ fn broken(whole: &[Vector], sample: &Sample) -> Vec<Vector> {
         sector_id: 1,
         ..IDENTITY
     };
+    let address_of_copy = store_file.address;
     let mut all = vec![
         damaged(superblock, "foreign", "Another program's file.", |bytes| {
             bytes[..16].copy_from_slice(b"SQLite format 3\0");
@@ -294,6 +308,33 @@ fn broken(whole: &[Vector], sample: &Sample) -> Vec<Vector> {
         damaged(superblock, "misplaced", "The back copy's bytes.", |bytes| {
             bytes.copy_from_slice(&of("superblock-back").bytes);
         }),
+        damaged(
+            store_file,
+            "flipped-text",
+            "One bit of the text.",
+            |bytes| bytes[90] ^= 1,
+        ),
+        damaged(
+            store_file,
+            "too-long",
+            "It says it has a byte more than the slot takes.",
+            |bytes| put_u32(bytes, 16, 16321),
+        ),
+        damaged(
+            store_file,
+            "of-other-sector",
+            "As another sector of the store would have it.",
+            |bytes| reseal(bytes, 4, address_of_copy, other),
+        ),
+        damaged(
+            store_file,
+            "not-text",
+            "A byte that UTF-8 does not have, checksum right.",
+            |bytes| {
+                bytes[90] = 0xff;
+                reseal(bytes, 4, address_of_copy, IDENTITY);
+            },
+        ),
         damaged(
             superblock,
             "block-size",
@@ -665,6 +706,11 @@ fn read(vector: &Vector) -> Result<Vec<u8>, String> {
                 CheckpointRoot::decode(bytes, &IDENTITY, &GEOMETRY, address).map_err(text)?;
             Ok(root.encode(&IDENTITY, address, &list))
         }
+        "store-file-copy" => {
+            let (revision, content) =
+                StoreFileCopy::decode(bytes, &IDENTITY, address).map_err(text)?;
+            Ok(StoreFileCopy::encode(&IDENTITY, address, revision, content).unwrap())
+        }
         "segment-header" => {
             let (segment, _) = GEOMETRY.segment_of(address).unwrap();
             let mut header =
@@ -847,12 +893,13 @@ fn the_measures_of_the_structures_are_what_they_were() {
     let sizes = [
         Superblock::SIZE,
         CheckpointRoot::SIZE,
+        StoreFileCopy::SIZE,
         SegmentHeader::SIZE,
         FrameHeader::SIZE,
         RecordHeader::SIZE,
         ExtentRef::SIZE,
     ];
-    assert_eq!(sizes, [512, 128, 128, 64, 32, 16]);
+    assert_eq!(sizes, [512, 128, 64, 128, 64, 32, 16]);
     let largest = Geometry {
         block_size: 4096,
         segment_size: 1 << 30,

@@ -218,11 +218,12 @@ fn the_checksums_are_those_the_specification_names() {
 /// Numbers that SPEC.md states in prose, as they stand in the code.
 #[test]
 fn stated_limits_are_those_of_the_code() {
-    use graviton_format::{checkpoint, checksum, geometry, image, key, meta, record};
+    use graviton_format::{checkpoint, checksum, geometry, image, key, meta, record, store_file};
     let text = spec();
     let stated = [
         ("area", geometry::AREA_SIZE, "65536"),
         ("slot", geometry::ROOT_SLOT_SIZE as u64, "16384"),
+        ("store file", store_file::TEXT_MAX as u64, "16320"),
         ("list", checkpoint::SEGMENTS_MAX as u64, "4064"),
         ("chunk", checksum::CHUNK_SIZE as u64, "4096"),
         ("chunk payload", checksum::CHUNK_PAYLOAD as u64, "4088"),

@@ -1,16 +1,20 @@
-//! The small files beside the sectors: the store file that names them, and the note of a creation
-//! that is under way.
+//! The small files beside the sectors: the store file that names them, of which they hold copies, and the note of a
+//! creation that is under way.
 
 use std::path::Path;
 
 use graviton_engine::io::sim::Sim;
 use graviton_engine::port::BlobStore;
 use graviton_engine::store::{Access, CreateOptions, KIB, MIB, OpenOptions, Store};
-use graviton_tests::image::{DIRECTORY, original};
+use graviton_format::store_file::StoreFileCopy;
+use graviton_tests::image::{DIRECTORY, SectorFile, original};
 use graviton_tests::{all_keys, sim};
 
 /// The rest is the note of a creation, not the store file.
 const MODE_NOTE: u8 = 4;
+
+/// The rest is what the copies of the store file in the sectors say, which is lost itself.
+const MODE_COPIES: u8 = 8;
 
 /// Puts the bytes after the first in the place of a store's file, and opens the store.
 pub fn catalog(data: &[u8]) {
@@ -26,8 +30,21 @@ pub fn catalog(data: &[u8]) {
     let sim = boot(machine, original.block_size);
     let file = Path::new(DIRECTORY).join("graviton.toml");
     let backend = sim.backend();
-    backend.replace_file(&file, bytes).expect("it is replaced");
-    let changed = sim.image();
+    let changed = if mode & MODE_COPIES == 0 {
+        backend.replace_file(&file, bytes).expect("it is replaced");
+        sim.image()
+    } else {
+        backend.remove_file(&file).expect("it is removed");
+        let mut image = sim.image();
+        copies(&mut image, &original.ages[1].sectors, bytes);
+        let sim = boot(&image, original.block_size);
+        let backend = sim.backend();
+        if Store::recover_store_file_on(backend.as_ref(), DIRECTORY, &[]).is_err() {
+            assert!(backend.read_file(&file, 1 << 20).is_err());
+            return;
+        }
+        sim.image()
+    };
     for access in [Access::ReadOnly, Access::Salvage, Access::ReadWrite] {
         let Some(store) = store(&changed, original.block_size, access) else {
             continue;
@@ -40,6 +57,26 @@ pub fn catalog(data: &[u8]) {
             assert_eq!(found, whole);
         }
         let _ = all_keys(&store);
+    }
+}
+
+/// Has the copies in all sectors say this, if it is a text and not too long; and be of the revision that the text
+/// says it is, so that they are believed.
+fn copies(image: &mut sim::Image, sectors: &[SectorFile], bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let revision = text
+        .lines()
+        .find_map(|line| line.strip_prefix("revision = "));
+    let revision = revision.and_then(|digits| digits.trim().parse().ok());
+    for (disk, sector) in sectors.iter().enumerate() {
+        for address in sector.geometry.store_file_copies() {
+            let revision = revision.unwrap_or(0);
+            let copy = StoreFileCopy::encode(&sector.identity, address, revision, &text);
+            let at = usize::try_from(address).expect("a small sector");
+            if let Some(copy) = copy {
+                image.edit(disk, at, &copy);
+            }
+        }
     }
 }
 

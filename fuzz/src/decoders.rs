@@ -17,6 +17,7 @@ use graviton_format::frame::{self, FrameHeader};
 use graviton_format::image::{self, Image, ImageBuilder, ImageHeader};
 use graviton_format::record::{Manifest, RecordHeader, RecordView};
 use graviton_format::segment::{self, SegmentHeader};
+use graviton_format::store_file::{self, StoreFileCopy};
 use graviton_format::superblock::{self, Superblock};
 use graviton_format::{Geometry, Identity, Structure, meta, ranges, varint};
 use zerocopy::IntoBytes;
@@ -45,6 +46,7 @@ pub const DECODERS: &[(&str, Target)] = &[
     ("manifest", manifest),
     ("tracker", tracker),
     ("checkpoint_root", checkpoint_root),
+    ("store_file_copy", store_file_copy),
     ("image", image),
     ("parts", parts),
 ];
@@ -362,6 +364,33 @@ pub fn checkpoint_root(data: &[u8]) {
     let room = segments.len() as u64 * geometry.image_bytes_per_segment();
     assert!(root.image_length.get() <= room);
     let again = root.encode(&IDENTITY, address, &segments);
+    assert_eq!(again, bytes[..again.len()]);
+}
+
+/// Copies of the store file.
+pub fn store_file_copy(data: &[u8]) {
+    let Some(Input {
+        fix,
+        address,
+        bytes,
+        ..
+    }) = input(data)
+    else {
+        return;
+    };
+    let _ = StoreFileCopy::rows(bytes, address);
+    let mut bytes = bytes.to_vec();
+    if fix && let Ok(view) = StoreFileCopy::view(&bytes) {
+        let text = String::from_utf8_lossy(&bytes[StoreFileCopy::SIZE..]);
+        match StoreFileCopy::encode(&IDENTITY, address, view.revision.get(), &text) {
+            Some(fixed) => bytes = fixed,
+            None => assert!(text.len() > store_file::TEXT_MAX),
+        }
+    }
+    let Ok((revision, text)) = StoreFileCopy::decode(&bytes, &IDENTITY, address) else {
+        return;
+    };
+    let again = StoreFileCopy::encode(&IDENTITY, address, revision, text).expect("it fits");
     assert_eq!(again, bytes[..again.len()]);
 }
 

@@ -19,7 +19,7 @@ use graviton_format::frame::{self, FrameHeader};
 use graviton_format::image::Image;
 use graviton_format::key::SPACE_RANGES;
 use graviton_format::record::{RecordKind, RecordView};
-use graviton_format::{Geometry, Structure, segment};
+use graviton_format::{Geometry, Structure, segment, store_file};
 use graviton_tests::image::{Age, DIRECTORY, EDIT_LEN, KINDS, SectorFile, original};
 use graviton_tests::random::Random;
 
@@ -80,8 +80,8 @@ macro_rules! replays {
 }
 
 replays! {
-    superblock segment_header frame_header record meta manifest tracker checkpoint_root image parts
-    text table catalog store operations command dump
+    superblock segment_header frame_header record meta manifest tracker checkpoint_root store_file_copy
+    image parts text table catalog store operations command dump
 }
 
 #[test]
@@ -150,6 +150,11 @@ fn real_seeds() -> Seeds {
             .read_file(&store_file, 1 << 16)
             .expect("a store file");
         put("catalog", &format!("{mode}"), [&[mode], &text[..]].concat());
+        put(
+            "catalog",
+            &format!("copies-{mode}"),
+            [&[mode | 8], &text[..]].concat(),
+        );
         put(
             "command",
             &format!("store-file-{mode}"),
@@ -272,7 +277,7 @@ fn structures(seeds: &mut Seeds, name: &str, mode: u8, sector: &SectorFile) {
         ));
     };
     put("superblock", 0, &sector.bytes[..512]);
-    let mut kinds = [0_usize; 6];
+    let mut kinds = [0_usize; 7];
     let mut take = |kind: usize| {
         kinds[kind] += 1;
         kinds[kind] <= 3
@@ -311,6 +316,7 @@ fn structures(seeds: &mut Seeds, name: &str, mode: u8, sector: &SectorFile) {
                     put("meta", at, view.meta);
                 }
             }
+            Some(store_file::MAGIC) if take(6) => put("store_file_copy", at, &bytes[..512]),
             Some(checkpoint::MAGIC) if take(2) => {
                 put("checkpoint_root", at, &bytes[..512]);
                 checkpoint_image(&mut put, sector, geometry, at);

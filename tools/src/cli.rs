@@ -332,7 +332,7 @@ pub enum Command {
     /// and, if that is cut short, by whoever has the store open for writing next.
     #[command(
         arg_required_else_help = true,
-        after_help = "Examples:\n  graviton sectors ls\n  graviton sectors add --size 64GiB --file /mnt/b/graviton.sector --rack left\n  graviton sectors add --file /dev/sdb\n  graviton sectors grow 0 128GiB\n  graviton sectors replace 1\n  graviton sectors drain 2 && graviton sectors remove 2"
+        after_help = "Examples:\n  graviton sectors ls\n  graviton sectors add --size 64GiB --file /mnt/b/graviton.sector --rack left\n  graviton sectors add --file /dev/sdb\n  graviton sectors grow 0 128GiB\n  graviton sectors replace 1\n  graviton sectors drain 2 && graviton sectors remove 2\n  graviton sectors recover /mnt/b/graviton.sector"
     )]
     Sectors {
         /// What to do.
@@ -684,6 +684,16 @@ pub enum Sectors {
         #[command(flatten)]
         new: NewSectorArgs,
     },
+    /// Write the store file anew, which was lost or damaged, from the copies that the sectors hold
+    ///
+    /// Sectors are looked for in the store's directory, which may be a new one, and where they were. A
+    /// store file that is of no use is kept as graviton.toml.damaged. Where a sector is missing, nobody knows
+    /// what it alone was told last: the store opens without it once its loss is accepted (sectors
+    /// remove|replace --accept-loss).
+    Recover {
+        /// Sectors that lie elsewhere now
+        files: Vec<PathBuf>,
+    },
     /// Say what fails together with a sector, what kind it is, and what it costs
     Label {
         /// The sector's number
@@ -935,6 +945,8 @@ pub struct DumpArgs {
 pub enum DumpWhat {
     /// All copies of the superblock
     Superblock,
+    /// All copies of the store file
+    StoreFile,
     /// The header of each segment
     Segments {
         /// Only this segment

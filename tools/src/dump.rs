@@ -18,6 +18,7 @@ mod record;
 mod sector;
 mod segments;
 mod source;
+mod store_file;
 mod tell;
 #[cfg(test)]
 mod tests;
@@ -133,6 +134,7 @@ impl Dump<'_> {
             segment => Ok(segment),
         };
         match self.what {
+            DumpWhat::StoreFile => store_file::dump(teller, &log)?,
             DumpWhat::Segments { segment } => segments::dump(teller, &log, exists(*segment)?)?,
             DumpWhat::Frames { segment } => frames::dump(teller, &log, exists(*segment)?)?,
             DumpWhat::Checkpoint { entries, max } => {

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
 
 use comfy_table::{CellAlignment, Table, presets};
 use graviton_engine::port::{Health, Labels, Replica, ReplicaError, SectorState, StorageError};
 use graviton_engine::store::{
-    NewSector, RebalanceOptions, RemoveOptions, ScrubDepth, ScrubOptions, SectorInfo, Store,
+    Access, FoundSector, NewSector, RebalanceOptions, RemoveOptions, ScrubDepth, ScrubOptions,
+    SectorInfo, Store,
 };
 use serde_json::{Value, json};
 
@@ -91,6 +93,7 @@ pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
                 false => session.write(work),
             }
         }
+        Sectors::Recover { files } => recover(session, files),
         Sectors::Label { sector, labels } => session.write(|store| {
             store.relabel(*sector, labels_of(labels))?;
             let labels = labels_line(&labels_of(labels)).unwrap_or_else(|| "nothing".to_owned());
@@ -98,6 +101,61 @@ pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
             session.output.line(format!("sector {sector}: {labels}"))
         }),
     }
+}
+
+/// Writes the store file anew.
+fn recover(session: &Session, files: &[PathBuf]) -> Result<(), Failure> {
+    session.check_writing()?;
+    let absolute = |path: &Path| {
+        std::path::absolute(path)
+            .map_err(|error| Failure::failed(format!("{}: {error}", path.display())))
+    };
+    let files = files.iter().map(|file| absolute(file));
+    let files = files.collect::<Result<Vec<_>, _>>()?;
+    let directory = absolute(&session.global.store)?;
+    let io = session.open_options(Access::ReadWrite).io;
+    let found = Store::recover_store_file(&directory, &files, &io)?;
+    let output = &session.output;
+    let state = |sector: &FoundSector| match (sector.is_there, sector.is_as_left) {
+        (false, _) => "missing",
+        (true, true) => "found",
+        (true, false) => "found, but as an older copy of itself",
+    };
+    let sectors: Vec<_> = found
+        .sectors
+        .iter()
+        .map(|sector| {
+            json!({"sector": sector.number, "file": sector.path, "there": sector.is_there,
+                "as_left": sector.is_as_left, "behind": sector.is_behind})
+        })
+        .collect();
+    output.object(
+        &json!({"recovered": directory, "revision": found.revision, "sectors": sectors,
+        "unnamed": found.unnamed}),
+    )?;
+    output.line(format!(
+        "the store file is written anew, as of revision {}",
+        found.revision
+    ))?;
+    for sector in &found.sectors {
+        let behind = match sector.is_behind {
+            true => " (it took no part when that was written)",
+            false => "",
+        };
+        output.line(format!(
+            "sector {}: {}: {}{behind}",
+            sector.number,
+            sector.path.display(),
+            state(sector)
+        ))?;
+    }
+    for file in &found.unnamed {
+        output.line(format!(
+            "{}: of this store, but none of its sectors any more, or not yet",
+            file.display()
+        ))?;
+    }
+    Ok(())
 }
 
 /// Does `work` with a store that may not open but without a sector, whose loss is accepted then. So many others come.

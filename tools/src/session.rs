@@ -171,6 +171,9 @@ impl Session {
                 StorageError::TooFewSectors { .. } => {
                     " (graviton info tells more, --salvage reads what is left, sectors replace or remove --accept-loss goes on without one)"
                 }
+                StorageError::InvalidStore { ref path, .. } if path.ends_with("graviton.toml") => {
+                    " (graviton sectors recover writes it anew from the sectors)"
+                }
                 _ => "",
             };
             let failure = Failure::from(error);

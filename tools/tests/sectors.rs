@@ -1125,6 +1125,98 @@ fn a_loss_is_accepted() {
     graviton.run(["info"]).done();
 }
 
+/// The store file is lost or damaged, and sectors lie elsewhere then.
+#[test]
+fn a_store_file_is_recovered() {
+    let directory = memory_directory();
+    let mut subject = Subject::new(directory, 3);
+    subject.change();
+    subject
+        .run(&["sectors", "label", "1", "--rack", "left"])
+        .done();
+    subject
+        .run(&["sectors", "recover"])
+        .fails(FAILED, &["graviton.toml", "already"]);
+    let store_file = subject.graviton.store().join("graviton.toml");
+    for damage in ["", "format_version = 1"] {
+        fs::write(&store_file, damage).expect("written");
+        subject
+            .run(&["ls"])
+            .fails(CORRUPTION, &["graviton.toml", "graviton sectors recover"]);
+        let recovered = subject.run(&["sectors", "recover"]).done().text();
+        assert!(recovered.contains("written anew"), "{recovered}");
+        assert_eq!(recovered.matches(": found\n").count(), 3, "{recovered}");
+        subject.is_well();
+    }
+    let kept = store_file.with_extension("toml.damaged");
+    assert_eq!(
+        fs::read_to_string(kept).expect("kept"),
+        "format_version = 1"
+    );
+    let labels = subject.run(&["sectors", "ls"]).done().text();
+    assert!(labels.contains("left"), "{labels}");
+
+    // The disk is gone on which the store file was, and a sector.
+    let elsewhere = subject.directory.path().join("elsewhere");
+    fs::create_dir(&elsewhere).expect("made");
+    let moved = [1, 2].map(|number| {
+        let sector = subject.sector(number).expect("it is there");
+        let moved = elsewhere.join(format!("moved-{number}"));
+        fs::rename(&sector.file, &moved).expect("moved");
+        moved
+    });
+    fs::rename(
+        subject.graviton.store(),
+        subject.directory.path().join("gone"),
+    )
+    .expect("moved");
+    subject
+        .run(&["sectors", "recover"])
+        .fails(FAILED, &["no sectors were found"]);
+    let files = moved.each_ref().map(|path| path.to_str().expect("UTF-8"));
+    let arguments = ["sectors", "recover", files[0], files[1]];
+    let recovered = subject.run(&arguments).done().text();
+    assert!(
+        recovered.contains("sector-000.graviton: missing\n"),
+        "{recovered}"
+    );
+    subject
+        .run(&["ls"])
+        .fails(CORRUPTION, &["sector-000", "--accept-loss"]);
+    subject
+        .run(&["sectors", "replace", "0", "--accept-loss"])
+        .done();
+    subject.is_well();
+
+    // What is none of a sector, and a sector twice.
+    fs::remove_file(&store_file).expect("removed");
+    let no_sector = subject.directory.path().join("text");
+    fs::write(&no_sector, vec![b'x'; 200_000]).expect("written");
+    for (file, code, words) in [
+        (no_sector.as_path(), CORRUPTION, "not a Graviton sector"),
+        (Path::new("/nowhere/sector"), FAILED, "No such file"),
+    ] {
+        let file = file.to_str().expect("UTF-8");
+        subject
+            .run(&["sectors", "recover", file])
+            .fails(code, &[file, words]);
+    }
+    let copy = elsewhere.join("copy");
+    fs::copy(&moved[0], &copy).expect("copied");
+    let files = [&copy, &moved[0]].map(|path| path.to_str().expect("UTF-8"));
+    subject
+        .run(&["sectors", "recover", files[0], files[1]])
+        .fails(CORRUPTION, &["is the same sector as"]);
+    fs::remove_file(&copy).expect("removed");
+    let link = elsewhere.join("link");
+    symlink(&moved[0], &link).expect("linked");
+    let link = link.to_str().expect("UTF-8");
+    subject.run(&["sectors", "recover", link]).done();
+    subject.is_well();
+    let shown = subject.run(&["dump", "store-file"]).done().text();
+    assert!(shown.contains("| [[sector]]"), "{shown}");
+}
+
 /// A put may ask for more replicas than the store keeps, and not for fewer.
 #[test]
 fn a_put_asks_for_more_replicas() {

@@ -13,17 +13,23 @@ use graviton_format::geometry::AREA_SIZE;
 
 use super::image_io::{Root, root_copy};
 use super::sector::Sector;
+use super::store_file::{StoreFileText, encode_copy};
 use crate::io::WriteSync;
 use crate::port::StorageError;
 
 /// Makes room behind the sector's end for what `grown` has more, and the sector so large on disk. `roots` are those of
-/// the checkpoints that are kept. Neither they nor the superblock may change until the sector
-/// [counts](Sector::count_segments) them.
+/// the checkpoints that are kept. Neither they nor the superblock or a copy of the store file may be written until the
+/// sector [counts](Sector::count_segments) them.
 ///
 /// # Errors
 /// `File` if there is no room for it: nothing changed then. `Io`; the sector is poisoned then, but for want of
 /// memory, and has the one size or the other when it is opened next.
-pub async fn grow(sector: &Sector, grown: Geometry, roots: &[Root]) -> Result<(), StorageError> {
+pub async fn grow(
+    sector: &Sector,
+    grown: Geometry,
+    roots: &[Root],
+    store_file: &StoreFileText,
+) -> Result<(), StorageError> {
     let before = sector.geometry();
     let extended = sector
         .disk()
@@ -36,6 +42,10 @@ pub async fn grow(sector: &Sector, grown: Geometry, roots: &[Root]) -> Result<()
     for root in roots {
         let [_, back] = grown.roots(root.root.sequence.get());
         let copy = root_copy(sector, &root.root, &root.segments, back)?;
+        sector.write(copy, back, WriteSync::None).await?;
+    }
+    let [_, back] = grown.store_file_copies();
+    if let Some(copy) = encode_copy(sector, store_file, back)? {
         sector.write(copy, back, WriteSync::None).await?;
     }
     sector.sync().await?;

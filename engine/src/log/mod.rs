@@ -8,6 +8,7 @@ pub mod image_io;
 pub mod replay;
 pub mod sector;
 pub mod segments;
+pub mod store_file;
 
 pub use append::{FrameBuilder, Tail};
 pub use replay::Replay;

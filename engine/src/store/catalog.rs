@@ -5,15 +5,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use graviton_format::FORMAT_VERSION;
+use graviton_format::store_file::TEXT_MAX;
 use graviton_format::structure::hex;
 use serde::{Deserialize, Serialize};
 
 use super::set::SectorSet;
-use crate::io::Backend;
+use crate::io::{Backend, OpenAccess};
+use crate::log::store_file::StoreFileText;
 use crate::port::{Labels, PolicyError, Price, StorageError};
 
 /// Its name in the store's directory.
 pub const FILE: &str = "graviton.toml";
+/// What a store file that was of no use is kept as, once it is written anew.
+pub const DAMAGED_FILE: &str = "graviton.toml.damaged";
 /// Name of the lock file beside it.
 pub const LOCK_FILE: &str = "graviton.lock";
 /// Stands beside sector files from before the first is made until the store file names them: what
@@ -22,8 +26,14 @@ const CREATING_FILE: &str = "graviton.creating";
 /// Stands beside the store file from before a sector's file is made until the store file names it, and holds its
 /// name.
 const ADDING_FILE: &str = "graviton.adding";
+/// What it begins with.
+const HEADING: &str =
+    "# A Graviton store. Written by the engine, which keeps copies of it in the sectors.\n";
+/// Bytes by which it may become longer by itself, and by each sector.
+const SLACK: usize = 96;
+const SLACK_OF_SECTOR: usize = 96;
 /// A store file is never near this long.
-const LENGTH_MAX: usize = 1 << 20;
+pub const LENGTH_MAX: usize = 1 << 20;
 /// The most sectors a store has.
 pub const SECTORS_MAX: usize = 64;
 
@@ -35,6 +45,9 @@ pub struct Catalog {
     pub format_version: u32,
     /// Id of the store, 32 hex digits.
     pub store_id: String,
+    /// Counts the writes of the file.
+    #[serde(default)]
+    pub revision: u64,
     /// How many sectors are to have each blob.
     #[serde(default = "one")]
     pub replicas: u16,
@@ -258,6 +271,28 @@ pub fn end_addition(backend: &dyn Backend, directory: &Path) -> io::Result<()> {
     backend.remove_file(&directory.join(ADDING_FILE))
 }
 
+/// There is no store file in `directory`, and so no store, unless there are sectors.
+fn no_store_file(backend: &dyn Backend, directory: &Path) -> StorageError {
+    let first = sector_file(0);
+    let sector = backend.open(&directory.join(&first), OpenAccess::ReadOnly);
+    let is_creation_cut_short = backend
+        .read_file(&directory.join(CREATING_FILE), 16)
+        .is_ok();
+    match sector {
+        Ok(_) if !is_creation_cut_short => StorageError::InvalidStore {
+            path: directory.join(FILE),
+            why: format!(
+                "it is missing, but there is a {}: it can be recovered from the sectors",
+                first.display()
+            ),
+        },
+        _ => StorageError::NoStore {
+            path: directory.to_owned(),
+            why: format!("it has no {FILE}"),
+        },
+    }
+}
+
 #[derive(Deserialize)]
 struct VersionOnly {
     format_version: u32,
@@ -272,6 +307,7 @@ impl Catalog {
         Self {
             format_version: FORMAT_VERSION,
             store_id: hex(store_id),
+            revision: 0,
             replicas,
             short: false,
             beginning: None,
@@ -292,10 +328,9 @@ impl Catalog {
         let bytes = backend
             .read_file(&path, LENGTH_MAX)
             .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => StorageError::NoStore {
-                    path: directory.to_owned(),
-                    why: format!("it has no {FILE}"),
-                },
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                    no_store_file(backend, directory)
+                }
                 io::ErrorKind::InvalidData => invalid("too long for a store file".to_owned()),
                 _ => StorageError::File {
                     operation: "read",
@@ -305,12 +340,24 @@ impl Catalog {
             })?;
         let text =
             std::str::from_utf8(&bytes).map_err(|_| invalid("not a text file".to_owned()))?;
+        Self::parse(text, &path)
+    }
+
+    /// What a store file says that is, or was, at `path`.
+    ///
+    /// # Errors
+    /// `UnsupportedVersion`, `InvalidStore`.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, StorageError> {
+        let invalid = |why: String| StorageError::InvalidStore {
+            path: path.to_owned(),
+            why,
+        };
         let brief = |error: toml::de::Error| invalid(error.message().to_owned());
         // The version first: a newer file may have other fields.
         let VersionOnly { format_version } = toml::from_str(text).map_err(brief)?;
         if format_version > FORMAT_VERSION {
             return Err(StorageError::UnsupportedVersion {
-                path,
+                path: path.to_owned(),
                 found: format_version,
                 supported: FORMAT_VERSION,
             });
@@ -379,25 +426,50 @@ impl Catalog {
         labels.map(Option::unwrap_or_default).collect()
     }
 
-    /// Writes the store file, atomically and durably.
+    /// Writes the store file, atomically and durably. Its revision is the next one then.
     ///
     /// # Errors
     /// `File`.
-    pub fn write(&self, backend: &dyn Backend, directory: &Path) -> Result<(), StorageError> {
+    pub fn write(&mut self, backend: &dyn Backend, directory: &Path) -> Result<(), StorageError> {
+        self.revision += 1;
         let path = directory.join(FILE);
-        let text = toml::to_string(self).map_err(|error| StorageError::InvalidStore {
-            path: path.clone(),
-            why: error.to_string(),
-        })?;
-        let text = format!(
-            "# A Graviton store. Written by the engine; the sectors hold the same ids.\n{text}"
-        );
         backend
-            .replace_file(&path, text.as_bytes())
+            .replace_file(&path, self.text().text.as_bytes())
             .map_err(|error| StorageError::File {
                 operation: "write",
                 path,
                 source: Arc::new(error),
             })
+    }
+
+    /// The file as it is written.
+    pub fn text(&self) -> StoreFileText {
+        let fields = toml::to_string(self).expect("its fields can all be said in TOML");
+        StoreFileText {
+            revision: self.revision,
+            text: format!("{HEADING}{fields}"),
+        }
+    }
+
+    /// The file as it will be written next, if nothing changes.
+    pub fn next_text(&self) -> StoreFileText {
+        let mut next = self.clone();
+        next.revision += 1;
+        next.text()
+    }
+
+    /// Whether sectors have room for a copy of the file, whatever becomes of them.
+    ///
+    /// # Errors
+    /// `InvalidArgument`.
+    pub fn check_has_room(&self) -> Result<(), StorageError> {
+        let length = self.text().text.len();
+        let most = TEXT_MAX - SLACK - self.sectors.len() * SLACK_OF_SECTOR;
+        match length > most {
+            true => Err(StorageError::invalid(format!(
+                "with these paths and labels of sectors the store file has {length} bytes, must be at most {most}"
+            ))),
+            false => Ok(()),
+        }
     }
 }

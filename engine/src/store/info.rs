@@ -303,3 +303,31 @@ pub struct CompactReport {
     /// Bytes that became free.
     pub freed: u64,
 }
+
+/// What came of [`Store::recover_store_file`](super::Store::recover_store_file).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RecoveredStoreFile {
+    /// Which revision of the store file the newest copy was.
+    pub revision: u64,
+    /// The sectors that it names, by number.
+    pub sectors: Vec<FoundSector>,
+    /// Sectors of the same store that it does not name: they were removed, or were being added.
+    pub unnamed: Vec<PathBuf>,
+}
+
+/// What was found of a sector that a copy of the store file names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FoundSector {
+    /// Its number.
+    pub number: u16,
+    /// Where it is, or was when the copy was written.
+    pub path: PathBuf,
+    /// Whether it was found.
+    pub is_there: bool,
+    /// Whether it is as new as the copy says, and no older copy of itself.
+    pub is_as_left: bool,
+    /// It took no part when the copy was written.
+    pub is_behind: bool,
+}

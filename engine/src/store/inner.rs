@@ -27,6 +27,7 @@ use super::shortage::Shortage;
 use super::ticket::CommitSource;
 use super::tracker::Trackers;
 use crate::io::{Backend, Disk, IoOptions, Lock, LockError, OpenAccess, open_backend};
+use crate::log::store_file::write_copies;
 use crate::log::{Sector, Segments};
 use crate::port::op::{Driver, Signal, wait_for};
 use crate::port::{
@@ -181,7 +182,7 @@ pub struct GivenBackend(pub Option<Arc<dyn Backend>>);
 
 impl GivenBackend {
     /// The backend, and why it is not the preferred one.
-    fn open(
+    pub fn open(
         self,
         options: &IoOptions,
         path: &Path,
@@ -229,7 +230,7 @@ pub fn random<const N: usize>(backend: &dyn Backend, path: &Path) -> Result<[u8;
 }
 
 /// Takes the store's lock.
-fn take_lock(
+pub fn take_lock(
     backend: &dyn Backend,
     directory: &Path,
     access: Access,
@@ -414,7 +415,14 @@ impl Inner {
         // Two, so that from the beginning damage to one leaves another.
         inner.checkpoint_all()?;
         inner.checkpoint_all()?;
-        inner.catalog.lock().write(inner.backend.as_ref(), path)?;
+        let mut catalog = inner.catalog.lock();
+        // There is no store before the file is.
+        let file = catalog.next_text();
+        for sector in inner.sectors.iter() {
+            wait_for(write_copies(sector, &file))?;
+        }
+        catalog.write(inner.backend.as_ref(), path)?;
+        drop(catalog);
         Ok(inner)
     }
 
@@ -462,6 +470,9 @@ impl Inner {
         }
         for place in inner.places_of_damage() {
             inner.want_mending(&place);
+        }
+        if inner.check_access().is_ok() {
+            inner.want_store_file();
         }
         if inner.check_access().is_ok()
             && let Err(error) = inner.end_additions()
@@ -601,6 +612,10 @@ impl Inner {
         }
         self.end_maintenance();
         let mut outcome = self.drain();
+        {
+            let _alone = self.maintenance.lock();
+            self.keep_store_file_everywhere();
+        }
         // Without it, what is durable is as durable.
         let _ = self.note_durable();
         let long = self.index.read().sectors.iter().any(|sector| {
@@ -775,13 +790,25 @@ impl Inner {
         self.check_writable()?;
         check_labels(&labels)?;
         let place = self.check_member(number)?;
-        self.write_catalog(|catalog| {
+        let relabel = |catalog: &mut Catalog| {
             if let Some(named) = catalog.sector_mut(place) {
                 named.set_labels(&labels);
             }
-        })?;
+        };
+        self.check_catalog(relabel)?;
+        self.write_catalog(relabel)?;
         self.labels.write()[place] = labels;
         Ok(())
+    }
+
+    /// Whether the sectors would have room for the store file with something changed.
+    ///
+    /// # Errors
+    /// `InvalidArgument`.
+    pub fn check_catalog(&self, change: impl FnOnce(&mut Catalog)) -> Result<(), StorageError> {
+        let mut new = self.catalog.lock().clone();
+        change(&mut new);
+        new.check_has_room()
     }
 
     /// Writes the store file anew, with something changed.
@@ -794,7 +821,20 @@ impl Inner {
         change(&mut new);
         new.write(self.backend.as_ref(), &self.path)?;
         *catalog = new;
+        drop(catalog);
+        self.want_store_file();
         Ok(())
+    }
+
+    /// The sectors are to have copies of the store file as it is now: soon, since this may be called where nothing
+    /// can be waited for.
+    fn want_store_file(&self) {
+        let mut mending = self.mending.lock();
+        for number in self.sectors.members().iter() {
+            mending.want_store_file(number);
+        }
+        drop(mending);
+        self.kick_maintenance();
     }
 
     /// The sectors that a change of a blob goes to: all that have it and take records.

@@ -25,6 +25,7 @@ use super::record;
 use super::set::SectorSet;
 use crate::io::{Disk, OpenAccess, WriteSync};
 use crate::log::growth::{grow, wipe_outgrown};
+use crate::log::store_file::write_copies;
 use crate::log::{Sector, Segments};
 use crate::port::op::wait_for;
 use crate::port::{SectorState, StorageError};
@@ -57,6 +58,11 @@ impl Inner {
             let what = format!("{}: the store file holds paths in UTF-8", file.display());
             return Err(StorageError::invalid(what));
         }
+        self.check_catalog(|catalog| {
+            let mut named = CatalogSector::new(number, file.clone(), 0);
+            named.set_labels(&new.labels);
+            catalog.sectors.push(named);
+        })?;
         let path = self.path.join(&file);
         let device = match new.file.is_some() {
             true => self.device_size(&path)?,
@@ -226,8 +232,9 @@ impl Inner {
             return Ok(before.sector_size());
         }
         let roots = self.kept.lock()[place].roots();
+        let store_file = self.catalog.lock().text();
         let outcome = wait_for(async {
-            grow(sector, grown, &roots).await?;
+            grow(sector, grown, &roots, &store_file).await?;
             // Before anything is put there.
             wipe_outgrown(sector, before).await
         });
@@ -312,7 +319,11 @@ impl Inner {
             let drawn = random(self.backend.as_ref(), &self.path)?;
             session = u64::from_le_bytes(drawn).max(1);
         }
-        wait_for(sector.join(session, members.bits()))?;
+        let store_file = self.catalog.lock().text();
+        wait_for(async {
+            write_copies(sector, &store_file).await?;
+            sector.join(session, members.bits()).await
+        })?;
         let mut named = CatalogSector::new(
             sector.number(),
             file.to_owned(),
@@ -337,6 +348,7 @@ impl Inner {
         }
         self.labels.write()[number] = new.labels.clone();
         sector.withhold(false);
+        self.keep_store_file_everywhere();
         self.tell_members(members);
         // What was short for want of a sector may go there.
         self.marks.want_scan();
@@ -486,10 +498,11 @@ impl Inner {
             Ok(file) => {
                 efforts.forget_repairs();
                 self.let_go_of(place);
+                self.remove_file_of(&sector, &file);
+                self.keep_store_file_everywhere();
                 drop(efforts);
                 self.marks.want_scan();
                 self.kick_maintenance();
-                self.remove_file_of(&sector, &file);
                 Ok(())
             }
             Err(error) => {

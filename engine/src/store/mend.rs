@@ -1,6 +1,7 @@
 //! Mending: damage that lies around records is undone in the sector itself.
 //!
-//! What a superblock copy, a checkpoint's root or an image says is in memory, too: it is written anew. A segment
+//! What a copy of the superblock or of the store file, a checkpoint's root or an image says is in memory, too: it is
+//! written anew. A segment
 //! of the log is *emptied*: where its frames can't be walked any more, the index still says where each record
 //! lies that is needed. Each is read at its place, checked, and moved to the log's end as compaction does it.
 //! What can't be read stays, and is marked, so that repair writes it anew elsewhere if another sector has it. Once
@@ -13,7 +14,7 @@ use std::sync::Arc;
 
 use graviton_format::FormatError;
 use graviton_format::checksum::stored_length;
-use graviton_format::geometry::{AREA_SIZE, ROOT_SLOT_SIZE};
+use graviton_format::geometry::{AREA_SIZE, ROOT_SLOT_SIZE, ROOT_SLOTS, STORE_FILE_SLOT_SIZE};
 use graviton_format::record::{Manifest, RecordKind, record_length};
 
 use super::commit::{Move, Work};
@@ -24,6 +25,7 @@ use super::record::encode;
 use super::set::SectorSet;
 use crate::log::replay::decode_record;
 use crate::log::sector::{Payload, is_failed_read};
+use crate::log::store_file::keep_copies;
 use crate::log::{Sector, State};
 use crate::port::op::wait_for;
 use crate::port::{BinaryKey, Place, RangeSet, Span, StorageError};
@@ -47,6 +49,8 @@ pub struct Mending {
 struct Damaged {
     /// A copy of the superblock.
     superblock: bool,
+    /// A copy of the store file, or that has been written since.
+    store_file: bool,
     /// Checkpoints that are still to be taken: a root is, or an image.
     checkpoints: u32,
     segments: BTreeMap<u32, Emptying>,
@@ -106,6 +110,11 @@ impl Mending {
         self.of(number).checkpoints = CHECKPOINTS;
     }
 
+    /// The copies of the store file in a sector may not be like it.
+    pub fn want_store_file(&mut self, number: usize) {
+        self.of(number).store_file = true;
+    }
+
     /// A sector is gone.
     pub fn forget(&mut self, number: usize) {
         self.by_sector.remove(&number);
@@ -144,8 +153,11 @@ impl Inner {
                     damaged.checkpoints = CHECKPOINTS;
                 }
             }
-            None if place.offset % AREA_SIZE < ROOT_SLOT_SIZE as u64 => damaged.superblock = true,
-            None => damaged.checkpoints = CHECKPOINTS,
+            None => match place.offset % AREA_SIZE / ROOT_SLOT_SIZE as u64 {
+                0 => damaged.superblock = true,
+                slot if slot <= ROOT_SLOTS => damaged.checkpoints = CHECKPOINTS,
+                _ => damaged.store_file = true,
+            },
         }
         drop(mending);
         self.kick_maintenance();
@@ -207,11 +219,16 @@ impl Inner {
             }
             return Ok(true);
         }
+        if self.keep_store_file(number)? {
+            return Ok(true);
+        }
         if checkpoints > 0 && self.try_checkpoint(number)? {
             self.mending.lock().of(number).checkpoints = checkpoints - 1;
             if checkpoints == 1 {
                 for start in sector.geometry().superblocks() {
-                    self.forget_damage(number, start + ROOT_SLOT_SIZE as u64..start + AREA_SIZE);
+                    let slots =
+                        [1, 1 + ROOT_SLOTS].map(|slot| start + slot * ROOT_SLOT_SIZE as u64);
+                    self.forget_damage(number, slots[0]..slots[1]);
                 }
             }
             return Ok(true);
@@ -223,7 +240,8 @@ impl Inner {
         }
         let mut mending = self.mending.lock();
         let damaged = mending.of(number);
-        if !damaged.superblock && damaged.checkpoints == 0 && damaged.segments.is_empty() {
+        let is_mended = !damaged.superblock && !damaged.store_file && damaged.checkpoints == 0;
+        if is_mended && damaged.segments.is_empty() {
             mending.forget(number);
         }
         Ok(false)
@@ -281,6 +299,34 @@ impl Inner {
                 }
                 Ok(taken)
             }
+        }
+    }
+
+    /// Makes the copies of the store file in a sector like it, if they may not be. Returns whether one was not.
+    /// Maintenance must be held.
+    ///
+    /// # Errors
+    /// As [`keep_copies`].
+    fn keep_store_file(&self, number: usize) -> Result<bool, StorageError> {
+        if !std::mem::take(&mut self.mending.lock().of(number).store_file) {
+            return Ok(false);
+        }
+        let sector = &self.sectors[number];
+        let file = self.catalog.lock().text();
+        let kept = wait_for(keep_copies(sector, &file));
+        if kept.is_err() {
+            self.mending.lock().want_store_file(number);
+        }
+        for start in sector.geometry().store_file_copies() {
+            self.forget_damage(number, start..start + STORE_FILE_SLOT_SIZE as u64);
+        }
+        kept
+    }
+
+    /// The same in all sectors that can be written to. One that does not take it is given up.
+    pub fn keep_store_file_everywhere(&self) {
+        for number in self.writable().iter() {
+            let _ = self.keep_store_file(number);
         }
     }
 

@@ -4,7 +4,7 @@
 //! and enters the index (`index`) once it is durable. A get looks the index up and reads the
 //! device (`read`). Uploads of parts (`multipart`) and tracked sets (`tracker`) are entries like
 //! blobs, with keys in spaces of their own; `merge` keeps blobs from falling to pieces, and `manifest`
-//! makes new ones of their payload. Replicas that are missing or damaged are found by reads and by a `scrub`, and
+//! makes new ones of their payload. `catalog` is the store file, and `store_file` writes it anew when it was lost. Replicas that are missing or damaged are found by reads and by a `scrub`, and
 //! made anew by `repair`, what lies around them by `mend`; `rebalance` moves them; sectors come and go, or grow
 //! (`membership`). Recovery (`recovery`) loads each sector's newest checkpoint and replays the
 //! logs as one; `maintain` keeps checkpoints fresh and space coming back.
@@ -38,6 +38,7 @@ mod scrub;
 mod sectors;
 mod set;
 mod shortage;
+mod store_file;
 mod structure;
 mod ticket;
 mod tracker;
@@ -45,16 +46,16 @@ mod verify;
 mod write;
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 pub use info::{
-    CheckpointInfo, CompactReport, Finding, RebalanceProgress, RebalanceReport, RepairProgress,
-    ReplicationInfo, ScrubProgress, ScrubReport, SectorInfo, SegmentInfo, SegmentState, Space,
-    StoreInfo, VerifyProgress, VerifyReport,
+    CheckpointInfo, CompactReport, Finding, FoundSector, RebalanceProgress, RebalanceReport,
+    RecoveredStoreFile, RepairProgress, ReplicationInfo, ScrubProgress, ScrubReport, SectorInfo,
+    SegmentInfo, SegmentState, Space, StoreInfo, VerifyProgress, VerifyReport,
 };
 pub use options::{
     Access, CreateOptions, GIB, KIB, MIB, NewSector, OpenOptions, RebalanceOptions, RemoveOptions,
@@ -62,7 +63,7 @@ pub use options::{
 };
 pub use read::GET_MAX;
 
-use crate::io::Backend;
+use crate::io::{Backend, IoOptions};
 use crate::port::blob::BatchItemOutcome;
 use crate::port::{
     Batch, BatchItem, BinaryKey, Blob, BlobInfo, BlobRanges, BlobReader, BlobStore, BlobWriter,
@@ -194,6 +195,54 @@ impl Store {
             inner,
             maintenance: Mutex::new(maintenance),
         })
+    }
+
+    /// Writes the store file `graviton.toml` of the store in the directory `path` anew, which was lost or damaged, from
+    /// the copies of it that its sectors hold. They are looked for in the directory, at the paths in `sector_files`
+    /// (relative ones are meant from the directory), and where they were; the directory may be a new one. A store
+    /// file that is of no use is kept as `graviton.toml.damaged`. Nothing else is written: open the store then.
+    ///
+    /// If a sector is missing, or not as new as the others say, nobody knows what it alone was told. So the store does
+    /// not open without it unless the loss is accepted ([`OpenOptions::accept_loss_of`]).
+    ///
+    /// ```
+    /// use graviton_engine::io::IoOptions;
+    /// use graviton_engine::store::{CreateOptions, MIB, Store};
+    ///
+    /// # let directory = tempfile::tempdir()?;
+    /// # let path = directory.path().join("store");
+    /// # let options = CreateOptions { sector_size: 16 * MIB, ..CreateOptions::default() };
+    /// # Store::create(&path, options)?.close()?;
+    /// std::fs::remove_file(path.join("graviton.toml"))?;
+    /// let found = Store::recover_store_file(&path, &[], &IoOptions::default())?;
+    /// assert!(found.sectors.iter().all(|sector| sector.is_there && sector.is_as_left));
+    /// Store::open(&path)?.close()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `AlreadyExists` if there is a good store file; `Locked`; `NoStore` if no sector with a good copy is found;
+    /// `InvalidStore` if those that are found are of several stores, or contradict each other, or a path in
+    /// `sector_files` is none of a sector; `UnsupportedVersion`, `File`, `Io`.
+    pub fn recover_store_file(
+        path: impl AsRef<Path>,
+        sector_files: &[PathBuf],
+        io: &IoOptions,
+    ) -> Result<RecoveredStoreFile, StorageError> {
+        let (backend, _) = GivenBackend(None).open(io, path.as_ref())?;
+        store_file::recover_store_file(backend.as_ref(), path.as_ref(), sector_files)
+    }
+
+    /// As [`Store::recover_store_file`], on a backend of the caller's.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn recover_store_file_on(
+        backend: &dyn Backend,
+        path: impl AsRef<Path>,
+        sector_files: &[PathBuf],
+    ) -> Result<RecoveredStoreFile, StorageError> {
+        store_file::recover_store_file(backend, path.as_ref(), sector_files)
     }
 
     /// Says anew what fails together with a sector, what kind of storage it is and what it costs: what

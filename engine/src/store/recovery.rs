@@ -34,7 +34,9 @@ use crate::io::{Backend, OpenAccess};
 use crate::log::image_io::{Root, has_image, mend_roots, read_image, read_roots};
 use crate::log::replay::{Damage, LoggedFrame, LoggedRecord};
 use crate::log::sector::is_failed_read;
+use crate::log::store_file::{keep_copies, write_copies};
 use crate::log::{Replay, Sector, Segments, State};
+use crate::port::op::all;
 use crate::port::{ErrorKind, Place, SectorState, StorageError};
 
 /// LSNs and generations above this are damage, not age: counting on from them would overflow.
@@ -144,9 +146,13 @@ pub async fn recover(opening: Opening<'_>) -> Result<Recovered, StorageError> {
             .mend(&recovery.replays, &recovery.behind, recovery.leaves_out)
             .await?;
         recovered.check_any_writable()?;
-        if recovered.catalog.sectors.len() > 1 {
+        if let [only] = recovered.catalog.sectors.as_slice() {
+            let sector = &recovered.sectors[usize::from(only.number)];
+            keep_copies(sector, &recovered.catalog.text()).await?;
+        } else {
+            let accepted = recovery.dispensable;
             recovered
-                .begin_session(path, backend.as_ref(), recovery.dispensable)
+                .begin_session(path, backend.as_ref(), accepted)
                 .await?;
         }
         recovered.check_any_writable()?;
@@ -200,6 +206,23 @@ impl Recovered {
         Ok(())
     }
 
+    /// Gives up a sector that does not take what it is told, where others have what it has.
+    fn go_on_without(
+        &self,
+        number: usize,
+        told: Result<(), StorageError>,
+        replicas: u16,
+    ) -> Result<(), StorageError> {
+        match told {
+            Err(error) if replicas == 1 || is_of_all(&error) => Err(error),
+            Err(error) => {
+                self.sectors[number].poison(&error);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
     /// Begins a session: the store file says that one is being begun, then the sectors that they take part,
     /// then the store file who does, and what those who do not leave lacking. Nothing is acknowledged before
     /// \[F-66\].
@@ -231,14 +254,19 @@ impl Recovered {
             }
             Err(error) => return Err(error),
         }
+        // Or nobody could say that what the sectors are told next is newer.
+        let told = begun.text();
+        let writable = self.writable();
+        let copies = writable
+            .iter()
+            .map(|number| write_copies(&self.sectors[number], &told));
+        for (number, kept) in writable.iter().zip(all(copies).await) {
+            self.go_on_without(number, kept, begun.replicas)?;
+        }
         let members = begun.members().bits();
         for number in self.writable().iter() {
-            if let Err(error) = self.sectors[number].join(session, members).await {
-                if begun.replicas == 1 || is_of_all(&error) {
-                    return Err(error);
-                }
-                self.sectors[number].poison(&error);
-            }
+            let joined = self.sectors[number].join(session, members).await;
+            self.go_on_without(number, joined, begun.replicas)?;
         }
         let writable = self.writable();
         let mut is_short = self.lacking.is_short || writable.len() < usize::from(begun.replicas);

@@ -274,7 +274,13 @@ impl<'a> Scrub<'a> {
                 let (findings, bytes) = self.inner.look_at_checkpoints(number)?;
                 for finding in &findings {
                     match finding.place.offset {
-                        at if sector.geometry().superblocks().contains(&at) => {
+                        at if [
+                            sector.geometry().superblocks(),
+                            sector.geometry().store_file_copies(),
+                        ]
+                        .as_flattened()
+                        .contains(&at) =>
+                        {
                             self.inner.want_mending(&finding.place);
                         }
                         _ => self.inner.want_checkpoints(&finding.place),

@@ -14,6 +14,7 @@ use super::info::{Finding, VerifyProgress, VerifyReport};
 use super::inner::Inner;
 use crate::log::image_io::{read_image, read_roots};
 use crate::log::replay::{check_old_header, decode_frame, read_frame};
+use crate::log::store_file::read_copy;
 use crate::log::{Sector, State};
 use crate::port::op::wait_for;
 use crate::port::{BinaryKey, ErrorKind, StorageError};
@@ -189,6 +190,13 @@ impl Verifier<'_> {
                     None,
                     format!("a superblock copy is damaged: {error}"),
                 ),
+            }
+        }
+        for address in sector.geometry().store_file_copies() {
+            let copy = wait_for(read_copy(sector, address));
+            if let Err(wrong) = copy {
+                let what = format!("a copy of the store file is damaged: {wrong}");
+                self.find(sector, address, None, what);
             }
         }
         Ok(())

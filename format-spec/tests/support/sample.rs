@@ -13,6 +13,7 @@ use graviton_format::record::{
     write_record_head,
 };
 use graviton_format::segment::{self, KIND_CHECKPOINT, KIND_LOG, NONE, SegmentHeader};
+use graviton_format::store_file::StoreFileCopy;
 use graviton_format::superblock::Superblock;
 use graviton_format::{Geometry, Structure, ranges};
 use zerocopy::IntoBytes;
@@ -28,6 +29,19 @@ pub const GEOMETRY: Geometry = Geometry {
 };
 /// 2026-01-01 00:00:00 UTC, in milliseconds since 1970.
 pub const CREATED: u64 = 1_767_225_600_000;
+
+/// The store file, of which the sector holds copies.
+pub const STORE_FILE: &str = "\
+format_version = 1
+store_id = \"8f1c5021d9e44b07a6339ef0127d5ac8\"
+revision = 1
+replicas = 1
+
+[[sector]]
+number = 0
+file = \"sector.bin\"
+id = \"2b7e151628aed2a6\"
+";
 
 /// A blob's key as it is stored.
 pub fn stored(key: &[u8]) -> Vec<u8> {
@@ -133,6 +147,10 @@ impl Writer {
         for address in GEOMETRY.superblocks() {
             let copy = Superblock::new(IDENTITY, 0, 1, &GEOMETRY, CREATED).sealed(address);
             bytes[address as usize..][..Superblock::SIZE].copy_from_slice(copy.as_bytes());
+        }
+        for address in GEOMETRY.store_file_copies() {
+            let copy = StoreFileCopy::encode(&IDENTITY, address, 1, STORE_FILE).unwrap();
+            bytes[address as usize..][..copy.len()].copy_from_slice(&copy);
         }
         let unused = SegmentEntry {
             generation: 0.into(),

@@ -11,6 +11,7 @@ use graviton_format::checksum::{gather_chunks, mask_chunks, write_chunks};
 use graviton_format::frame::{self, FrameHeader, records_checksum};
 use graviton_format::record::{RecordHeader, RecordView};
 use graviton_format::segment::{self, SegmentHeader};
+use graviton_format::store_file::{self, StoreFileCopy};
 use graviton_format::superblock::Superblock;
 use graviton_format::{Geometry, Identity, Structure};
 
@@ -183,6 +184,7 @@ impl Sector<'_> {
             segment::MAGIC => self.forge_segment(start, at, value),
             checkpoint::MAGIC if which.is_multiple_of(2) => self.forge_root(start, at, value),
             checkpoint::MAGIC => self.forge_checkpoint(start, at, value),
+            store_file::MAGIC => self.forge_store_file(start, at, value),
             _ => self.forge_superblock(start, at, value),
         }
     }
@@ -193,6 +195,19 @@ impl Sector<'_> {
         bytes[at % Superblock::SIZE] = value;
         let sealed = Superblock::view(bytes).ok()?.sealed(start as u64);
         bytes.copy_from_slice(sealed.bytes());
+        Some(())
+    }
+
+    fn forge_store_file(&mut self, start: usize, at: usize, value: u8) -> Option<()> {
+        let (identity, address) = (&self.file.identity, start as u64);
+        let (revision, text) =
+            StoreFileCopy::decode(&self.bytes[start..], identity, address).ok()?;
+        let mut text = text.as_bytes().to_vec();
+        let at = at % text.len().max(1);
+        *text.get_mut(at)? = value;
+        let text = String::from_utf8(text).ok()?;
+        let forged = StoreFileCopy::encode(identity, address, revision, &text)?;
+        self.bytes[start..start + forged.len()].copy_from_slice(&forged);
         Some(())
     }
 

@@ -15,7 +15,7 @@ use graviton_engine::port::{
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_format::superblock::Superblock;
-use graviton_format::{Geometry, Identity, checkpoint, frame, segment};
+use graviton_format::{Geometry, Identity, checkpoint, frame, segment, store_file};
 
 use crate::random::payload;
 
@@ -335,7 +335,7 @@ impl SectorFile {
             Superblock::decode(&bytes[at..], at as u64).is_ok()
                 || matches!(
                     magic(at),
-                    Some(frame::MAGIC | segment::MAGIC | checkpoint::MAGIC)
+                    Some(frame::MAGIC | segment::MAGIC | checkpoint::MAGIC | store_file::MAGIC)
                 )
         };
         Self {

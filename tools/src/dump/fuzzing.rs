@@ -63,6 +63,7 @@ pub fn dump_all(directory: &Path, key: &[u8], verbose: bool) -> u64 {
     let key = BinaryKey::new(key).ok();
     let everything = [
         DumpWhat::Superblock,
+        DumpWhat::StoreFile,
         DumpWhat::Segments { segment: None },
         DumpWhat::Segments { segment: Some(3) },
         DumpWhat::Frames { segment: None },

@@ -77,8 +77,10 @@ pub(super) fn by_store_file(directory: &Path, text: &str) -> Result<Sources, Str
         .map(|(number, entry)| {
             let file = entry.get("file").and_then(Value::as_str)?;
             let id = entry.get("id").and_then(Value::as_str);
+            let said = entry.get("number").and_then(Value::as_integer);
             Some(Named {
-                number,
+                // Numbers may leave some out.
+                number: said.and_then(|said| said.try_into().ok()).unwrap_or(number),
                 path: directory.join(file),
                 id: id.and_then(|id| u64::from_str_radix(id, 16).ok()),
             })

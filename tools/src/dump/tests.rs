@@ -144,7 +144,14 @@ const CHECKPOINT: DumpWhat = DumpWhat::Checkpoint {
     entries: true,
     max: None,
 };
-const EVERYTHING: [DumpWhat; 5] = [DumpWhat::Superblock, SEGMENTS, FRAMES, RECORD, CHECKPOINT];
+const EVERYTHING: [DumpWhat; 6] = [
+    DumpWhat::Superblock,
+    DumpWhat::StoreFile,
+    SEGMENTS,
+    FRAMES,
+    RECORD,
+    CHECKPOINT,
+];
 
 fn all<'a>(objects: &'a [Value], structure: &str) -> Vec<&'a Value> {
     let objects = objects.iter();
@@ -178,6 +185,28 @@ fn superblocks_are_shown_with_offsets() {
     assert_eq!(field["name"], "store_id");
     assert_eq!(field["offset"], GEOMETRY.back_area() + 16);
     assert_eq!(field["hex"], "8f1c5021d9e44b07a6339ef0127d5ac8");
+}
+
+#[test]
+fn copies_of_the_store_file_are_shown_with_their_text() {
+    let mut bytes = vector("sector");
+    let [front, back] = GEOMETRY.store_file_copies();
+    let at = usize::try_from(front).expect("fits");
+    bytes[at + 70] ^= 1;
+    let fixture = Fixture::new(&bytes);
+    let (objects, exit) = fixture.json(&DumpWhat::StoreFile, b"", false);
+    assert_eq!(exit, Exit::Corruption);
+    let copies = all(&objects, "store_file_copy");
+    assert_eq!(copies[0]["address"], front);
+    assert_eq!(copies[0]["good"], false);
+    assert_eq!(copies[1]["address"], back);
+    let text = copies[1]["text"].as_str().expect("a text");
+    assert!(text.contains("revision = 1\n"), "{text}");
+    bytes[at..at + 64].fill(0);
+    let (text, exit) = Fixture::new(&bytes).text(&DumpWhat::StoreFile, b"");
+    assert_eq!(exit, Exit::Done, "{text}");
+    assert!(text.contains("never written"), "{text}");
+    assert!(text.contains("| file = \"sector.bin\""), "{text}");
 }
 
 #[test]

@@ -1,0 +1,252 @@
+//! A store file that was lost is written anew, from the copies of it that the sectors have \[F-71\].
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use graviton_format::structure::hex;
+
+use super::catalog::{self, Catalog, SECTORS_MAX, sector_file};
+use super::info::{FoundSector, RecoveredStoreFile};
+use super::inner::{file_error, take_lock};
+use super::options::Access;
+use crate::io::{Backend, OpenAccess};
+use crate::log::Sector;
+use crate::log::store_file::{StoreFileText, read_copy};
+use crate::port::StorageError;
+use crate::port::op::wait_for;
+
+/// A sector that was found.
+struct Found {
+    /// As a store file in the store's directory would name it.
+    file: PathBuf,
+    store_id: String,
+    id: String,
+    session: u64,
+    /// The newest whole copy in it.
+    copy: Option<StoreFileText>,
+}
+
+/// See [`Store::recover_store_file`](super::Store::recover_store_file).
+pub fn recover_store_file(
+    backend: &dyn Backend,
+    directory: &Path,
+    files: &[PathBuf],
+) -> Result<RecoveredStoreFile, StorageError> {
+    backend
+        .create_directory(directory)
+        .map_err(file_error("create", directory))?;
+    let _lock = take_lock(backend, directory, Access::ReadWrite)?;
+    match Catalog::read(backend, directory) {
+        Ok(_) => {
+            return Err(StorageError::AlreadyExists {
+                path: directory.join(catalog::FILE),
+            });
+        }
+        Err(StorageError::NoStore { .. } | StorageError::InvalidStore { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let mut found = BTreeMap::new();
+    for file in files {
+        look_at(backend, directory, file, &mut found)?;
+    }
+    for number in 0..SECTORS_MAX {
+        let number = u16::try_from(number).unwrap_or(u16::MAX);
+        look_for(backend, directory, &sector_file(number), &mut found)?;
+    }
+    let mut recovered = newest(directory, found.values())?;
+    // Others lie where they were.
+    for named in &recovered.sectors {
+        if !found.values().any(|sector| sector.id == named.id) {
+            look_for(backend, directory, &named.file, &mut found)?;
+        }
+    }
+    recovered = newest(directory, found.values())?;
+    let (mut report, mut is_whole) = (Vec::new(), true);
+    for named in &mut recovered.sectors {
+        let mut sectors = found.values().filter(|sector| sector.id == named.id);
+        let sector = sectors.next();
+        let other = sectors.find(|other| {
+            let is_same = sector.map(|one| is_same_file(directory, &one.file, &other.file));
+            is_same == Some(false)
+        });
+        if let (Some(one), Some(other)) = (sector, other) {
+            return Err(invalid(
+                &directory.join(&one.file),
+                format!("is the same sector as {}", other.file.display()),
+            ));
+        }
+        if let Some(sector) = sector {
+            named.file.clone_from(&sector.file);
+        }
+        let is_as_left = sector
+            .map(|sector| named.is_of_session(sector.session, recovered.beginning.as_deref()));
+        is_whole &= named.behind || is_as_left == Some(true);
+        report.push(FoundSector {
+            number: named.number,
+            path: directory.join(&named.file),
+            is_there: sector.is_some(),
+            is_as_left: is_as_left.unwrap_or(false),
+            is_behind: named.behind,
+        });
+    }
+    // What a sector that is missing was told last, nobody knows.
+    recovered.short |= !is_whole && recovered.sectors.len() > 1;
+    let revision = recovered.revision;
+    keep_what_was_there(backend, directory)?;
+    recovered.write(backend, directory)?;
+    let named = |id: &String| recovered.sectors.iter().any(|named| named.id == *id);
+    Ok(RecoveredStoreFile {
+        revision,
+        sectors: report,
+        unnamed: found
+            .into_values()
+            .filter(|sector| !named(&sector.id))
+            .map(|sector| directory.join(sector.file))
+            .collect(),
+    })
+}
+
+/// A store file that is of no use is kept beside the new one.
+fn keep_what_was_there(backend: &dyn Backend, directory: &Path) -> Result<(), StorageError> {
+    let path = directory.join(catalog::FILE);
+    match backend.read_file(&path, catalog::LENGTH_MAX) {
+        Ok(bytes) if !bytes.is_empty() => {
+            let kept = directory.join(catalog::DAMAGED_FILE);
+            let written = backend.replace_file(&kept, &bytes);
+            written.map_err(file_error("write", &kept))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What the newest of the copies says.
+fn newest<'a>(
+    directory: &Path,
+    found: impl Iterator<Item = &'a Found>,
+) -> Result<Catalog, StorageError> {
+    let mut newest: Option<(&Found, &StoreFileText)> = None;
+    let mut first: Option<&Found> = None;
+    for sector in found {
+        let store = first.get_or_insert(sector);
+        if sector.store_id != store.store_id {
+            return Err(invalid(
+                &directory.join(&sector.file),
+                format!(
+                    "belongs to store {}, {} to {}",
+                    sector.store_id,
+                    store.file.display(),
+                    store.store_id
+                ),
+            ));
+        }
+        let Some(copy) = &sector.copy else {
+            continue;
+        };
+        match newest {
+            Some((_, other)) if other.revision > copy.revision || other == copy => {}
+            Some((one, other)) if other.revision == copy.revision => {
+                return Err(invalid(
+                    &directory.join(&sector.file),
+                    format!(
+                        "its copy of the store file is another than that in {}, of the same revision {}",
+                        one.file.display(),
+                        copy.revision
+                    ),
+                ));
+            }
+            _ => newest = Some((sector, copy)),
+        }
+    }
+    let Some((sector, copy)) = newest else {
+        return Err(StorageError::NoStore {
+            path: directory.to_owned(),
+            why: match first {
+                None => "no sectors were found for it".to_owned(),
+                Some(_) => "no sector has a good copy of the store file".to_owned(),
+            },
+        });
+    };
+    let path = directory.join(&sector.file);
+    let catalog = Catalog::parse(&copy.text, &path)?;
+    if catalog.store_id != sector.store_id || catalog.revision != copy.revision {
+        let what = "its copy of the store file is of another store, or of another revision";
+        return Err(invalid(&path, what.to_owned()));
+    }
+    Ok(catalog)
+}
+
+/// Looks at a file which may be a sector.
+fn look_for(
+    backend: &dyn Backend,
+    directory: &Path,
+    file: &Path,
+    found: &mut BTreeMap<PathBuf, Found>,
+) -> Result<(), StorageError> {
+    match look_at(backend, directory, file, found) {
+        Err(error @ StorageError::UnsupportedVersion { .. }) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Looks at a file which is said to be a sector.
+fn look_at(
+    backend: &dyn Backend,
+    directory: &Path,
+    file: &Path,
+    found: &mut BTreeMap<PathBuf, Found>,
+) -> Result<(), StorageError> {
+    let file = file.strip_prefix(directory).unwrap_or(file);
+    let path = directory.join(file);
+    if found.contains_key(file) {
+        return Ok(());
+    }
+    if file.to_str().is_none() {
+        return Err(invalid(
+            &path,
+            "the store file holds paths in UTF-8".to_owned(),
+        ));
+    }
+    let disk = backend.open(&path, OpenAccess::ReadOnly);
+    let disk = disk.map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput => invalid(&path, error.to_string()),
+        _ => file_error("open", &path)(error),
+    })?;
+    let (sector, _) = wait_for(Sector::open(Arc::clone(&disk), 0))?;
+    let mut copy: Option<StoreFileText> = None;
+    for address in sector.geometry().store_file_copies() {
+        if let Ok(read) = wait_for(read_copy(&sector, address))
+            && copy
+                .as_ref()
+                .is_none_or(|copy| copy.revision < read.revision)
+        {
+            copy = Some(read);
+        }
+    }
+    let identity = sector.identity();
+    found.insert(
+        file.to_owned(),
+        Found {
+            file: file.to_owned(),
+            store_id: hex(&identity.store_id),
+            id: catalog::hex_id(identity.sector_id),
+            session: sector.session(),
+            copy,
+        },
+    );
+    Ok(())
+}
+
+/// Whether two paths lead to one file.
+fn is_same_file(directory: &Path, one: &Path, other: &Path) -> bool {
+    let [one, other] = [one, other].map(|file| directory.join(file).canonicalize());
+    matches!((one, other), (Ok(one), Ok(other)) if one == other)
+}
+
+fn invalid(path: &Path, why: String) -> StorageError {
+    StorageError::InvalidStore {
+        path: path.to_owned(),
+        why,
+    }
+}
