@@ -13,7 +13,7 @@ use criterion::measurement::WallTime;
 use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
 };
-use graviton_benches::{BenchStore, batch, fill, key, payload, wait_all};
+use graviton_benches::{BenchStore, batch, fill, key, payload, uncached, wait_all};
 use graviton_engine::port::{
     BinaryKey, BlobStore, Expected, GetOptions, GetRangesOptions, ListRequest, MutableObjectStore,
     PutOptions, PutRangeOptions, RangeTracker, Span, TrackOptions, TrackerError,
@@ -91,6 +91,48 @@ fn get(criterion: &mut Criterion) {
                 bencher.iter(|| gets(&bench.store, numbers.by_ref().take(in_flight)));
             });
         }
+    }
+    group.finish();
+}
+
+/// Gets of what is in the read cache, by one thread and by several.
+fn get_hot(criterion: &mut Criterion) {
+    let mut group = short(criterion, "get_hot");
+    for (name, size) in &SIZES[..3] {
+        let bench = BenchStore::create_with(CreateOptions {
+            sector_size: GIB,
+            ..CreateOptions::default()
+        });
+        fill_one_by_one(&bench.store, *size);
+        let keys: Vec<BinaryKey> = (0..KEYS).map(key).collect();
+        let read = |count: u64| {
+            for key in keys
+                .iter()
+                .cycle()
+                .take(count.try_into().unwrap_or(usize::MAX))
+            {
+                let blob = bench.store.get(key, GetOptions::default()).wait();
+                assert_eq!(blob.expect("it is read").bytes.len(), *size);
+            }
+        };
+        read(2 * KEYS as u64);
+        for threads in [1, 16] {
+            group.throughput(throughput(1, *size));
+            group.bench_function(BenchmarkId::new(*name, threads), |bencher| {
+                bencher.iter_custom(|count| {
+                    let begun = Instant::now();
+                    std::thread::scope(|scope| {
+                        for thread in 0..threads {
+                            let share = count / threads + u64::from(thread < count % threads);
+                            scope.spawn(move || read(share));
+                        }
+                    });
+                    begun.elapsed()
+                });
+            });
+        }
+        let figures = bench.store.info().cache;
+        assert_eq!(figures.misses, KEYS as u64, "the cache holds them all");
     }
     group.finish();
 }
@@ -338,6 +380,7 @@ fn replicas(criterion: &mut Criterion) {
                 sectors: replicas,
                 replicas,
                 sector_size: GIB,
+                open: uncached(),
                 ..CreateOptions::default()
             });
             let payload = payload(size);
@@ -395,6 +438,7 @@ criterion_group!(
     engine,
     put,
     get,
+    get_hot,
     batches,
     list_and_open,
     put_range,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use graviton_engine::port::{Batch, BinaryKey, BlobStore, Op, StorageError};
-use graviton_engine::store::{CreateOptions, NewSector, RemoveOptions, Store};
+use graviton_engine::store::{CreateOptions, NewSector, OpenOptions, RemoveOptions, Store};
 use tempfile::TempDir;
 
 /// Where stores of benches lie: `GRAVITON_BENCH_DIR` if it is set (on the device to be measured),
@@ -34,7 +34,7 @@ pub struct BenchStore {
 }
 
 impl BenchStore {
-    /// Creates a store of one sector of `sector_size` bytes.
+    /// Creates a store of one sector of `sector_size` bytes, whose gets read the device.
     ///
     /// # Panics
     /// If it can't be created.
@@ -42,6 +42,7 @@ impl BenchStore {
     pub fn create(sector_size: u64) -> Self {
         Self::create_with(CreateOptions {
             sector_size,
+            open: uncached(),
             ..CreateOptions::default()
         })
     }
@@ -74,6 +75,7 @@ impl BenchStore {
             sectors: replicas,
             replicas,
             sector_size,
+            open: uncached(),
             ..CreateOptions::default()
         });
         for (number, disk) in (1..replicas).zip(others) {
@@ -96,6 +98,15 @@ impl BenchStore {
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.directory.path().join("store")
+    }
+}
+
+/// How a store is opened whose gets read the device.
+#[must_use]
+pub fn uncached() -> OpenOptions {
+    OpenOptions {
+        cache_bytes: 0,
+        ..OpenOptions::default()
     }
 }
 

@@ -3,10 +3,14 @@
 //!
 //! How to run more of it, or one of it again: `graviton_tests::history` and `tests/README.md`.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Image, Random, Sim};
-use graviton_engine::port::{BinaryKey, BlobStore, PutOptions, SectorState, StorageError};
+use graviton_engine::policy::{CostOptimized, RackAware, Random as RandomPolicy};
+use graviton_engine::port::{
+    BinaryKey, BlobStore, Labels, Price, PutOptions, ReplicationPolicy, SectorState, StorageError,
+};
 use graviton_engine::store::{MIB, NewSector, RemoveOptions, Store};
 use graviton_engine::testing::{Contents, Difference, contents_of};
 use graviton_tests::history::{
@@ -395,5 +399,75 @@ fn a_drain_goes_on_after_a_restart() {
         let removed = store.remove_sector(1, RemoveOptions::default());
         removed.expect("nothing needs it");
         assert_eq!(contents_of(&*store).expect("it is read"), contents);
+    }
+}
+
+/// Whatever the policy of replication, what lies in a sector that goes, or that can't be written to, is made anew
+/// elsewhere.
+#[test]
+fn sectors_are_drained_under_every_policy() {
+    let policies: [Arc<dyn ReplicationPolicy>; 3] = [
+        Arc::new(RandomPolicy),
+        Arc::new(RackAware::default()),
+        Arc::new(CostOptimized::default()),
+    ];
+    for policy in policies {
+        let (mut machine, store, contents) = used(&Plan::REPLICAS);
+        for number in 0..3 {
+            let labels = Labels {
+                rack: Some(format!("rack {number}")),
+                price: Some(Price::new(1.0, 0.0, 0.0).expect("a price")),
+                ..Labels::default()
+            };
+            store.relabel(number, labels).expect("it is labelled");
+        }
+        store.set_replication(Some(Arc::clone(&policy)));
+        add(&store).expect("it is added");
+        store.drain_sector(1).expect("it is to be drained");
+        assert_eq!(store.repair(&mut |_| {}).expect("it is drained"), 0);
+        store
+            .remove_sector(1, RemoveOptions::default())
+            .expect("nothing needs it");
+        check_two_replicas(&store).expect("two replicas");
+        store.close().expect("it is closed");
+        drop(store);
+        let image = machine.sim().image();
+        machine.come_up(&image);
+        machine.sim().set_condition(2, DiskCondition::ReadOnly);
+        let store = machine.open().expect("it opens");
+        store.set_replication(Some(policy));
+        assert_eq!(store.repair(&mut |_| {}).expect("it is mended"), 0);
+        assert_eq!(store.needed(2).expect("it is counted"), 0);
+        assert_eq!(contents_of(&*store).expect("it is read"), contents);
+    }
+}
+
+/// A sector that fails in the last moment before another is taken away does not know of it, and is missed all the
+/// same if what is in it is nowhere else.
+#[test]
+fn a_sector_fails_while_another_is_taken_away() {
+    for failing in [DiskCondition::ReadOnly, DiskCondition::Dead] {
+        let (mut machine, store, contents) = used(&Plan::REPLICAS);
+        add(&store).expect("it is added");
+        store.drain_sector(3).expect("it is to be drained");
+        settle(&store).expect("it is drained");
+        machine.sim().set_condition(1, failing);
+        let removed = store.remove_sector(3, RemoveOptions::default());
+        eprintln!("{removed:?}");
+        drop(store);
+        let image = machine.sim().image();
+        for (lost, opens) in [(&[][..], true), (&[1][..], true), (&[1, 2], false)] {
+            machine.come_up(&image);
+            for &disk in lost {
+                machine.sim().set_condition(disk, DiskCondition::Absent);
+            }
+            match machine.open() {
+                Ok(store) => {
+                    let found = contents_of(&*store).expect("it is read");
+                    assert_eq!(found, contents, "without {lost:?}");
+                }
+                Err(error) => assert!(!opens, "without {lost:?}: {error}"),
+            }
+        }
     }
 }

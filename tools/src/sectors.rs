@@ -114,7 +114,20 @@ fn recover(session: &Session, files: &[PathBuf]) -> Result<(), Failure> {
     let files = files.collect::<Result<Vec<_>, _>>()?;
     let directory = absolute(&session.global.store)?;
     let io = session.open_options(Access::ReadWrite).io;
-    let found = Store::recover_store_file(&directory, &files, &io)?;
+    let found = Store::recover_store_file(&directory, &files, &io).map_err(|error| {
+        let advice = match error {
+            StorageError::AlreadyExists { .. } => {
+                " and can be read (if it does not name what is there, move it away first)"
+            }
+            StorageError::NoStore { .. } => {
+                let message = format!("{error}; name a file of each sector");
+                return Failure::failed(message);
+            }
+            _ => "",
+        };
+        let message = format!("{error}{advice}");
+        Failure::from(error).saying(message)
+    })?;
     let output = &session.output;
     let state = |sector: &FoundSector| match (sector.is_there, sector.is_as_left) {
         (false, _) => "missing",
@@ -147,6 +160,13 @@ fn recover(session: &Session, files: &[PathBuf]) -> Result<(), Failure> {
             sector.number,
             sector.path.display(),
             state(sector)
+        ))?;
+    }
+    let lost = found.sectors.iter().filter(|sector| !sector.is_as_left);
+    for sector in lost.filter(|sector| !sector.is_behind) {
+        output.line(format!(
+            "the store does not open without sector {0}: bring it back, or accept what is lost with it (graviton sectors replace|remove {0} --accept-loss)",
+            sector.number
         ))?;
     }
     for file in &found.unnamed {
@@ -299,7 +319,7 @@ fn move_away(session: &Session, store: &Store, sector: u16) -> Result<(), Failur
     match store.needed(sector)? {
         0 => Ok(()),
         keys => Err(Failure::failed(format!(
-            "{} still without a place elsewhere; graviton info tells more",
+            "{} still without a place elsewhere: the other sectors have no room, or take no writes (graviton sectors add makes room, and what was begun goes on)",
             count(keys, "key is", "keys are")
         ))),
     }

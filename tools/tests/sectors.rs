@@ -4,16 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Stdio};
 
 use graviton_tests::command::{Graviton, Outcome};
 use graviton_tests::random::Random;
 use graviton_tests::trees;
 use graviton_tests::{memory_directory, test_directory};
-use rustix::fs::{IFlags, OFlags, ioctl_getflags, ioctl_setflags};
+use rustix::fs::{FlockOperation, IFlags, OFlags, flock, ioctl_getflags, ioctl_setflags};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -1156,6 +1156,31 @@ fn a_store_file_is_recovered() {
     let labels = subject.run(&["sectors", "ls"]).done().text();
     assert!(labels.contains("left"), "{labels}");
 
+    // Somebody has the sectors open in another directory.
+    let mut held = subject.graviton.command(["put", "held", "-"]);
+    held.stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut held = held.spawn().expect("started");
+    let other = Graviton::new(
+        env!("CARGO_BIN_EXE_graviton"),
+        subject.directory.path().join("b"),
+    );
+    let mut input = held.stdin.take().expect("piped");
+    input.write_all(&[7; 100_000]).expect("it reads");
+    let sector = subject.graviton.store().join("sector-001.graviton");
+    let is_free = || {
+        let file = File::open(&sector).expect("opened");
+        flock(&file, FlockOperation::NonBlockingLockShared).is_ok()
+    };
+    while is_free() {
+        std::thread::yield_now();
+    }
+    other
+        .run(["sectors".as_ref(), "recover".as_ref(), sector.as_os_str()])
+        .fails(FAILED, &["another directory"]);
+    drop(input);
+    assert!(held.wait().expect("it ends").success());
+    subject.run(&["rm", "held"]).done();
+
     // The disk is gone on which the store file was, and a sector.
     let elsewhere = subject.directory.path().join("elsewhere");
     fs::create_dir(&elsewhere).expect("made");
@@ -1170,9 +1195,10 @@ fn a_store_file_is_recovered() {
         subject.directory.path().join("gone"),
     )
     .expect("moved");
-    subject
-        .run(&["sectors", "recover"])
-        .fails(FAILED, &["no sectors were found"]);
+    subject.run(&["sectors", "recover"]).fails(
+        FAILED,
+        &["no sectors were found", "name a file of each sector"],
+    );
     let files = moved.each_ref().map(|path| path.to_str().expect("UTF-8"));
     let arguments = ["sectors", "recover", files[0], files[1]];
     let recovered = subject.run(&arguments).done().text();

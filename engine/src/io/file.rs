@@ -15,9 +15,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{
-    AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom, Stat, StatxFlags, fallocate, fchmod,
-    fcntl_getfl, fcntl_setfl, fstat, fsync, ftruncate, major, minor, open as open_file, seek,
-    statx,
+    AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, Stat, StatxFlags,
+    fallocate, fchmod, fcntl_getfl, fcntl_setfl, flock, fstat, fsync, ftruncate, major, minor,
+    open as open_file, seek, statx,
 };
 use rustix::io::{Errno, pread, pwrite};
 
@@ -36,6 +36,8 @@ const ZEROS_SIZE: usize = 1 << 20;
 const DEVICE_PIECE: u64 = 1 << 30;
 /// How long a device is waited for that somebody has: a ring can hold those of the dead a moment longer.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a file that is locked is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(4);
 const DEVICE_RETRY: Duration = Duration::from_millis(20);
 
 /// A sector file or block device, and what was learnt about it.
@@ -198,6 +200,28 @@ pub(super) fn open(path: &Path, access: OpenAccess, direct: bool) -> io::Result<
     examine(file, path, access, direct)
 }
 
+/// Locks a file for as long as it is open: two stores may name it, each with a lock file of its own. What a process
+/// that was killed had open is let go of a moment later. (Of a device `O_EXCL` says the same.)
+fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
+    let operation = match exclusive {
+        true => FlockOperation::NonBlockingLockExclusive,
+        false => FlockOperation::NonBlockingLockShared,
+    };
+    let begun = Instant::now();
+    loop {
+        match flock(file, operation) {
+            Ok(()) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK) if begun.elapsed() < LOCK_PATIENCE => {
+                thread::sleep(DEVICE_RETRY);
+            }
+            // There are file systems without.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOLCK) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
 fn not_a_disk(path: &Path) -> io::Error {
     let message = format!(
         "{} is neither a regular file nor a block device",
@@ -216,6 +240,9 @@ struct Access {
 fn examine(file: OwnedFd, path: &Path, access: Access, direct: bool) -> io::Result<OpenFile> {
     let stat = fstat(&file)?;
     let kind = FileType::from_raw_mode(stat.st_mode);
+    if kind == FileType::RegularFile {
+        lock(file.as_fd(), access.writable)?;
+    }
     let size = match kind {
         FileType::RegularFile => u64::try_from(stat.st_size).unwrap_or(0),
         FileType::BlockDevice => device_size(file.as_fd())?,

@@ -92,23 +92,22 @@ fn write_whole(mut file: File, contents: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Creates a file beside `path`, of a name that nobody can foresee.
+/// Creates a file beside `path`, in the place of one that a crash has left. Whoever replaces a file holds the store's
+/// lock.
 fn create_temporary(path: &Path) -> io::Result<(PathBuf, File)> {
     let name = path.file_name().ok_or_else(|| {
         let message = format!("{} names no file", path.display());
         io::Error::new(io::ErrorKind::InvalidInput, message)
     })?;
+    let mut temporary = OsString::from(".");
+    temporary.push(name);
+    temporary.push(".tmp");
+    let temporary = parent_of(path).join(temporary);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     for _ in 0..ATTEMPTS_MAX {
-        let mut number = [0; 8];
-        random(&mut number)?;
-        let mut temporary = OsString::from(".");
-        temporary.push(name);
-        temporary.push(format!(".{:016x}.tmp", u64::from_ne_bytes(number)));
-        let temporary = parent_of(path).join(temporary);
         match open(&temporary, flags, Mode::RUSR | Mode::WUSR) {
             Ok(file) => return Ok((temporary, File::from(file))),
-            Err(Errno::EXIST) => {}
+            Err(Errno::EXIST) => fs::remove_file(&temporary)?,
             Err(errno) => return Err(errno.into()),
         }
     }

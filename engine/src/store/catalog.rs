@@ -34,6 +34,8 @@ const SLACK: usize = 96;
 const SLACK_OF_SECTOR: usize = 96;
 /// A store file is never near this long.
 pub const LENGTH_MAX: usize = 1 << 20;
+/// Counting on from a higher revision might come to its end.
+const REVISION_MAX: u64 = 1 << 62;
 /// The most sectors a store has.
 pub const SECTORS_MAX: usize = 64;
 
@@ -202,15 +204,12 @@ pub fn begin_creation(backend: &dyn Backend, directory: &Path, sectors: u16) -> 
         Err(error) => return Err(error),
     }
     // What is there now is not ours to overwrite, and must not be noted as such.
-    for number in 0..sectors {
-        let file = directory.join(sector_file(number));
-        if file.symlink_metadata().is_ok() {
-            backend.remove_file(&note)?;
-            return Err(io::Error::new(
-                io::ErrorKind::AlreadyExists,
-                file.display().to_string(),
-            ));
-        }
+    if let Some(file) = first_sector_file(backend, directory) {
+        backend.remove_file(&note)?;
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            directory.join(file).display().to_string(),
+        ));
     }
     backend.replace_file(&note, sectors.to_string().as_bytes())
 }
@@ -271,19 +270,27 @@ pub fn end_addition(backend: &dyn Backend, directory: &Path) -> io::Result<()> {
     backend.remove_file(&directory.join(ADDING_FILE))
 }
 
+/// A file in `directory` that is named as a sector's.
+fn first_sector_file(backend: &dyn Backend, directory: &Path) -> Option<PathBuf> {
+    let mut names =
+        (0..SECTORS_MAX).filter_map(|number| Some(sector_file(number.try_into().ok()?)));
+    names.find(|name| {
+        let path = directory.join(name);
+        path.symlink_metadata().is_ok() || backend.open(&path, OpenAccess::ReadOnly).is_ok()
+    })
+}
+
 /// There is no store file in `directory`, and so no store, unless there are sectors.
 fn no_store_file(backend: &dyn Backend, directory: &Path) -> StorageError {
-    let first = sector_file(0);
-    let sector = backend.open(&directory.join(&first), OpenAccess::ReadOnly);
     let is_creation_cut_short = backend
         .read_file(&directory.join(CREATING_FILE), 16)
         .is_ok();
-    match sector {
-        Ok(_) if !is_creation_cut_short => StorageError::InvalidStore {
+    match first_sector_file(backend, directory) {
+        Some(file) if !is_creation_cut_short => StorageError::InvalidStore {
             path: directory.join(FILE),
             why: format!(
                 "it is missing, but there is a {}: it can be recovered from the sectors",
-                first.display()
+                file.display()
             ),
         },
         _ => StorageError::NoStore {
@@ -373,6 +380,12 @@ impl Catalog {
             return Err(invalid(format!(
                 "says {} replicas, must be 1 to {SECTORS_MAX}",
                 catalog.replicas
+            )));
+        }
+        if catalog.revision > REVISION_MAX {
+            return Err(invalid(format!(
+                "says revision {}, must be {REVISION_MAX} at most",
+                catalog.revision
             )));
         }
         let mut least = 0;

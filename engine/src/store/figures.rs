@@ -4,6 +4,7 @@ use graviton_format::FORMAT_VERSION;
 use graviton_format::geometry::AREA_SIZE;
 use graviton_format::structure::hex;
 
+use super::cache::CacheFigures;
 use super::index::{Index, SectorIndex};
 use super::info::{ReplicationInfo, SectorInfo, SegmentInfo, SegmentState, Space, StoreInfo};
 use super::inner::Inner;
@@ -93,6 +94,10 @@ impl Inner {
             logical_bytes,
             lsn,
             index_bytes: index.sectors.iter().map(SectorIndex::memory).sum(),
+            cache: self
+                .cache
+                .as_ref()
+                .map_or_else(CacheFigures::default, |cache| cache.figures()),
             space: sectors
                 .iter()
                 .fold(Space::default(), |sum, sector| sum.plus(sector.space)),

@@ -74,6 +74,12 @@ impl Entry {
         spans.collect()
     }
 
+    /// Whether some of it was never written.
+    pub fn has_holes(&self) -> bool {
+        let mut pieces = self.extents.iter().flat_map(|extents| extents.iter());
+        pieces.any(ExtentRef::is_hole)
+    }
+
     /// All its pieces.
     pub fn all_pieces(&self) -> Arc<[ExtentRef]> {
         match &self.extents {

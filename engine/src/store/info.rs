@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use super::cache::CacheFigures;
 use super::options::Access;
 use crate::port::{BinaryKey, Labels, Place, Rebalance, SectorState};
 
@@ -32,6 +33,8 @@ pub struct StoreInfo {
     pub lsn: u64,
     /// Bytes of memory its index takes, about.
     pub index_bytes: u64,
+    /// What its read cache holds.
+    pub cache: CacheFigures,
     /// All sectors' space, summed.
     pub space: Space,
     /// Its sectors, by number.

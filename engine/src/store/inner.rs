@@ -11,6 +11,7 @@ use graviton_format::Geometry;
 use graviton_format::checksum::Identity;
 use graviton_format::superblock::Superblock;
 
+use super::cache::ReadCache;
 use super::catalog::{self, Catalog, SECTORS_MAX};
 use super::commit::Commits;
 use super::detached::DetachedMutations;
@@ -45,7 +46,6 @@ const REPLAY_AT_CLOSE: u64 = 4 * MIB;
 const BETWEEN_FRAMES: Duration = Duration::from_micros(200);
 
 /// Everything an open store is.
-#[derive(Debug)]
 pub struct Inner {
     pub path: PathBuf,
     pub store_id: [u8; 16],
@@ -63,6 +63,8 @@ pub struct Inner {
     pub replicas: usize,
     /// The store file.
     pub catalog: Mutex<Catalog>,
+    /// Small blobs in memory, if any are to be.
+    pub cache: Option<Arc<ReadCache>>,
     /// What the operator says of the sectors, by number.
     pub labels: RwLock<Vec<Labels>>,
     pub index: RwLock<Index>,
@@ -93,6 +95,16 @@ pub struct Inner {
     clock: AtomicU64,
     closed: AtomicBool,
     lock: Mutex<Option<Box<dyn Lock>>>,
+}
+
+impl fmt::Debug for Inner {
+    // What it holds may be millions of blobs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner")
+            .field("path", &self.path)
+            .field("access", &self.options.access)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What waiters of one sector's commits drive.
@@ -334,15 +346,25 @@ impl Inner {
             }
         })?;
         let outcome = Self::create_in(path, &options, backend.clone(), notice, lock, kick);
-        let removed = match &outcome {
-            Ok(_) => Ok(()),
-            Err(_) => catalog::remove_all(backend.as_ref(), path, options.sectors),
-        };
-        // A note that stays is harmless: it is read only where there is no store file.
-        if let Err(error) = removed.and_then(|()| catalog::end_creation(backend.as_ref(), path)) {
-            tracing::warn!(%error, "tidying up after the creation of a store");
+        let remove_all = || catalog::remove_all(backend.as_ref(), path, options.sectors);
+        let end = || catalog::end_creation(backend.as_ref(), path);
+        match outcome {
+            Ok(inner) => match end() {
+                Ok(()) => Ok(inner),
+                // A later creation would take what is put there for left over.
+                Err(error) => {
+                    drop(inner);
+                    let _ = remove_all();
+                    Err(file_error("tidy up", path)(error))
+                }
+            },
+            Err(error) => {
+                if let Err(error) = remove_all().and_then(|()| end()) {
+                    tracing::warn!(%error, "tidying up after the creation of a store");
+                }
+                Err(error)
+            }
         }
-        outcome
     }
 
     fn create_in(
@@ -436,6 +458,10 @@ impl Inner {
         let (backend, notice) = backend.open(&options.io, path)?;
         Catalog::read(backend.as_ref(), path)?;
         let lock = take_lock(backend.as_ref(), path, options.access)?;
+        if options.access == Access::ReadWrite {
+            // Or what is put now would be taken for left over, should the store file be lost.
+            catalog::end_creation(backend.as_ref(), path).map_err(file_error("tidy up", path))?;
+        }
         let recovered = wait_for(recover(Opening {
             path,
             options: &options,
@@ -473,11 +499,9 @@ impl Inner {
         }
         if inner.check_access().is_ok() {
             inner.want_store_file();
-        }
-        if inner.check_access().is_ok()
-            && let Err(error) = inner.end_additions()
-        {
-            tracing::warn!(%error, "tidying up after a sector that was not added");
+            if let Err(error) = inner.end_additions() {
+                tracing::warn!(%error, "tidying up after a sector that was not added");
+            }
         }
         Ok(inner)
     }
@@ -519,6 +543,7 @@ impl Inner {
                 path,
                 store_id,
                 policy: RwLock::new(options.replication.clone()),
+                cache: (options.cache_bytes > 0).then(|| ReadCache::new(options.cache_bytes)),
                 options,
                 backend,
                 notice,

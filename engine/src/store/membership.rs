@@ -347,9 +347,11 @@ impl Inner {
             self.sectors[usize::from(replaced)].set_draining(true);
         }
         self.labels.write()[number] = new.labels.clone();
-        sector.withhold(false);
+        // Before it has anything: who finds no other copy must find it named.
         self.keep_store_file_everywhere();
+        let _ = self.keep_store_file(number);
         self.tell_members(members);
+        sector.withhold(false);
         // What was short for want of a sector may go there.
         self.marks.want_scan();
         self.kick_maintenance();
@@ -566,6 +568,11 @@ impl Inner {
         // Those that knew of it no more can't be missed for it [F-66].
         self.tell_members(members);
         let unaware = members.without(self.writable());
+        if !unaware.is_empty() {
+            // So many of them are missed by nobody, and no more.
+            self.note_shortage()?;
+            self.check_told(unaware)?;
+        }
         let mut file = PathBuf::new();
         self.write_catalog(|catalog| {
             if let Some(named) = catalog.sector_mut(number) {
@@ -575,11 +582,21 @@ impl Inner {
                 .sectors
                 .retain(|named| usize::from(named.number) != number);
             forget_replaced(catalog, number);
-            for named in &mut catalog.sectors {
-                named.behind |= unaware.contains(usize::from(named.number));
-            }
         })?;
         Ok(file)
+    }
+
+    /// Whether the sectors that do not know which others there are now count as behind: one that comes back and is
+    /// not would be taken for one of a store that has lost its store file.
+    ///
+    /// # Errors
+    /// What ails the first that does not.
+    fn check_told(&self, unaware: SectorSet) -> Result<(), StorageError> {
+        let catalog = self.catalog.lock();
+        let behind = catalog.sectors.iter().filter(|named| named.behind);
+        let behind: SectorSet = behind.map(|named| named.number.into()).collect();
+        let mut untold = unaware.without(behind).iter();
+        untold.try_for_each(|number| self.sectors[number].check_well())
     }
 
     /// A sector is none of the store any more.

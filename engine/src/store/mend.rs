@@ -307,7 +307,7 @@ impl Inner {
     ///
     /// # Errors
     /// As [`keep_copies`].
-    fn keep_store_file(&self, number: usize) -> Result<bool, StorageError> {
+    pub fn keep_store_file(&self, number: usize) -> Result<bool, StorageError> {
         if !std::mem::take(&mut self.mending.lock().of(number).store_file) {
             return Ok(false);
         }
@@ -316,6 +316,7 @@ impl Inner {
         let kept = wait_for(keep_copies(sector, &file));
         if kept.is_err() {
             self.mending.lock().want_store_file(number);
+            return kept;
         }
         for start in sector.geometry().store_file_copies() {
             self.forget_damage(number, start..start + STORE_FILE_SLOT_SIZE as u64);

@@ -2,7 +2,7 @@
 //!
 //! A put is encoded by its caller (`record`), queued and written by group commit (`commit`),
 //! and enters the index (`index`) once it is durable. A get looks the index up and reads the
-//! device (`read`). Uploads of parts (`multipart`) and tracked sets (`tracker`) are entries like
+//! device (`read`), unless the blob is in memory (`cache`). Uploads of parts (`multipart`) and tracked sets (`tracker`) are entries like
 //! blobs, with keys in spaces of their own; `merge` keeps blobs from falling to pieces, and `manifest`
 //! makes new ones of their payload. `catalog` is the store file, and `store_file` writes it anew when it was lost. Replicas that are missing or damaged are found by reads and by a `scrub`, and
 //! made anew by `repair`, what lies around them by `mend`; `rebalance` moves them; sectors come and go, or grow
@@ -10,6 +10,7 @@
 //! logs as one; `maintain` keeps checkpoints fresh and space coming back.
 
 mod assembly;
+mod cache;
 mod catalog;
 mod commit;
 mod detached;
@@ -52,6 +53,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use cache::CacheFigures;
 pub use info::{
     CheckpointInfo, CompactReport, Finding, FoundSector, RebalanceProgress, RebalanceReport,
     RecoveredStoreFile, RepairProgress, ReplicationInfo, ScrubProgress, ScrubReport, SectorInfo,

@@ -191,6 +191,9 @@ pub struct OpenOptions {
     /// `TooFewSectors`. What only they have is gone, unless they come back, and then only what was not written anew
     /// meanwhile.
     pub accept_loss_of: Vec<u16>,
+    /// The most bytes of memory that the read cache takes: whole blobs of up to 256 KiB, or a sixteenth of this if
+    /// that is less, that were read not long ago, or often. 64 MiB; 0: none.
+    pub cache_bytes: u64,
     /// Log bytes after which a checkpoint is taken: what recovery must replay, at most about
     /// twice this. `None`: 256 MiB, or less in a small sector.
     pub checkpoint_interval: Option<u64>,
@@ -222,6 +225,7 @@ impl Default for OpenOptions {
             write_mode: WriteMode::All,
             degraded_writes: true,
             accept_loss_of: Vec::new(),
+            cache_bytes: 64 * MIB,
             checkpoint_interval: None,
             reader_patience: Duration::from_secs(1),
             max_fragments: FRAGMENTS_MAX,

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use graviton_format::key::SPACE_BLOB;
 use graviton_format::record::ExtentRef;
 
+use super::cache::Joined;
 use super::index::{Entry, Found, Index, Piece, SectorIndex};
 use super::inner::Inner;
 use super::record::{Details, system_time};
@@ -44,6 +45,15 @@ pub struct Snapshot {
     replicas: Vec<Replica>,
 }
 
+/// A get that was begun.
+enum Begun {
+    /// It is over: the blob is in memory.
+    Cached(Blob),
+    Reading(Arc<Snapshot>),
+    /// All of the blob will be in memory then.
+    Filling(Arc<Snapshot>, Joined),
+}
+
 /// One replica of a snapshot.
 #[derive(Debug)]
 struct Replica {
@@ -63,6 +73,20 @@ fn check(key: &BinaryKey, precondition: Precondition, lsn: u64) -> Result<(), St
         key: key.clone(),
         actual: Some(ETag::of_version(lsn)),
     })
+}
+
+/// Finds the version that is asked for, and which bytes of it.
+fn find(
+    index: &Index,
+    key: &BinaryKey,
+    options: &GetOptions,
+) -> Result<(Found, Range<u64>), StorageError> {
+    let Some(found) = index.lookup(key.stored())? else {
+        return Err(StorageError::NotFound { key: key.clone() });
+    };
+    check(key, options.precondition, found.entry.lsn)?;
+    let range = resolve_range(key, options.range.as_ref(), found.entry.size)?;
+    Ok((found, range))
 }
 
 /// Checks that what is asked for has no holes.
@@ -160,12 +184,19 @@ impl Inner {
     ) -> Result<Snapshot, StorageError> {
         self.check_open()?;
         let index = self.index.read();
-        let Some(found) = index.lookup(key.stored())? else {
-            return Err(StorageError::NotFound { key: key.clone() });
-        };
-        check(key, options.precondition, found.entry.lsn)?;
-        let range = resolve_range(key, options.range.as_ref(), found.entry.size)?;
-        let snapshot = self.pinned(&index, key, &found, range)?;
+        let (found, range) = find(&index, key, options)?;
+        self.snapshot_of(&index, key, &found, range, options)
+    }
+
+    fn snapshot_of(
+        self: &Arc<Self>,
+        index: &Index,
+        key: &BinaryKey,
+        found: &Found,
+        range: Range<u64>,
+        options: &GetOptions,
+    ) -> Result<Snapshot, StorageError> {
+        let snapshot = self.pinned(index, key, found, range)?;
         if options.holes == Holes::Refuse && snapshot.has_holes() {
             check_written(key, &snapshot.entry, std::slice::from_ref(&snapshot.range))?;
         }
@@ -323,24 +354,54 @@ impl Inner {
 
     /// See [`BlobStore::get`](crate::port::BlobStore::get).
     pub fn get(self: &Arc<Self>, key: &BinaryKey, options: &GetOptions) -> StoreOp<Blob> {
-        let snapshot = match self.snapshot(key, options) {
-            Ok(snapshot) => snapshot,
-            Err(error) => return Op::fail(error),
-        };
-        let length = snapshot.range.end - snapshot.range.start;
-        if let Err(error) = check_total(length) {
-            return Op::fail(error);
+        match self.get_or_begin(key, options) {
+            Ok(Begun::Cached(blob)) => Op::ready(Ok(blob)),
+            Ok(Begun::Reading(snapshot)) => Op::start(async move {
+                let bytes = snapshot.read_all().await?;
+                Ok(snapshot.blob(bytes))
+            }),
+            Ok(Begun::Filling(snapshot, read)) => Op::start(async move {
+                let bytes = read.await?;
+                Ok(snapshot.blob(bytes))
+            }),
+            Err(error) => Op::fail(error),
         }
+    }
+
+    fn get_or_begin(
+        self: &Arc<Self>,
+        key: &BinaryKey,
+        options: &GetOptions,
+    ) -> Result<Begun, StorageError> {
+        self.check_open()?;
+        let index = self.index.read();
+        let (found, range) = find(&index, key, options)?;
+        check_total(range.end - range.start)?;
+        let (size, version) = (found.entry.size, found.entry.lsn);
+        let cache = self.cache.as_ref().filter(|cache| cache.takes(size));
+        // What has holes depends on who asks.
+        let cache = cache.filter(|_| !found.entry.has_holes());
+        if let Some(bytes) = cache.and_then(|cache| cache.get(version)) {
+            let at = |position| usize::try_from(position).unwrap_or(usize::MAX);
+            return Ok(Begun::Cached(Blob {
+                bytes: bytes.slice(at(range.start)..at(range.end)),
+                range,
+                size,
+                etag: ETag::of_version(version),
+                version,
+            }));
+        }
+        let is_whole = range == (0..size);
+        let snapshot = self.snapshot_of(&index, key, &found, range, options)?;
+        drop(index);
         let snapshot = Arc::new(snapshot);
-        Op::start(async move {
-            let bytes = snapshot.read_all().await?;
-            Ok(Blob {
-                bytes,
-                range: snapshot.range.clone(),
-                size: snapshot.entry.size,
-                etag: ETag::of_version(snapshot.entry.lsn),
-                version: snapshot.entry.lsn,
-            })
+        Ok(match cache.filter(|_| is_whole) {
+            None => Begun::Reading(snapshot),
+            Some(cache) => {
+                let reading = Arc::clone(&snapshot);
+                let read = move || async move { reading.read_all().await };
+                Begun::Filling(snapshot, cache.read_through(version, read))
+            }
         })
     }
 
@@ -583,6 +644,17 @@ impl Snapshot {
             let payloads = replica.pieces.iter().filter_map(|piece| piece.payload);
             payloads.map(|payload| (replica.number, payload))
         })
+    }
+
+    /// What a get answers, of which these are the bytes.
+    fn blob(&self, bytes: Bytes) -> Blob {
+        Blob {
+            bytes,
+            range: self.range.clone(),
+            size: self.entry.size,
+            etag: ETag::of_version(self.entry.lsn),
+            version: self.entry.lsn,
+        }
     }
 
     /// Whether some of it was never written.

@@ -303,7 +303,7 @@ impl Recovered {
 /// Whether an error is none of the sector in which it was met.
 fn is_of_all(error: &StorageError) -> bool {
     let source = match error {
-        StorageError::UnsupportedVersion { .. } => return true,
+        StorageError::UnsupportedVersion { .. } | StorageError::Locked { .. } => return true,
         StorageError::Io { source, .. } | StorageError::File { source, .. } => source,
         _ => return false,
     };
@@ -327,6 +327,14 @@ fn is_of_writing(error: &StorageError) -> bool {
     use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
     matches!(error, StorageError::File { source, .. }
         if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem))
+}
+
+/// A sector is open in another process.
+pub fn in_use(file: &Path) -> StorageError {
+    StorageError::Locked {
+        path: file.to_owned(),
+        owner: "a process that opened it as a sector of a store in another directory".to_owned(),
+    }
 }
 
 /// Whether a sector is the one that the store file names.
@@ -479,6 +487,7 @@ impl Recovery {
                     path: file.to_owned(),
                     why: error.to_string(),
                 },
+                io::ErrorKind::WouldBlock => in_use(file),
                 _ => file_error("open", file)(error),
             })
         };

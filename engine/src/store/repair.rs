@@ -475,7 +475,9 @@ impl Inner {
         let room = |number: usize| self.available(index, number);
         if let Some(policy) = &self.policy() {
             let copies = self.wanted(entry.replicas);
-            let chosen = self.choose(&**policy, key, copies, holders, entry.size, &room)?;
+            // What is to be moved away, or can't be written to, is none to count on.
+            let kept = holders.within(self.keepers());
+            let chosen = self.choose(&**policy, key, copies, kept, entry.size, &room)?;
             return Ok(chosen.without(holders).first());
         }
         let others = self.keepers().without(holders);

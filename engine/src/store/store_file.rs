@@ -11,6 +11,7 @@ use super::catalog::{self, Catalog, SECTORS_MAX, sector_file};
 use super::info::{FoundSector, RecoveredStoreFile};
 use super::inner::{file_error, take_lock};
 use super::options::Access;
+use super::recovery::in_use;
 use crate::io::{Backend, OpenAccess};
 use crate::log::Sector;
 use crate::log::store_file::{StoreFileText, read_copy};
@@ -26,6 +27,7 @@ struct Found {
     session: u64,
     /// The newest whole copy in it.
     copy: Option<StoreFileText>,
+    _sector: Sector,
 }
 
 /// See [`Store::recover_store_file`](super::Store::recover_store_file).
@@ -34,19 +36,8 @@ pub fn recover_store_file(
     directory: &Path,
     files: &[PathBuf],
 ) -> Result<RecoveredStoreFile, StorageError> {
-    backend
-        .create_directory(directory)
-        .map_err(file_error("create", directory))?;
-    let _lock = take_lock(backend, directory, Access::ReadWrite)?;
-    match Catalog::read(backend, directory) {
-        Ok(_) => {
-            return Err(StorageError::AlreadyExists {
-                path: directory.join(catalog::FILE),
-            });
-        }
-        Err(StorageError::NoStore { .. } | StorageError::InvalidStore { .. }) => {}
-        Err(error) => return Err(error),
-    }
+    check_lost(backend, directory)?;
+    // Nobody opens them until it is written: each is locked.
     let mut found = BTreeMap::new();
     for file in files {
         look_at(backend, directory, file, &mut found)?;
@@ -62,16 +53,17 @@ pub fn recover_store_file(
             look_for(backend, directory, &named.file, &mut found)?;
         }
     }
+    backend
+        .create_directory(directory)
+        .map_err(file_error("create", directory))?;
+    let _lock = take_lock(backend, directory, Access::ReadWrite)?;
+    check_lost(backend, directory)?;
     recovered = newest(directory, found.values())?;
-    let (mut report, mut is_whole) = (Vec::new(), true);
+    let mut report = Vec::new();
     for named in &mut recovered.sectors {
         let mut sectors = found.values().filter(|sector| sector.id == named.id);
         let sector = sectors.next();
-        let other = sectors.find(|other| {
-            let is_same = sector.map(|one| is_same_file(directory, &one.file, &other.file));
-            is_same == Some(false)
-        });
-        if let (Some(one), Some(other)) = (sector, other) {
+        if let (Some(one), Some(other)) = (sector, sectors.next()) {
             return Err(invalid(
                 &directory.join(&one.file),
                 format!("is the same sector as {}", other.file.display()),
@@ -80,21 +72,27 @@ pub fn recover_store_file(
         if let Some(sector) = sector {
             named.file.clone_from(&sector.file);
         }
-        let is_as_left = sector
-            .map(|sector| named.is_of_session(sector.session, recovered.beginning.as_deref()));
-        is_whole &= named.behind || is_as_left == Some(true);
+        let is_as_left = sector.is_some_and(|sector| {
+            named.is_of_session(sector.session, recovered.beginning.as_deref())
+        });
+        // One that has taken part since would have another session.
+        named.behind &= sector.is_some_and(|sector| named.is_of_session(sector.session, None));
         report.push(FoundSector {
             number: named.number,
             path: directory.join(&named.file),
             is_there: sector.is_some(),
-            is_as_left: is_as_left.unwrap_or(false),
+            is_as_left,
             is_behind: named.behind,
         });
     }
-    // What a sector that is missing was told last, nobody knows.
-    recovered.short |= !is_whole && recovered.sectors.len() > 1;
+    // Nobody knows what was told to one sector alone since.
+    recovered.short |= recovered.sectors.len() > 1;
     let revision = recovered.revision;
     keep_what_was_there(backend, directory)?;
+    // What they are about is not certain any more: it may have become part of the store.
+    catalog::end_creation(backend, directory)
+        .and_then(|()| catalog::end_addition(backend, directory))
+        .map_err(file_error("tidy up", directory))?;
     recovered.write(backend, directory)?;
     let named = |id: &String| recovered.sectors.iter().any(|named| named.id == *id);
     Ok(RecoveredStoreFile {
@@ -108,17 +106,40 @@ pub fn recover_store_file(
     })
 }
 
+/// There is nothing to be written anew where a store file is good.
+fn check_lost(backend: &dyn Backend, directory: &Path) -> Result<(), StorageError> {
+    match Catalog::read(backend, directory) {
+        Ok(_) => Err(StorageError::AlreadyExists {
+            path: directory.join(catalog::FILE),
+        }),
+        Err(StorageError::NoStore { .. } | StorageError::InvalidStore { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// A store file that is of no use is kept beside the new one.
 fn keep_what_was_there(backend: &dyn Backend, directory: &Path) -> Result<(), StorageError> {
     let path = directory.join(catalog::FILE);
-    match backend.read_file(&path, catalog::LENGTH_MAX) {
-        Ok(bytes) if !bytes.is_empty() => {
-            let kept = directory.join(catalog::DAMAGED_FILE);
-            let written = backend.replace_file(&kept, &bytes);
-            written.map_err(file_error("write", &kept))
+    let bytes = match backend.read_file(&path, catalog::LENGTH_MAX) {
+        Ok(bytes) if bytes.is_empty() => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        bytes => bytes.map_err(file_error("read", &path))?,
+    };
+    let names = (1..).map(|number: u32| match number {
+        1 => PathBuf::from(catalog::DAMAGED_FILE),
+        _ => PathBuf::from(format!("{}-{number}", catalog::DAMAGED_FILE)),
+    });
+    for kept in names.map(|name| directory.join(name)) {
+        match backend.read_file(&kept, catalog::LENGTH_MAX) {
+            Ok(earlier) if earlier == bytes => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let written = backend.replace_file(&kept, &bytes);
+                return written.map_err(file_error("write", &kept));
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 /// What the newest of the copies says.
@@ -185,7 +206,9 @@ fn look_for(
     found: &mut BTreeMap<PathBuf, Found>,
 ) -> Result<(), StorageError> {
     match look_at(backend, directory, file, found) {
-        Err(error @ StorageError::UnsupportedVersion { .. }) => Err(error),
+        Err(error @ (StorageError::UnsupportedVersion { .. } | StorageError::Locked { .. })) => {
+            Err(error)
+        }
         _ => Ok(()),
     }
 }
@@ -197,9 +220,10 @@ fn look_at(
     file: &Path,
     found: &mut BTreeMap<PathBuf, Found>,
 ) -> Result<(), StorageError> {
-    let file = file.strip_prefix(directory).unwrap_or(file);
+    let file = &named_in(directory, file);
     let path = directory.join(file);
-    if found.contains_key(file) {
+    let is_known = |known: &PathBuf| known == file || is_same_file(directory, known, file);
+    if found.keys().any(is_known) {
         return Ok(());
     }
     if file.to_str().is_none() {
@@ -211,6 +235,7 @@ fn look_at(
     let disk = backend.open(&path, OpenAccess::ReadOnly);
     let disk = disk.map_err(|error| match error.kind() {
         io::ErrorKind::InvalidInput => invalid(&path, error.to_string()),
+        io::ErrorKind::WouldBlock => in_use(&path),
         _ => file_error("open", &path)(error),
     })?;
     let (sector, _) = wait_for(Sector::open(Arc::clone(&disk), 0))?;
@@ -233,9 +258,21 @@ fn look_at(
             id: catalog::hex_id(identity.sector_id),
             session: sector.session(),
             copy,
+            _sector: sector,
         },
     );
     Ok(())
+}
+
+/// How the store file names a file: as it is called in the store's directory, if it lies there.
+fn named_in(directory: &Path, file: &Path) -> PathBuf {
+    let [within, whole] =
+        [directory.to_owned(), directory.join(file)].map(|path| path.canonicalize());
+    let named = match (&within, &whole) {
+        (Ok(within), Ok(whole)) => whole.strip_prefix(within),
+        _ => file.strip_prefix(directory),
+    };
+    named.unwrap_or(file).to_owned()
 }
 
 /// Whether two paths lead to one file.

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use graviton_format::FormatError;
 use graviton_format::checksum::stored_length;
 use graviton_format::geometry::AREA_SIZE;
 use graviton_format::record::{RecordKind, RecordView, record_length};
@@ -14,7 +15,7 @@ use super::info::{Finding, VerifyProgress, VerifyReport};
 use super::inner::Inner;
 use crate::log::image_io::{read_image, read_roots};
 use crate::log::replay::{check_old_header, decode_frame, read_frame};
-use crate::log::store_file::read_copy;
+use crate::log::store_file::{BadCopy, read_copy};
 use crate::log::{Sector, State};
 use crate::port::op::wait_for;
 use crate::port::{BinaryKey, ErrorKind, StorageError};
@@ -195,7 +196,12 @@ impl Verifier<'_> {
         for address in sector.geometry().store_file_copies() {
             let copy = wait_for(read_copy(sector, address));
             if let Err(wrong) = copy {
-                let what = format!("a copy of the store file is damaged: {wrong}");
+                let what = match wrong {
+                    BadCopy::Damaged(FormatError::Magic { found: 0, .. }) => {
+                        "a copy of the store file is missing".to_owned()
+                    }
+                    wrong => format!("a copy of the store file is damaged: {wrong}"),
+                };
                 self.find(sector, address, None, what);
             }
         }

@@ -25,6 +25,8 @@ pub struct Plan {
     pub segment_size: u64,
     /// Bytes of a block.
     pub block_size: u32,
+    /// Bytes of the read cache. What is in it is not read, so that damage is not met.
+    pub cache_bytes: u64,
     /// Keys and sizes.
     pub mix: Mix,
 }
@@ -38,6 +40,7 @@ impl Plan {
         write_mode: WriteMode::All,
         segment_size: 64 * KIB,
         block_size: 512,
+        cache_bytes: 128 * KIB,
         mix: Mix {
             keys: 20,
             largest: 36 << 10,
@@ -58,6 +61,7 @@ impl Plan {
     pub const THREE_SECTORS: Self = Self {
         name: "three sectors",
         sectors: 3,
+        cache_bytes: 0,
         mix: Mix {
             keys: 40,
             ..Self::SMALL.mix
@@ -113,6 +117,7 @@ impl Plan {
     pub fn open_options(&self) -> OpenOptions {
         OpenOptions {
             background: false,
+            cache_bytes: self.cache_bytes,
             write_mode: self.write_mode,
             checkpoint_interval: Some(128 * KIB),
             // Readers are on the thread that would wait for them.

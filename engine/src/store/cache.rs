@@ -1,0 +1,363 @@
+//! The read cache: whole small blobs in memory, handed out without a copy. Direct I/O has no page cache behind it.
+//!
+//! An entry is keyed by the version of the blob, which names its bytes for ever: so nothing that is stale is ever
+//! found, whoever reads slowly, and nothing has to be taken out when a blob is replaced or deleted. Only what was
+//! verified comes in, and errors never do. What is read once does not push out what is read often (S3-FIFO in
+//! `quick_cache`; Yang et al., SOSP 2023). Of several who want the same version at once one reads it from the device,
+//! and all of them drive that read on: it does not hang on whoever began it.
+//!
+//! Scrub, verify, repair and compaction read past it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Wake, Waker};
+
+use bytes::Bytes;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use crate::port::StorageError;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// Blobs of more bytes are not cached.
+pub const BLOB_MAX: u64 = 256 << 10;
+/// No blob takes more than this part of the budget.
+const SHARE: u64 = 16;
+/// Bytes that an entry takes beside its blob, about.
+const OVERHEAD: u64 = 128;
+/// What a blob is taken to have when the cache lays out its own tables.
+const TYPICAL: u64 = 4 << 10;
+
+type ReadOutcome = Result<Bytes, StorageError>;
+
+#[derive(Debug, Clone, Copy)]
+struct ByBytes;
+
+impl Weighter<u64, Bytes> for ByBytes {
+    fn weight(&self, _version: &u64, bytes: &Bytes) -> u64 {
+        bytes.len() as u64 + OVERHEAD
+    }
+}
+
+/// See the [module's page](self).
+pub struct ReadCache {
+    blobs: Cache<u64, Bytes, ByBytes>,
+    blob_max: u64,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    /// What is being read, by version.
+    reads: Mutex<HashMap<u64, Weak<SharedRead>>>,
+}
+
+impl fmt::Debug for ReadCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadCache")
+            .field("capacity", &self.blobs.capacity())
+            .field("bytes", &self.blobs.weight())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a cache holds, and how much use it was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheFigures {
+    /// The most bytes of memory that it takes; 0: there is none.
+    pub capacity: u64,
+    /// Bytes that it takes.
+    pub bytes: u64,
+    /// Gets of small blobs that were answered from it since the store was opened.
+    pub hits: u64,
+    /// Those that were not.
+    pub misses: u64,
+}
+
+impl ReadCache {
+    /// One of at most so many bytes.
+    pub fn new(capacity: u64) -> Arc<Self> {
+        let items = usize::try_from(capacity / TYPICAL)
+            .unwrap_or(usize::MAX)
+            .max(16);
+        Arc::new(Self {
+            blobs: Cache::with_weighter(items, capacity, ByBytes),
+            blob_max: BLOB_MAX.min(capacity / SHARE),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            reads: Mutex::default(),
+        })
+    }
+
+    /// Whether blobs of this size are cached.
+    pub fn takes(&self, size: u64) -> bool {
+        size <= self.blob_max && size > 0
+    }
+
+    /// The bytes of a version, if it has them.
+    pub fn get(&self, version: u64) -> Option<Bytes> {
+        let found = self.blobs.get(&version);
+        let count = match found {
+            Some(_) => &self.hits,
+            None => &self.misses,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        found
+    }
+
+    /// What it holds, and how much use it was.
+    pub fn figures(&self) -> CacheFigures {
+        CacheFigures {
+            capacity: self.blobs.capacity(),
+            bytes: self.blobs.weight(),
+            hits: self.hits.load(Ordering::Relaxed),
+            misses: self.misses.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Reads all of a version by `read`, unless somebody is at it: then both wait for that.
+    pub fn read_through<F>(self: &Arc<Self>, version: u64, read: impl FnOnce() -> F) -> Joined
+    where
+        F: Future<Output = ReadOutcome> + Send + 'static,
+    {
+        let mut reads = self.reads.lock();
+        if let Some(running) = reads.get(&version).and_then(Weak::upgrade) {
+            return Joined::new(running);
+        }
+        let read = read();
+        let begun = Begun {
+            cache: Arc::clone(self),
+            version,
+        };
+        let future = async move {
+            let bytes = read.await?;
+            // What was read lies in a buffer that may be much larger.
+            let bytes = Bytes::copy_from_slice(&bytes);
+            begun.cache.blobs.insert(version, bytes.clone());
+            drop(begun);
+            Ok(bytes)
+        };
+        let shared = Arc::new(SharedRead {
+            state: Mutex::new(State::Running(Box::pin(future))),
+            wakers: Arc::default(),
+        });
+        reads.insert(version, Arc::downgrade(&shared));
+        Joined::new(shared)
+    }
+}
+
+/// A read that was begun: it is over, or was given up by all, when this is dropped.
+struct Begun {
+    cache: Arc<ReadCache>,
+    version: u64,
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.cache.reads.lock().remove(&self.version);
+    }
+}
+
+/// One read that several wait for.
+struct SharedRead {
+    state: Mutex<State>,
+    wakers: Arc<Wakers>,
+}
+
+enum State {
+    Running(Pin<Box<dyn Future<Output = ReadOutcome> + Send>>),
+    Over(ReadOutcome),
+}
+
+/// Those who wait, each in a slot of its own.
+#[derive(Default)]
+struct Wakers {
+    slots: Mutex<Vec<Option<Waker>>>,
+}
+
+impl Wake for Wakers {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let wakers: Vec<Waker> = self
+            .slots
+            .lock()
+            .iter_mut()
+            .filter_map(Option::take)
+            .collect();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// One who waits for a [`SharedRead`], and drives it on.
+pub struct Joined {
+    read: Arc<SharedRead>,
+    slot: usize,
+}
+
+impl Joined {
+    fn new(read: Arc<SharedRead>) -> Self {
+        let mut slots = read.wakers.slots.lock();
+        slots.push(None);
+        let slot = slots.len() - 1;
+        drop(slots);
+        Self { read, slot }
+    }
+}
+
+impl Future for Joined {
+    type Output = ReadOutcome;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<ReadOutcome> {
+        let wakers = &self.read.wakers;
+        // Before it is polled: it may be over in the next moment.
+        wakers.slots.lock()[self.slot] = Some(context.waker().clone());
+        let mut state = self.read.state.lock();
+        let future = match &mut *state {
+            State::Running(future) => future,
+            State::Over(outcome) => return Poll::Ready(outcome.clone()),
+        };
+        let waker = Waker::from(Arc::clone(wakers));
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(outcome) => {
+                let ended = std::mem::replace(&mut *state, State::Over(outcome.clone()));
+                drop(state);
+                drop(ended);
+                wakers.wake_by_ref();
+                Poll::Ready(outcome)
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+    use crate::port::op::wait_for;
+    use crate::sync::atomic::AtomicUsize;
+
+    fn bytes(length: usize) -> Bytes {
+        Bytes::from(vec![7; length])
+    }
+
+    fn filled(cache: &Arc<ReadCache>, version: u64, length: usize) {
+        let read = wait_for(cache.read_through(version, || async move { Ok(bytes(length)) }));
+        assert_eq!(read.expect("it is read").len(), length);
+    }
+
+    #[test]
+    fn what_was_read_is_there_without_a_copy() {
+        let cache = ReadCache::new(1 << 20);
+        assert_eq!(cache.get(5), None);
+        filled(&cache, 5, 4096);
+        let first = cache.get(5).expect("it is there");
+        let second = cache.get(5).expect("it is there");
+        assert_eq!(first.as_ptr(), second.as_ptr());
+        assert!(cache.reads.lock().is_empty());
+        let figures = cache.figures();
+        assert_eq!(
+            (figures.hits, figures.misses, figures.bytes),
+            (2, 1, 4096 + OVERHEAD)
+        );
+    }
+
+    #[test]
+    fn it_takes_no_more_than_its_budget_and_no_blob_too_large_for_it() {
+        let cache = ReadCache::new(1 << 20);
+        assert!(cache.takes(64 << 10) && !cache.takes((64 << 10) + 1) && !cache.takes(0));
+        for version in 1..1000 {
+            filled(&cache, version, 10_000);
+            assert!(cache.figures().bytes <= 1 << 20);
+        }
+        assert!(cache.figures().bytes > 1 << 19);
+        assert!(!ReadCache::new(1 << 30).takes(BLOB_MAX + 1));
+    }
+
+    #[test]
+    fn what_is_read_often_outlives_what_is_read_once() {
+        let cache = ReadCache::new(1 << 20);
+        for round in 0..20 {
+            for often in 0..30 {
+                if cache.get(often).is_none() {
+                    filled(&cache, often, 10_000);
+                }
+            }
+            for once in 0..100 {
+                filled(&cache, 1000 + round * 100 + once, 10_000);
+            }
+        }
+        let kept = (0..30).filter(|&often| cache.get(often).is_some()).count();
+        assert!(kept >= 25, "{kept}");
+    }
+
+    #[test]
+    fn errors_are_not_kept() {
+        let cache = ReadCache::new(1 << 20);
+        let failed = cache.read_through(1, || async { Err(StorageError::Closed) });
+        assert!(wait_for(failed).is_err());
+        assert_eq!(cache.get(1), None);
+        filled(&cache, 1, 10);
+    }
+
+    /// Those who want the same share one read, whoever of them goes on with it.
+    #[test]
+    fn one_reads_for_all() {
+        let cache = ReadCache::new(1 << 20);
+        let reads = Arc::new(AtomicUsize::new(0));
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let receiver = Arc::new(std::sync::Mutex::new(receiver));
+        let waiting: Arc<Mutex<Option<Waker>>> = Arc::default();
+        let join = || {
+            let (reads, receiver) = (Arc::clone(&reads), Arc::clone(&receiver));
+            let waiting = Arc::clone(&waiting);
+            cache.read_through(9, move || {
+                reads.fetch_add(1, Ordering::Relaxed);
+                std::future::poll_fn(move |context| {
+                    *waiting.lock() = Some(context.waker().clone());
+                    let arrived = receiver.lock().expect("nobody panics").try_recv();
+                    match arrived {
+                        Ok(()) => Poll::Ready(Ok(bytes(100))),
+                        Err(_) => Poll::Pending,
+                    }
+                })
+            })
+        };
+        let mut noop = Context::from_waker(Waker::noop());
+        let (mut first, mut second, third) = (join(), join(), join());
+        // The first is polled by nobody any more, the third never was, and goes.
+        assert!(Pin::new(&mut first).poll(&mut noop).is_pending());
+        drop(third);
+        let handle = std::thread::spawn(move || wait_for(Pin::new(&mut second)));
+        sender.send(()).expect("somebody waits");
+        loop {
+            if let Some(waker) = waiting.lock().clone() {
+                waker.wake();
+            }
+            if handle.is_finished() {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        let read = handle.join().expect("it does not panic");
+        assert_eq!(read.expect("it is read").len(), 100);
+        let first = wait_for(first).expect("it is read");
+        assert_eq!(first.as_ptr(), cache.get(9).expect("it is there").as_ptr());
+        assert_eq!(reads.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_read_that_all_gave_up_is_begun_anew() {
+        let cache = ReadCache::new(1 << 20);
+        let mut given_up = cache.read_through(3, std::future::pending::<ReadOutcome>);
+        let mut noop = Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut given_up).poll(&mut noop).is_pending());
+        drop(given_up);
+        filled(&cache, 3, 10);
+    }
+}
