@@ -289,7 +289,6 @@ pub fn info_json(info: &StoreInfo) -> Value {
         "logical_bytes": info.logical_bytes,
         "lsn": info.lsn,
         "index_bytes": info.index_bytes,
-        "cache_bytes": info.cache.bytes,
         "space": space_json(&info.space),
         "sectors": sectors,
         "health": info.health,
