@@ -39,7 +39,7 @@ Store:
   compact      Turn garbage into free space
   checkpoint   Write the index out now
   map          Draw where live, garbage and free space lie
-  sectors      List, add, grow, drain, remove, replace and label sectors
+  sectors      List, add, grow, drain, remove, replace, label and recover sectors
   scrub        Read all replicas back, and mend what is damaged
   repair       Make replicas that are missing or damaged
   rebalance    Move replicas to better places, and take away those that are too many
@@ -326,7 +326,7 @@ pub enum Command {
     )]
     Map(MapArgs),
 
-    /// List, add, grow, drain, remove, replace and label sectors
+    /// List, add, grow, drain, remove, replace, label and recover sectors
     ///
     /// A sector is a file, on a disk of its own at best, or a block device. What has to be moved is moved by the command,
     /// and, if that is cut short, by whoever has the store open for writing next.

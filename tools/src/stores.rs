@@ -69,10 +69,12 @@ pub fn info(session: &Session) -> Result<(), Failure> {
     field("store", info.path.display().to_string())?;
     field("id", info.store_id.clone())?;
     field("format", format!("version {}", info.format_version))?;
-    let direct = info.sectors.iter().filter(|sector| sector.direct).count();
+    let is_there = |sector: &&SectorInfo| sector.state != SectorState::Absent;
+    let there: Vec<&SectorInfo> = info.sectors.iter().filter(is_there).collect();
+    let direct = there.iter().filter(|sector| sector.direct).count();
     let how = match direct {
         0 => "buffered I/O",
-        direct if direct == info.sectors.len() => "direct I/O",
+        direct if direct == there.len() => "direct I/O",
         _ => "direct I/O on some sectors",
     };
     field("backend", format!("{}, {how}", info.backend))?;
