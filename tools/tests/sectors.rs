@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use graviton_tests::command::{Graviton, Outcome};
 use graviton_tests::random::Random;
@@ -1171,8 +1172,10 @@ fn a_store_file_is_recovered() {
         let file = File::open(&sector).expect("opened");
         flock(&file, FlockOperation::NonBlockingLockShared).is_ok()
     };
+    let begun = Instant::now();
     while is_free() {
-        std::thread::yield_now();
+        assert!(begun.elapsed() < Duration::from_secs(30), "nobody locks it");
+        std::thread::sleep(Duration::from_millis(1));
     }
     other
         .run(["sectors".as_ref(), "recover".as_ref(), sector.as_os_str()])
