@@ -6,6 +6,8 @@ mod graviton;
 mod lmdb;
 mod object_store;
 mod redb;
+#[cfg(feature = "rocksdb")]
+mod rocksdb;
 mod sqlite;
 
 use std::ops::Range;
@@ -131,6 +133,8 @@ pub const GRAVITON: &Kind = &graviton::KIND;
 
 /// All that it is compared with.
 pub const PEERS: &[&Kind] = &[
+    #[cfg(feature = "rocksdb")]
+    &rocksdb::KIND,
     &fjall::KIND,
     &redb::KIND,
     &lmdb::KIND,
