@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 
-use crate::data::blobs;
+use crate::data::{Blob, blobs};
 use crate::limit::GROUP;
 use crate::meter;
 use crate::participants::{Contender, Participant, Sizing, kind};
@@ -22,7 +22,12 @@ pub enum Child {
     ChildOpen(Whose),
     /// Writes to a store, says so, and waits to be killed.
     #[command(hide = true)]
-    ChildWrite(Whose),
+    ChildWrite {
+        #[command(flatten)]
+        whose: Whose,
+        /// Which bytes.
+        version: usize,
+    },
 }
 
 /// A store.
@@ -70,11 +75,13 @@ impl Child {
                 writeln!(output, "{}", serde_json::to_string(&opened)?)?;
                 store.close()
             }
-            Self::ChildWrite(whose) => {
+            Self::ChildWrite { whose, version } => {
                 /// So many groups: what a log is likely to have since its last checkpoint.
                 const GROUPS: usize = 64;
                 let store = whose.open()?;
-                for group in blobs(GROUPS * GROUP, whose.blob_size).chunks(GROUP) {
+                let blobs = blobs(GROUPS * GROUP, whose.blob_size);
+                let blobs: Vec<Blob> = blobs.iter().map(|blob| blob.version(*version)).collect();
+                for group in blobs.chunks(GROUP) {
                     store.put_together(group)?;
                 }
                 writeln!(output, "written")?;
@@ -111,8 +118,9 @@ pub fn open(contender: &mut Contender) -> Result<Opened> {
 }
 
 /// Writes to a store in a process of its own, which is killed then.
-pub fn write_and_be_killed(contender: &mut Contender) -> Result<()> {
+pub fn write_and_be_killed(contender: &mut Contender, version: usize) -> Result<()> {
     let mut child = command("child-write", contender)?
+        .arg(version.to_string())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;

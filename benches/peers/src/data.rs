@@ -18,6 +18,7 @@ pub struct Blob {
     pub key: String,
     /// Its bytes.
     pub payload: Bytes,
+    number: usize,
 }
 
 impl Blob {
@@ -25,6 +26,18 @@ impl Blob {
     /// bring all of them, and at all of both ends.
     pub fn is_read_as(&self, bytes: &[u8]) -> bool {
         is_same(&self.payload, bytes)
+    }
+
+    /// The same key, with other bytes for each version: a store may see that bytes have not changed, and write nothing
+    /// (SQLite does).
+    pub fn version(&self, version: usize) -> Self {
+        // Prime, and larger than any number of blobs here.
+        const STRIDE: usize = 1_000_003;
+        Self {
+            key: self.key.clone(),
+            payload: payload(self.number + version * STRIDE, self.payload.len()),
+            number: self.number,
+        }
     }
 }
 
@@ -57,6 +70,7 @@ fn blob(number: usize, size: usize) -> Blob {
     Blob {
         key: format!("folder-{:03}/blob-{number:09}", number / 1000),
         payload: payload(number, size),
+        number,
     }
 }
 
@@ -125,6 +139,18 @@ mod tests {
         assert_ne!(one, shuffled(100, 2));
         one.sort_unstable();
         assert_eq!(one, (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn versions_of_a_blob_differ_in_their_bytes_alone() {
+        let blob = &blobs(2, 4 * KIB)[1];
+        let versions: Vec<Blob> = (0..10).map(|version| blob.version(version)).collect();
+        assert_eq!(versions[0].payload, blob.payload);
+        for (number, version) in versions.iter().enumerate() {
+            assert_eq!(version.key, blob.key);
+            let others = &versions[..number];
+            assert!(others.iter().all(|other| other.payload != version.payload));
+        }
     }
 
     #[test]

@@ -31,6 +31,15 @@ impl Io {
         })
     }
 
+    /// Both together.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            read: self.read + other.read,
+            written: self.written + other.written,
+            device_written: self.device_written + other.device_written,
+        }
+    }
+
     /// What came after `earlier`.
     pub fn since(self, earlier: Self) -> Self {
         Self {

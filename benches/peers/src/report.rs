@@ -162,6 +162,12 @@ fn values(samples: &[Sample]) -> Vec<f64> {
 }
 
 impl Row {
+    /// Whether the device can't have done it, chance aside.
+    fn is_too_good(&self) -> bool {
+        const CHANCE: f64 = 1.1;
+        self.of_limit.is_some_and(|of_limit| of_limit > CHANCE)
+    }
+
     fn of(
         entry: &Entry,
         unit: Unit,
@@ -245,6 +251,12 @@ pub fn table(report: &Report) -> String {
         text.push('\n');
         if let Some(fio) = figures.limit_by_fio {
             text.push_str(&format!("limit by fio: {}\n", number(fio)));
+        }
+        for row in figures.rows.iter().filter(|row| row.is_too_good()) {
+            text.push_str(&format!(
+                "{}: better than the limit, so something else than the device must have served it\n",
+                row.participant
+            ));
         }
         for omitted in &figures.omitted {
             text.push_str(&format!(

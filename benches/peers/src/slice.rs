@@ -23,6 +23,18 @@ impl Run {
         self.operations as f64 / self.seconds.max(f64::MIN_POSITIVE)
     }
 
+    /// How long it lasted.
+    pub fn lasted(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
+    }
+
+    /// Counts what was done later, too.
+    pub fn add(&mut self, later: Self) {
+        self.operations += later.operations;
+        self.seconds += later.seconds;
+        self.latencies.extend(later.latencies);
+    }
+
     /// The same run, each of whose operations was a group of so many.
     pub fn of_groups(mut self, size: usize) -> Self {
         self.operations *= size;

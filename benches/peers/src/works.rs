@@ -263,7 +263,7 @@ impl Work {
 
     /// What a store is told beforehand.
     pub fn sizing(self, effort: &Effort) -> Sizing {
-        let set_capacity = 2 * effort.set_bytes as u64;
+        let set_capacity = 2 * effort.set_bytes as u64 + (32 << 20);
         let (blob_size, capacity) = match self {
             Self::Put(size) | Self::PutTogether(size) => (size, effort.capacity),
             Self::Get(size, _) | Self::GetHot(size, _) => (size, set_capacity),
@@ -380,8 +380,8 @@ pub fn slice(
     contender: &mut Contender,
 ) -> Result<Sample> {
     match work {
-        Work::Put(size) => put(effort, size, 1, blobs, contender),
-        Work::PutTogether(size) => put_together(effort, size, blobs, contender),
+        Work::Put(size) => put(effort, size, 1, &versions(blobs, round), contender),
+        Work::PutTogether(size) => put_together(effort, size, &versions(blobs, round), contender),
         Work::Get(size, callers) => get(effort, round, size, callers, blobs, contender),
         Work::GetRange => get_range(effort, round, blobs, contender),
         Work::GetHot(size, threads) => get_hot(effort, round, size, threads, blobs, contender),
@@ -389,7 +389,7 @@ pub fn slice(
         Work::List => list(effort, blobs, contender),
         Work::Open { is_killed } => {
             if is_killed {
-                child::write_and_be_killed(contender)?;
+                child::write_and_be_killed(contender, round)?;
             }
             let opened = child::open(contender)?;
             Ok(Sample::of_value(opened.seconds * 1000.0))
@@ -414,6 +414,11 @@ fn counted<T>(
     let before = Io::now(&directory)?;
     let done = work(store)?;
     Ok((done, Io::now(&directory)?.since(before)))
+}
+
+/// Blobs with other bytes in each round.
+fn versions(blobs: &[Blob], round: usize) -> Vec<Blob> {
+    blobs.iter().map(|blob| blob.version(round)).collect()
 }
 
 fn put(
@@ -447,6 +452,17 @@ fn put_together(
     Ok(Sample::of_run(run.of_groups(GROUP), size, io))
 }
 
+/// How much of what lies there is read before caches are emptied again, as a fraction: the kernel, and stores, read
+/// ahead into neighbours, which would be hits by accident once all of them are asked for. Of blobs that are larger
+/// than what is read ahead, that is little.
+fn burst(blobs: usize, size: usize) -> usize {
+    match size {
+        MIB.. => blobs,
+        _ => blobs / 8,
+    }
+}
+
+/// Bursts of cold gets, as many as there is time for.
 fn get(
     effort: &Effort,
     round: usize,
@@ -455,21 +471,30 @@ fn get(
     blobs: &[Blob],
     contender: &mut Contender,
 ) -> Result<Sample> {
-    contender.cool()?;
     let order = shuffled(blobs.len(), round as u64);
     let items: Vec<&Blob> = order.iter().map(|number| &blobs[*number]).collect();
-    let (run, io) = match callers {
-        Callers::Threads(threads) => {
-            contender.store()?.prepare(threads)?;
-            counted(contender, |store| {
-                by_threads(threads, effort.slice, &items, |blob| get_one(store, blob))
-            })?
+    let (mut total, mut io) = (Run::default(), Io::default());
+    for items in items.chunks(burst(blobs.len(), size)) {
+        let left = effort.slice.saturating_sub(total.lasted());
+        if left.is_zero() {
+            break;
         }
-        Callers::OneThread(depth) => counted(contender, |store| {
-            get_in_flight(store, depth, effort.slice, &items)
-        })?,
-    };
-    Ok(Sample::of_run(run, size, io))
+        contender.cool()?;
+        let (run, burst_io) = match callers {
+            Callers::Threads(threads) => {
+                contender.store()?.prepare(threads)?;
+                counted(contender, |store| {
+                    by_threads(threads, left, items, |blob| get_one(store, blob))
+                })?
+            }
+            Callers::OneThread(depth) => {
+                counted(contender, |store| get_in_flight(store, depth, left, items))?
+            }
+        };
+        total.add(run);
+        io = io.plus(burst_io);
+    }
+    Ok(Sample::of_run(total, size, io))
 }
 
 fn get_one(store: &dyn Participant, blob: &Blob) -> Result<()> {
@@ -603,7 +628,8 @@ fn space(blobs: &[Blob], contender: &mut Contender) -> Result<Sample> {
     for group in blobs.chunks_exact(4) {
         store.delete(&group[1].key)?;
     }
-    let rewritten: Vec<Blob> = blobs.iter().skip(3).step_by(4).cloned().collect();
+    let rewritten = blobs.iter().skip(3).step_by(4);
+    let rewritten: Vec<Blob> = rewritten.map(|blob| blob.version(1)).collect();
     store.load(&rewritten)?;
     store.settle()?;
     let in_use = store.space_in_use()?;
