@@ -150,11 +150,13 @@ fn measure(options: &Options) -> Result<bool> {
         let outcome = runner.run(*work)?;
         has_failures |= outcome.omissions.iter().any(|omission| omission.is_failure);
         report.disk_bytes_max = report.disk_bytes_max.max(outcome.disk_bytes);
-        report.works.push(Figures::of(outcome));
+        let figures = Figures::of(outcome);
+        // At once: a run that is interrupted has shown what it found.
+        println!("{}", report::table(&figures));
+        report.works.push(figures);
     }
     drop(runner);
     directory.close().context("remove what was written")?;
-    println!("{}", report::table(&report));
     if let Some(file) = json {
         serde_json::to_writer_pretty(file, &report).context("write the figures")?;
     }

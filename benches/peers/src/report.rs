@@ -1,6 +1,6 @@
 //! Figures of a run: summed up, as a table, as JSON.
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
@@ -242,35 +242,31 @@ fn optional(value: Option<f64>) -> String {
     value.map(number).unwrap_or_default()
 }
 
-/// The figures as a table, a line per participant, with who was left out and why below each work.
-pub fn table(report: &Report) -> String {
-    let mut text = String::new();
-    for figures in &report.works {
-        text.push_str(&format!("\n{} ({})\n", figures.name, figures.unit));
-        text.push_str(&table_of(figures).to_string());
-        text.push('\n');
-        if let Some(fio) = figures.limit_by_fio {
-            text.push_str(&format!("limit by fio: {}\n", number(fio)));
-        }
-        for row in figures.rows.iter().filter(|row| row.is_too_good()) {
-            text.push_str(&format!(
-                "{}: better than the limit, so something else than the device must have served it\n",
-                row.participant
-            ));
-        }
-        for omitted in &figures.omitted {
-            text.push_str(&format!(
-                "without {}: {}\n",
-                omitted.participant, omitted.why
-            ));
-        }
+/// The figures of a work as a table, a line per participant, with who was left out and why below.
+pub fn table(figures: &Figures) -> String {
+    let mut text = format!("\n{} ({})\n", figures.name, figures.unit);
+    text.push_str(&format!("{}\n", table_of(figures)));
+    if let Some(fio) = figures.limit_by_fio {
+        text.push_str(&format!("limit by fio: {}\n", number(fio)));
+    }
+    for row in figures.rows.iter().filter(|row| row.is_too_good()) {
+        text.push_str(&format!(
+            "{}: better than the limit, so something else than the device must have served it\n",
+            row.participant
+        ));
+    }
+    for omitted in &figures.omitted {
+        text.push_str(&format!(
+            "without {}: {}\n",
+            omitted.participant, omitted.why
+        ));
     }
     text
 }
 
 fn table_of(figures: &Figures) -> Table {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header([
+    table.load_preset(NOTHING).set_header([
         "",
         "median",
         "min .. max",

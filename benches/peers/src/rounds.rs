@@ -187,7 +187,7 @@ impl<'a> Runner<'a> {
         let sizing = work.sizing(&self.effort);
         for kind in &self.kinds {
             let mut contender = Contender::new(kind, self.directory, sizing);
-            match fill(content, &self.blobs, &mut contender) {
+            match fill(content, work.share(kind, &self.blobs), &mut contender) {
                 Ok(()) => self.contenders.push(contender),
                 Err(error) => {
                     let why = failure(kind.name, work, &error).why;
