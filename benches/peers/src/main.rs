@@ -103,7 +103,7 @@ fn list() {
 
 /// Measures what is asked for. Whether nobody failed.
 fn measure(options: &Options) -> Result<bool> {
-    let works = chosen_works(options.only.as_deref())?;
+    let works = chosen_works(options.only.as_deref(), options.quick)?;
     let kinds = chosen_kinds(options.peers.as_deref())?;
     let mut effort = if options.quick {
         Effort::QUICK
@@ -130,7 +130,7 @@ fn measure(options: &Options) -> Result<bool> {
         .context("see to it that an interrupted run is cleaned up")?;
 
     let mut report = Report {
-        machine: machine()?,
+        machine: machine(directory.path())?,
         is_quick: options.quick,
         participants: kinds.iter().map(|kind| Terms::of(kind)).collect(),
         disk_bytes_max: 0,
@@ -166,10 +166,11 @@ fn measure(options: &Options) -> Result<bool> {
     Ok(!has_failures)
 }
 
-fn chosen_works(only: Option<&str>) -> Result<Vec<Work>> {
+fn chosen_works(only: Option<&str>, is_quick: bool) -> Result<Vec<Work>> {
     let text = only.unwrap_or_default().to_lowercase();
     let mut works = Work::all();
     works.retain(|work| work.name().to_lowercase().contains(&text));
+    works.retain(|work| work.is_quick() || !is_quick);
     ensure!(
         !works.is_empty(),
         "no work has {text:?} in its name; --list shows them"
@@ -212,11 +213,13 @@ fn directory(parent: Option<&Path>) -> Result<TempDir> {
     }
 }
 
-fn machine() -> Result<Machine> {
+fn machine(directory: &Path) -> Result<Machine> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("ask for the kernel")?;
     Ok(Machine {
         kernel: format!("Linux {}", release.trim()),
         processors: std::thread::available_parallelism()?.get(),
+        file_system: meter::file_system(directory)?,
+        read_ahead_kib: meter::read_ahead_kib(directory),
     })
 }
 

@@ -68,6 +68,31 @@ fn device_written(directory: &Path) -> Option<u64> {
     Some(sectors * SECTOR)
 }
 
+/// The file system that has `directory`: its type and its options; empty if it can't be told.
+pub fn file_system(directory: &Path) -> Result<String> {
+    let device = fs::metadata(directory)?.dev();
+    let number = format!("{}:{}", major(device), minor(device));
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("read mounts")?;
+    // `36 35 98:0 / /place rw,noatime - ext4 /dev/root rw,errors=continue`
+    let mount = mounts
+        .lines()
+        .filter(|line| line.split(' ').nth(2) == Some(&number))
+        .find_map(|line| line.split_once(" - "));
+    let fields = mount.map(|(_, rest)| rest.split(' ').collect::<Vec<_>>());
+    Ok(match fields.as_deref() {
+        Some([kind, _, options, ..]) => format!("{kind} {options}"),
+        _ => String::new(),
+    })
+}
+
+/// How much the kernel reads ahead on the device of `directory`, in KiB.
+pub fn read_ahead_kib(directory: &Path) -> Option<u64> {
+    let device = fs::metadata(directory).ok()?.dev();
+    let number = format!("{}:{}", major(device), minor(device));
+    let text = fs::read_to_string(format!("/sys/class/bdi/{number}/read_ahead_kb")).ok()?;
+    text.trim().parse().ok()
+}
+
 /// Memory of this process that is resident, in bytes.
 pub fn resident() -> Result<u64> {
     let text = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;

@@ -1,12 +1,13 @@
-//! Alternating rounds: in each, every participant does one slice, in an order that rotates, so that what drifts (the
-//! device, the machine, its other users) drifts for all.
+//! Alternating rounds: in each, every participant does one slice, in another order, so that what drifts (the device,
+//! the machine, its other users) drifts for all, and nobody always follows the same neighbour: a device that is
+//! rationed gives more to who comes after a rest.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 
-use crate::data::Blob;
+use crate::data::{Blob, shuffled};
 use crate::fio;
 use crate::limit::Limit;
 use crate::meter;
@@ -132,9 +133,7 @@ impl<'a> Runner<'a> {
         let unmeasured = usize::from(matches!(work, Work::Put(_) | Work::PutTogether(_)));
         let rounds = unmeasured + work.rounds(effort);
         for round in 0..rounds {
-            let mut order: Vec<usize> = (0..entrants.len()).collect();
-            order.rotate_left(round % entrants.len().max(1));
-            for number in order {
+            for number in shuffled(entrants.len(), 1 + round as u64) {
                 let (entry, entrant) = &mut entrants[number];
                 if omissions
                     .iter()

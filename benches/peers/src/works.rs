@@ -36,7 +36,7 @@ impl Effort {
     /// A table in five minutes, on 1 GiB of disk.
     pub const QUICK: Self = Self {
         rounds: 5,
-        slice: Duration::from_millis(300),
+        slice: Duration::from_millis(200),
         put_bytes: 24 * MIB,
         set_bytes: 64 * MIB,
         hot_bytes: 16 * MIB,
@@ -108,7 +108,7 @@ const SMALL: std::ops::RangeInclusive<usize> = 100..=1000;
 const LARGE: usize = 16 * MIB;
 const RANGE: usize = 4 * KIB;
 /// Of blobs that are overwritten, deleted, and left.
-const SPACE_SIZE: usize = 16 * KIB;
+const SPACE_SIZE: usize = 64 * KIB;
 
 const SIZES: [usize; 3] = [4 * KIB, 64 * KIB, MIB];
 
@@ -133,6 +133,14 @@ pub struct Unit {
 }
 
 impl Work {
+    /// Whether the quick run has it: what lies between one and sixty-four under way is left out of it, of larger blobs.
+    pub fn is_quick(self) -> bool {
+        match self {
+            Self::Get(size, callers) => size == SIZES[0] || callers.depth() != 16,
+            _ => true,
+        }
+    }
+
     /// All of them. Works with the same content follow each other.
     pub fn all() -> Vec<Self> {
         use Callers::{OneThread, Threads};
@@ -253,7 +261,7 @@ impl Work {
         matches!(self, Self::PutTogether(_)).then(|| kind.together.name())
     }
 
-    /// How many of its blobs a store has. Of small ones, a tenth if each is a file: where a file system discards what
+    /// How many of its blobs a store has. Of small ones, a twentieth if each is a file: where a file system discards what
     /// it frees, to remove a file takes milliseconds, which nobody measures and everybody waits for.
     pub fn share<'a>(self, kind: &Kind, blobs: &'a [Blob]) -> &'a [Blob] {
         let are_small = match self {
@@ -262,7 +270,7 @@ impl Work {
             _ => false,
         };
         match are_small && !kind.has_state {
-            true => &blobs[..blobs.len() / 10],
+            true => &blobs[..blobs.len() / 20],
             false => blobs,
         }
     }
@@ -467,13 +475,12 @@ fn put_together(
     Ok(Sample::of_run(run.of_groups(GROUP), size, io))
 }
 
-/// How much of what lies there is read before caches are emptied again, as a fraction: the kernel, and stores, read
-/// ahead into neighbours, which would be hits by accident once all of them are asked for. Of blobs that are larger
-/// than what is read ahead, that is little.
+/// How many blobs are read before caches are emptied again: the kernel, and stores, read ahead into neighbours, which
+/// would be hits by accident once all of them are asked for. Of the largest there are too few to stop early.
 fn burst(blobs: usize, size: usize) -> usize {
     match size {
         MIB.. => blobs,
-        _ => blobs / 8,
+        _ => (blobs / 4).max(1),
     }
 }
 
