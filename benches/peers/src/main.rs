@@ -41,7 +41,7 @@ use works::{Effort, Work};
     disable_help_subcommand = true
 )]
 struct Options {
-    /// A table in about five minutes, on 1 GiB of disk.
+    /// A table in about six minutes, on 1 GiB of disk.
     #[arg(long)]
     quick: bool,
     /// On which disk: a directory, in which one is made and removed in the end [default: the system's place for

@@ -33,7 +33,7 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// A table in five minutes, on 1 GiB of disk.
+    /// A table in about six minutes, on 1 GiB of disk.
     pub const QUICK: Self = Self {
         rounds: 5,
         slice: Duration::from_millis(200),

@@ -12,7 +12,7 @@ use crate::data::{Blob, KIB};
 
 pub const KIND: Kind = Kind {
     name: "LMDB",
-    durability: "the default: one transaction per put, fdatasync of data and meta page",
+    durability: "the default: one transaction per put, fdatasync, then a synchronous write of the meta page",
     together: Together::Batch,
     verification: "none",
     reads_ranges: true,
