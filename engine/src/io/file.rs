@@ -438,9 +438,7 @@ mod tests {
         let path = directory.path().join("sector");
         for direct in [true, false] {
             let _ = fs::remove_file(&path);
-            let created = create(&path, 1 << 20, direct).unwrap();
-            let opened = open(&path, OpenAccess::ReadWrite, direct).unwrap();
-            for file in [created, opened] {
+            let check = |file: OpenFile| {
                 assert!(direct || !file.direct);
                 assert!(file.block_size.is_power_of_two());
                 assert!(PHYSICAL_BLOCK_SIZES.contains(&file.physical_block_size));
@@ -448,7 +446,9 @@ mod tests {
                 let flags = fcntl_getfl(&file.file).unwrap();
                 assert_eq!(flags.contains(OFlags::DIRECT), file.direct);
                 assert!(!flags.contains(OFlags::NONBLOCK));
-            }
+            };
+            check(create(&path, 1 << 20, direct).unwrap());
+            check(open(&path, OpenAccess::ReadWrite, direct).unwrap());
         }
     }
 

@@ -223,8 +223,11 @@ fn unaligned_and_impossible_requests_are_refused() {
         let (buffer, outcome) = wait_for(disk.read(AlignedBuf::empty(), 0));
         outcome.unwrap();
         assert!(buffer.is_empty());
+        // It is locked while it is open.
+        drop(disk);
         let path = bench.path("disk");
         let reader = bench.backend.open(&path, OpenAccess::ReadOnly).unwrap();
+        bench.backend.open(&path, OpenAccess::ReadOnly).unwrap();
         let write = bench.write(&*reader, 0, 1);
         assert_eq!(kind(write), io::ErrorKind::PermissionDenied);
         assert_eq!(kind(reader.sync()), io::ErrorKind::PermissionDenied);
