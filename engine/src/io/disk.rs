@@ -85,6 +85,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// From now on, and for as long as the backend lives, completions of writes and syncs are
     /// reaped even if no thread waits for them.
     fn reap_in_background(&self);
+
+    /// Lets others have the disk, whoever still reads from it: the store it belonged to is closed.
+    fn unlock(&self) {}
 }
 
 /// How a disk is opened.

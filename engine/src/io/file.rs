@@ -222,6 +222,11 @@ fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
     }
 }
 
+/// Gives the lock back though the file stays open.
+pub(super) fn unlock(file: BorrowedFd<'_>) {
+    let _ = flock(file, FlockOperation::Unlock);
+}
+
 fn not_a_disk(path: &Path) -> io::Error {
     let message = format!(
         "{} is neither a regular file nor a block device",

@@ -184,6 +184,10 @@ impl Disk for HostDisk {
         &self.info
     }
 
+    fn unlock(&self) {
+        file::unlock(self.file.file.as_fd());
+    }
+
     fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
     }

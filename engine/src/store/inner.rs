@@ -658,6 +658,9 @@ impl Inner {
 
     /// Gives up the lock.
     pub fn unlock(&self) {
+        for sector in self.sectors.iter() {
+            sector.disk().unlock();
+        }
         self.lock.lock().take();
     }
 
