@@ -30,6 +30,7 @@ use super::options::{Access, OpenOptions};
 use super::record::Details;
 use super::sectors::{Sectors, vacant};
 use super::set::SectorSet;
+use super::store_file::is_same_file;
 use crate::io::{Backend, OpenAccess};
 use crate::log::image_io::{Root, has_image, mend_roots, read_image, read_roots};
 use crate::log::replay::{Damage, LoggedFrame, LoggedRecord};
@@ -329,6 +330,16 @@ fn is_of_writing(error: &StorageError) -> bool {
         if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem))
 }
 
+/// A sector of the store with a lower number that lies in the same file.
+fn twin(file: &Path, catalog: &Catalog, named: &CatalogSector) -> Option<u16> {
+    let directory = file.ancestors().nth(named.file.components().count());
+    let directory = directory.unwrap_or(Path::new("/"));
+    let others = catalog.sectors.iter();
+    let mut others = others.filter(|other| other.number < named.number);
+    let twin = others.find(|other| is_same_file(directory, &named.file, &other.file));
+    twin.map(|twin| twin.number)
+}
+
 /// A sector is open in another process.
 pub fn in_use(file: &Path) -> StorageError {
     StorageError::Locked {
@@ -491,6 +502,10 @@ impl Recovery {
                 _ => file_error("open", file)(error),
             })
         };
+        if let Some(other) = twin(file, catalog, named) {
+            let what = format!("is sector {other} of this store, too");
+            return Err(invalid(file, what));
+        }
         let mut access = match self.writing {
             true => OpenAccess::ReadWrite,
             false => OpenAccess::ReadOnly,

@@ -276,7 +276,7 @@ fn named_in(directory: &Path, file: &Path) -> PathBuf {
 }
 
 /// Whether two paths lead to one file.
-fn is_same_file(directory: &Path, one: &Path, other: &Path) -> bool {
+pub fn is_same_file(directory: &Path, one: &Path, other: &Path) -> bool {
     let [one, other] = [one, other].map(|file| directory.join(file).canonicalize());
     matches!((one, other), (Ok(one), Ok(other)) if one == other)
 }
