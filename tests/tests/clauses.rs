@@ -10,7 +10,7 @@ use graviton_engine::io::{Backend, BufferPool, Disk, Lock, LockError, OpenAccess
 use graviton_engine::port::op::wait_for;
 use graviton_engine::port::{
     Attributes, Batch, BinaryKey, BlobReader, BlobStore, CopyOptions, DeleteOptions, Durability,
-    GetOptions, ListRequest, PutOptions, StorageError,
+    GetOptions, ListRequest, PutOptions, Span, StorageError,
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
 use graviton_format::Geometry;
@@ -103,6 +103,46 @@ fn what_is_known_of_a_blob_is_told_without_reading_its_payload() {
     assert_eq!(
         read.expect("the disk is well again").bytes,
         payload(1, 3 << 20)
+    );
+}
+
+/// What was read lately is handed out of memory, without a copy, and only as long as it is current; those who want the
+/// same at once read it once.
+#[test]
+fn what_was_read_lately_is_not_read_again() {
+    let (sim, store) = new_store(1, 16 * MIB);
+    put(&store, "small", 1, 5000);
+    put(&store, "large", 1, 1 << 20);
+    let get = |name: &str, range: Option<Span>| {
+        let options = GetOptions {
+            range: range.map(Into::into),
+            ..GetOptions::default()
+        };
+        store.get(&key(name), options)
+    };
+    let both = [get("small", None), get("small", None)];
+    let both = both.map(|get| get.wait().expect("it is read").bytes);
+    assert_eq!(both[0].as_ptr(), both[1].as_ptr());
+    get("large", None).wait().expect("it is read");
+
+    sim.set_faults(&[no_reads(0)]);
+    let again = get("small", None).wait().expect("it is in memory");
+    assert_eq!(again.bytes.as_ptr(), both[0].as_ptr());
+    let span = Span::new(1000, 1200).expect("in order");
+    let part = get("small", Some(span)).wait().expect("it is in memory");
+    assert_eq!(part.bytes, payload(1, 5000)[1000..1200]);
+    get("large", None).wait().expect_err("it is too large");
+    put(&store, "small", 2, 5000);
+    get("small", None)
+        .wait()
+        .expect_err("it is another version");
+    sim.set_faults(&[]);
+    let read = get("small", None).wait().expect("it is read");
+    assert_eq!(read.bytes, payload(2, 5000));
+    let figures = store.info().cache;
+    assert!(
+        figures.hits >= 2 && figures.bytes <= figures.capacity,
+        "{figures:?}"
     );
 }
 

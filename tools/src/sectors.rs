@@ -103,13 +103,14 @@ pub fn run(session: &Session, what: &Sectors) -> Result<(), Failure> {
     }
 }
 
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path)
+        .map_err(|error| Failure::failed(format!("{}: {error}", path.display())))
+}
+
 /// Writes the store file anew.
 fn recover(session: &Session, files: &[PathBuf]) -> Result<(), Failure> {
     session.check_writing()?;
-    let absolute = |path: &Path| {
-        std::path::absolute(path)
-            .map_err(|error| Failure::failed(format!("{}: {error}", path.display())))
-    };
     let files = files.iter().map(|file| absolute(file));
     let files = files.collect::<Result<Vec<_>, _>>()?;
     let directory = absolute(&session.global.store)?;
@@ -288,10 +289,7 @@ fn add(
         .map(|sector| sector.space.total)
         .max();
     let file = match &new.file {
-        Some(file) => Some(
-            std::path::absolute(file)
-                .map_err(|error| Failure::failed(format!("{}: {error}", file.display())))?,
-        ),
+        Some(file) => Some(absolute(file)?),
         None => None,
     };
     let is_device = file.as_deref().is_some_and(|file| {

@@ -131,12 +131,13 @@ impl ReadCache {
             version,
         };
         let future = async move {
-            let bytes = read.await?;
             // What was read lies in a buffer that may be much larger.
-            let bytes = Bytes::copy_from_slice(&bytes);
-            begun.cache.blobs.insert(version, bytes.clone());
-            drop(begun);
-            Ok(bytes)
+            let outcome = read.await.map(|bytes| Bytes::copy_from_slice(&bytes));
+            if let Ok(bytes) = &outcome {
+                begun.cache.blobs.insert(version, bytes.clone());
+            }
+            begun.cache.reads.lock().remove(&version);
+            outcome
         };
         let shared = Arc::new(SharedRead {
             state: Mutex::new(State::Running(Box::pin(future))),
@@ -147,7 +148,7 @@ impl ReadCache {
     }
 }
 
-/// A read that was begun: it is over, or was given up by all, when this is dropped.
+/// A read that was begun. Dropped, it is over, or was given up by all: then another may have been begun.
 struct Begun {
     cache: Arc<ReadCache>,
     version: u64,
@@ -155,7 +156,13 @@ struct Begun {
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        self.cache.reads.lock().remove(&self.version);
+        let mut reads = self.cache.reads.lock();
+        if reads
+            .get(&self.version)
+            .is_some_and(|read| read.strong_count() == 0)
+        {
+            reads.remove(&self.version);
+        }
     }
 }
 

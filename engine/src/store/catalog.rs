@@ -224,7 +224,8 @@ pub fn remove_all(backend: &dyn Backend, directory: &Path, sectors: u16) -> io::
     (0..sectors).try_for_each(|number| backend.remove_file(&directory.join(sector_file(number))))
 }
 
-/// The store file is written, or everything that was made is removed again.
+/// The store file is written, or everything that was made is removed again: nothing that is there is left over from a
+/// creation.
 ///
 /// # Errors
 /// What the system reports.

@@ -498,7 +498,10 @@ impl Inner {
             inner.want_mending(&place);
         }
         if inner.check_access().is_ok() {
-            inner.want_store_file();
+            // Else they are like it already.
+            if inner.session != 0 {
+                inner.want_store_file();
+            }
             if let Err(error) = inner.end_additions() {
                 tracing::warn!(%error, "tidying up after a sector that was not added");
             }

@@ -30,8 +30,7 @@ use super::options::{Access, OpenOptions};
 use super::record::Details;
 use super::sectors::{Sectors, vacant};
 use super::set::SectorSet;
-use super::store_file::is_same_file;
-use crate::io::{Backend, OpenAccess};
+use crate::io::{Backend, Disk, OpenAccess};
 use crate::log::image_io::{Root, has_image, mend_roots, read_image, read_roots};
 use crate::log::replay::{Damage, LoggedFrame, LoggedRecord};
 use crate::log::sector::is_failed_read;
@@ -330,22 +329,25 @@ fn is_of_writing(error: &StorageError) -> bool {
         if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem))
 }
 
-/// A sector of the store with a lower number that lies in the same file.
-fn twin(file: &Path, catalog: &Catalog, named: &CatalogSector) -> Option<u16> {
-    let directory = file.ancestors().nth(named.file.components().count());
-    let directory = directory.unwrap_or(Path::new("/"));
-    let others = catalog.sectors.iter();
-    let mut others = others.filter(|other| other.number < named.number);
-    let twin = others.find(|other| is_same_file(directory, &named.file, &other.file));
-    twin.map(|twin| twin.number)
-}
-
-/// A sector is open in another process.
-pub fn in_use(file: &Path) -> StorageError {
-    StorageError::Locked {
-        path: file.to_owned(),
-        owner: "a process that opened it as a sector of a store in another directory".to_owned(),
-    }
+/// Opens the disk of a sector.
+///
+/// # Errors
+/// `Locked` if it is open in another process; `InvalidStore` if no sector can lie there; `File`.
+pub fn open_disk(
+    backend: &dyn Backend,
+    file: &Path,
+    access: OpenAccess,
+) -> Result<Arc<dyn Disk>, StorageError> {
+    let disk = backend.open(file, access);
+    disk.map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput => invalid(file, error.to_string()),
+        io::ErrorKind::WouldBlock => StorageError::Locked {
+            path: file.to_owned(),
+            owner: "a process that opened it as a sector of a store in another directory"
+                .to_owned(),
+        },
+        _ => file_error("open", file)(error),
+    })
 }
 
 /// Whether a sector is the one that the store file names.
@@ -395,7 +397,7 @@ fn check_age(
     Err(invalid(file, why))
 }
 
-fn invalid(file: &Path, why: String) -> StorageError {
+pub fn invalid(file: &Path, why: String) -> StorageError {
     StorageError::InvalidStore {
         path: file.to_owned(),
         why,
@@ -450,11 +452,22 @@ impl Recovery {
         notice: &mut Option<String>,
     ) -> Result<(), StorageError> {
         let mut opened = Vec::with_capacity(catalog.sectors.len());
+        let mut files = Vec::with_capacity(catalog.sectors.len());
         for named in &catalog.sectors {
             let file = path.join(&named.file);
-            let sector = self
-                .open_sector(&file, backend.as_ref(), catalog, named, notice)
-                .await;
+            let whole = file.canonicalize().unwrap_or_else(|_| file.clone());
+            let twin = files.iter().find(|(_, other)| *other == whole);
+            let sector = match twin {
+                Some((other, _)) => {
+                    let what = format!("is sector {other} of this store, too");
+                    Err(invalid(&file, what))
+                }
+                None => {
+                    self.open_sector(&file, backend.as_ref(), catalog, named, notice)
+                        .await
+                }
+            };
+            files.push((named.number, whole));
             match sector {
                 Err(error) if !self.leaves_out || is_of_all(&error) => return Err(error),
                 sector => opened.push((file, named, sector)),
@@ -491,21 +504,7 @@ impl Recovery {
         named: &CatalogSector,
         notice: &mut Option<String>,
     ) -> Result<Sector, StorageError> {
-        let open = |access| {
-            let disk = backend.open(file, access);
-            disk.map_err(|error| match error.kind() {
-                io::ErrorKind::InvalidInput => StorageError::InvalidStore {
-                    path: file.to_owned(),
-                    why: error.to_string(),
-                },
-                io::ErrorKind::WouldBlock => in_use(file),
-                _ => file_error("open", file)(error),
-            })
-        };
-        if let Some(other) = twin(file, catalog, named) {
-            let what = format!("is sector {other} of this store, too");
-            return Err(invalid(file, what));
-        }
+        let open = |access| open_disk(backend, file, access);
         let mut access = match self.writing {
             true => OpenAccess::ReadWrite,
             false => OpenAccess::ReadOnly,

@@ -273,17 +273,10 @@ impl<'a> Scrub<'a> {
             if segment == 0 {
                 let (findings, bytes) = self.inner.look_at_checkpoints(number)?;
                 for finding in &findings {
-                    match finding.place.offset {
-                        at if [
-                            sector.geometry().superblocks(),
-                            sector.geometry().store_file_copies(),
-                        ]
-                        .as_flattened()
-                        .contains(&at) =>
-                        {
-                            self.inner.want_mending(&finding.place);
-                        }
-                        _ => self.inner.want_checkpoints(&finding.place),
+                    match sector.geometry().segment_of(finding.place.offset) {
+                        None => self.inner.want_mending(&finding.place),
+                        // It is of an image.
+                        Some(_) => self.inner.want_checkpoints(&finding.place),
                     }
                 }
                 self.found_around(findings, bytes);

@@ -1,9 +1,7 @@
 //! A store file that was lost is written anew, from the copies of it that the sectors have \[F-71\].
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use graviton_format::structure::hex;
 
@@ -11,7 +9,7 @@ use super::catalog::{self, Catalog, SECTORS_MAX, sector_file};
 use super::info::{FoundSector, RecoveredStoreFile};
 use super::inner::{file_error, take_lock};
 use super::options::Access;
-use super::recovery::in_use;
+use super::recovery::{invalid, open_disk};
 use crate::io::{Backend, OpenAccess};
 use crate::log::Sector;
 use crate::log::store_file::{StoreFileText, read_copy};
@@ -38,7 +36,7 @@ pub fn recover_store_file(
 ) -> Result<RecoveredStoreFile, StorageError> {
     check_lost(backend, directory)?;
     // Nobody opens them until it is written: each is locked.
-    let mut found = BTreeMap::new();
+    let mut found = Vec::new();
     for file in files {
         look_at(backend, directory, file, &mut found)?;
     }
@@ -46,10 +44,9 @@ pub fn recover_store_file(
         let number = u16::try_from(number).unwrap_or(u16::MAX);
         look_for(backend, directory, &sector_file(number), &mut found)?;
     }
-    let mut recovered = newest(directory, found.values())?;
     // Others lie where they were.
-    for named in &recovered.sectors {
-        if !found.values().any(|sector| sector.id == named.id) {
+    for named in newest(directory, &found)?.sectors {
+        if !found.iter().any(|sector| sector.id == named.id) {
             look_for(backend, directory, &named.file, &mut found)?;
         }
     }
@@ -58,10 +55,10 @@ pub fn recover_store_file(
         .map_err(file_error("create", directory))?;
     let _lock = take_lock(backend, directory, Access::ReadWrite)?;
     check_lost(backend, directory)?;
-    recovered = newest(directory, found.values())?;
+    let mut recovered = newest(directory, &found)?;
     let mut report = Vec::new();
     for named in &mut recovered.sectors {
-        let mut sectors = found.values().filter(|sector| sector.id == named.id);
+        let mut sectors = found.iter().filter(|sector| sector.id == named.id);
         let sector = sectors.next();
         if let (Some(one), Some(other)) = (sector, sectors.next()) {
             return Err(invalid(
@@ -99,7 +96,7 @@ pub fn recover_store_file(
         revision,
         sectors: report,
         unnamed: found
-            .into_values()
+            .into_iter()
             .filter(|sector| !named(&sector.id))
             .map(|sector| directory.join(sector.file))
             .collect(),
@@ -143,10 +140,7 @@ fn keep_what_was_there(backend: &dyn Backend, directory: &Path) -> Result<(), St
 }
 
 /// What the newest of the copies says.
-fn newest<'a>(
-    directory: &Path,
-    found: impl Iterator<Item = &'a Found>,
-) -> Result<Catalog, StorageError> {
+fn newest(directory: &Path, found: &[Found]) -> Result<Catalog, StorageError> {
     let mut newest: Option<(&Found, &StoreFileText)> = None;
     let mut first: Option<&Found> = None;
     for sector in found {
@@ -203,7 +197,7 @@ fn look_for(
     backend: &dyn Backend,
     directory: &Path,
     file: &Path,
-    found: &mut BTreeMap<PathBuf, Found>,
+    found: &mut Vec<Found>,
 ) -> Result<(), StorageError> {
     match look_at(backend, directory, file, found) {
         Err(error @ (StorageError::UnsupportedVersion { .. } | StorageError::Locked { .. })) => {
@@ -218,12 +212,13 @@ fn look_at(
     backend: &dyn Backend,
     directory: &Path,
     file: &Path,
-    found: &mut BTreeMap<PathBuf, Found>,
+    found: &mut Vec<Found>,
 ) -> Result<(), StorageError> {
     let file = &named_in(directory, file);
     let path = directory.join(file);
-    let is_known = |known: &PathBuf| known == file || is_same_file(directory, known, file);
-    if found.keys().any(is_known) {
+    let is_known =
+        |known: &Found| known.file == *file || is_same_file(directory, &known.file, file);
+    if found.iter().any(is_known) {
         return Ok(());
     }
     if file.to_str().is_none() {
@@ -232,13 +227,8 @@ fn look_at(
             "the store file holds paths in UTF-8".to_owned(),
         ));
     }
-    let disk = backend.open(&path, OpenAccess::ReadOnly);
-    let disk = disk.map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidInput => invalid(&path, error.to_string()),
-        io::ErrorKind::WouldBlock => in_use(&path),
-        _ => file_error("open", &path)(error),
-    })?;
-    let (sector, _) = wait_for(Sector::open(Arc::clone(&disk), 0))?;
+    let disk = open_disk(backend, &path, OpenAccess::ReadOnly)?;
+    let (sector, _) = wait_for(Sector::open(disk, 0))?;
     let mut copy: Option<StoreFileText> = None;
     for address in sector.geometry().store_file_copies() {
         if let Ok(read) = wait_for(read_copy(&sector, address))
@@ -250,17 +240,14 @@ fn look_at(
         }
     }
     let identity = sector.identity();
-    found.insert(
-        file.to_owned(),
-        Found {
-            file: file.to_owned(),
-            store_id: hex(&identity.store_id),
-            id: catalog::hex_id(identity.sector_id),
-            session: sector.session(),
-            copy,
-            _sector: sector,
-        },
-    );
+    found.push(Found {
+        file: file.to_owned(),
+        store_id: hex(&identity.store_id),
+        id: catalog::hex_id(identity.sector_id),
+        session: sector.session(),
+        copy,
+        _sector: sector,
+    });
     Ok(())
 }
 
@@ -276,14 +263,7 @@ fn named_in(directory: &Path, file: &Path) -> PathBuf {
 }
 
 /// Whether two paths lead to one file.
-pub fn is_same_file(directory: &Path, one: &Path, other: &Path) -> bool {
+fn is_same_file(directory: &Path, one: &Path, other: &Path) -> bool {
     let [one, other] = [one, other].map(|file| directory.join(file).canonicalize());
     matches!((one, other), (Ok(one), Ok(other)) if one == other)
-}
-
-fn invalid(path: &Path, why: String) -> StorageError {
-    StorageError::InvalidStore {
-        path: path.to_owned(),
-        why,
-    }
 }

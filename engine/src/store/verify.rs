@@ -58,7 +58,7 @@ impl Inner {
                 verifier.find(&sector, 0, None, format!("the sector is left out: {why}"));
                 continue;
             }
-            verifier.superblocks(&sector)?;
+            verifier.areas(&sector)?;
             verifier.checkpoints(&sector)?;
             verifier.segments(number, &sector)?;
             verifier.accounting(number, &sector)?;
@@ -107,7 +107,7 @@ impl Inner {
             total: 0,
             progress: &mut |_| {},
         };
-        verifier.superblocks(&sector)?;
+        verifier.areas(&sector)?;
         verifier.checkpoints(&sector)?;
         let findings = verifier.report.findings;
         let images = self.kept.lock()[number].image_bytes();
@@ -168,9 +168,15 @@ impl Verifier<'_> {
         });
     }
 
-    fn superblocks(&mut self, sector: &Arc<Sector>) -> Result<(), StorageError> {
-        // Nor a superblock, or the sector itself grow.
+    fn areas(&mut self, sector: &Arc<Sector>) -> Result<(), StorageError> {
+        // Nothing in them is to be written meanwhile, nor the sector to grow.
         let _alone = self.inner.maintenance.lock();
+        self.superblocks(sector)?;
+        self.store_file_copies(sector);
+        Ok(())
+    }
+
+    fn superblocks(&mut self, sector: &Arc<Sector>) -> Result<(), StorageError> {
         for address in sector.geometry().superblocks() {
             let length = size_of::<Superblock>() as u64;
             let read = sector.read(address..address + length);
@@ -193,6 +199,10 @@ impl Verifier<'_> {
                 ),
             }
         }
+        Ok(())
+    }
+
+    fn store_file_copies(&mut self, sector: &Sector) {
         for address in sector.geometry().store_file_copies() {
             let copy = wait_for(read_copy(sector, address));
             if let Err(wrong) = copy {
@@ -205,7 +215,6 @@ impl Verifier<'_> {
                 self.find(sector, address, None, what);
             }
         }
-        Ok(())
     }
 
     fn checkpoints(&mut self, sector: &Arc<Sector>) -> Result<(), StorageError> {
