@@ -146,6 +146,40 @@ fn what_was_read_lately_is_not_read_again() {
     );
 }
 
+/// Segments that are zeroed on request are so for good, and maintenance finds none left to zero.
+#[test]
+fn what_is_zeroed_stays_zeroed() {
+    let (sim, store) = new_store(1, 16 * MIB);
+    let zeroed = |store: &Store| {
+        let info = store.info();
+        (
+            info.sectors[0].segments_zeroed,
+            info.sectors[0].segment_count,
+        )
+    };
+    let (before, all) = zeroed(&store);
+    let bytes = store.zero_free_segments().expect("it is zeroed");
+    assert_eq!(bytes, u64::from(all - before) * 64 * KIB);
+    assert_eq!(zeroed(&store), (all, all));
+    assert_eq!(store.zero_free_segments().expect("nothing is left"), 0);
+    put(&store, "there", 1, 100_000);
+    // As a process that is killed leaves it.
+    let sim = Sim::boot(&sim.image(), 512, 2);
+    let open = options(16 * MIB).open;
+    let store = Store::open_on(sim.backend(), PATH, open).expect("it opens");
+    assert_eq!(zeroed(&store), (all, all));
+    let before = sim.written();
+    put(&store, "more", 2, 4 << 20);
+    while store.step().expect("it is done") {}
+    let written = sim.written() - before;
+    assert!(
+        written < 5 << 20,
+        "{written} bytes: what was put, and a checkpoint"
+    );
+    let read = store.get(&key("there"), GetOptions::default()).wait();
+    assert_eq!(read.expect("it is there").bytes, payload(1, 100_000));
+}
+
 /// Copy and rename move no payload: the larger the blob, the less they write in comparison.
 #[test]
 fn copies_move_no_payload() {

@@ -425,6 +425,11 @@ pub struct Geometry {
     /// Alignment of writes [default: the device's] [possible values: 512, 4096]
     #[arg(long, value_name = "SIZE", value_parser = parse_block_size)]
     pub block_size: Option<u32>,
+
+    /// Write zeros to the sector files now, which takes as long as writing all of them; else a store does that
+    /// ahead of puts, and writes twice what is put until its sectors have been written once around
+    #[arg(long)]
+    pub zero: bool,
 }
 
 impl Geometry {
@@ -435,6 +440,7 @@ impl Geometry {
             || self.sector_size.is_some()
             || self.segment_size.is_some()
             || self.block_size.is_some()
+            || self.zero
     }
 }
 

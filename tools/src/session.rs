@@ -244,7 +244,11 @@ impl Session {
             block_size: geometry.block_size,
             open: self.open_options(Access::ReadWrite),
         };
-        Ok(Store::create(&self.global.store, options)?)
+        let store = Store::create(&self.global.store, options)?;
+        if geometry.zero {
+            store.zero_free_segments()?;
+        }
+        Ok(store)
     }
 }
 

@@ -544,3 +544,18 @@ fn an_export_of_nothing_says_so() {
     assert_eq!(export("a/"), "");
     assert_eq!(export("a/"), "");
 }
+
+#[test]
+fn sectors_are_zeroed_when_a_store_is_made() {
+    let directory = test_directory();
+    let graviton = graviton(directory.path().join("store"));
+    let arguments = ["init", "--sector-size", "16MiB", "--sectors", "2", "--zero"];
+    graviton.run(arguments).done();
+    let info = graviton.run(["--json", "info"]).done().text();
+    let info: Value = serde_json::from_str(&info).expect("JSON");
+    let sectors = info["sectors"].as_array().expect("a list");
+    assert_eq!(sectors.len(), 2);
+    for sector in sectors {
+        assert_eq!(sector["segments_zeroed"], sector["segment_count"]);
+    }
+}

@@ -108,6 +108,29 @@ impl BinaryKey {
     }
 }
 
+/// Makes many keys in few allocations, which keys that follow one another share.
+#[derive(Debug, Default)]
+pub(crate) struct KeyMaker {
+    room: BytesMut,
+}
+
+impl KeyMaker {
+    /// Bytes that are allocated at once, which one key that is kept may keep.
+    const SHARED: usize = 4096;
+
+    /// As [`BinaryKey::of_stored`].
+    pub fn of_stored(&mut self, stored: &[u8]) -> Result<BinaryKey, FormatError> {
+        StoredKey::decode(stored)?;
+        if self.room.capacity() < stored.len() {
+            self.room = BytesMut::with_capacity(Self::SHARED);
+        }
+        self.room.put_slice(stored);
+        Ok(BinaryKey {
+            stored: self.room.split().freeze(),
+        })
+    }
+}
+
 impl AsRef<[u8]> for BinaryKey {
     fn as_ref(&self) -> &[u8] {
         self.as_bytes()
@@ -222,6 +245,22 @@ mod tests {
         assert_eq!(text(b"a\\b"), "a\\\\b");
         assert_eq!(text(b"\x00\xff\n"), "\\x00\\xff\\x0a");
         assert_eq!(text("blå".as_bytes()), "blå");
+    }
+
+    #[test]
+    fn keys_that_share_memory_are_as_others() {
+        let mut maker = KeyMaker::default();
+        let lengths = [1, 40, BinaryKey::MAX_LEN].into_iter().cycle().take(50);
+        let keys: Vec<BinaryKey> = lengths
+            .map(|length| BinaryKey::new(vec![b'a'; length]).expect("a good key"))
+            .collect();
+        let made: Vec<BinaryKey> = keys
+            .iter()
+            .map(|key| maker.of_stored(key.stored()).expect("a good key"))
+            .collect();
+        assert_eq!(made, keys);
+        assert!(maker.of_stored(&[SPACE_BLOB]).is_err());
+        assert_eq!(maker.of_stored(b"\0k"), Ok(BinaryKey::bound(b"k")));
     }
 
     #[test]

@@ -224,7 +224,9 @@ pub(crate) fn build_page(
                 position = after;
                 ahead = 1;
             } else {
-                position = first_after(key);
+                position.clear();
+                position.extend_from_slice(key);
+                position.push(0);
                 page.blobs.push(entry);
             }
         }

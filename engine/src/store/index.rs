@@ -1398,6 +1398,17 @@ impl<'a> BaseRange<'a> {
             .map_err(|error| corrupt(sector, &error))?;
         Ok(())
     }
+
+    /// The current key, into `key`, and what is said of it; goes on to the next.
+    fn next(&mut self, sector: &Sector, key: &mut Vec<u8>) -> Result<Option<Slot>, StorageError> {
+        let Some(current) = self.current.take() else {
+            return Ok(None);
+        };
+        key.clear();
+        key.extend_from_slice(self.cursor.key());
+        self.advance(sector)?;
+        Ok(Some(Entry::of_image(current)))
+    }
 }
 
 /// Walks the layers of one sector's index as one.
@@ -1417,6 +1428,9 @@ impl MergedRange<'_> {
             .as_mut()
             .and_then(|frozen| frozen.peek())
             .map(|(key, _)| key.as_ref());
+        if let (None, None, Some(base)) = (delta, frozen, &mut self.base) {
+            return base.next(self.sector, key);
+        }
         let base = self
             .base
             .as_ref()
@@ -2173,6 +2187,9 @@ impl Index {
         from: &[u8],
         mut each: impl FnMut(usize, &[u8], Entry) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
+        if let [one] = self.sectors.as_slice() {
+            return one.scan(from, |key, entry| each(0, key, entry));
+        }
         let mut heads = Heads::new(self, from)?;
         while let Some(key) = heads.next()? {
             let live = heads.found.drain(..).find_map(|(number, slot)| match slot {

@@ -347,7 +347,7 @@ impl Inner {
         if tight && self.make_room(number, false, horizon)? {
             return Ok(true);
         }
-        self.zero_one(number)
+        self.zero_one(number, ZEROED_AHEAD)
     }
 
     /// Does one thing that brings free segments nearer; `false` if there is none. What costs much
@@ -887,15 +887,37 @@ impl Inner {
         ))
     }
 
-    /// Zeroes one segment ahead of use, if that is due.
-    fn zero_one(&self, number: usize) -> Result<bool, StorageError> {
+    /// Zeroes one segment ahead of use, unless so many are.
+    fn zero_one(&self, number: usize, ahead: usize) -> Result<bool, StorageError> {
         let Some(segment) = self.index.write().sectors[number]
             .segments
-            .take_for_zeroing(ZEROED_AHEAD)
+            .take_for_zeroing(ahead)
         else {
             return Ok(false);
         };
         self.zero_segment(number, segment).map(|()| true)
+    }
+
+    /// Zeroes all free segments that were never written, and takes checkpoints, which remember it. Returns
+    /// how many bytes were written.
+    ///
+    /// # Errors
+    /// What the disk reports.
+    pub fn zero_free_segments(self: &Arc<Self>) -> Result<u64, StorageError> {
+        let mut bytes = 0;
+        for number in self.taking_part().iter() {
+            let before = bytes;
+            self.sectors[number].check_writable()?;
+            while self.zero_one(number, usize::MAX)? {
+                self.check_open()?;
+                bytes += self.sectors[number].geometry().segment_size;
+            }
+            if bytes > before {
+                let _one_at_a_time = self.begin_maintenance()?;
+                self.checkpoint(number)?;
+            }
+        }
+        Ok(bytes)
     }
 
     /// Writes zeros over a segment that was taken for that.

@@ -461,6 +461,18 @@ impl Store {
         self.inner.compact_all()
     }
 
+    /// Writes zeros to all free segments that were never written, readers and writers going on, and returns how
+    /// many bytes that were. The file system has to note of each block that it is in use when it is first
+    /// written; a store has that done ahead of puts, and writes twice what is put until its sectors have been
+    /// written once around. After this, nothing is left of it. It takes as long as writing the sectors does.
+    ///
+    /// # Errors
+    /// `ReadOnly`, `Io`, `NoSpace`, `Closed`.
+    pub fn zero_free_segments(&self) -> Result<u64, StorageError> {
+        self.inner.check_writable()?;
+        self.inner.zero_free_segments()
+    }
+
     /// Reads everything back from the disk and checks it: superblocks, checkpoints, every frame
     /// and record, every blob of the index, and the sums of the accounting. Damage is a finding of
     /// the report, not an error. Writers and maintenance may go on; payload that they write or move

@@ -18,6 +18,7 @@ use super::set::SectorSet;
 use crate::log::Sector;
 use crate::log::sector::{Payload, Pin, READ_MAX};
 use crate::port::blob::resolve_range;
+use crate::port::key::KeyMaker;
 use crate::port::{
     BinaryKey, Blob, BlobInfo, BlobRanges, BlobReader, ETag, GetOptions, GetRangesOptions, Holes,
     ListEntry, ListPage, ListRequest, Op, Precondition, RangeSet, ReadBlob, Span, StorageError,
@@ -514,6 +515,7 @@ impl Inner {
     pub fn list(&self, request: &ListRequest) -> Result<ListPage, StorageError> {
         self.check_open()?;
         let index = self.index.read();
+        let mut keys = KeyMaker::default();
         crate::port::list::build_page(request, |from, limit| {
             let mut entries = Vec::new();
             if limit == 0 {
@@ -525,7 +527,7 @@ impl Inner {
                 }
                 let wrong = |error| self.sectors[number].corruption(0, error);
                 entries.push(ListEntry::new(
-                    BinaryKey::of_stored(key).map_err(wrong)?,
+                    keys.of_stored(key).map_err(wrong)?,
                     entry.size,
                     entry.lsn,
                     system_time(entry.time),

@@ -1,4 +1,5 @@
-//! Graviton: one sector, no larger than the disk allows, all else as it is by default.
+//! Graviton: one sector, no larger than the disk allows, zeroed when it is made, as that of a store that has been in use
+//! for a while has been written; all else as it is by default.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -16,7 +17,8 @@ use crate::data::{Blob, MIB};
 
 pub const KIND: Kind = Kind {
     name: "Graviton",
-    durability: "the default: one RWF_DSYNC write, or write and fdatasync, per group commit",
+    durability: "the default: one RWF_DSYNC write, or write and fdatasync, per group commit; sectors zeroed before \
+                 (init --zero)",
     together: Together::Pipeline,
     verification: "checksum of every byte, bound to its place and version",
     reads_ranges: true,
@@ -29,15 +31,19 @@ fn open(directory: &Path, sizing: Sizing) -> Result<Box<dyn Participant>> {
     let path = directory.join("store");
     let store = match path.exists() {
         true => Store::open(path)?,
-        false => Store::create(
-            path,
-            CreateOptions {
-                sector_size: sizing.capacity,
-                // As in a sector of the default size: this one is smaller, which is no reason for smaller segments.
-                segment_size: Some(8 * MIB as u64),
-                ..CreateOptions::default()
-            },
-        )?,
+        false => {
+            let store = Store::create(
+                path,
+                CreateOptions {
+                    sector_size: sizing.capacity,
+                    // As in a sector of the default size: this one is smaller, which is no reason for smaller segments.
+                    segment_size: Some(8 * MIB as u64),
+                    ..CreateOptions::default()
+                },
+            )?;
+            store.zero_free_segments()?;
+            store
+        }
     };
     Ok(Box::new(Graviton(store)))
 }
