@@ -90,14 +90,37 @@ pub const fn stored_length(length: u64) -> u64 {
 /// If `target` is not [`stored_length`] of the payload's length.
 pub fn write_chunks(payload: &[u8], target: &mut [u8]) {
     assert_eq!(target.len() as u64, stored_length(payload.len() as u64));
-    for (piece, chunk) in payload
-        .chunks(CHUNK_PAYLOAD)
-        .zip(target.chunks_mut(CHUNK_SIZE))
-    {
-        let (stored, checksum) = chunk.split_at_mut(piece.len());
-        stored.copy_from_slice(piece);
-        checksum.copy_from_slice(&payload_hash(piece).to_le_bytes());
+    for (piece, chunk) in chunks(payload).zip(target.chunks_mut(CHUNK_SIZE)) {
+        write_chunk(piece, payload_hash(piece), chunk);
     }
+}
+
+/// The checksums of the chunks that `payload` makes, unmasked.
+pub fn chunk_checksums(payload: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    chunks(payload).map(payload_hash)
+}
+
+/// As [`write_chunks`], with checksums that [`chunk_checksums`] made before.
+///
+/// # Panics
+/// If there are not as many as chunks, or `target` is not [`stored_length`] of the payload's length.
+pub fn write_chunks_with_checksums(payload: &[u8], checksums: &[u64], target: &mut [u8]) {
+    assert_eq!(target.len() as u64, stored_length(payload.len() as u64));
+    assert_eq!(chunks(payload).len(), checksums.len());
+    let chunks = chunks(payload).zip(checksums);
+    for ((piece, checksum), chunk) in chunks.zip(target.chunks_mut(CHUNK_SIZE)) {
+        write_chunk(piece, *checksum, chunk);
+    }
+}
+
+fn chunks(payload: &[u8]) -> std::slice::Chunks<'_, u8> {
+    payload.chunks(CHUNK_PAYLOAD)
+}
+
+fn write_chunk(payload: &[u8], checksum: u64, chunk: &mut [u8]) {
+    let (stored, end) = chunk.split_at_mut(payload.len());
+    stored.copy_from_slice(payload);
+    end.copy_from_slice(&checksum.to_le_bytes());
 }
 
 /// Masks (or unmasks) the checksums of the chunks in `stored`, the first of which lies at `address`.

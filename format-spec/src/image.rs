@@ -21,7 +21,7 @@ use crate::key::{STORED_KEY_MAX_LEN, STORED_KEY_MIN_LEN};
 use crate::meta;
 use crate::record::{ExtentRef, META_MAX_LEN, check_extents};
 use crate::structure::on_disk;
-use crate::varint::{put, take, unzigzag, zigzag};
+use crate::varint::{put, skip, take, unzigzag, zigzag};
 use crate::{FormatError, Geometry};
 
 /// The first bytes of an image: `GIMG`.
@@ -577,8 +577,16 @@ impl<B: AsRef<[u8]>> Image<B> {
         Ok(None)
     }
 
+    /// Steps over a value, which need not be a good one.
     fn skip_value(&self, bytes: &mut &[u8]) -> Result<(), FormatError> {
-        self.take_value(bytes).map(|_| ())
+        // LSN, size, time, address, and perhaps the length of metadata.
+        let numbers = match bytes.first() {
+            Some(&KIND_BLOB) => 4,
+            Some(&kind) if kind == KIND_BLOB | FLAG_META => 5,
+            _ => return self.take_value(bytes).map(|_| ()),
+        };
+        *bytes = &bytes[1..];
+        skip(bytes, numbers).ok_or_else(|| bad("entry", "is cut off"))
     }
 
     fn take_value(&self, bytes: &mut &[u8]) -> Result<ImageEntry, FormatError> {

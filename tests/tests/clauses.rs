@@ -146,6 +146,37 @@ fn what_was_read_lately_is_not_read_again() {
     );
 }
 
+/// Extents and manifest are written as one frame where that fits: whether it does depends on all that is in it.
+#[test]
+fn a_blob_of_any_size_is_put_whatever_its_key_and_attributes() {
+    let (_sim, store) = new_store(1, 32 * MIB);
+    let attributes = |bytes: usize| match bytes {
+        0 => Attributes::new(),
+        _ => Attributes::from([("name".to_owned(), payload(3, bytes))]),
+    };
+    for key_length in [1, 500, BinaryKey::MAX_LEN] {
+        let key = BinaryKey::new(vec![b'k'; key_length]).expect("a good key");
+        for attribute in [0, 10_000, 32_000] {
+            for size in (1..40).map(|n| n * 1777) {
+                let options = PutOptions {
+                    attributes: attributes(attribute),
+                    ..PutOptions::default()
+                };
+                let put = store.put(&key, payload(size as u64, size), options).wait();
+                let put = put.unwrap_or_else(|error| {
+                    panic!("{size} bytes, key of {key_length}, {attribute}: {error}")
+                });
+                assert_eq!(put.size, size as u64);
+                let read = store.get(&key, GetOptions::default()).wait();
+                assert_eq!(read.expect("it is read").bytes, payload(size as u64, size));
+                while store.step().expect("it is done") {}
+            }
+        }
+    }
+    let report = store.verify(&mut |_| {}).expect("it is verified");
+    assert!(report.findings.is_empty(), "{report:?}");
+}
+
 /// Segments that are zeroed on request are so for good, and maintenance finds none left to zero.
 #[test]
 fn what_is_zeroed_stays_zeroed() {

@@ -4,6 +4,7 @@ use graviton_format::frame::{self, FrameHeader};
 use graviton_format::record::seal_record;
 use graviton_format::segment::{self, SegmentHeader};
 
+use super::record::Encoded;
 use super::sector::Sector;
 use crate::io::AlignedBuf;
 use crate::port::StorageError;
@@ -150,16 +151,16 @@ impl<'a> FrameBuilder<'a> {
         self.header_lsn
     }
 
-    /// Appends a record that [`graviton_format::record::write_record_head`] and
-    /// [`graviton_format::checksum::write_chunks`] wrote; returns its address.
+    /// Appends a record; returns its address.
     ///
     /// # Panics
     /// If the frame was not made long enough.
-    pub fn push(&mut self, record: &[u8], lsn: u64, flags: u8) -> u64 {
+    pub fn push(&mut self, record: &Encoded, lsn: u64, flags: u8) -> u64 {
         let start = self.used;
         let address = self.address + start as u64;
-        let target = &mut self.buffer[start..start + record.len()];
-        target.copy_from_slice(record);
+        let length = usize::try_from(record.length()).expect("it is in memory");
+        let target = &mut self.buffer[start..start + length];
+        record.write(target);
         self.checksums.push(seal_record(
             target,
             self.sector.identity(),
@@ -167,7 +168,7 @@ impl<'a> FrameBuilder<'a> {
             lsn,
             flags,
         ));
-        self.used += record.len();
+        self.used += length;
         self.records += 1;
         address
     }

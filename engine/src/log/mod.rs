@@ -5,12 +5,14 @@
 pub mod append;
 pub mod growth;
 pub mod image_io;
+pub mod record;
 pub mod replay;
 pub mod sector;
 pub mod segments;
 pub mod store_file;
 
 pub use append::{FrameBuilder, Tail};
+pub use record::Encoded;
 pub use replay::Replay;
 pub use sector::Sector;
 pub use segments::{Purpose, Segment, Segments, State};

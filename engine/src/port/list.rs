@@ -189,8 +189,12 @@ pub(crate) fn build_page(
     if max == 0 {
         return Ok(page);
     }
-    // The page goes on with the first key that is this or greater.
+    // The page goes on with the first key that is this or greater, unless it has blobs behind that.
     let mut position = first_position(request);
+    let behind = |page: &ListPage, position: &[u8]| match page.blobs.last() {
+        Some(last) if last.key.as_bytes() >= position => first_after(last.key.as_bytes()),
+        _ => position.to_vec(),
+    };
     // How many entries to ask for: of those in a common prefix all but the first are wasted.
     let mut ahead = if request.delimiter.is_some() {
         1
@@ -198,21 +202,22 @@ pub(crate) fn build_page(
         max + 1
     };
     loop {
-        let entries = seek(&position, ahead)?;
+        let entries = seek(&behind(&page, &position), ahead)?;
         if entries.is_empty() {
             return Ok(page);
         }
         ahead = ahead.saturating_mul(2);
+        let mut is_in_group = false;
         for entry in entries {
             let key = entry.key.as_bytes();
-            if key < position.as_slice() {
+            if is_in_group && key < position.as_slice() {
                 continue;
             }
             if !key.starts_with(&request.prefix) {
                 return Ok(page);
             }
             if page.blobs.len() + page.common_prefixes.len() == max {
-                page.next = Some(ListToken::resume_at(position));
+                page.next = Some(ListToken::resume_at(behind(&page, &position)));
                 return Ok(page);
             }
             if let Some(group) = common_prefix(request, key) {
@@ -222,11 +227,9 @@ pub(crate) fn build_page(
                     return Ok(page);
                 };
                 position = after;
+                is_in_group = true;
                 ahead = 1;
             } else {
-                position.clear();
-                position.extend_from_slice(key);
-                position.push(0);
                 page.blobs.push(entry);
             }
         }

@@ -17,8 +17,7 @@ use graviton_format::record::{
 };
 
 use super::commit::{
-    Answering, Claim, Claims, Done, Encoded, Mutation, MutationOutcome, PlannedSource, Reply,
-    Request, Work,
+    Answering, Claim, Claims, Done, Mutation, MutationOutcome, PlannedSource, Reply, Request, Work,
 };
 use super::index::{Applied, Entry, Index, Joined};
 use super::record;
@@ -26,7 +25,7 @@ use super::set::SectorSet;
 use super::tracker::Known;
 use crate::log::append::frame_length;
 use crate::log::image_io::image_segments;
-use crate::log::{Purpose, Segments, State, Tail};
+use crate::log::{Encoded, Purpose, Segments, State, Tail};
 use crate::port::mutable::resolve_put_range;
 use crate::port::{BinaryKey, ETag, Precondition, Span, StorageError, UploadId};
 
@@ -127,7 +126,7 @@ pub struct Draft {
 
 /// A record of a frame.
 pub struct DraftRecord {
-    pub bytes: Arc<Encoded>,
+    pub encoded: Arc<Encoded>,
     pub lsn: u64,
     pub flags: u8,
     /// Which of the flight's decisions it is.
@@ -523,11 +522,11 @@ impl<'a> Assembly<'a> {
     }
 
     fn push(&mut self, record: Encoded, flags: u8, applied: Applied) {
-        let (bytes, decision) = (Arc::new(record), self.decided.applied.len());
+        let (encoded, decision) = (Arc::new(record), self.decided.applied.len());
         for draft in self.targets() {
-            draft.length += bytes.len() as u64;
+            draft.length += encoded.length();
             draft.records.push(DraftRecord {
-                bytes: Arc::clone(&bytes),
+                encoded: Arc::clone(&encoded),
                 lsn: applied.lsn,
                 flags,
                 decision,
@@ -655,6 +654,18 @@ impl<'a> Assembly<'a> {
         }
     }
 
+    /// Whether a version can be put, as a part of an upload perhaps.
+    fn check_put(
+        &mut self,
+        key: &BinaryKey,
+        upload: Option<&BinaryKey>,
+        precondition: Precondition,
+    ) -> Result<(), StorageError> {
+        self.check_upload(upload)?;
+        self.check(key, upload.unwrap_or(key), precondition)?;
+        self.note_crossing(key)
+    }
+
     /// `None`: it is no part of one.
     fn check_upload(&mut self, upload: Option<&BinaryKey>) -> Result<(), StorageError> {
         let Some(upload) = upload else { return Ok(()) };
@@ -731,12 +742,10 @@ impl<'a> Assembly<'a> {
                 replicas,
                 known,
             } => {
-                self.check_upload(upload.as_ref())?;
-                self.check(&key, upload.as_ref().unwrap_or(&key), precondition)?;
+                self.check_put(&key, upload.as_ref(), precondition)?;
                 let size = manifest
                     .as_ref()
                     .map_or(u64::from(payload_length), |(size, _)| *size);
-                self.note_crossing(&key)?;
                 let lsn = self.lsn();
                 self.keep_overlay(&key, lsn, size);
                 self.note_known(&key, lsn, known);
@@ -749,6 +758,43 @@ impl<'a> Assembly<'a> {
                 };
                 self.push(record, 0, applied);
                 Ok(Some(MutationOutcome::Put { version: lsn, size }))
+            }
+            Mutation::PutInPieces {
+                key,
+                upload,
+                precondition,
+                extents,
+                meta,
+                size,
+                replicas,
+                time,
+            } => {
+                self.check_put(&key, upload.as_ref(), precondition)?;
+                let pieces = extents.into_iter().map(|(record, length)| {
+                    let lsn = self.lsn();
+                    let applied = Applied {
+                        payload_length: length,
+                        ..applied(RecordKind::Extent, key.clone(), lsn, time)
+                    };
+                    self.push(record, 0, applied);
+                    ExtentRef {
+                        lsn: lsn.into(),
+                        offset: 0.into(),
+                        length: length.into(),
+                    }
+                });
+                let pieces = pieces.collect();
+                let (version, size) = self.push_manifest(NewManifest {
+                    key,
+                    size,
+                    pieces,
+                    source: None,
+                    life: None,
+                    replicas,
+                    meta,
+                    time,
+                });
+                Ok(Some(MutationOutcome::Put { version, size }))
             }
             Mutation::Change {
                 key,
@@ -1250,7 +1296,7 @@ impl<'a> Assembly<'a> {
             ..applied(RecordKind::Manifest, key, lsn, time)
         };
         debug_assert_eq!(
-            record.len() as u64,
+            record.length(),
             record_length(applied.key.stored().len(), meta.len(), 0)
                 + stored_length(payload.len() as u64)
         );

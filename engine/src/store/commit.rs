@@ -20,7 +20,7 @@ use std::task::{Poll, Waker};
 
 use bytes::Bytes;
 use graviton_format::image::ExtentEntry;
-use graviton_format::record::{ExtentRef, RecordKind, record_length};
+use graviton_format::record::{ExtentRef, Manifest, RecordKind, record_length};
 
 use super::assembly::{Assembly, Decided, Doubt, Draft, check_fits_frame};
 use super::index::{Applied, Hold};
@@ -30,14 +30,11 @@ use super::ticket::{Answer, Ticket, ticket};
 use super::tracker::Known;
 use crate::io::{AlignedBuf, WriteSync};
 use crate::log::append::{BuiltFrame, frame_length};
-use crate::log::{FrameBuilder, Purpose, Sector, Tail};
+use crate::log::{Encoded, FrameBuilder, Purpose, Sector, Tail};
 use crate::port::op::{offer_driver, wait_for};
 use crate::port::{BinaryKey, ETag, PastEnd, Precondition, Span, StorageError};
 use crate::sync::Mutex;
 use crate::sync::atomic::Ordering;
-
-/// One record, encoded but for what depends on its place: head, then chunks.
-pub type Encoded = Vec<u8>;
 
 /// One change to a key.
 #[derive(Debug)]
@@ -58,6 +55,22 @@ pub enum Mutation {
         replicas: u8,
         /// What a tracker knows by it.
         known: Option<Box<Known>>,
+    },
+    /// A version whose extents come with its manifest.
+    PutInPieces {
+        key: BinaryKey,
+        /// The upload that it is a part of, which must be open.
+        upload: Option<BinaryKey>,
+        precondition: Precondition,
+        /// The records of the extents, in order, and how many bytes of payload each has.
+        extents: Vec<(Encoded, u32)>,
+        /// Metadata of the manifest.
+        meta: Vec<u8>,
+        /// Bytes of the blob.
+        size: u64,
+        /// How many sectors it is to lie in; 0: as many as the store says.
+        replicas: u8,
+        time: u64,
     },
     /// A version that is the current one but for some bytes.
     Change {
@@ -192,7 +205,9 @@ impl Mutation {
             _ => &[],
         };
         let (first, second) = match self {
-            Self::Put { key, upload, .. } => (key, upload.as_ref()),
+            Self::Put { key, upload, .. } | Self::PutInPieces { key, upload, .. } => {
+                (key, upload.as_ref())
+            }
             Self::Replica { key, .. } => (key, None),
             Self::Change { key, .. } | Self::Merge { key, .. } | Self::Delete { key, .. } => {
                 (key, None)
@@ -227,7 +242,14 @@ impl Mutation {
             | Self::Change { record, .. }
             | Self::Merge { record, .. }
             | Self::Replica { record, .. }
-            | Self::Start { record, .. } => record.len() as u64,
+            | Self::Start { record, .. } => record.length(),
+            Self::PutInPieces {
+                key, extents, meta, ..
+            } => {
+                let payload = Manifest::payload_length(extents.len()) as u64;
+                let records = extents.iter().map(|(record, _)| record.length());
+                records.sum::<u64>() + record_length(key.stored().len(), meta.len(), payload)
+            }
             Self::Delete { key: gone, .. } | Self::Abort { upload: gone, .. } => {
                 record_length(gone.stored().len(), 0, 0)
             }
@@ -261,14 +283,13 @@ pub struct Move {
     pub replica: bool,
     pub meta_length: u32,
     pub payload_length: u32,
-    /// Head, then chunks with unmasked checksums.
     pub record: Encoded,
 }
 
 impl Move {
     /// Bytes it adds to the log.
     pub fn length(&self) -> u64 {
-        self.record.len() as u64
+        self.record.length()
     }
 }
 
@@ -337,7 +358,7 @@ impl Work {
     pub fn length_max(&self) -> u64 {
         match self {
             Self::Mutations(mutations) => mutations.iter().map(Mutation::length_max).sum(),
-            Self::Extent { record, .. } => record.len() as u64,
+            Self::Extent { record, .. } => record.length(),
             Self::Moves(moves) => moves.iter().map(Move::length).sum(),
             Self::Sync | Self::Note => 0,
         }
@@ -750,6 +771,16 @@ impl Commits {
         match &self.lanes[number] {
             lane if lane.leaves() => 0,
             lane => lane.tail.room(segment_size),
+        }
+    }
+
+    /// Bytes left in the segment in which a sector's log will end once all that is admitted has landed, about.
+    pub fn room_behind_pending(&self, number: usize, segment_size: u64) -> u64 {
+        let pending = self.lanes[number].pending % segment_size;
+        let room = self.room(number, segment_size);
+        match room.checked_sub(pending) {
+            None | Some(0) => (room + segment_size).saturating_sub(pending),
+            Some(left) => left,
         }
     }
 
@@ -1185,11 +1216,11 @@ impl Inner {
         let mut written = None;
         if draft.is_written() {
             let sector = &self.sectors[draft.number];
-            let records = draft.records.iter().map(|record| record.bytes.len() as u64);
+            let records = draft.records.iter().map(|record| record.encoded.length());
             let length = frame_length(records.sum());
             let mut builder = FrameBuilder::new(sector, tail, draft.opened, length, noted)?;
             for record in &draft.records {
-                let address = builder.push(&record.bytes, record.lsn, record.flags);
+                let address = builder.push(&record.encoded, record.lsn, record.flags);
                 frame.addresses.push(address);
             }
             let claimed = match sync {

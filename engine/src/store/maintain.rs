@@ -28,7 +28,7 @@ use super::set::SectorSet;
 use crate::io::WriteSync;
 use crate::log::image_io::{Root, image_segments, write_image, write_root};
 use crate::log::replay::{LoggedRecord, decode_frame, read_frame};
-use crate::log::{Purpose, Sector, Segments, State};
+use crate::log::{Encoded, Purpose, Sector, Segments, State};
 use crate::port::StorageError;
 use crate::port::op::wait_for;
 use crate::sync::MutexGuard;
@@ -1032,6 +1032,6 @@ pub fn to_move(sector: &Sector, frame: &[u8], frame_address: u64, record: Logged
         replica: record.replica,
         meta_length: u32::try_from(meta_length).unwrap_or(u32::MAX),
         payload_length: record.payload_length,
-        record: bytes,
+        record: Encoded::of_stored(bytes),
     }
 }

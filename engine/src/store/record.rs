@@ -5,14 +5,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use graviton_format::FormatError;
-use graviton_format::checksum::{stored_length, write_chunks};
 use graviton_format::key::StoredKey;
 use graviton_format::meta::{self, CHANGE_LEN, MetaItem};
-use graviton_format::record::{Change, RecordKind, write_record_head};
+use graviton_format::record::{Change, RecordKind};
 
 use super::catalog::SECTORS_MAX;
-use super::commit::Encoded;
 use super::index::Entry;
+use crate::log::Encoded;
 use crate::port::blob::REPLICAS_MAX;
 use crate::port::manifest::{is_of_put, of_put, plain};
 use crate::port::{
@@ -22,9 +21,7 @@ use crate::port::{
 const _: () = assert!(REPLICAS_MAX as usize == SECTORS_MAX);
 const _: () = assert!(meta::REPLICAS_MAX as usize == SECTORS_MAX);
 
-const HEADER: usize = size_of::<graviton_format::record::RecordHeader>();
-
-/// Encodes a record but for what depends on its place: head, then chunks with unmasked checksums.
+/// Encodes a record but for what depends on its place, with a copy of its payload.
 ///
 /// # Panics
 /// If the payload does not fit a record: callers cut it to size.
@@ -35,14 +32,21 @@ pub fn encode(
     payload: &[u8],
     time: u64,
 ) -> Encoded {
-    let head = HEADER + key.stored().len() + meta.len();
-    let stored = usize::try_from(stored_length(payload.len() as u64)).expect("it is in memory");
-    let mut record = vec![0; head + stored];
-    let length =
-        u32::try_from(payload.len()).expect("a record's payload is smaller than a segment");
-    write_record_head(&mut record, kind, key.stored(), meta, length, time);
-    write_chunks(payload, &mut record[head..]);
-    record
+    Encoded::new(kind, key.stored(), meta, payload, time)
+}
+
+/// The same, with the payload itself if that is large.
+///
+/// # Panics
+/// As [`encode`].
+pub fn encode_shared(
+    kind: RecordKind,
+    key: &BinaryKey,
+    meta: &[u8],
+    payload: &Bytes,
+    time: u64,
+) -> Encoded {
+    Encoded::of_shared(kind, key.stored(), meta, payload, time)
 }
 
 /// What the metadata of a blob says.
@@ -220,8 +224,7 @@ pub fn change_meta() -> Vec<u8> {
 pub fn set_change(record: &mut Encoded, key: &BinaryKey, change: Change) {
     let mut meta = Vec::with_capacity(CHANGE_LEN);
     meta::put(&mut meta, MetaItem::Change(change));
-    let start = HEADER + key.stored().len();
-    record[start..start + meta.len()].copy_from_slice(&meta);
+    record.amend(key.stored().len(), &meta);
 }
 
 /// Names an upload by its LSN, in its record, which was made with `key`.
@@ -231,7 +234,7 @@ pub fn name_upload(record: &mut Encoded, key: &BinaryKey, lsn: u64) -> BinaryKey
         upload: lsn,
         key: blob.as_bytes(),
     });
-    record[HEADER..HEADER + named.stored().len()].copy_from_slice(named.stored());
+    record.amend(0, named.stored());
     named
 }
 

@@ -591,7 +591,7 @@ impl Inner {
             key: repair.key.clone(),
             time,
             payload_length: narrow(bytes.len()),
-            record: record::encode(RecordKind::Extent, &repair.key, &[], &bytes, time),
+            record: record::encode_shared(RecordKind::Extent, &repair.key, &[], &bytes, time),
             hold: Arc::clone(&repair.hold),
             replica_of: Some(lsn),
         };
@@ -621,7 +621,7 @@ impl Inner {
         let mutation = Mutation::Replica {
             version: own.lsn,
             lsn: own.record_lsn(),
-            record: record::encode(kind, &key, &meta, bytes, time),
+            record: record::encode_shared(kind, &key, &meta, bytes, time),
             kind,
             time,
             meta_length: narrow(meta.len()),
@@ -742,7 +742,7 @@ impl Inner {
             key: key.clone(),
             version: entry.lsn,
             lsn: entry.lsn,
-            record: record::encode(kind, key, &meta, &payload, entry.time),
+            record: record::encode_shared(kind, key, &meta, &payload, entry.time),
             kind,
             time: entry.time,
             meta_length: narrow(meta.len()),

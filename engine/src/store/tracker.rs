@@ -507,6 +507,7 @@ impl StoreTracker {
         };
         let mut bytes = header.encode();
         Logged::encode_added(&known.packed, &mut bytes);
+        let bytes = Bytes::from(bytes);
         let (needed, wanted) = (bytes.len() as u64 + 4096, self.inner.replicas);
         let sectors = self.inner.place(&stored, needed, wanted)?;
         let known = Known {
@@ -520,9 +521,7 @@ impl StoreTracker {
         };
         let target = Target::of_blob(&stored);
         if bytes.len() > self.inner.inline_max(sectors) {
-            let put = self
-                .inner
-                .put_at(sectors, target, &bytes.into(), put_options);
+            let put = self.inner.put_at(sectors, target, &bytes, put_options);
             return Ok(Some(put.await?.version));
         }
         let mutation = self

@@ -6,9 +6,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use graviton_format::Geometry;
-use graviton_format::checksum::{CHUNK_CHECKSUM, CHUNK_SIZE};
+use graviton_format::checksum::{CHUNK_CHECKSUM, CHUNK_SIZE, stored_length};
 use graviton_format::record::{BLOB_MAX_LEN, ExtentRef, Manifest, RecordKind, record_length};
 
 use super::commit::{Done, Mutation, MutationOutcome, Work};
@@ -18,6 +18,7 @@ use super::record::{self, Details};
 use super::set::SectorSet;
 use super::ticket::Ticket;
 use super::tracker::Known;
+use crate::log::Encoded;
 use crate::log::append::frame_length;
 use crate::port::blob::{BatchItemOutcome, check_attributes, check_replicas};
 use crate::port::mutable::{check_length, check_sparse};
@@ -33,6 +34,9 @@ const EXTENTS_IN_FLIGHT: usize = 2;
 
 /// Bytes of a batch's extents that are on their way to the log at once.
 const BATCH_IN_FLIGHT: usize = 8 << 20;
+
+/// The longest payload whose extents and manifest are written as one frame.
+const IN_PIECES_MAX: usize = 1 << 20;
 
 /// The longest payload that stays in its own record in a batch that would not fit one frame.
 const CROWDED_INLINE_MAX: usize = 64;
@@ -111,6 +115,12 @@ fn check_declared(
         }),
         _ => Ok(()),
     }
+}
+
+/// The record of an extent, and how many bytes of payload it has.
+fn extent_record(key: &BinaryKey, payload: &Bytes, time: u64) -> (Encoded, u32) {
+    let record = record::encode_shared(RecordKind::Extent, key, &[], payload, time);
+    (record, u32::try_from(payload.len()).unwrap_or(u32::MAX))
 }
 
 fn metadata(options: &PutOptions, replicas: u8) -> Vec<u8> {
@@ -247,7 +257,9 @@ impl Inner {
         payload: &Bytes,
         options: PutOptions,
     ) -> StoreOp<PutOutcome> {
-        if payload.len() > self.inline_max(sectors) {
+        let is_large = payload.len() > self.inline_max(sectors);
+        let is_in_pieces = is_large && self.fits_frame(sectors, &target, payload.len(), &options);
+        if is_large && !is_in_pieces {
             let keys = target.keys();
             let mut incoming =
                 match Incoming::new(self, target, sectors, options, Some(payload.len() as u64)) {
@@ -268,7 +280,10 @@ impl Inner {
         if let Err(error) = check_declared(&target.named(), &options, size, digest) {
             return Op::fail(error);
         }
-        let mutation = self.inline_put(target, payload, &options, None);
+        let mutation = match is_in_pieces {
+            true => self.put_in_pieces(sectors, target, payload, &options),
+            false => self.inline_put(target, payload, &options, None),
+        };
         let ticket = self.submit(
             sectors,
             Work::Mutations(vec![mutation]),
@@ -277,11 +292,67 @@ impl Inner {
         Op::start(committed_put(ticket))
     }
 
+    /// Whether the extents of a payload and their manifest are better written together, which takes one write
+    /// instead of some one after the other: unless that leaves much of a segment unused, which a part of them fills.
+    fn fits_frame(
+        &self,
+        sectors: SectorSet,
+        target: &Target,
+        payload: usize,
+        options: &PutOptions,
+    ) -> bool {
+        if payload > IN_PIECES_MAX {
+            return false;
+        }
+        let key = target.key.stored().len();
+        let pieces = payload.div_ceil(self.extent_max(sectors, &target.key));
+        let meta = metadata(options, self.asked(options.replicas).unwrap_or(0)).len();
+        let manifest = record_length(key, meta, Manifest::payload_length(pieces) as u64);
+        // Each piece may have one chunk more than its share.
+        let head = record_length(key, 0, 0) + CHUNK_CHECKSUM as u64;
+        let records = stored_length(payload as u64) + pieces as u64 * head + manifest;
+        let length = frame_length(records);
+        let commits = self.commits.lock();
+        sectors.iter().all(|number| {
+            let geometry = self.geometry(number);
+            length <= geometry.image_bytes_per_segment()
+                && length <= commits.room_behind_pending(number, geometry.segment_size)
+        })
+    }
+
+    fn put_in_pieces(
+        &self,
+        sectors: SectorSet,
+        target: Target,
+        payload: &Bytes,
+        options: &PutOptions,
+    ) -> Mutation {
+        let time = self.now();
+        let replicas = self.asked(options.replicas).unwrap_or(0);
+        let extent_max = self.extent_max(sectors, &target.key);
+        let mut left = payload.clone();
+        let mut extents = Vec::with_capacity(left.len().div_ceil(extent_max));
+        while !left.is_empty() {
+            let piece = left.split_to(left.len().min(extent_max));
+            extents.push(extent_record(&target.key, &piece, time));
+        }
+        Mutation::PutInPieces {
+            key: target.key,
+            upload: target.upload,
+            precondition: options.precondition,
+            extents,
+            meta: metadata(options, replicas),
+            size: payload.len() as u64,
+            replicas,
+            time,
+        }
+    }
+
     /// `known`: what a tracker knows by it.
     pub fn inline_put(
         &self,
         target: Target,
-        payload: &[u8],
+        payload: &Bytes,
         options: &PutOptions,
         known: Option<Box<Known>>,
     ) -> Mutation {
@@ -289,7 +360,7 @@ impl Inner {
         let replicas = self.asked(options.replicas).unwrap_or(0);
         let meta = metadata(options, replicas);
         Mutation::Put {
-            record: record::encode(RecordKind::Blob, &target.key, &meta, payload, time),
+            record: record::encode_shared(RecordKind::Blob, &target.key, &meta, payload, time),
             key: target.key,
             upload: target.upload,
             precondition: options.precondition,
@@ -415,9 +486,9 @@ impl Inner {
         options: &PutRangeOptions,
     ) -> Result<(Mutation, Option<Incoming>), StorageError> {
         let meta = record::change_meta();
-        let encode = |kind, payload: &[u8], time| match bytes.is_empty() {
-            true => Vec::new(),
-            false => record::encode(kind, key, &meta, payload, time),
+        let encode = |kind, payload: &Bytes, time| match bytes.is_empty() {
+            true => Encoded::default(),
+            false => record::encode_shared(kind, key, &meta, payload, time),
         };
         let (time, record, payload_length, pieces, incoming);
         if bytes.len() <= self.inline_max(sectors) {
@@ -430,7 +501,7 @@ impl Inner {
             let mut whole = Incoming::new(self, target, sectors, options, Some(range.len()))?;
             whole.take_all(bytes).await?;
             let manifest = poll_fn(|context| whole.poll_pieces(context)).await?;
-            let payload = manifest.encode();
+            let payload = manifest.encode().into();
             time = self.now();
             record = encode(RecordKind::Splice, &payload, time);
             payload_length = payload.len();
@@ -589,7 +660,7 @@ impl Inner {
             precondition: seen.map_or(Precondition::None, Precondition::IfVersion),
             past_end: PastEnd::Refuse,
             range: Span::first(0),
-            record: Vec::new(),
+            record: Encoded::default(),
             time: self.now(),
             payload_length: 0,
             pieces: None,
@@ -893,7 +964,7 @@ pub struct Incoming {
     hold: Arc<Hold>,
     extent_max: usize,
     /// Payload that is not yet an extent.
-    buffer: Vec<u8>,
+    buffer: BytesMut,
     extents: Vec<ExtentRef>,
     in_flight: VecDeque<(u32, Ticket<Result<Done, StorageError>>)>,
     size: u64,
@@ -934,7 +1005,7 @@ impl Incoming {
             hold: Hold::new(),
             extent_max: inner.extent_max(sectors, &target.key),
             target,
-            buffer: Vec::new(),
+            buffer: BytesMut::new(),
             extents: Vec::new(),
             in_flight: VecDeque::new(),
             size: 0,
@@ -953,7 +1024,7 @@ impl Incoming {
         target: Target,
         sectors: SectorSet,
         options: PutOptions,
-        payload: &[u8],
+        payload: &Bytes,
     ) -> Result<Self, StorageError> {
         let size = Some(payload.len() as u64);
         let mut whole = Self::new(inner, target, sectors, options, size)?;
@@ -968,16 +1039,17 @@ impl Incoming {
     }
 
     /// Takes in payload as fast as the log takes its extents.
-    pub async fn take_all(&mut self, payload: &[u8]) -> Result<(), StorageError> {
-        for piece in payload.chunks(self.extent_max) {
-            self.take(piece)?;
+    pub async fn take_all(&mut self, payload: &Bytes) -> Result<(), StorageError> {
+        let mut payload = payload.clone();
+        while !payload.is_empty() {
+            self.take(payload.split_to(payload.len().min(self.extent_max)))?;
             self.wait_for_room().await?;
         }
         Ok(())
     }
 
     /// Takes in payload; whole extents go to the log.
-    fn take(&mut self, mut piece: &[u8]) -> Result<(), StorageError> {
+    fn take(&mut self, mut piece: Bytes) -> Result<(), StorageError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
@@ -990,14 +1062,19 @@ impl Incoming {
             }));
         }
         if let Some(hasher) = &mut self.hasher {
-            hasher.update(piece);
+            hasher.update(&piece);
+        }
+        // What makes a whole extent is not copied.
+        while self.buffer.is_empty() && piece.len() >= self.extent_max {
+            let extent = piece.split_to(self.extent_max);
+            self.send_extent(&extent);
         }
         while !piece.is_empty() {
-            let (now, later) = piece.split_at(piece.len().min(self.extent_max - self.buffer.len()));
-            self.buffer.extend_from_slice(now);
-            piece = later;
+            let room = self.extent_max - self.buffer.len();
+            self.buffer
+                .extend_from_slice(&piece.split_to(piece.len().min(room)));
             if self.buffer.len() == self.extent_max {
-                self.send_extent();
+                self.send_buffer();
             }
         }
         Ok(())
@@ -1028,24 +1105,23 @@ impl Incoming {
     }
 
     /// Hands the buffer to the log as one extent.
-    fn send_extent(&mut self) {
+    fn send_buffer(&mut self) {
+        let extent = std::mem::take(&mut self.buffer).freeze();
+        self.send_extent(&extent);
+    }
+
+    /// Hands payload to the log as one extent.
+    fn send_extent(&mut self, payload: &Bytes) {
         let time = self.inner.now();
-        let length = u32::try_from(self.buffer.len()).unwrap_or(u32::MAX);
+        let (record, length) = extent_record(&self.target.key, payload, time);
         let work = Work::Extent {
             key: self.target.key.clone(),
             time,
             payload_length: length,
-            record: record::encode(
-                RecordKind::Extent,
-                &self.target.key,
-                &[],
-                &self.buffer,
-                time,
-            ),
+            record,
             hold: Arc::clone(&self.hold),
             replica_of: None,
         };
-        self.buffer.clear();
         // Not durable by itself: the manifest's frame makes durable what comes before it.
         self.in_flight
             .push_back((length, self.inner.submit(self.sectors, work, false)));
@@ -1099,9 +1175,8 @@ impl Incoming {
             self.checked = true;
             self.check_complete()?;
             if !self.buffer.is_empty() {
-                self.send_extent();
+                self.send_buffer();
             }
-            self.buffer = Vec::new();
         }
         Ok(())
     }
@@ -1141,9 +1216,10 @@ impl Incoming {
             && self.buffer.len() <= self.inner.inline_max(self.sectors);
         if whole {
             self.check_complete()?;
+            let payload = std::mem::take(&mut self.buffer).freeze();
             return Poll::Ready(Ok(self.inner.inline_put(
                 self.target.clone(),
-                &self.buffer,
+                &payload,
                 &self.options,
                 None,
             )));
@@ -1173,7 +1249,7 @@ impl WriteBlob for Writer {
         let taken = {
             let mut incoming = incoming.lock();
             incoming.place_anew();
-            incoming.take(&piece)
+            incoming.take(piece)
         };
         if let Err(error) = taken {
             return Op::fail(error);
