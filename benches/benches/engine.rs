@@ -1,6 +1,6 @@
 //! One store, its operations one by one: durable puts and gets by size with one caller and with
-//! sixteen in flight, batches, listings, opening; puts and gets of ranges next to plain ones;
-//! compare-and-set by threads; one replica next to two, on one disk, and reads from several disks.
+//! sixteen in flight, by threads and by an executor; large blobs, deletes, batches, listings, opening; puts and gets of
+//! ranges next to plain ones; compare-and-set by threads; one replica next to two, on one disk, and reads from several disks.
 //!
 //! `cargo bench -p graviton-benches`; `GRAVITON_BENCH_DIR` chooses the device, `GRAVITON_BENCH_DISKS` others for
 //! replicas. The figures are those of the machine they were taken on.
@@ -13,10 +13,13 @@ use criterion::measurement::WallTime;
 use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
 };
-use graviton_benches::{BenchStore, batch, fill, key, payload, uncached, wait_all};
+use graviton_benches::{
+    BenchStore, batch, by_threads, fill, key, payload, run, uncached, wait_all,
+};
 use graviton_engine::port::{
-    BinaryKey, BlobStore, Expected, GetOptions, GetRangesOptions, ListRequest, MutableObjectStore,
-    PutOptions, PutRangeOptions, RangeTracker, Span, TrackOptions, TrackerError,
+    Batch, BinaryKey, BlobStore, DeleteOptions, Expected, GetOptions, GetRangesOptions,
+    ListRequest, MutableObjectStore, PutOptions, PutRangeOptions, RangeTracker, Span, TrackOptions,
+    TrackerError,
 };
 use graviton_engine::store::{CreateOptions, GIB, Store};
 
@@ -91,6 +94,135 @@ fn get(criterion: &mut Criterion) {
                 bencher.iter(|| gets(&bench.store, numbers.by_ref().take(in_flight)));
             });
         }
+    }
+    group.finish();
+}
+
+/// Durable puts and cold gets by threads that wait for one each; and by one that is no thread of the store's kind: an
+/// executor, which only sleeps.
+fn callers(criterion: &mut Criterion) {
+    for (name, size) in [("4KiB", 4 * KIB), ("64KiB", 64 * KIB)] {
+        let bench = BenchStore::create(GIB);
+        fill_one_by_one(&bench.store, size);
+        let payload = payload(size);
+        let number = |count: u64| usize::try_from(count).unwrap_or(0) % KEYS;
+        let put = |count| {
+            let (key, payload) = (key(number(count)), payload.clone());
+            bench.store.put(&key, payload, PutOptions::default())
+        };
+        let get = |count| bench.store.get(&key(number(count)), GetOptions::default());
+        let mut group = short(criterion, "callers");
+        group.throughput(throughput(1, size));
+        for threads in [1, 4, 16, 64] {
+            group.bench_function(
+                BenchmarkId::new(format!("put {name}"), threads),
+                |bencher| {
+                    bencher.iter_custom(|count| {
+                        by_threads(count, threads, |one| {
+                            put(one).wait().expect("the blob is put");
+                        })
+                    });
+                },
+            );
+            group.bench_function(
+                BenchmarkId::new(format!("get {name}"), threads),
+                |bencher| {
+                    bencher.iter_custom(|count| {
+                        by_threads(count, threads, |one| {
+                            get(one).wait().expect("the blob is read");
+                        })
+                    });
+                },
+            );
+        }
+        let mut numbers = 0..;
+        group.bench_function(
+            BenchmarkId::new(format!("put {name}"), "async"),
+            |bencher| {
+                bencher.iter(|| run(put(numbers.next().unwrap_or(0))).expect("the blob is put"));
+            },
+        );
+        group.bench_function(
+            BenchmarkId::new(format!("get {name}"), "async"),
+            |bencher| {
+                bencher.iter(|| run(get(numbers.next().unwrap_or(0))).expect("the blob is read"));
+            },
+        );
+        group.finish();
+    }
+}
+
+/// Blobs that are many frames: put at once and as a stream, got as a stream.
+fn large(criterion: &mut Criterion) {
+    const SIZE: usize = 64 * KIB * KIB;
+    const PIECE: usize = KIB * KIB;
+    let bench = BenchStore::create(GIB);
+    let (store, payload, key) = (&bench.store, payload(SIZE), key(0));
+    let mut group = short(criterion, "large");
+    group.throughput(throughput(1, SIZE));
+    group.bench_function("put 64MiB", |bencher| {
+        bencher.iter(|| {
+            let put = store.put(&key, payload.clone(), PutOptions::default());
+            put.wait().expect("the blob is put")
+        });
+    });
+    group.bench_function("put_stream 64MiB", |bencher| {
+        bencher.iter(|| {
+            let mut writer = store
+                .put_stream(&key, PutOptions::default())
+                .expect("it begins");
+            for start in (0..SIZE).step_by(PIECE) {
+                let piece = payload.slice(start..start + PIECE);
+                writer.write(piece).wait().expect("it is taken");
+            }
+            writer.finish().wait().expect("the blob is put")
+        });
+    });
+    group.bench_function("get_stream 64MiB", |bencher| {
+        bencher.iter(|| {
+            let reader = store.get_stream(&key, GetOptions::default());
+            let mut reader = reader.wait().expect("it begins");
+            let mut read = 0;
+            while let Some(piece) = reader.next().wait().expect("it is read") {
+                read += piece.len();
+            }
+            assert_eq!(read, SIZE);
+        });
+    });
+    group.finish();
+}
+
+/// Deletes of blobs that are there, one by one and as a batch.
+fn delete(criterion: &mut Criterion) {
+    const BATCH: usize = 100;
+    let bench = BenchStore::create(GIB);
+    let (store, payload) = (&bench.store, payload(100));
+    let mut group = short(criterion, "delete");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    for (name, is_batch) in [("100, one by one", false), ("100 as a batch", true)] {
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|times| {
+                let mut taken = Duration::ZERO;
+                for _ in 0..times {
+                    fill(&**store, BATCH, &payload);
+                    let before = Instant::now();
+                    if is_batch {
+                        let mut batch = Batch::new();
+                        for number in 0..BATCH {
+                            batch.delete(key(number));
+                        }
+                        store.batch(batch).wait().expect("they are deleted");
+                    } else {
+                        for number in 0..BATCH {
+                            let deleted = store.delete(&key(number), DeleteOptions::default());
+                            assert!(deleted.wait().expect("it is deleted").existed);
+                        }
+                    }
+                    taken += before.elapsed();
+                }
+                taken
+            });
+        });
     }
     group.finish();
 }
@@ -372,18 +504,6 @@ fn raise(tracker: &dyn RangeTracker, key: &BinaryKey, number: u64) {
     }
 }
 
-/// Puts as many bytes as each of the sectors has, so that none of their blocks is written for the first time later:
-/// that costs the file system more, and the store writes zeros ahead.
-fn write_once_around(store: &Store) {
-    let space = store.info().space;
-    let bytes = space.total / store.info().sectors.len() as u64;
-    let payload = payload(KIB * KIB);
-    for number in 0..usize::try_from(bytes).expect("a small sector") / payload.len() {
-        let put = store.put(&key(number % KEYS), payload.clone(), PutOptions::default());
-        put.wait().expect("the blob is put");
-    }
-}
-
 /// Puts and gets of as many replicas as there are sectors, all on one disk.
 fn replicas(criterion: &mut Criterion) {
     for (name, size) in SIZES {
@@ -395,7 +515,6 @@ fn replicas(criterion: &mut Criterion) {
                 open: uncached(),
                 ..CreateOptions::default()
             });
-            write_once_around(&bench.store);
             let payload = payload(size);
             let mut numbers = (0..KEYS).cycle();
             for in_flight in IN_FLIGHT {
@@ -452,6 +571,9 @@ criterion_group!(
     put,
     get,
     get_hot,
+    callers,
+    large,
+    delete,
     batches,
     list_and_open,
     put_range,

@@ -1,7 +1,12 @@
 //! What the benches share: where their stores lie, and how they are filled.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use graviton_engine::port::{Batch, BinaryKey, BlobStore, Op, StorageError};
@@ -47,7 +52,8 @@ impl BenchStore {
         })
     }
 
-    /// Creates a store with these options.
+    /// Creates a store with these options. Its sectors are zeroed, so that none of their blocks is written for the
+    /// first time later: that costs the file system more.
     ///
     /// # Panics
     /// If it can't be created.
@@ -56,6 +62,9 @@ impl BenchStore {
         let directory = bench_directory();
         let store =
             Store::create(directory.path().join("store"), options).expect("a store can be made");
+        store
+            .zero_free_segments()
+            .expect("its sectors can be zeroed");
         Self {
             store: Arc::new(store),
             directory,
@@ -154,6 +163,44 @@ pub fn batch(numbers: std::ops::Range<usize>, payload: &Bytes) -> Batch {
         batch.put(key(number), payload.clone());
     }
     batch
+}
+
+/// How long `threads` threads take together for `count` calls of `work`.
+pub fn by_threads(count: u64, threads: u64, work: impl Fn(u64) + Sync) -> Duration {
+    let next = AtomicU64::new(0);
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        return;
+                    }
+                    work(number);
+                }
+            });
+        }
+    });
+    begun.elapsed()
+}
+
+/// Runs a future to its end as an executor does that knows nothing of stores: it sleeps until it is woken.
+pub fn run<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        thread::park();
+    }
 }
 
 /// Waits for operations that are all under way.

@@ -791,17 +791,16 @@ impl Inner {
                         options,
                     } => {
                         let target = Target::of_blob(&key);
-                        items.push(Item::Ready(
-                            inner.inline_put(target, &payload, &options, None),
-                        ));
+                        let put = inner.inline_put(target, &payload, &options, None);
+                        items.push(Item::Ready(Box::new(put)));
                     }
                     BatchItem::Delete { key, options } => {
-                        items.push(Item::Ready(Mutation::Delete {
+                        items.push(Item::Ready(Box::new(Mutation::Delete {
                             key,
                             precondition: options.precondition,
                             strict: options.strict,
                             time: inner.now(),
-                        }));
+                        })));
                     }
                 }
                 if on_the_way > BATCH_IN_FLIGHT {
@@ -817,7 +816,7 @@ impl Inner {
             let mut landed = sectors;
             for item in items {
                 mutations.push(match item {
-                    Item::Ready(mutation) => mutation,
+                    Item::Ready(mutation) => *mutation,
                     Item::Incoming(mut incoming) => {
                         let mutation = incoming.take_manifest().await?;
                         landed = landed.within(incoming.sectors());
@@ -907,7 +906,7 @@ impl Inner {
 
 /// One item of a batch on its way to the commit.
 enum Item {
-    Ready(Mutation),
+    Ready(Box<Mutation>),
     Incoming(Box<Incoming>),
 }
 
