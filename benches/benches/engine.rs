@@ -1,20 +1,16 @@
-//! One store, its operations one by one: durable puts and gets by size with one caller and with
+//! A store of one sector, its operations one by one: durable puts and gets by size with one caller and with
 //! sixteen in flight, by threads and by an executor; large blobs, deletes, batches, listings, opening; puts and gets of
-//! ranges next to plain ones; compare-and-set by threads; one replica next to two, on one disk, and reads from several disks.
+//! ranges next to plain ones; compare-and-set by threads.
 //!
-//! `cargo bench -p graviton-benches`; `GRAVITON_BENCH_DIR` chooses the device, `GRAVITON_BENCH_DISKS` others for
-//! replicas. The figures are those of the machine they were taken on.
+//! `cargo bench -p graviton-benches --bench engine`; `GRAVITON_BENCH_DIR` chooses the device. The figures are those of
+//! the machine they were taken on.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use criterion::measurement::WallTime;
-use criterion::{
-    BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
-};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use graviton_benches::{
-    BenchStore, batch, by_threads, fill, key, payload, run, uncached, wait_all,
+    BenchStore, IN_FLIGHT, KEYS, KIB, SIZES, batch, by_threads, fill, fill_one_by_one, gets, key,
+    payload, puts, run, short, throughput,
 };
 use graviton_engine::port::{
     Batch, BinaryKey, BlobStore, DeleteOptions, Expected, GetOptions, GetRangesOptions,
@@ -23,48 +19,8 @@ use graviton_engine::port::{
 };
 use graviton_engine::store::{CreateOptions, GIB, Store};
 
-const KIB: usize = 1024;
-const SIZES: [(&str, usize); 4] = [
-    ("100B", 100),
-    ("4KiB", 4 * KIB),
-    ("64KiB", 64 * KIB),
-    ("1MiB", KIB * KIB),
-];
-const IN_FLIGHT: [usize; 2] = [1, 16];
-
-/// How many keys are put and read in turn: puts replace blobs, as they would in a store that lasts.
-const KEYS: usize = 128;
-
 /// How many blobs the store has that is listed and opened.
 const MANY: usize = 100_000;
-
-fn short<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
-    let mut group = criterion.benchmark_group(name);
-    group
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(2));
-    group
-}
-
-fn throughput(operations: usize, size: usize) -> Throughput {
-    Throughput::ElementsAndBytes {
-        elements: operations as u64,
-        bytes: (operations * size) as u64,
-    }
-}
-
-/// Puts blobs that are all in flight together.
-fn puts(store: &Store, numbers: impl Iterator<Item = usize>, payload: &Bytes) {
-    let put = |number| store.put(&key(number), payload.clone(), PutOptions::default());
-    wait_all(numbers.map(put).collect());
-}
-
-/// Gets blobs that are all in flight together.
-fn gets(store: &Store, numbers: impl Iterator<Item = usize>) {
-    let get = |number| store.get(&key(number), GetOptions::default());
-    wait_all(numbers.map(get).collect());
-}
 
 fn put(criterion: &mut Criterion) {
     let mut group = short(criterion, "put");
@@ -86,7 +42,7 @@ fn get(criterion: &mut Criterion) {
     let mut group = short(criterion, "get");
     for (name, size) in SIZES {
         let bench = BenchStore::create(GIB);
-        fill_one_by_one(&bench.store, size);
+        fill_one_by_one(&bench.store, KEYS, size);
         let mut numbers = (0..KEYS).cycle();
         for in_flight in IN_FLIGHT {
             group.throughput(throughput(in_flight, size));
@@ -103,7 +59,7 @@ fn get(criterion: &mut Criterion) {
 fn callers(criterion: &mut Criterion) {
     for (name, size) in [("4KiB", 4 * KIB), ("64KiB", 64 * KIB)] {
         let bench = BenchStore::create(GIB);
-        fill_one_by_one(&bench.store, size);
+        fill_one_by_one(&bench.store, KEYS, size);
         let payload = payload(size);
         let number = |count: u64| usize::try_from(count).unwrap_or(0) % KEYS;
         let put = |count| {
@@ -235,7 +191,7 @@ fn get_hot(criterion: &mut Criterion) {
             sector_size: GIB,
             ..CreateOptions::default()
         });
-        fill_one_by_one(&bench.store, *size);
+        fill_one_by_one(&bench.store, KEYS, *size);
         let keys: Vec<BinaryKey> = (0..KEYS).map(key).collect();
         let read = |count: u64| {
             for key in keys
@@ -267,17 +223,6 @@ fn get_hot(criterion: &mut Criterion) {
         assert_eq!(figures.misses, KEYS as u64, "the cache holds them all");
     }
     group.finish();
-}
-
-/// A batch has to fit in one frame, which large blobs do not.
-fn fill_one_by_one(store: &Store, size: usize) {
-    let payload = payload(size);
-    for number in 0..KEYS {
-        store
-            .put(&key(number), payload.clone(), PutOptions::default())
-            .wait()
-            .expect("the blob is put");
-    }
 }
 
 fn batches(criterion: &mut Criterion) {
@@ -424,7 +369,7 @@ fn get_range(criterion: &mut Criterion) {
             });
         }
         let bench = BenchStore::create(GIB);
-        fill_one_by_one(&bench.store, size);
+        fill_one_by_one(&bench.store, KEYS, size);
         let mut numbers = (0..KEYS).cycle();
         group.bench_function(BenchmarkId::new(name, "plain get"), |bencher| {
             bencher.iter(|| {
@@ -504,68 +449,6 @@ fn raise(tracker: &dyn RangeTracker, key: &BinaryKey, number: u64) {
     }
 }
 
-/// Puts and gets of as many replicas as there are sectors, all on one disk.
-fn replicas(criterion: &mut Criterion) {
-    for (name, size) in SIZES {
-        for replicas in [1, 2] {
-            let bench = BenchStore::create_with(CreateOptions {
-                sectors: replicas,
-                replicas,
-                sector_size: GIB / 4,
-                open: uncached(),
-                ..CreateOptions::default()
-            });
-            let payload = payload(size);
-            let mut numbers = (0..KEYS).cycle();
-            for in_flight in IN_FLIGHT {
-                let name = format!("{replicas} of {name}");
-                let mut group = short(criterion, "put_replicas");
-                group.throughput(throughput(in_flight, size));
-                group.bench_function(BenchmarkId::new(&name, in_flight), |bencher| {
-                    bencher.iter(|| puts(&bench.store, numbers.by_ref().take(in_flight), &payload));
-                });
-                group.finish();
-            }
-            fill_one_by_one(&bench.store, size);
-            for in_flight in IN_FLIGHT {
-                let name = format!("{replicas} of {name}");
-                let mut group = short(criterion, "get_replicas");
-                group.throughput(throughput(in_flight, size));
-                group.bench_function(BenchmarkId::new(&name, in_flight), |bencher| {
-                    bencher.iter(|| gets(&bench.store, numbers.by_ref().take(in_flight)));
-                });
-                group.finish();
-            }
-        }
-    }
-}
-
-/// Gets from one disk, and from more of them that all have each blob. The others are named by
-/// `GRAVITON_BENCH_DISKS`: directories, as in a search path.
-fn disks(criterion: &mut Criterion) {
-    let Some(others) = std::env::var_os("GRAVITON_BENCH_DISKS") else {
-        eprintln!("get_disks: skipped: GRAVITON_BENCH_DISKS names no directories on other disks");
-        return;
-    };
-    let others: Vec<PathBuf> = std::env::split_paths(&others).collect();
-    for (name, size) in SIZES {
-        for count in 0..=others.len() {
-            let bench = BenchStore::create_over(&others[..count], GIB / 4);
-            fill_one_by_one(&bench.store, size);
-            let mut numbers = (0..KEYS).cycle();
-            let mut group = short(criterion, "get_disks");
-            for in_flight in [1, 16, 64] {
-                let id = BenchmarkId::new(format!("{} with {name}", count + 1), in_flight);
-                group.throughput(throughput(in_flight, size));
-                group.bench_function(id, |bencher| {
-                    bencher.iter(|| gets(&bench.store, numbers.by_ref().take(in_flight)));
-                });
-            }
-            group.finish();
-        }
-    }
-}
-
 criterion_group!(
     engine,
     put,
@@ -578,8 +461,6 @@ criterion_group!(
     list_and_open,
     put_range,
     get_range,
-    compare_and_set,
-    replicas,
-    disks
+    compare_and_set
 );
 criterion_main!(engine);

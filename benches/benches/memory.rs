@@ -4,13 +4,9 @@
 //! `cargo bench -p graviton-benches --bench memory`
 
 use std::hint::black_box;
-use std::time::Duration;
 
-use criterion::measurement::WallTime;
-use criterion::{
-    BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
-};
-use graviton_benches::{key, payload};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use graviton_benches::{SIZES, key, payload, short};
 use graviton_engine::port::{RangeSet, Span};
 use graviton_format::checksum::{
     Identity, chunk_checksums, gather_chunks, mask_chunks, stored_length, write_chunks,
@@ -19,8 +15,6 @@ use graviton_format::checksum::{
 use graviton_format::image::{Image, ImageBuilder, ImageEntry, ImageValue};
 use graviton_format::key::StoredKey;
 use graviton_format::ranges::{pack, unpack};
-
-const SIZES: [(&str, usize); 3] = [("4KiB", 4 << 10), ("64KiB", 64 << 10), ("1MiB", 1 << 20)];
 
 /// How many blobs an index has.
 const BLOBS: [usize; 2] = [10_000, 1_000_000];
@@ -32,15 +26,6 @@ const IDENTITY: Identity = Identity {
     store_id: [7; 16],
     sector_id: 7,
 };
-
-fn short<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
-    let mut group = criterion.benchmark_group(name);
-    group
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1));
-    group
-}
 
 /// Payload on its way in (hashed by whoever puts it, copied into its frame) and out (verified and gathered).
 fn checksum(criterion: &mut Criterion) {

@@ -10,20 +10,11 @@ use criterion::measurement::WallTime;
 use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
 };
-use graviton_benches::{BenchStore, batch, fill, key, payload, uncached};
+use graviton_benches::{
+    BenchStore, KIB, batch, fill, fill_one_by_one, key, payload, short, uncached,
+};
 use graviton_engine::port::{BlobStore, GetOptions, PutOptions};
 use graviton_engine::store::{CreateOptions, GIB, OpenOptions, ScrubOptions, Store};
-
-const KIB: usize = 1024;
-
-fn short<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
-    let mut group = criterion.benchmark_group(name);
-    group
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(2));
-    group
-}
 
 /// A store that does nothing by itself.
 fn by_hand() -> BenchStore {
@@ -114,14 +105,6 @@ fn scrub_once(store: &Store) -> bool {
     let go_on = &mut |_| ControlFlow::Continue(());
     let report = store.scrub(&ScrubOptions::default(), go_on);
     report.expect("it is scrubbed").findings.is_empty()
-}
-
-fn fill_one_by_one(store: &Store, blobs: usize, size: usize) {
-    let payload = payload(size);
-    for number in 0..blobs {
-        let put = store.put(&key(number), payload.clone(), PutOptions::default());
-        put.wait().expect("the blob is put");
-    }
 }
 
 /// What goes on beside puts and gets.

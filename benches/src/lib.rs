@@ -9,9 +9,49 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use graviton_engine::port::{Batch, BinaryKey, BlobStore, Op, StorageError};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput};
+use graviton_engine::port::{
+    Batch, BinaryKey, BlobStore, GetOptions, Op, PutOptions, StorageError,
+};
 use graviton_engine::store::{CreateOptions, NewSector, OpenOptions, RemoveOptions, Store};
 use tempfile::TempDir;
+
+/// One kibibyte, in bytes.
+pub const KIB: usize = 1024;
+
+/// Sizes of blobs, and their names.
+pub const SIZES: [(&str, usize); 4] = [
+    ("100B", 100),
+    ("4KiB", 4 * KIB),
+    ("64KiB", 64 * KIB),
+    ("1MiB", KIB * KIB),
+];
+
+/// How many puts or gets one thread has in flight.
+pub const IN_FLIGHT: [usize; 2] = [1, 16];
+
+/// How many keys are put and read in turn: puts replace blobs, as they would in a store that lasts.
+pub const KEYS: usize = 128;
+
+/// A group of benches that take two seconds each.
+pub fn short<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(name);
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
+    group
+}
+
+/// Operations and their bytes.
+#[must_use]
+pub fn throughput(operations: usize, size: usize) -> Throughput {
+    Throughput::ElementsAndBytes {
+        elements: operations as u64,
+        bytes: (operations * size) as u64,
+    }
+}
 
 /// Where stores of benches lie: `GRAVITON_BENCH_DIR` if it is set (on the device to be measured),
 /// else the system's place for temporary files.
@@ -163,6 +203,36 @@ pub fn batch(numbers: std::ops::Range<usize>, payload: &Bytes) -> Batch {
         batch.put(key(number), payload.clone());
     }
     batch
+}
+
+/// Puts the blobs with the first numbers one by one: a batch has to fit in one frame, which large blobs do not.
+///
+/// # Panics
+/// If a put fails.
+pub fn fill_one_by_one(store: &Store, blobs: usize, size: usize) {
+    let payload = payload(size);
+    for number in 0..blobs {
+        let put = store.put(&key(number), payload.clone(), PutOptions::default());
+        put.wait().expect("the blob is put");
+    }
+}
+
+/// Puts blobs that are all in flight together.
+///
+/// # Panics
+/// If a put fails.
+pub fn puts(store: &Store, numbers: impl Iterator<Item = usize>, payload: &Bytes) {
+    let put = |number| store.put(&key(number), payload.clone(), PutOptions::default());
+    wait_all(numbers.map(put).collect());
+}
+
+/// Gets blobs that are all in flight together.
+///
+/// # Panics
+/// If a get fails.
+pub fn gets(store: &Store, numbers: impl Iterator<Item = usize>) {
+    let get = |number| store.get(&key(number), GetOptions::default());
+    wait_all(numbers.map(get).collect());
 }
 
 /// How long `threads` threads take together for `count` calls of `work`.
