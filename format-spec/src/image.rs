@@ -16,6 +16,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::checksum::stored_length;
 use crate::error::require;
+use crate::fences::Fences;
 use crate::geometry::SEGMENT_COUNTS;
 use crate::key::{STORED_KEY_MAX_LEN, STORED_KEY_MIN_LEN};
 use crate::meta;
@@ -331,6 +332,7 @@ impl ImageBuilder {
 pub struct Image<B> {
     bytes: B,
     header: ImageHeader,
+    fences: Fences,
 }
 
 impl<B: AsRef<[u8]>> fmt::Debug for Image<B> {
@@ -407,7 +409,21 @@ impl<B: AsRef<[u8]>> Image<B> {
         require(header.reserved == 0, name, "reserved", "F-4", || {
             "is not zero".to_owned()
         })?;
-        Ok(Self { bytes, header })
+        let mut image = Self {
+            bytes,
+            header,
+            fences: Fences::default(),
+        };
+        let groups = usize::try_from(header.groups.get()).unwrap_or(0);
+        let first_key = |group: usize| image.first_key(group as u64).ok();
+        image.fences = Fences::new(groups, first_key);
+        Ok(image)
+    }
+
+    /// Bytes of memory that it takes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.bytes().len() + self.fences.memory()
     }
 
     /// Its header.
@@ -526,8 +542,10 @@ impl<B: AsRef<[u8]>> Image<B> {
 
     /// The number of the last group whose first key is not greater than `key`, or 0.
     fn find_group(&self, key: &[u8]) -> Result<u64, FormatError> {
-        let (mut low, mut high) = (0, self.header.groups.get());
-        while high - low > 1 {
+        let groups = usize::try_from(self.header.groups.get()).unwrap_or(0);
+        let candidates = self.fences.candidates(groups, key);
+        let (mut low, mut high) = (candidates.start as u64, candidates.end as u64);
+        while high.saturating_sub(low) > 1 {
             let middle = low + (high - low) / 2;
             if self.first_key(middle)? <= key {
                 low = middle

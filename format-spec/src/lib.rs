@@ -10,6 +10,7 @@
 pub mod checkpoint;
 pub mod checksum;
 pub mod error;
+mod fences;
 pub mod frame;
 pub mod geometry;
 pub mod image;

@@ -710,7 +710,7 @@ impl SectorIndex {
     pub fn memory(&self) -> u64 {
         /// A node's share of the map, and the slot; the growth has about the key and the pieces.
         const PER_DELTA_ENTRY: u64 = 136;
-        let base = self.base.as_ref().map_or(0, |base| base.bytes().len()) as u64;
+        let base = self.base.as_ref().map_or(0, |base| base.memory()) as u64;
         base + self.delta_len() as u64 * PER_DELTA_ENTRY
             + self.growth
             + self.extents.len() as u64 * 48
