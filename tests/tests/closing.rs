@@ -68,6 +68,41 @@ fn maintenance_is_over_when_the_store_is_closed() {
     verify(&store);
 }
 
+/// Nor does what zeroes segments write once the store is closed.
+#[test]
+fn zeroing_is_over_when_the_store_is_closed() {
+    let directory = memory_directory();
+    let path = directory.path().join("store");
+    let mut options = create_options(&buffered(), 1, 256 * MIB);
+    options.segment_size = Some(8 * MIB);
+    options.open.background = false;
+    let store = Arc::new(Store::create(&path, options.clone()).expect("it is made"));
+    let zeroed = |store: &Store| store.info().sectors[0].segments_zeroed;
+    let before = zeroed(&store);
+    let zeroing = std::thread::spawn({
+        let store = Arc::clone(&store);
+        move || store.zero_free_segments()
+    });
+    while zeroed(&store) < before + 2 {
+        std::thread::yield_now();
+    }
+    let file = store.info().sectors[0].path.clone();
+    let modified = || {
+        let known = std::fs::metadata(&file).expect("it is there");
+        known.modified().expect("there is a clock")
+    };
+    store.close().expect("it closes");
+    let closed = modified();
+    match zeroing.join().expect("no panic") {
+        Ok(bytes) => assert!(bytes > 0),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
+    }
+    assert_eq!(modified(), closed, "something was written after the end");
+    let store = Store::open_with(&path, options.open).expect("it opens again");
+    assert!(store.zero_free_segments().is_ok());
+    verify(&store);
+}
+
 /// A put that nobody waits for, and that itself waits for room, does not keep a store from closing.
 #[test]
 fn a_store_closes_while_a_dropped_put_waits_for_room() {

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Image, Random, Sim};
 use graviton_engine::policy::{CostOptimized, RackAware, Random as RandomPolicy};
 use graviton_engine::port::{
-    BinaryKey, BlobStore, Labels, Price, PutOptions, ReplicationPolicy, SectorState, StorageError,
+    BinaryKey, BlobStore, ErrorKind, Labels, Price, PutOptions, ReplicationPolicy, SectorState,
+    StorageError,
 };
 use graviton_engine::store::{MIB, NewSector, RemoveOptions, Store};
 use graviton_engine::testing::{Contents, Difference, contents_of};
@@ -17,7 +18,9 @@ use graviton_tests::history::{
     Action, Ground, Machine, PATH, Plan, Tally, Trials, check_store, reopen, run_beside, used,
 };
 use graviton_tests::random::payload;
-use graviton_tests::{all_keys, check_two_replicas, rebalance, settle};
+use graviton_tests::{
+    all_keys, buffered, check_two_replicas, create_options, memory_directory, rebalance, settle,
+};
 
 const SIZE: u64 = 4 * MIB;
 
@@ -469,5 +472,42 @@ fn a_sector_fails_while_another_is_taken_away() {
                 Err(error) => assert!(!opens, "without {lost:?}: {error}"),
             }
         }
+    }
+}
+
+/// A sector is taken away while its segments are zeroed: from then on nothing is written to it.
+#[test]
+fn a_sector_is_removed_while_it_is_zeroed() {
+    let directory = memory_directory();
+    let options = create_options(&buffered(), 1, 32 * MIB);
+    let store = Store::create(directory.path().join("store"), options).expect("it is made");
+    store.zero_free_segments().expect("it is zeroed");
+    for round in 0..4 {
+        let number = store
+            .add_sector(&NewSector {
+                size: 200 * MIB,
+                ..NewSector::default()
+            })
+            .expect("it is added");
+        std::thread::scope(|scope| {
+            let zeroing = scope.spawn(|| store.zero_free_segments());
+            while store.info().sectors[1].segments_zeroed < 10 * (round + 1) {
+                std::thread::yield_now();
+            }
+            store
+                .remove_sector(number, RemoveOptions::default())
+                .expect("nothing lies there");
+            if let Err(error) = zeroing.join().expect("no panic") {
+                assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+            }
+        });
+        let put = store.put(
+            &BinaryKey::new("key").expect("a short key"),
+            payload(u64::from(round), 100_000),
+            PutOptions::default(),
+        );
+        put.wait().expect("it is put");
+        let report = store.verify(&mut |_| {}).expect("it is verified");
+        assert!(report.findings.is_empty(), "{report:?}");
     }
 }

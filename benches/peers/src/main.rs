@@ -57,6 +57,10 @@ struct Options {
     /// How many rounds.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: Option<u16>,
+    /// How many blobs of 100 to 1000 bytes are loaded, listed and opened with [default: 20000 if it is to be quick, else
+    /// 100000].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
+    small_blobs: Option<u32>,
     /// Writes all figures to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -112,6 +116,9 @@ fn measure(options: &Options) -> Result<bool> {
     };
     if let Some(rounds) = options.rounds {
         effort.rounds = rounds.into();
+    }
+    if let Some(blobs) = options.small_blobs {
+        effort.small_blobs = blobs as usize;
     }
     // Before anything is measured for nothing.
     let json = match &options.json {

@@ -286,12 +286,14 @@ impl Work {
     /// What a store is told beforehand.
     pub fn sizing(self, effort: &Effort) -> Sizing {
         let set_capacity = 2 * effort.set_bytes as u64 + (32 << 20);
+        // Twice what they have on average.
+        let small_capacity = effort.small_blobs as u64 * 1200;
         let (blob_size, capacity) = match self {
             Self::Put(size) | Self::PutTogether(size) => (size, effort.capacity),
             Self::Get(size, _) | Self::GetHot(size, _) => (size, set_capacity),
             Self::GetRange => (RANGE, set_capacity),
             Self::Load | Self::List | Self::Open { .. } | Self::Memory => {
-                (*SMALL.end(), set_capacity)
+                (*SMALL.end(), set_capacity.max(small_capacity))
             }
             Self::Space => (SPACE_SIZE, effort.capacity),
         };

@@ -346,13 +346,18 @@ impl Segments {
             .iter()
             .filter(|segment| segment.state == State::Free && segment.zeroed)
             .count();
-        if zeroed >= ahead {
-            return None;
+        match zeroed < ahead {
+            true => self.take_unzeroed(0),
+            false => None,
         }
-        let index = self
-            .table
-            .iter()
-            .position(|segment| segment.state == State::Free && !segment.zeroed && !segment.busy)?;
+    }
+
+    /// The first free segment from `from` on that was never used: takes it for zeroing.
+    pub fn take_unzeroed(&mut self, from: u32) -> Option<u32> {
+        let from = from as usize;
+        let wanted =
+            |segment: &Segment| segment.state == State::Free && !segment.zeroed && !segment.busy;
+        let index = from + self.table.get(from..)?.iter().position(wanted)?;
         self.table[index].busy = true;
         u32::try_from(index).ok()
     }
@@ -365,7 +370,7 @@ impl Segments {
         is_free
     }
 
-    /// Ends what [`Segments::take_for_zeroing`] or [`Segments::take_damaged`] began.
+    /// Ends what [`Segments::take_for_zeroing`], [`Segments::take_unzeroed`] or [`Segments::take_damaged`] began.
     pub fn zeroing_done(&mut self, segment: u32, zeroed: bool) {
         let segment = &mut self.table[segment as usize];
         segment.busy = false;

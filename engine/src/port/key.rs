@@ -69,6 +69,13 @@ impl BinaryKey {
         })
     }
 
+    /// The same, in memory of its own: for whoever keeps it, since one of a listing keeps its neighbours' memory.
+    pub(crate) fn owned(&self) -> Self {
+        Self {
+            stored: Bytes::copy_from_slice(&self.stored),
+        }
+    }
+
     /// As it is stored.
     pub(crate) fn stored(&self) -> &[u8] {
         &self.stored

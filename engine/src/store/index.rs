@@ -697,7 +697,10 @@ impl SectorIndex {
         };
         let change = Change { slot, before };
         self.growth = self.growth - earlier + change.growth(key.stored());
-        self.delta.insert(key.into_stored(), change);
+        match self.delta.get_mut(key.stored()) {
+            Some(known) => *known = change,
+            None => drop(self.delta.insert(key.owned().into_stored(), change)),
+        }
         Ok(())
     }
 

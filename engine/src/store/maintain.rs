@@ -347,7 +347,7 @@ impl Inner {
         if tight && self.make_room(number, false, horizon)? {
             return Ok(true);
         }
-        self.zero_one(number, ZEROED_AHEAD)
+        self.zero_one(number)
     }
 
     /// Does one thing that brings free segments nearer; `false` if there is none. What costs much
@@ -887,11 +887,11 @@ impl Inner {
         ))
     }
 
-    /// Zeroes one segment ahead of use, unless so many are.
-    fn zero_one(&self, number: usize, ahead: usize) -> Result<bool, StorageError> {
+    /// Zeroes one segment ahead of use, if that is due.
+    fn zero_one(&self, number: usize) -> Result<bool, StorageError> {
         let Some(segment) = self.index.write().sectors[number]
             .segments
-            .take_for_zeroing(ahead)
+            .take_for_zeroing(ZEROED_AHEAD)
         else {
             return Ok(false);
         };
@@ -902,22 +902,43 @@ impl Inner {
     /// how many bytes were written.
     ///
     /// # Errors
-    /// What the disk reports.
+    /// `Closed`; what the disk of one sector reports, after those of the others were zeroed.
     pub fn zero_free_segments(self: &Arc<Self>) -> Result<u64, StorageError> {
-        let mut bytes = 0;
+        let mut zeroed = Ok(0);
         for number in self.taking_part().iter() {
-            let before = bytes;
-            self.sectors[number].check_writable()?;
-            while self.zero_one(number, usize::MAX)? {
-                self.check_open()?;
-                bytes += self.sectors[number].geometry().segment_size;
-            }
-            if bytes > before {
-                let _one_at_a_time = self.begin_maintenance()?;
-                self.checkpoint(number)?;
+            match self.zero_free_segments_of(number) {
+                Ok(bytes) => zeroed = zeroed.map(|before| before + bytes),
+                Err(StorageError::Closed) => return Err(StorageError::Closed),
+                Err(error) => zeroed = zeroed.and(Err(error)),
             }
         }
-        Ok(bytes)
+        zeroed
+    }
+
+    fn zero_free_segments_of(self: &Arc<Self>, number: usize) -> Result<u64, StorageError> {
+        let (mut bytes, mut next) = (0, 0);
+        loop {
+            // Nobody closes the store, or takes the sector away, before a segment is over.
+            let mut efforts = self.begin_maintenance()?;
+            self.sectors[number].check_writable()?;
+            // What others may wait for comes first. What keeps it from going on is told to them.
+            if let Ok(true) = self.step_with(&mut efforts) {
+                continue;
+            }
+            let taken = {
+                let mut index = self.index.write();
+                index.sectors[number].segments.take_unzeroed(next)
+            };
+            let Some(segment) = taken else {
+                if bytes > 0 {
+                    self.checkpoint(number)?;
+                }
+                return Ok(bytes);
+            };
+            self.zero_segment(number, segment)?;
+            next = segment + 1;
+            bytes += self.sectors[number].geometry().segment_size;
+        }
     }
 
     /// Writes zeros over a segment that was taken for that.

@@ -122,7 +122,7 @@ impl Marks {
     ) {
         {
             let mut by_replica = self.by_replica.lock();
-            let place = (key.clone(), number);
+            let place = (key.owned(), number);
             if by_replica.len() >= REMEMBERED_MAX && !by_replica.contains_key(&place) {
                 self.is_scan_due.store(true, Ordering::Release);
                 return;
@@ -233,7 +233,7 @@ impl Marks {
             if backlog.len() >= REMEMBERED_MAX && !backlog.contains(key) {
                 self.is_scan_due.store(true, Ordering::Release);
             } else {
-                backlog.insert(key.clone());
+                backlog.insert(key.owned());
             }
         }
         self.tell();
