@@ -98,15 +98,61 @@ const RESERVE_DELETE: u32 = 1;
 /// Two checkpoints are kept, and the next comes beside them.
 const CHECKPOINTS: u32 = 3;
 
+/// Sums over a table, kept as it changes: there are many segments, and puts ask for them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Counts {
+    /// How many are free.
+    free: u32,
+    /// How many of these can be taken, and were written before.
+    ready: u32,
+    /// How many of these can be taken, and were not.
+    blank: u32,
+    /// How many hold images.
+    images: u32,
+    /// Bytes of live records.
+    live: u64,
+}
+
+impl Counts {
+    fn of(segment: &Segment) -> Self {
+        let is_free = segment.state == State::Free;
+        Self {
+            free: u32::from(is_free),
+            ready: u32::from(is_free && !segment.busy && segment.zeroed),
+            blank: u32::from(is_free && !segment.busy && !segment.zeroed),
+            images: u32::from(segment.state == State::Checkpoint),
+            live: segment.live,
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            free: self.free + other.free,
+            ready: self.ready + other.ready,
+            blank: self.blank + other.blank,
+            images: self.images + other.images,
+            live: self.live + other.live,
+        }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        Self {
+            free: self.free - other.free,
+            ready: self.ready - other.ready,
+            blank: self.blank - other.blank,
+            images: self.images - other.images,
+            live: self.live - other.live,
+        }
+    }
+}
+
 /// The table of a sector's segments.
 #[derive(Debug, Clone)]
 pub struct Segments {
     table: Vec<Segment>,
-    free: u32,
+    counts: Counts,
     /// The highest generation given out.
     generation: u64,
-    /// How many hold images.
-    images: u32,
     /// Segments that the next checkpoint will take, at most.
     checkpoint_reserve: u32,
     /// The same, if puts go on before their effect on it is counted.
@@ -121,8 +167,11 @@ impl Segments {
     pub fn new(geometry: &Geometry) -> Self {
         Self {
             table: vec![Segment::NEVER_USED; geometry.segment_count as usize],
-            free: geometry.segment_count,
-            images: 0,
+            counts: Counts {
+                free: geometry.segment_count,
+                blank: geometry.segment_count,
+                ..Counts::default()
+            },
             generation: 0,
             checkpoint_reserve: 1,
             checkpoint_after_puts: 1,
@@ -162,8 +211,7 @@ impl Segments {
         table.resize(count, Segment::NEVER_USED);
         let mut segments = Self {
             table,
-            free: 0,
-            images: 0,
+            counts: Counts::default(),
             generation: 0,
             checkpoint_reserve: 1,
             checkpoint_after_puts: 1,
@@ -195,12 +243,16 @@ impl Segments {
     }
 
     fn recount(&mut self) {
-        let count = |state| {
-            let segments = self.table.iter().filter(|segment| segment.state == state);
-            u32::try_from(segments.count()).unwrap_or(u32::MAX)
-        };
-        self.free = count(State::Free);
-        self.images = count(State::Checkpoint);
+        let counts = self.table.iter().map(Counts::of);
+        self.counts = counts.fold(Counts::default(), Counts::plus);
+    }
+
+    /// Changes a segment, and what is counted of it.
+    fn change(&mut self, segment: u32, change: impl FnOnce(&mut Segment)) {
+        let segment = &mut self.table[segment as usize];
+        let before = Counts::of(segment);
+        change(segment);
+        self.counts = self.counts.minus(before).plus(Counts::of(segment));
     }
 
     /// One segment.
@@ -223,19 +275,13 @@ impl Segments {
     /// Whether fewer than `ahead` free segments are zeroed, and one could be.
     #[must_use]
     pub fn wants_zeroing(&self, ahead: usize) -> bool {
-        let free = || {
-            self.table
-                .iter()
-                .filter(|segment| segment.state == State::Free && !segment.busy)
-        };
-        free().filter(|segment| segment.zeroed).count() < ahead
-            && free().any(|segment| !segment.zeroed)
+        (self.counts.ready as usize) < ahead && self.counts.blank > 0
     }
 
     /// How many are free.
     #[must_use]
     pub fn free(&self) -> u32 {
-        self.free
+        self.counts.free
     }
 
     /// The highest generation given out.
@@ -268,7 +314,7 @@ impl Segments {
         let checkpoints = |next: u32| {
             CHECKPOINTS
                 .saturating_mul(next)
-                .saturating_sub(self.images)
+                .saturating_sub(self.counts.images)
                 .max(next.saturating_sub(self.checkpoint_taken))
         };
         match purpose {
@@ -286,20 +332,20 @@ impl Segments {
     /// share, and what they have opened is not to be filled by puts.
     #[must_use]
     pub fn is_reserve_in_use(&self) -> bool {
-        self.free < self.reserve(Purpose::Put)
+        self.counts.free < self.reserve(Purpose::Put)
     }
 
     /// Whether images may take so many segments more than what is kept back for them.
     #[must_use]
     pub fn has_room_for_images(&self, more: u32) -> bool {
         let reserve = self.reserve(Purpose::Put);
-        self.free > reserve.saturating_add(CHECKPOINTS.saturating_mul(more))
+        self.counts.free > reserve.saturating_add(CHECKPOINTS.saturating_mul(more))
     }
 
     /// Whether images are kept that are larger than the next will be: checkpoints free them.
     #[must_use]
     pub fn has_large_images(&self) -> bool {
-        self.images > 2_u32.saturating_mul(self.checkpoint_reserve)
+        self.counts.images > 2_u32.saturating_mul(self.checkpoint_reserve)
     }
 
     /// Segments that the checkpoint being written has taken; 0 when it is over.
@@ -318,7 +364,7 @@ impl Segments {
     /// Takes a free segment into use as `state`, with a new generation. `None` if what is free is
     /// kept back from `purpose`.
     pub fn take(&mut self, purpose: Purpose, state: State) -> Option<(u32, u64)> {
-        if self.free <= self.reserve(purpose) {
+        if self.counts.free <= self.reserve(purpose) {
             return None;
         }
         let free = |segment: &Segment| segment.state == State::Free && !segment.busy;
@@ -327,26 +373,23 @@ impl Segments {
             .iter()
             .position(|segment| free(segment) && segment.zeroed)
             .or_else(|| self.table.iter().position(free))?;
+        let index = u32::try_from(index).ok()?;
         self.generation += 1;
-        self.free -= 1;
-        self.images += u32::from(state == State::Checkpoint);
-        self.table[index] = Segment {
-            state,
-            generation: self.generation,
-            zeroed: self.table[index].zeroed,
-            ..Segment::NEVER_USED
-        };
-        Some((u32::try_from(index).ok()?, self.generation))
+        let generation = self.generation;
+        self.change(index, |segment| {
+            *segment = Segment {
+                state,
+                generation,
+                zeroed: segment.zeroed,
+                ..Segment::NEVER_USED
+            }
+        });
+        Some((index, generation))
     }
 
     /// A free segment was never used and should be zeroed: takes it for that.
     pub fn take_for_zeroing(&mut self, ahead: usize) -> Option<u32> {
-        let zeroed = self
-            .table
-            .iter()
-            .filter(|segment| segment.state == State::Free && segment.zeroed)
-            .count();
-        match zeroed < ahead {
+        match (self.counts.ready as usize) < ahead {
             true => self.take_unzeroed(0),
             false => None,
         }
@@ -358,23 +401,25 @@ impl Segments {
         let wanted =
             |segment: &Segment| segment.state == State::Free && !segment.zeroed && !segment.busy;
         let index = from + self.table.get(from..)?.iter().position(wanted)?;
-        self.table[index].busy = true;
-        u32::try_from(index).ok()
+        let index = u32::try_from(index).ok()?;
+        self.change(index, |segment| segment.busy = true);
+        Some(index)
     }
 
     /// Takes a free segment, which is damaged, for zeroing. `false` if it is in use.
     pub fn take_damaged(&mut self, segment: u32) -> bool {
-        let segment = &mut self.table[segment as usize];
-        let is_free = segment.state == State::Free && !segment.busy;
-        segment.busy |= is_free;
+        let found = self.get(segment);
+        let is_free = found.state == State::Free && !found.busy;
+        self.change(segment, |segment| segment.busy |= is_free);
         is_free
     }
 
     /// Ends what [`Segments::take_for_zeroing`], [`Segments::take_unzeroed`] or [`Segments::take_damaged`] began.
     pub fn zeroing_done(&mut self, segment: u32, zeroed: bool) {
-        let segment = &mut self.table[segment as usize];
-        segment.busy = false;
-        segment.zeroed |= zeroed;
+        self.change(segment, |segment| {
+            segment.busy = false;
+            segment.zeroed |= zeroed;
+        });
     }
 
     /// Puts a segment into a state that was learned from the disk.
@@ -384,17 +429,17 @@ impl Segments {
         } else {
             0
         };
-        let zeroed = self.get(segment).zeroed || generation > 0;
-        self.table[segment as usize] = Segment {
-            state,
-            generation,
-            live,
-            written,
-            zeroed,
-            ..Segment::NEVER_USED
-        };
+        self.change(segment, |segment| {
+            *segment = Segment {
+                state,
+                generation,
+                live,
+                written,
+                zeroed: segment.zeroed || generation > 0,
+                ..Segment::NEVER_USED
+            }
+        });
         self.raise_generation(generation);
-        self.recount();
     }
 
     /// Segments that are open, but for `tail`, become free.
@@ -410,8 +455,7 @@ impl Segments {
     /// A segment that was taken into use becomes free again: for a frame that was never written, or a
     /// checkpoint that failed.
     pub fn give_back(&mut self, segment: u32) {
-        self.table[segment as usize].give_back();
-        self.recount();
+        self.change(segment, Segment::give_back);
     }
 
     /// The log ends at `written` in this segment.
@@ -421,28 +465,31 @@ impl Segments {
 
     /// The log went on elsewhere.
     pub fn seal(&mut self, segment: u32) {
-        let segment = &mut self.table[segment as usize];
-        segment.state = State::Sealed;
-        segment.zeroed = true;
+        self.change(segment, |segment| {
+            segment.state = State::Sealed;
+            segment.zeroed = true;
+        });
     }
 
     /// A segment of a checkpoint is written to `written`.
     pub fn set_image(&mut self, segment: u32, written: u64) {
-        let segment = &mut self.table[segment as usize];
-        segment.written = written;
-        segment.zeroed = true;
+        self.change(segment, |segment| {
+            segment.written = written;
+            segment.zeroed = true;
+        });
     }
 
     /// `bytes` of live records were added.
     pub fn add_live(&mut self, segment: u32, bytes: u64) {
-        self.table[segment as usize].live += bytes;
+        self.change(segment, |segment| segment.live += bytes);
     }
 
     /// `bytes` of live records died.
     pub fn remove_live(&mut self, segment: u32, bytes: u64) {
         // A hostile checkpoint can count too few; verify compares the counts with the index.
-        let live = &mut self.table[segment as usize].live;
-        *live = live.saturating_sub(bytes);
+        self.change(segment, |segment| {
+            segment.live = segment.live.saturating_sub(bytes);
+        });
     }
 
     /// Something that lives in this segment can't be read back; it is kept from compaction.
@@ -469,7 +516,8 @@ impl Segments {
     /// Segments that `sector`'s readers are at work in stay as they are.
     pub fn release(&mut self, oldest_kept: u64, images: &[&[u32]], sector: &Sector) -> u32 {
         let mut released = 0;
-        for (index, segment) in (0..).zip(&mut self.table) {
+        for index in 0..self.count() {
+            let segment = self.get(index);
             let over = match segment.state {
                 State::Reclaimed => segment.reclaimed_at <= oldest_kept && !sector.is_pinned(index),
                 State::Checkpoint => {
@@ -478,27 +526,27 @@ impl Segments {
                 _ => false,
             };
             if over {
-                self.images -= u32::from(segment.state == State::Checkpoint);
-                segment.state = State::Free;
-                segment.written = 0;
-                segment.live = 0;
-                segment.damaged = false;
+                self.change(index, |segment| {
+                    segment.state = State::Free;
+                    segment.written = 0;
+                    segment.live = 0;
+                    segment.damaged = false;
+                });
                 released += 1;
             }
         }
-        self.free += released;
         released
     }
 
     /// Marks a segment of an image as being written, so that it is not taken for a leftover.
     pub fn set_busy(&mut self, segment: u32, busy: bool) {
-        self.table[segment as usize].busy = busy;
+        self.change(segment, |segment| segment.busy = busy);
     }
 
     /// Bytes of live records.
     #[must_use]
     pub fn live(&self) -> u64 {
-        self.table.iter().map(|segment| segment.live).sum()
+        self.counts.live
     }
 
     /// The sealed segment in which the least lives, of those that are not damaged and have a
@@ -510,5 +558,52 @@ impl Segments {
             .filter(|(_, segment)| segment.generation <= horizon)
             .filter(|(index, _)| sector.is_none_or(|sector| !sector.is_pinned(*index)))
             .min_by_key(|(_, segment)| segment.live)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GEOMETRY: Geometry = Geometry {
+        block_size: 4096,
+        segment_size: 1 << 20,
+        segment_count: 40,
+    };
+
+    /// What is counted as the table changes is what counting all of it finds.
+    #[test]
+    fn counts_are_kept() {
+        let mut segments = Segments::new(&GEOMETRY);
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = |below: u32| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            u32::try_from(state % u64::from(below)).unwrap_or(0)
+        };
+        let mut is_taken = false;
+        for _ in 0..20_000 {
+            let segment = random(GEOMETRY.segment_count);
+            match random(13) {
+                0 => drop(segments.take(Purpose::Checkpoint, State::Open)),
+                1 => drop(segments.take(Purpose::Put, State::Checkpoint)),
+                2 => is_taken |= segments.take_for_zeroing(2).is_some(),
+                3 => is_taken |= segments.take_unzeroed(segment).is_some(),
+                4 => is_taken |= segments.take_damaged(segment),
+                5 => segments.zeroing_done(segment, random(2) == 0),
+                6 => segments.set(segment, State::Sealed, random(100).into(), 4096),
+                7 => segments.give_back(segment),
+                8 => segments.seal(segment),
+                9 => segments.set_image(segment, 4096),
+                10 => segments.add_live(segment, random(1000).into()),
+                11 => segments.remove_live(segment, random(2000).into()),
+                _ => segments.set_busy(segment, random(2) == 0),
+            }
+            let kept = segments.counts;
+            segments.recount();
+            assert_eq!(kept, segments.counts);
+        }
+        assert!(is_taken);
     }
 }

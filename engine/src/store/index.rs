@@ -685,11 +685,21 @@ impl SectorIndex {
     }
 
     fn set(&mut self, key: BinaryKey, slot: Slot) -> Result<(), StorageError> {
+        let found = match self.delta.contains_key(key.stored()) {
+            true => None,
+            false => self.get(key.stored())?,
+        };
+        self.replace(key, slot, found.as_ref());
+        Ok(())
+    }
+
+    /// As [`SectorIndex::set`], where `found` is what is said of the key until now.
+    fn replace(&mut self, key: BinaryKey, slot: Slot, found: Option<&Slot>) {
         let (before, earlier) = match self.delta.get(key.stored()) {
             Some(change) => (change.before, change.growth(key.stored())),
             None => {
-                let bytes = match self.get(key.stored())? {
-                    Some(live @ Slot::Live(_)) => slot_bytes(key.stored(), &live),
+                let bytes = match found {
+                    Some(live @ Slot::Live(_)) => slot_bytes(key.stored(), live),
                     _ => 0,
                 };
                 (u32::try_from(bytes).unwrap_or(u32::MAX), 0)
@@ -701,7 +711,6 @@ impl SectorIndex {
             Some(known) => *known = change,
             None => drop(self.delta.insert(key.owned().into_stored(), change)),
         }
-        Ok(())
     }
 
     /// How many entries changed since the last checkpoint.
@@ -925,17 +934,24 @@ impl SectorIndex {
         self.set(key, Slot::Gone)
     }
 
-    /// Takes what is older than `applied` out of the index. Returns whether it is the newest.
-    fn retire(&mut self, applied: &Applied) -> Result<bool, StorageError> {
-        match self.get(applied.key.stored())? {
-            Some(Slot::Live(entry)) if entry.lsn <= applied.lsn => {
-                self.give_up(applied.key.clone(), &entry)?;
-                Ok(true)
+    /// Puts what `applied` makes of its key in the place of what is older; gives up either, whichever is not the newest.
+    fn renew(&mut self, applied: &Applied, slot: Slot) -> Result<(), StorageError> {
+        let found = self.get(applied.key.stored())?;
+        let is_newest = match &found {
+            Some(Slot::Live(Entry { lsn, .. }) | Slot::Tombstone { lsn }) => *lsn <= applied.lsn,
+            Some(Slot::Gone) | None => true,
+        };
+        if !is_newest {
+            if let Slot::Live(entry) = &slot {
+                self.release(&applied.key, entry);
             }
-            Some(Slot::Live(_)) => Ok(false),
-            Some(Slot::Tombstone { lsn }) => Ok(lsn <= applied.lsn),
-            Some(Slot::Gone) | None => Ok(true),
+            return Ok(());
         }
+        if let Some(Slot::Live(entry)) = &found {
+            self.release(&applied.key, entry);
+        }
+        self.replace(applied.key.clone(), slot, found.as_ref());
+        Ok(())
     }
 
     /// Whether nothing is known of a key that is as new as `applied`.
@@ -1975,12 +1991,8 @@ impl Index {
                 Ok(())
             }
             RecordKind::Tombstone => {
-                let sector = &mut self.sectors[number];
-                let is_newest = sector.retire(applied)?;
-                if is_newest {
-                    let tombstone = Slot::Tombstone { lsn: applied.lsn };
-                    sector.set(applied.key.clone(), tombstone)?;
-                }
+                let tombstone = Slot::Tombstone { lsn: applied.lsn };
+                self.sectors[number].renew(applied, tombstone)?;
                 if let StoredKey::Upload { upload, .. } = applied.key.space() {
                     // They have no tombstones of their own.
                     for sector in &mut self.sectors {
@@ -2028,7 +2040,6 @@ impl Index {
         if let Some(extents) = &extents {
             sector.refer(applied.address, extents)?;
         }
-        let current = sector.retire(applied)?;
         let entry = Entry {
             lsn: applied.lsn,
             address: applied.address,
@@ -2045,12 +2056,7 @@ impl Index {
             sector.blobs = sector.blobs.saturating_add(1);
             sector.logical_bytes = sector.logical_bytes.saturating_add(size);
         }
-        if current {
-            sector.set(applied.key.clone(), Slot::Live(entry))?;
-        } else {
-            sector.release(&applied.key, &entry);
-        }
-        Ok(())
+        sector.renew(applied, Slot::Live(entry))
     }
 
     /// Takes older versions than the one that a record makes, or all if it is a tombstone, out of the
