@@ -2,8 +2,8 @@
 //! comes of a version that a power failure took.
 
 use std::io;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use graviton_engine::io::sim::{Fault, FaultKind, Loss, Sim};
 use graviton_engine::io::{Backend, BufferPool, Disk, Lock, LockError, OpenAccess, WriteSync};
@@ -12,7 +12,7 @@ use graviton_engine::port::{
     Attributes, Batch, BinaryKey, BlobReader, BlobStore, CopyOptions, DeleteOptions, Durability,
     GetOptions, ListRequest, PutOptions, Span, StorageError,
 };
-use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, Store};
+use graviton_engine::store::{CreateOptions, KIB, MIB, NewSector, OpenOptions, Store};
 use graviton_format::Geometry;
 use graviton_format::checkpoint::CheckpointRoot;
 use graviton_format::geometry::ROOT_SLOT_SIZE;
@@ -277,9 +277,22 @@ fn a_version_that_was_seen_is_never_given_out_again() {
     }
 }
 
-/// A machine on which locks hold nobody up, so that a store can be left as by a killed process.
+/// A machine on which locks hold nobody up, so that a store can be left as by a killed process; it knows what was
+/// opened.
 #[derive(Debug)]
-struct Lockless(Sim);
+struct Lockless {
+    sim: Sim,
+    opened: Mutex<Vec<PathBuf>>,
+}
+
+impl Lockless {
+    fn new(sim: Sim) -> Self {
+        Self {
+            sim,
+            opened: Mutex::default(),
+        }
+    }
+}
 
 #[derive(Debug)]
 struct NoLock;
@@ -288,40 +301,62 @@ impl Lock for NoLock {}
 
 impl Backend for Lockless {
     fn name(&self) -> &'static str {
-        self.0.name()
+        self.sim.name()
     }
 
     fn create(&self, path: &Path, size: u64) -> io::Result<Arc<dyn Disk>> {
-        self.0.create(path, size)
+        self.sim.create(path, size)
     }
 
     fn open(&self, path: &Path, access: OpenAccess) -> io::Result<Arc<dyn Disk>> {
-        self.0.open(path, access)
+        self.opened
+            .lock()
+            .expect("nobody panics")
+            .push(path.to_owned());
+        self.sim.open(path, access)
     }
 
     fn create_directory(&self, path: &Path) -> io::Result<()> {
-        self.0.create_directory(path)
+        self.sim.create_directory(path)
     }
 
     fn read_file(&self, path: &Path, limit: usize) -> io::Result<Vec<u8>> {
-        self.0.read_file(path, limit)
+        self.sim.read_file(path, limit)
     }
 
     fn replace_file(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
-        self.0.replace_file(path, contents)
+        self.sim.replace_file(path, contents)
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.0.remove_file(path)
+        self.sim.remove_file(path)
     }
 
     fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
-        self.0.random(bytes)
+        self.sim.random(bytes)
     }
 
     fn lock(&self, _path: &Path, _exclusive: bool) -> Result<Box<dyn Lock>, LockError> {
         Ok(Box::new(NoLock))
     }
+}
+
+/// A sector that was added is not opened a second time: it is locked by the store itself.
+#[test]
+fn a_sector_that_comes_in_is_opened_by_nobody_else() {
+    let machine = Arc::new(Lockless::new(Sim::new(512, 1)));
+    let backend: Arc<dyn Backend> = machine.clone();
+    let store = Store::create_on(backend, PATH, options(4 * MIB)).expect("it is made");
+    // Whether there is a sector already, it has looked.
+    machine.opened.lock().expect("nobody panics").clear();
+    let number = store.add_sector(&NewSector {
+        size: 4 * MIB,
+        ..NewSector::default()
+    });
+    let number = number.expect("it is added");
+    let path = store.info().sectors[usize::from(number)].path.clone();
+    let opened = machine.opened.lock().expect("nobody panics");
+    assert!(!opened.contains(&path), "{opened:?}");
 }
 
 /// What a killed process had only written is found by the next, which goes on behind it and says
@@ -333,7 +368,7 @@ fn what_a_recovery_has_read_is_durable_from_then_on() {
         .enumerate()
     {
         let sim = Sim::new(512, round as u64);
-        let backend = || Arc::new(Lockless(sim.clone()));
+        let backend = || Arc::new(Lockless::new(sim.clone()));
         let store = Store::create_on(backend(), PATH, options(16 * MIB)).expect("it is made");
         put(&store, "durable", 1, 1000);
         let written = store.put(

@@ -379,7 +379,12 @@ impl Inner {
             return Ok(());
         };
         let path = self.path.join(&file);
-        if self.is_unfinished(&path) {
+        let members = self.sectors.members();
+        let is_member = members
+            .iter()
+            .any(|number| self.sectors[number].path() == path);
+        // A member is not opened: it is locked, by this store itself.
+        if !is_member && self.is_unfinished(&path) {
             // A device keeps its name, and is taken for no sector.
             match self.backend.device_size(&path) {
                 Ok(Some(size)) => {
