@@ -759,43 +759,6 @@ impl<'a> Assembly<'a> {
                 self.push(record, 0, applied);
                 Ok(Some(MutationOutcome::Put { version: lsn, size }))
             }
-            Mutation::PutInPieces {
-                key,
-                upload,
-                precondition,
-                extents,
-                meta,
-                size,
-                replicas,
-                time,
-            } => {
-                self.check_put(&key, upload.as_ref(), precondition)?;
-                let pieces = extents.into_iter().map(|(record, length)| {
-                    let lsn = self.lsn();
-                    let applied = Applied {
-                        payload_length: length,
-                        ..applied(RecordKind::Extent, key.clone(), lsn, time)
-                    };
-                    self.push(record, 0, applied);
-                    ExtentRef {
-                        lsn: lsn.into(),
-                        offset: 0.into(),
-                        length: length.into(),
-                    }
-                });
-                let pieces = pieces.collect();
-                let (version, size) = self.push_manifest(NewManifest {
-                    key,
-                    size,
-                    pieces,
-                    source: None,
-                    life: None,
-                    replicas,
-                    meta,
-                    time,
-                });
-                Ok(Some(MutationOutcome::Put { version, size }))
-            }
             Mutation::Change {
                 key,
                 precondition,
