@@ -545,7 +545,7 @@ impl<B: AsRef<[u8]>> Image<B> {
         let groups = usize::try_from(self.header.groups.get()).unwrap_or(0);
         let candidates = self.fences.candidates(groups, key);
         let (mut low, mut high) = (candidates.start as u64, candidates.end as u64);
-        while high.saturating_sub(low) > 1 {
+        while high - low > 1 {
             let middle = low + (high - low) / 2;
             if self.first_key(middle)? <= key {
                 low = middle

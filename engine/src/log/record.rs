@@ -18,7 +18,8 @@ const HEADER: usize = size_of::<RecordHeader>();
 pub struct Encoded {
     /// The head. Behind it the chunks, their checksums unmasked, unless the payload is elsewhere.
     bytes: Vec<u8>,
-    apart: Option<Apart>,
+    /// Boxed: most records are small, and there are many.
+    apart: Option<Box<Apart>>,
 }
 
 /// Payload that lies elsewhere.
@@ -36,7 +37,7 @@ impl Encoded {
     /// If key, metadata or payload are longer than those of a record can be.
     #[must_use]
     pub fn new(kind: RecordKind, key: &[u8], meta: &[u8], payload: &[u8], time: u64) -> Self {
-        let stored = stored(payload.len() as u64);
+        let stored = usize::try_from(stored_length(payload.len() as u64)).expect("it is in memory");
         let mut bytes = head(kind, key, meta, payload.len(), time, stored);
         let start = bytes.len();
         bytes.resize(start + stored, 0);
@@ -61,10 +62,10 @@ impl Encoded {
         }
         Self {
             bytes: head(kind, key, meta, payload.len(), time, 0),
-            apart: Some(Apart {
+            apart: Some(Box::new(Apart {
                 payload: payload.clone(),
                 checksums: chunk_checksums(payload).collect(),
-            }),
+            })),
         }
     }
 
@@ -120,10 +121,6 @@ fn head(
     bytes.resize(head, 0);
     write_record_head(&mut bytes, kind, key, meta, length, time);
     bytes
-}
-
-fn stored(payload: u64) -> usize {
-    usize::try_from(stored_length(payload)).expect("it is in memory")
 }
 
 #[cfg(test)]

@@ -81,11 +81,6 @@ impl BinaryKey {
         &self.stored
     }
 
-    /// As it is stored.
-    pub(crate) fn into_stored(self) -> Bytes {
-        self.stored
-    }
-
     /// Whether it is a blob's.
     pub(crate) fn is_blob(&self) -> bool {
         self.stored[0] == SPACE_BLOB
@@ -266,6 +261,11 @@ mod tests {
             .map(|key| maker.of_stored(key.stored()).expect("a good key"))
             .collect();
         assert_eq!(made, keys);
+        // Whoever keeps one can do without the others.
+        let shared = |key: &BinaryKey| key.stored().as_ptr() as usize;
+        assert_eq!(shared(&made[1]), shared(&made[0]) + made[0].stored().len());
+        let owned = made[1].owned();
+        assert!(owned == made[1] && shared(&owned) != shared(&made[1]));
         assert!(maker.of_stored(&[SPACE_BLOB]).is_err());
         assert_eq!(maker.of_stored(b"\0k"), Ok(BinaryKey::bound(b"k")));
     }

@@ -654,18 +654,6 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    /// Whether a version can be put, as a part of an upload perhaps.
-    fn check_put(
-        &mut self,
-        key: &BinaryKey,
-        upload: Option<&BinaryKey>,
-        precondition: Precondition,
-    ) -> Result<(), StorageError> {
-        self.check_upload(upload)?;
-        self.check(key, upload.unwrap_or(key), precondition)?;
-        self.note_crossing(key)
-    }
-
     /// `None`: it is no part of one.
     fn check_upload(&mut self, upload: Option<&BinaryKey>) -> Result<(), StorageError> {
         let Some(upload) = upload else { return Ok(()) };
@@ -742,10 +730,12 @@ impl<'a> Assembly<'a> {
                 replicas,
                 known,
             } => {
-                self.check_put(&key, upload.as_ref(), precondition)?;
+                self.check_upload(upload.as_ref())?;
+                self.check(&key, upload.as_ref().unwrap_or(&key), precondition)?;
                 let size = manifest
                     .as_ref()
                     .map_or(u64::from(payload_length), |(size, _)| *size);
+                self.note_crossing(&key)?;
                 let lsn = self.lsn();
                 self.keep_overlay(&key, lsn, size);
                 self.note_known(&key, lsn, known);

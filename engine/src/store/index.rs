@@ -684,7 +684,7 @@ impl SectorIndex {
         Ok(entry.map(Entry::of_image))
     }
 
-    fn set(&mut self, key: BinaryKey, slot: Slot) -> Result<(), StorageError> {
+    fn set(&mut self, key: &BinaryKey, slot: Slot) -> Result<(), StorageError> {
         let found = match self.delta.contains_key(key.stored()) {
             true => None,
             false => self.get(key.stored())?,
@@ -694,23 +694,23 @@ impl SectorIndex {
     }
 
     /// As [`SectorIndex::set`], where `found` is what is said of the key until now.
-    fn replace(&mut self, key: BinaryKey, slot: Slot, found: Option<&Slot>) {
-        let (before, earlier) = match self.delta.get(key.stored()) {
-            Some(change) => (change.before, change.growth(key.stored())),
-            None => {
-                let bytes = match found {
-                    Some(live @ Slot::Live(_)) => slot_bytes(key.stored(), live),
-                    _ => 0,
-                };
-                (u32::try_from(bytes).unwrap_or(u32::MAX), 0)
-            }
-        };
-        let change = Change { slot, before };
-        self.growth = self.growth - earlier + change.growth(key.stored());
-        match self.delta.get_mut(key.stored()) {
-            Some(known) => *known = change,
-            None => drop(self.delta.insert(key.owned().into_stored(), change)),
+    fn replace(&mut self, key: &BinaryKey, slot: Slot, found: Option<&Slot>) {
+        let stored = key.stored();
+        if let Some(change) = self.delta.get_mut(stored) {
+            self.growth -= change.growth(stored);
+            change.slot = slot;
+            self.growth += change.growth(stored);
+            return;
         }
+        let before = match found {
+            Some(live @ Slot::Live(_)) => slot_bytes(stored, live),
+            _ => 0,
+        };
+        let before = u32::try_from(before).unwrap_or(u32::MAX);
+        let change = Change { slot, before };
+        self.growth += change.growth(stored);
+        // One of a listing would keep its neighbours' memory.
+        self.delta.insert(Bytes::copy_from_slice(stored), change);
     }
 
     /// How many entries changed since the last checkpoint.
@@ -929,8 +929,8 @@ impl SectorIndex {
     }
 
     /// A sector has a version no more.
-    fn give_up(&mut self, key: BinaryKey, entry: &Entry) -> Result<(), StorageError> {
-        self.release(&key, entry);
+    fn give_up(&mut self, key: &BinaryKey, entry: &Entry) -> Result<(), StorageError> {
+        self.release(key, entry);
         self.set(key, Slot::Gone)
     }
 
@@ -950,7 +950,7 @@ impl SectorIndex {
         if let Some(Slot::Live(entry)) = &found {
             self.release(&applied.key, entry);
         }
-        self.replace(applied.key.clone(), slot, found.as_ref());
+        self.replace(&applied.key, slot, found.as_ref());
         Ok(())
     }
 
@@ -1101,7 +1101,7 @@ impl SectorIndex {
         {
             old = Some((entry.address, entry.record_length(key)));
             self.set(
-                applied.key.clone(),
+                &applied.key,
                 Slot::Live(Entry {
                     address: applied.address,
                     ..entry
@@ -1232,7 +1232,7 @@ impl SectorIndex {
             extents: Some(splice.pieces.into()),
             ..entry
         };
-        self.set(applied.key.clone(), Slot::Live(entry))
+        self.set(&applied.key, Slot::Live(entry))
     }
 
     /// Counts the references that pieces are.
@@ -1330,7 +1330,7 @@ impl SectorIndex {
         for (number, entry) in self.parts(upload)? {
             let key = part_key(upload, number);
             self.release(&key, &entry);
-            self.set(key, Slot::Gone)?;
+            self.set(&key, Slot::Gone)?;
         }
         Ok(())
     }
@@ -1879,7 +1879,7 @@ impl Index {
         // Behind the last that was looked at.
         from.push(0);
         for (key, kept) in stale {
-            self.sectors[number].give_up(key, &kept)?;
+            self.sectors[number].give_up(&key, &kept)?;
         }
         Ok(seen == most)
     }
@@ -2080,7 +2080,7 @@ impl Index {
                 && entry.lsn < applied.lsn
                 && !landed.contains(number)
             {
-                sector.give_up(applied.key.clone(), &entry)?;
+                sector.give_up(&applied.key, &entry)?;
             }
         }
         if applied.key.is_blob() {
@@ -2096,7 +2096,7 @@ impl Index {
     /// `Corruption` of the index.
     pub fn evict(&mut self, number: usize, key: &BinaryKey) -> Result<(), StorageError> {
         match self.entry_in(number, key.stored())? {
-            Some(entry) => self.sectors[number].give_up(key.clone(), &entry),
+            Some(entry) => self.sectors[number].give_up(key, &entry),
             None => Ok(()),
         }
     }
@@ -2154,7 +2154,7 @@ impl Index {
         }
         drop(heads);
         for (number, key, entry) in losers {
-            self.sectors[number].give_up(key, &entry)?;
+            self.sectors[number].give_up(&key, &entry)?;
         }
         (self.blobs, self.logical_bytes) = (blobs, logical_bytes);
         Ok(lacking)

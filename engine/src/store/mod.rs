@@ -464,10 +464,12 @@ impl Store {
     /// Writes zeros to all free segments that were never written, readers and writers going on, and returns how
     /// many bytes that were. The file system has to note of each block that it is in use when it is first
     /// written; a store has that done ahead of puts, and writes twice what is put until its sectors have been
-    /// written once around. After this, nothing is left of it. It takes as long as writing the sectors does.
+    /// written once around. After this, nothing is left of it. It takes as long as writing the sectors does. What
+    /// maintenance zeroes meanwhile is not in the number.
     ///
     /// # Errors
-    /// `ReadOnly`, `Io`, `NoSpace`, `Closed`.
+    /// `ReadOnly`, `Closed`; and what keeps it from zeroing one sector (`SectorPoisoned`, `Io`, `NoSpace`), once it is
+    /// done with the others.
     pub fn zero_free_segments(&self) -> Result<u64, StorageError> {
         self.inner.check_writable()?;
         self.inner.zero_free_segments()

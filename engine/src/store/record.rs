@@ -1,4 +1,4 @@
-//! Records in memory: encoding heads, chunks and metadata, and reading metadata back.
+//! Records in memory: encoding them and their metadata, and reading metadata back.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -114,12 +114,6 @@ fn check_declared(
     }
 }
 
-/// The record of an extent, and how many bytes of payload it has.
-fn extent_record(key: &BinaryKey, payload: &Bytes, time: u64) -> (Encoded, u32) {
-    let record = record::encode_shared(RecordKind::Extent, key, &[], payload, time);
-    (record, u32::try_from(payload.len()).unwrap_or(u32::MAX))
-}
-
 fn metadata(options: &PutOptions, replicas: u8) -> Vec<u8> {
     Details {
         digests: options.digest.into_iter().collect(),
@@ -728,15 +722,15 @@ impl Inner {
                     } => {
                         let target = Target::of_blob(&key);
                         let put = inner.inline_put(target, &payload, &options, None);
-                        items.push(Item::Ready(Box::new(put)));
+                        items.push(Item::Ready(put));
                     }
                     BatchItem::Delete { key, options } => {
-                        items.push(Item::Ready(Box::new(Mutation::Delete {
+                        items.push(Item::Ready(Mutation::Delete {
                             key,
                             precondition: options.precondition,
                             strict: options.strict,
                             time: inner.now(),
-                        })));
+                        }));
                     }
                 }
                 if on_the_way > BATCH_IN_FLIGHT {
@@ -752,7 +746,7 @@ impl Inner {
             let mut landed = sectors;
             for item in items {
                 mutations.push(match item {
-                    Item::Ready(mutation) => *mutation,
+                    Item::Ready(mutation) => mutation,
                     Item::Incoming(mut incoming) => {
                         let mutation = incoming.take_manifest().await?;
                         landed = landed.within(incoming.sectors());
@@ -842,7 +836,7 @@ impl Inner {
 
 /// One item of a batch on its way to the commit.
 enum Item {
-    Ready(Box<Mutation>),
+    Ready(Mutation),
     Incoming(Box<Incoming>),
 }
 
@@ -1048,12 +1042,13 @@ impl Incoming {
     /// Hands payload to the log as one extent.
     fn send_extent(&mut self, payload: &Bytes) {
         let time = self.inner.now();
-        let (record, length) = extent_record(&self.target.key, payload, time);
+        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let key = &self.target.key;
         let work = Work::Extent {
-            key: self.target.key.clone(),
+            key: key.clone(),
             time,
             payload_length: length,
-            record,
+            record: record::encode_shared(RecordKind::Extent, key, &[], payload, time),
             hold: Arc::clone(&self.hold),
             replica_of: None,
         };
