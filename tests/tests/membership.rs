@@ -491,7 +491,8 @@ fn a_sector_is_removed_while_it_is_zeroed() {
             .expect("it is added");
         std::thread::scope(|scope| {
             let zeroing = scope.spawn(|| store.zero_free_segments());
-            while store.info().sectors[1].segments_zeroed < 10 * (round + 1) {
+            let zeroed = || store.info().sectors[1].segments_zeroed;
+            while zeroed() < 10 * (round + 1) && !zeroing.is_finished() {
                 std::thread::yield_now();
             }
             store

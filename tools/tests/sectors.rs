@@ -340,7 +340,13 @@ impl Subject {
         }
         self.check();
         let is_told = |subject: &Self| match trouble {
-            Trouble::NoiseInBlob => {}
+            Trouble::NoiseInBlob => {
+                let verified = subject.run(&["verify"]);
+                let text = verified.text();
+                let is_named = text.contains(&format!("sector {number} at offset"));
+                // Unless it is mended by now.
+                assert!(verified.code == 0 || is_named, "{text}");
+            }
             // Who only reads does not notice.
             Trouble::ReadOnly => {
                 let said = subject.run(&["checkpoint"]).done().stderr;
