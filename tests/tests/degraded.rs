@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex};
 
 use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Image, Random, Sim};
 use graviton_engine::port::{
-    BinaryKey, BlobStore, DeleteOptions, GetOptions, PutOptions, SectorState, StorageError,
+    BinaryKey, BlobStore, CompleteOptions, DeleteOptions, Durability, GetOptions,
+    MutableObjectStore, PutOptions, PutRangeOptions, SectorState, Span, StorageError,
+    UploadOptions,
 };
 use graviton_engine::store::{
     Access, CreateOptions, NewSector, OpenOptions, RemoveOptions, ScrubOptions, Store,
@@ -672,4 +674,97 @@ fn a_sector_that_fails_under_a_checkpoint_is_made_up_for() {
     settle(&store).expect("it is mended");
     assert_eq!(store.lacking().expect("it is counted"), 0);
     check(&store, &seeds);
+}
+
+/// What a sector that returns has of older versions it gives up without a record of that in its log. The payload that
+/// it is brought then may be some that it had: replayed, the log comes to the same.
+#[test]
+fn what_a_sector_gave_up_and_was_brought_again_is_counted_once() {
+    let (sim, _) = filled(2, 1);
+    let change_all = |time: u64| {
+        let store = open_on(&sim, Access::ReadWrite).expect("it opens");
+        for number in 0..30 {
+            let range = Span::new(20 * time, 20 * time + 20).expect("20 bytes");
+            let options = PutRangeOptions::default();
+            let put = store.put_range(&key(number), range, payload(time, 20), options);
+            put.wait().expect("it is put");
+        }
+        store
+    };
+    change_all(1).close().expect("it closes");
+    sim.set_condition(1, DiskCondition::Absent);
+    drop(change_all(2));
+    sim.set_condition(1, DiskCondition::Well);
+    let store = open_on(&sim, Access::ReadWrite).expect("it opens");
+    let left = store.repair(&mut |_| {}).expect("it is repaired");
+    assert_eq!(left, 0);
+    let killed = sim.image();
+    drop(store);
+    let store = open_on(&boot(&killed), Access::ReadWrite).expect("it opens");
+    let found = |store: &Store| store.verify(&mut |_| {}).expect("it is verified").findings;
+    assert_eq!(found(&store), []);
+    settle(&store).expect("it is tidied up");
+    assert_eq!(found(&store), []);
+    check_two_replicas(&store).expect("two replicas");
+}
+
+/// An upload that is completed while one of its sectors lacks a part: whatever a power failure takes of it, or of what
+/// repair makes of it, it has become the blob, or is open with all that was put into it.
+#[test]
+fn an_upload_with_a_part_in_fewer_sectors_is_completed_or_not() {
+    let sim = Sim::new(512, 1);
+    let two = Plan {
+        sectors: 2,
+        ..Plan::REPLICAS
+    };
+    let store = Store::create_on(sim.backend(), PATH, two.create_options()).expect("it is made");
+    let upload = store.start_upload(&key(0), UploadOptions::default());
+    let upload = upload.wait().expect("it begins");
+    let put_part = |store: &Store, number: u16| {
+        let part = payload(number.into(), 100);
+        let put = store.upload_part(upload, number, part, PutOptions::default());
+        (number, put.wait().expect("it is put").etag)
+    };
+    let first = put_part(&store, 1);
+    drop(store);
+    sim.set_condition(1, DiskCondition::Dead);
+    let store = open_on(&sim, Access::ReadWrite).expect("it opens");
+    let parts = [first, put_part(&store, 2)];
+    let image = sim.image();
+    drop(store);
+
+    let sim = boot(&image);
+    let store = open_on(&sim, Access::ReadWrite).expect("it opens");
+    let begun = sim.position();
+    let options = CompleteOptions {
+        durability: Durability::Written,
+        ..CompleteOptions::default()
+    };
+    let completed = store.complete_upload(upload, &parts, options).wait();
+    assert_eq!(completed.expect("it is completed").size, 200);
+    settle(&store).expect("it is mended");
+    let mut crasher = sim.crasher();
+    let mut outcomes = [0; 2];
+    for position in begun..=crasher.events() {
+        crasher.advance(position);
+        for loss in crasher.losses().collect::<Vec<_>>() {
+            let sim = boot(&crasher.image(loss));
+            let store = open_on(&sim, Access::ReadWrite).expect("it opens");
+            let blob = store.get(&key(0), GetOptions::default()).wait();
+            let left = store.list_parts(upload, 0, 10).wait();
+            let is_there = match (blob, left) {
+                (Ok(blob), Err(StorageError::NoSuchUpload { .. })) => {
+                    assert_eq!(blob.bytes.len(), 200);
+                    true
+                }
+                (Err(StorageError::NotFound { .. }), Ok(left)) => {
+                    assert_eq!(left.len(), 2);
+                    false
+                }
+                half => panic!("power loss at event {position}, {loss:?}: {half:?}"),
+            };
+            outcomes[usize::from(is_there)] += 1;
+        }
+    }
+    assert!(outcomes.iter().all(|&count| count > 0), "{outcomes:?}");
 }

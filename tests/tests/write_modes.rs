@@ -3,7 +3,7 @@
 
 use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Sim};
 use graviton_engine::port::{
-    BinaryKey, BlobStore, DeleteOptions, Durability, ErrorKind, GetOptions, PutOptions,
+    Batch, BinaryKey, BlobStore, DeleteOptions, Durability, ErrorKind, GetOptions, PutOptions,
     SectorState, StorageError,
 };
 use graviton_engine::store::{CreateOptions, OpenOptions, RemoveOptions, Store, WriteMode};
@@ -304,4 +304,37 @@ fn loss_that_is_accepted_keeps_a_store_from_opening_no_more() {
         settle(&store).expect("it is mended");
         check_store(&store).expect("it is whole");
     }
+}
+
+/// More blobs than repair copies at once, put as one and not yet durable: what a power failure leaves while they are
+/// copied are all of them, or none.
+#[test]
+fn a_batch_that_is_copied_comes_whole_through_a_power_failure() {
+    const BLOBS: usize = 40;
+    let (sim, store) = created(2, in_mode(WriteMode::Async));
+    let mut batch = Batch {
+        durability: Durability::Written,
+        ..Batch::new()
+    };
+    for number in 0..BLOBS {
+        batch.put(key(number), payload(1, 1000 + number));
+    }
+    sim.record(true);
+    let begun = sim.position();
+    store.batch(batch).wait().expect("it is put");
+    settle(&store).expect("it is copied");
+    let mut crasher = sim.crasher();
+    let mut outcomes = [0; BLOBS + 1];
+    for position in begun..=crasher.events() {
+        crasher.advance(position);
+        for loss in crasher.losses().collect::<Vec<_>>() {
+            let sim = Sim::boot(&crasher.image(loss), 512, 1);
+            let store = Store::open_on(sim.backend(), PATH, in_mode(WriteMode::Async));
+            let store = store.expect("it opens");
+            let there = (0..BLOBS).filter(|&number| is_put(&store, number, 1));
+            outcomes[there.count()] += 1;
+        }
+    }
+    assert!(outcomes[0] > 0 && outcomes[BLOBS] > 0);
+    assert_eq!(outcomes[1..BLOBS], [0; BLOBS - 1]);
 }

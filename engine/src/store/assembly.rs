@@ -230,6 +230,8 @@ pub struct Assembly<'a> {
     fragments_max: usize,
     /// The sectors that the request goes to which is being decided.
     target: SectorSet,
+    /// Those of them that get its records.
+    takers: SectorSet,
     /// Turns of the requests that were decided.
     turns: HashSet<u64>,
     /// Pieces that changes of this flight may have added, by blob.
@@ -288,6 +290,7 @@ impl<'a> Assembly<'a> {
             writable: SectorSet::NONE,
             fragments_max: PIECES_MAX,
             target: SectorSet::NONE,
+            takers: SectorSet::NONE,
             turns: HashSet::new(),
             fragments: HashMap::new(),
             blocked: HashSet::new(),
@@ -323,7 +326,7 @@ impl<'a> Assembly<'a> {
 
     /// Decides a request that goes to these sectors; gives it back if it has to wait for a later flight.
     pub fn offer(&mut self, sectors: SectorSet, request: Request) -> Option<Request> {
-        self.target = sectors;
+        (self.target, self.takers) = (sectors, sectors);
         if self.must_wait(&request) {
             self.block(&request.work);
             // What must see the effect of this flight ends it, so that order is kept.
@@ -356,7 +359,7 @@ impl<'a> Assembly<'a> {
         self.decided.answers.push(Answering {
             answer: request.answer,
             reply,
-            sectors,
+            sectors: self.takers,
         });
         None
     }
@@ -854,9 +857,12 @@ impl<'a> Assembly<'a> {
                     return Err(StorageError::TooLarge { key, size, limit });
                 }
                 self.check(&blob, &blob, precondition)?;
-                // Sectors that lack a part, since writes to them have failed, learn that it is over.
-                let all = std::mem::replace(&mut self.target, whole);
+                // Sectors that lack a part learn from repair that it is over: told here, one might be all that a
+                // power failure leaves of this.
+                self.target = whole;
+                self.takers = whole;
                 self.note_crossing(&blob)?;
+                self.note_crossing(&upload)?;
                 let (version, size) = self.push_manifest(NewManifest {
                     key: blob,
                     size,
@@ -868,7 +874,6 @@ impl<'a> Assembly<'a> {
                     time,
                 });
                 self.push_completed(&upload, &digest, time);
-                self.target = all;
                 self.push_tombstone(upload, time);
                 Ok(Some(MutationOutcome::Put { version, size }))
             }

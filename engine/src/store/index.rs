@@ -558,6 +558,9 @@ pub struct SectorIndex {
     base_extents: usize,
     /// The log is being replayed: what nothing names may yet be named by a later record, and stays.
     replaying: bool,
+    /// The blobs whose own records hold extents, by LSN, as they were when that was asked for in a replay, and
+    /// those that came after.
+    owners: Option<HashMap<u64, BinaryKey>>,
 }
 
 /// How many bytes a slot takes in an image, at most.
@@ -637,6 +640,7 @@ impl SectorIndex {
             stretch: 0,
             opened_at: 0,
             replaying: false,
+            owners: None,
         }
     }
 
@@ -653,6 +657,7 @@ impl SectorIndex {
         self.tail = tail;
         self.opened_at = tail.lsn;
         self.replaying = false;
+        self.owners = None;
         let unnamed: Vec<u64> = self
             .extents
             .iter()
@@ -1091,9 +1096,16 @@ impl SectorIndex {
         })
     }
 
-    /// Compaction moved a record: whoever names it learns the new place.
+    /// A record was written anew: whoever names it learns the new place.
     fn relocate(&mut self, applied: &Applied) -> Result<(), StorageError> {
         let key = applied.key.stored();
+        let is_copy = self.replaying && applied.replica && applied.kind == RecordKind::Extent;
+        if is_copy && self.is_owned(applied.lsn)? {
+            // When it was written the blob was not there any more, of which the log does not tell: the others had
+            // a newer version. Its record is its own until it goes.
+            self.name_elsewhere(applied);
+            return Ok(());
+        }
         let mut old: Option<(u64, u64)> = None;
         if let Some(Slot::Live(entry)) = self.get(key)?
             && entry.record_lsn() == applied.lsn
@@ -1122,6 +1134,17 @@ impl SectorIndex {
             self.add_live(applied.address, applied.length());
         }
         Ok(())
+    }
+
+    /// An extent, which is a blob's own record, lies elsewhere from now on; the record stays for the blob alone.
+    fn name_elsewhere(&mut self, applied: &Applied) {
+        let head_length = applied.head_length();
+        if let Some(extent) = self.extents.get_mut(&applied.lsn) {
+            extent.address = applied.address + head_length;
+            extent.head_length = u32::try_from(head_length).unwrap_or(u32::MAX);
+            extent.references = extent.references.saturating_sub(1);
+            self.add_live(applied.address, applied.length());
+        }
     }
 
     /// Whether the record of a replica is here already: then it is written anew.
@@ -1346,6 +1369,39 @@ impl SectorIndex {
             held: 0,
         };
         self.extents.insert(entry.lsn, extent);
+        if let Some(owners) = &mut self.owners {
+            owners.insert(entry.lsn, key.clone());
+        }
+    }
+
+    /// In a replay, whether an extent lies in the record of a blob that is there.
+    fn is_owned(&mut self, lsn: u64) -> Result<bool, StorageError> {
+        let owners = match self.owners.take() {
+            Some(owners) => owners,
+            None => self.all_owners()?,
+        };
+        let found = match owners.get(&lsn) {
+            Some(owner) => self.get(owner.stored()),
+            None => Ok(None),
+        };
+        self.owners = Some(owners);
+        Ok(match found? {
+            Some(Slot::Live(entry)) => entry.record_lsn() == lsn && self.is_extent(&entry),
+            _ => false,
+        })
+    }
+
+    fn all_owners(&self) -> Result<HashMap<u64, BinaryKey>, StorageError> {
+        let mut owners = HashMap::new();
+        self.scan(&[], |key, entry| {
+            if self.is_extent(&entry)
+                && let Ok(key) = BinaryKey::of_stored(key)
+            {
+                owners.insert(entry.record_lsn(), key.owned());
+            }
+            Ok(true)
+        })?;
+        Ok(owners)
     }
 
     /// Calls `each` with the live entries whose stored keys are `from` or greater, in order, until it

@@ -59,6 +59,8 @@ pub struct Repair {
     entry: Entry,
     /// The sector that gets it.
     target: usize,
+    /// Those that have it.
+    sources: SectorSet,
     /// The replicas that it is made of.
     snapshot: Arc<Snapshot>,
     /// Their records.
@@ -85,10 +87,14 @@ enum Plan {
     Stuck,
     Make(Box<Repair>),
     /// It was deleted, and this sector is to know it.
-    Bury {
-        lsn: u64,
-        target: usize,
-    },
+    Bury(Burial),
+}
+
+/// A delete, the sectors that know of it, and the one that is to.
+struct Burial {
+    lsn: u64,
+    sources: SectorSet,
+    target: usize,
 }
 
 /// The front of a record.
@@ -158,13 +164,11 @@ impl Inner {
                     bytes += repair.entry.size;
                     repairs.under_way.push(*repair);
                 }
-                Plan::Bury { lsn, target } => burials.push((key, lsn, target)),
+                Plan::Bury(burial) => burials.push((key, burial)),
             }
         }
         let is_busy = !repairs.under_way.is_empty() || !burials.is_empty();
-        let burials = burials
-            .iter()
-            .map(|(key, lsn, target)| self.bury(key, *lsn, *target));
+        let burials = burials.iter().map(|(key, burial)| self.bury(key, burial));
         // They are looked at once more.
         for buried in wait_for(all(burials)) {
             match buried {
@@ -370,6 +374,7 @@ impl Inner {
             key: key.clone(),
             entry,
             target,
+            sources: holders,
             snapshot,
             held,
             to_do,
@@ -437,16 +442,27 @@ impl Inner {
         let best = others
             .iter()
             .max_by_key(|&number| self.available(index, number));
-        Ok(best.map_or(Plan::Stuck, |target| Plan::Bury { lsn, target }))
+        Ok(best.map_or(Plan::Stuck, |target| {
+            Plan::Bury(Burial {
+                lsn,
+                sources: holders,
+                target,
+            })
+        }))
     }
 
     /// Tells a sector of a delete.
     async fn bury(
         self: &Arc<Self>,
         key: &BinaryKey,
-        lsn: u64,
-        target: usize,
+        burial: &Burial,
     ) -> Result<bool, StorageError> {
+        let &Burial {
+            lsn,
+            sources,
+            target,
+        } = burial;
+        self.make_sources_durable(sources).await;
         let time = self.now();
         let mutation = Mutation::Replica {
             key: key.clone(),
@@ -462,6 +478,12 @@ impl Inner {
             replicas: 0,
         };
         self.submit_replica(target, mutation).await
+    }
+
+    /// What came about together with a version, or a delete, is in the same frames as that: no copy of it alone
+    /// may be what a power failure leaves. Where a sector fails, the copy is all the more wanted.
+    async fn make_sources_durable(self: &Arc<Self>, sources: SectorSet) {
+        all(self.sync_each(sources)).await;
     }
 
     /// The sector that a replica more of a version goes to.
@@ -713,6 +735,7 @@ impl Inner {
     /// Makes the version of what is there. `false` if there is another by now.
     async fn make_replica(self: &Arc<Self>, repair: &Repair) -> Result<bool, StorageError> {
         let (key, entry) = (&repair.key, &repair.entry);
+        self.make_sources_durable(repair.sources).await;
         let details = repair.held.details().await?;
         let details = Details {
             source: None,
