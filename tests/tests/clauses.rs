@@ -146,7 +146,7 @@ fn what_was_read_lately_is_not_read_again() {
     );
 }
 
-/// Whether a blob is one record or has extents, and what fits a frame, depends on all that is in it.
+/// Extents and manifest are written as one frame where that fits: whether it does depends on all that is in it.
 #[test]
 fn a_blob_of_any_size_is_put_whatever_its_key_and_attributes() {
     let (_sim, store) = new_store(1, 32 * MIB);

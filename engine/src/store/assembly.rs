@@ -657,6 +657,18 @@ impl<'a> Assembly<'a> {
         }
     }
 
+    /// Whether a version can be put, as a part of an upload perhaps.
+    fn check_put(
+        &mut self,
+        key: &BinaryKey,
+        upload: Option<&BinaryKey>,
+        precondition: Precondition,
+    ) -> Result<(), StorageError> {
+        self.check_upload(upload)?;
+        self.check(key, upload.unwrap_or(key), precondition)?;
+        self.note_crossing(key)
+    }
+
     /// `None`: it is no part of one.
     fn check_upload(&mut self, upload: Option<&BinaryKey>) -> Result<(), StorageError> {
         let Some(upload) = upload else { return Ok(()) };
@@ -733,12 +745,10 @@ impl<'a> Assembly<'a> {
                 replicas,
                 known,
             } => {
-                self.check_upload(upload.as_ref())?;
-                self.check(&key, upload.as_ref().unwrap_or(&key), precondition)?;
+                self.check_put(&key, upload.as_ref(), precondition)?;
                 let size = manifest
                     .as_ref()
                     .map_or(u64::from(payload_length), |(size, _)| *size);
-                self.note_crossing(&key)?;
                 let lsn = self.lsn();
                 self.keep_overlay(&key, lsn, size);
                 self.note_known(&key, lsn, known);
@@ -751,6 +761,43 @@ impl<'a> Assembly<'a> {
                 };
                 self.push(record, 0, applied);
                 Ok(Some(MutationOutcome::Put { version: lsn, size }))
+            }
+            Mutation::PutInPieces {
+                key,
+                upload,
+                precondition,
+                extents,
+                meta,
+                size,
+                replicas,
+                time,
+            } => {
+                self.check_put(&key, upload.as_ref(), precondition)?;
+                let pieces = extents.into_iter().map(|(record, length)| {
+                    let lsn = self.lsn();
+                    let applied = Applied {
+                        payload_length: length,
+                        ..applied(RecordKind::Extent, key.clone(), lsn, time)
+                    };
+                    self.push(record, 0, applied);
+                    ExtentRef {
+                        lsn: lsn.into(),
+                        offset: 0.into(),
+                        length: length.into(),
+                    }
+                });
+                let pieces = pieces.collect();
+                let (version, size) = self.push_manifest(NewManifest {
+                    key,
+                    size,
+                    pieces,
+                    source: None,
+                    life: None,
+                    replicas,
+                    meta,
+                    time,
+                });
+                Ok(Some(MutationOutcome::Put { version, size }))
             }
             Mutation::Change {
                 key,

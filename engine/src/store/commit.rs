@@ -20,7 +20,7 @@ use std::task::{Poll, Waker};
 
 use bytes::Bytes;
 use graviton_format::image::ExtentEntry;
-use graviton_format::record::{ExtentRef, RecordKind, record_length};
+use graviton_format::record::{ExtentRef, Manifest, RecordKind, record_length};
 
 use super::assembly::{Assembly, Decided, Doubt, Draft, check_fits_frame};
 use super::index::{Applied, Hold};
@@ -55,6 +55,22 @@ pub enum Mutation {
         replicas: u8,
         /// What a tracker knows by it.
         known: Option<Box<Known>>,
+    },
+    /// A version whose extents come with its manifest.
+    PutInPieces {
+        key: BinaryKey,
+        /// The upload that it is a part of, which must be open.
+        upload: Option<BinaryKey>,
+        precondition: Precondition,
+        /// The records of the extents, in order, and how many bytes of payload each has.
+        extents: Vec<(Encoded, u32)>,
+        /// Metadata of the manifest.
+        meta: Vec<u8>,
+        /// Bytes of the blob.
+        size: u64,
+        /// How many sectors it is to lie in; 0: as many as the store says.
+        replicas: u8,
+        time: u64,
     },
     /// A version that is the current one but for some bytes.
     Change {
@@ -189,7 +205,9 @@ impl Mutation {
             _ => &[],
         };
         let (first, second) = match self {
-            Self::Put { key, upload, .. } => (key, upload.as_ref()),
+            Self::Put { key, upload, .. } | Self::PutInPieces { key, upload, .. } => {
+                (key, upload.as_ref())
+            }
             Self::Replica { key, .. } => (key, None),
             Self::Change { key, .. } | Self::Merge { key, .. } | Self::Delete { key, .. } => {
                 (key, None)
@@ -225,6 +243,13 @@ impl Mutation {
             | Self::Merge { record, .. }
             | Self::Replica { record, .. }
             | Self::Start { record, .. } => record.length(),
+            Self::PutInPieces {
+                key, extents, meta, ..
+            } => {
+                let payload = Manifest::payload_length(extents.len()) as u64;
+                let records = extents.iter().map(|(record, _)| record.length());
+                records.sum::<u64>() + record_length(key.stored().len(), meta.len(), payload)
+            }
             Self::Delete { key: gone, .. } | Self::Abort { upload: gone, .. } => {
                 record_length(gone.stored().len(), 0, 0)
             }
@@ -746,6 +771,16 @@ impl Commits {
         match &self.lanes[number] {
             lane if lane.leaves() => 0,
             lane => lane.tail.room(segment_size),
+        }
+    }
+
+    /// Bytes left in the segment in which a sector's log will end once all that is admitted has landed, about.
+    pub fn room_behind_pending(&self, number: usize, segment_size: u64) -> u64 {
+        let pending = self.lanes[number].pending % segment_size;
+        let room = self.room(number, segment_size);
+        match room.checked_sub(pending) {
+            None | Some(0) => (room + segment_size).saturating_sub(pending),
+            Some(left) => left,
         }
     }
 

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use graviton_format::Geometry;
-use graviton_format::checksum::{CHUNK_CHECKSUM, CHUNK_SIZE};
+use graviton_format::checksum::{CHUNK_CHECKSUM, CHUNK_SIZE, stored_length};
 use graviton_format::record::{BLOB_MAX_LEN, ExtentRef, Manifest, RecordKind, record_length};
 
 use super::commit::{Done, Mutation, MutationOutcome, Work};
@@ -34,6 +34,9 @@ const EXTENTS_IN_FLIGHT: usize = 2;
 
 /// Bytes of a batch's extents that are on their way to the log at once.
 const BATCH_IN_FLIGHT: usize = 8 << 20;
+
+/// The longest payload whose extents and manifest are written as one frame.
+const IN_PIECES_MAX: usize = 1 << 20;
 
 /// The longest payload that stays in its own record in a batch that would not fit one frame.
 const CROWDED_INLINE_MAX: usize = 64;
@@ -112,6 +115,12 @@ fn check_declared(
         }),
         _ => Ok(()),
     }
+}
+
+/// The record of an extent, and how many bytes of payload it has.
+fn extent_record(key: &BinaryKey, payload: &Bytes, time: u64) -> (Encoded, u32) {
+    let record = record::encode_shared(RecordKind::Extent, key, &[], payload, time);
+    (record, u32::try_from(payload.len()).unwrap_or(u32::MAX))
 }
 
 fn metadata(options: &PutOptions, replicas: u8) -> Vec<u8> {
@@ -248,7 +257,9 @@ impl Inner {
         payload: &Bytes,
         options: PutOptions,
     ) -> StoreOp<PutOutcome> {
-        if payload.len() > self.inline_max(sectors) {
+        let is_large = payload.len() > self.inline_max(sectors);
+        let is_in_pieces = is_large && self.fits_frame(sectors, &target, payload.len(), &options);
+        if is_large && !is_in_pieces {
             let keys = target.keys();
             let mut incoming =
                 match Incoming::new(self, target, sectors, options, Some(payload.len() as u64)) {
@@ -269,13 +280,72 @@ impl Inner {
         if let Err(error) = check_declared(&target.named(), &options, size, digest) {
             return Op::fail(error);
         }
-        let mutation = self.inline_put(target, payload, &options, None);
+        let mutation = match is_in_pieces {
+            true => self.put_in_pieces(sectors, target, payload, &options),
+            false => self.inline_put(target, payload, &options, None),
+        };
         let ticket = self.submit(
             sectors,
             Work::Mutations(vec![mutation]),
             durable(options.durability),
         );
         Op::start(committed_put(ticket))
+    }
+
+    /// Whether the extents of a payload and their manifest are better written together, which takes one write
+    /// instead of some one after the other: unless that leaves much of a segment unused, which a part of them fills.
+    fn fits_frame(
+        &self,
+        sectors: SectorSet,
+        target: &Target,
+        payload: usize,
+        options: &PutOptions,
+    ) -> bool {
+        if payload > IN_PIECES_MAX {
+            return false;
+        }
+        let key = target.key.stored().len();
+        let pieces = payload.div_ceil(self.extent_max(sectors, &target.key));
+        let meta = metadata(options, self.asked(options.replicas).unwrap_or(0)).len();
+        let manifest = record_length(key, meta, Manifest::payload_length(pieces) as u64);
+        // Each piece may have one chunk more than its share.
+        let head = record_length(key, 0, 0) + CHUNK_CHECKSUM as u64;
+        let records = stored_length(payload as u64) + pieces as u64 * head + manifest;
+        let length = frame_length(records);
+        let commits = self.commits.lock();
+        sectors.iter().all(|number| {
+            let geometry = self.geometry(number);
+            length <= geometry.image_bytes_per_segment()
+                && length <= commits.room_behind_pending(number, geometry.segment_size)
+        })
+    }
+
+    fn put_in_pieces(
+        &self,
+        sectors: SectorSet,
+        target: Target,
+        payload: &Bytes,
+        options: &PutOptions,
+    ) -> Mutation {
+        let time = self.now();
+        let replicas = self.asked(options.replicas).unwrap_or(0);
+        let extent_max = self.extent_max(sectors, &target.key);
+        let mut left = payload.clone();
+        let mut extents = Vec::with_capacity(left.len().div_ceil(extent_max));
+        while !left.is_empty() {
+            let piece = left.split_to(left.len().min(extent_max));
+            extents.push(extent_record(&target.key, &piece, time));
+        }
+        Mutation::PutInPieces {
+            key: target.key,
+            upload: target.upload,
+            precondition: options.precondition,
+            extents,
+            meta: metadata(options, replicas),
+            size: payload.len() as u64,
+            replicas,
+            time,
+        }
     }
 
     /// `known`: what a tracker knows by it.
@@ -1042,13 +1112,13 @@ impl Incoming {
     /// Hands payload to the log as one extent.
     fn send_extent(&mut self, payload: &Bytes) {
         let time = self.inner.now();
-        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let key = &self.target.key;
+        let (record, length) = extent_record(key, payload, time);
         let work = Work::Extent {
             key: key.clone(),
             time,
             payload_length: length,
-            record: record::encode_shared(RecordKind::Extent, key, &[], payload, time),
+            record,
             hold: Arc::clone(&self.hold),
             replica_of: None,
         };
