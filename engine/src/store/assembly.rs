@@ -122,6 +122,8 @@ pub struct Draft {
     growth: u64,
     /// It takes nothing more.
     closed: bool,
+    /// It goes behind a frame under way.
+    follows: bool,
 }
 
 /// A record of a frame.
@@ -150,7 +152,22 @@ impl Draft {
                 .saturating_sub(frame_length(0)),
             growth: 0,
             closed: false,
+            follows: false,
         }
+    }
+
+    /// The same, behind frames under way that make an image grow by so many bytes.
+    pub fn behind(self, growth: u64) -> Self {
+        Self {
+            growth,
+            follows: true,
+            ..self
+        }
+    }
+
+    /// Bytes by which it makes an image grow, with those it goes behind.
+    pub fn growth(&self) -> u64 {
+        self.growth
     }
 
     /// The same, for which the segment where the log ends has no room.
@@ -179,9 +196,15 @@ impl Draft {
                     &self.geometry,
                     usize::try_from(growth).unwrap_or(usize::MAX),
                 )));
-        let within_target = self.length == 0
-            || (self.length + length <= target && growth <= target.min(self.geometry.segment_size));
+        let is_first = self.length == 0;
+        let is_bounded = growth <= target.min(self.geometry.segment_size);
+        let within_target = (is_first || self.length + length <= target)
+            && (is_bounded || (is_first && !self.follows));
         let fits = self.length + length <= self.room && within_target;
+        if self.follows && (held_back || !fits) {
+            self.closed = true;
+            return Room::NextFrame;
+        }
         if !held_back {
             let note_needs_room = matches!(work, Work::Note) && self.room == 0;
             if fits && !note_needs_room {
@@ -216,6 +239,25 @@ impl Draft {
     }
 }
 
+/// What a flight has to heed that goes behind others.
+pub struct Busy {
+    /// They are made durable, so that it may be.
+    pub durable: bool,
+    /// What they are about.
+    pub keys: HashSet<BinaryKey>,
+}
+
+impl Busy {
+    /// Whether a request can go behind them, in a store of so many sectors.
+    fn admits(&self, request: &Request, sectors: usize) -> bool {
+        // Where there are others, a version may have to be durable that was not asked to be.
+        (self.durable || (sectors == 1 && !request.durable)) && request.work.is_plain() && {
+            let mut keys = request.work.mutations().iter().flat_map(Mutation::keys);
+            !keys.any(|key| self.keys.contains(key))
+        }
+    }
+}
+
 /// The flight being decided.
 pub struct Assembly<'a> {
     index: &'a mut Index,
@@ -228,6 +270,8 @@ pub struct Assembly<'a> {
     writable: SectorSet,
     /// The most pieces that ranges may make of a blob.
     fragments_max: usize,
+    /// It goes behind these.
+    busy: Option<Busy>,
     /// The sectors that the request goes to which is being decided.
     target: SectorSet,
     /// Those of them that get its records.
@@ -258,6 +302,8 @@ pub struct Decided {
     pub pending: Vec<(SectorSet, u64)>,
     /// The frames.
     pub drafts: Vec<Draft>,
+    /// It takes no request but such as another can go behind: see [`Work::is_plain`].
+    pub is_plain: bool,
 }
 
 /// Whether a frame can take a request.
@@ -289,13 +335,17 @@ impl<'a> Assembly<'a> {
             doubts,
             writable: SectorSet::NONE,
             fragments_max: PIECES_MAX,
+            busy: None,
             target: SectorSet::NONE,
             takers: SectorSet::NONE,
             turns: HashSet::new(),
             fragments: HashMap::new(),
             blocked: HashSet::new(),
             overlay: HashMap::new(),
-            decided: Decided::default(),
+            decided: Decided {
+                is_plain: true,
+                ..Decided::default()
+            },
         }
     }
 
@@ -310,6 +360,11 @@ impl<'a> Assembly<'a> {
             fragments_max: most.min(PIECES_MAX),
             ..self
         }
+    }
+
+    /// The same, behind these.
+    pub fn behind(self, busy: Option<Busy>) -> Self {
+        Self { busy, ..self }
     }
 
     /// Whether one of these sectors takes nothing more.
@@ -327,6 +382,13 @@ impl<'a> Assembly<'a> {
     /// Decides a request that goes to these sectors; gives it back if it has to wait for a later flight.
     pub fn offer(&mut self, sectors: SectorSet, request: Request) -> Option<Request> {
         (self.target, self.takers) = (sectors, sectors);
+        let all = self.index.sectors.len();
+        let goes = |busy: &Busy| busy.admits(&request, all);
+        if !self.busy.as_ref().is_none_or(goes) {
+            // What comes later would overtake it.
+            self.targets().for_each(|draft| draft.closed = true);
+            return Some(request);
+        }
         if self.must_wait(&request) {
             self.block(&request.work);
             // What must see the effect of this flight ends it, so that order is kept.
@@ -336,6 +398,7 @@ impl<'a> Assembly<'a> {
         }
         let length = request.work.length_max() + self.length_decided_here(&request.work);
         let growth = length + request.work.growth_beside();
+        let is_plain = request.work.is_plain();
         let reply = match self.find_room(&request.work, length, growth) {
             Room::There | Room::Opens => {
                 for draft in self.targets() {
@@ -351,6 +414,7 @@ impl<'a> Assembly<'a> {
                 return Some(request);
             }
         };
+        self.decided.is_plain &= is_plain;
         if !request.claim.keys.is_empty() {
             self.turns.insert(request.claim.turn);
         }

@@ -4,16 +4,22 @@
 //! A *flight* of frames is assembled (preconditions decided, LSNs given out, in the order of the
 //! requests), written, and once all of it is as durable as its requests ask, *applied* to the index and
 //! answered; then the next is assembled. So the records of one request have the same LSNs in all their
-//! sectors, and in the log of each they follow in the order in which they were decided. One frame per
-//! sector is under way at a time, so a decision always sees the effect of everything before it.
+//! sectors, and in the log of each they follow in the order in which they were decided.
 //! Completion drives the pipeline: the thread that reaps the last of a flight's writes applies it and
 //! submits the next one, whoever it waits for itself.
+//!
+//! A decision sees the effect of everything before it, since a sector has one frame under way at a time.
+//! But what is put meanwhile, if nothing under way is about the same keys, can go *behind* it, while its write
+//! is still to end: into the same segment, in a frame of its own. Flights land and are answered in their
+//! order; the failure of one is that of those behind it. A power failure may leave a frame and not the one
+//! before it: the log ends before both then, and neither was acknowledged \[F-51\].
 //!
 //! Which sectors take part in a flight: those of the oldest request of which none is under way, and
 //! those that share one with them. A sector for which an older request waits is left alone until that
 //! can go: so nobody waits for ever.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -22,7 +28,7 @@ use bytes::Bytes;
 use graviton_format::image::ExtentEntry;
 use graviton_format::record::{ExtentRef, Manifest, RecordKind, record_length};
 
-use super::assembly::{Assembly, Decided, Doubt, Draft, check_fits_frame};
+use super::assembly::{Assembly, Busy, Decided, Doubt, Draft, check_fits_frame};
 use super::index::{Applied, Hold};
 use super::inner::Inner;
 use super::set::SectorSet;
@@ -346,6 +352,21 @@ impl Work {
         }
     }
 
+    /// Whether it makes only versions of their own, or pieces of them: those behind it need not see what it does.
+    pub fn is_plain(&self) -> bool {
+        let is_plain = |mutation: &Mutation| {
+            matches!(
+                mutation,
+                Mutation::Put { upload: None, .. } | Mutation::PutInPieces { upload: None, .. }
+            )
+        };
+        match self {
+            Self::Mutations(mutations) => mutations.iter().all(is_plain),
+            Self::Extent { replica_of, .. } => replica_of.is_none(),
+            Self::Moves(_) | Self::Sync | Self::Note => false,
+        }
+    }
+
     /// Its mutations, if that is what it is.
     pub fn mutations(&self) -> &[Mutation] {
         match self {
@@ -470,10 +491,36 @@ pub struct Request {
     pub answer: Answer<Reply>,
 }
 
+/// Frames of a sector that are under way at once, at most.
+const UNDER_WAY_MAX: usize = 2;
+
+/// A flight as a sector knows it that has a frame of it.
+struct UnderWay {
+    flight: u64,
+    /// It gave out no lower LSN.
+    first_lsn: u64,
+    /// Every LSN up to this one was applied when it was decided.
+    floor: u64,
+    /// Where the log goes on behind it; `None`: nothing can follow, or not yet.
+    end: Option<End>,
+    /// It is over, but one before it is not.
+    over: Option<Flight>,
+}
+
+/// The end of a frame that another may go behind.
+struct End {
+    tail: Tail,
+    durable: bool,
+    /// Bytes by which it makes an image grow, and those before it, at most.
+    growth: u64,
+    flight: Arc<Mutex<Option<Flight>>>,
+}
+
 /// The state of one sector's log's end.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Lane {
-    in_flight: bool,
+    /// Flights that have a frame of it, the oldest first.
+    under_way: VecDeque<UnderWay>,
     /// Puts wait for compaction to free a segment.
     stalled: bool,
     tail: Tail,
@@ -485,20 +532,19 @@ pub struct Lane {
     unsynced: bool,
     /// LSN of the last frame with records, if no later frame says that it is durable.
     unnoted: Option<u64>,
-    /// Every LSN up to this one was applied when the frame under way was decided.
-    floor: u64,
     /// No frame that failed has an LSN above this one; 0: none failed.
     failed_lsn: u64,
-    /// Woken when the frame under way is over.
+    /// Woken when no frame is under way.
     idle: Vec<Waker>,
     /// Bytes admitted but not yet applied.
     pending: u64,
 }
 
 /// The commit pipeline of a store.
-#[derive(Debug)]
 pub struct Commits {
     lanes: Vec<Lane>,
+    /// How many flights there were.
+    flights: u64,
     /// Requests by the sectors that their records go to, each queue in the order of turns.
     waiting: BTreeMap<SectorSet, VecDeque<Request>>,
     next_lsn: u64,
@@ -519,6 +565,7 @@ pub struct Answering {
 
 /// Frames under way that were decided together.
 struct Flight {
+    number: u64,
     decided: Decided,
     frames: Vec<Frame>,
     /// How many of the frames are still to come.
@@ -552,11 +599,14 @@ struct LaneState {
 
 /// What assembly decided.
 struct Plan {
+    flight: u64,
     decided: Decided,
     /// Of each draft.
     states: Vec<LaneState>,
+    first_lsn: u64,
     /// LSN of all frames.
     lsn: u64,
+    floor: u64,
 }
 
 /// A frame that is built.
@@ -589,6 +639,7 @@ impl Commits {
         };
         Self {
             lanes: tails.iter().map(lane).collect(),
+            flights: 0,
             waiting: BTreeMap::new(),
             next_lsn: newest + 1 + skip,
             newest,
@@ -644,23 +695,29 @@ impl Commits {
     /// Whether no frame of a sector is under way, and none is wanted.
     pub fn is_idle(&self, number: usize) -> bool {
         let mut wanted = self.waiting.keys();
-        !self.lanes[number].in_flight && !wanted.any(|sectors| sectors.contains(number))
+        !self.lanes[number].is_busy() && !wanted.any(|sectors| sectors.contains(number))
     }
 
     /// Whether no frame of any sector is under way, and none is wanted.
     pub fn is_all_idle(&self) -> bool {
-        self.waiting.is_empty() && self.lanes.iter().all(|lane| !lane.in_flight)
+        self.waiting.is_empty() && !self.lanes.iter().any(Lane::is_busy)
     }
 
     /// Every frame of any sector up to this LSN is applied, and no frame under way was decided
     /// without the knowledge of them.
     pub fn settled_lsn(&self) -> u64 {
-        let floors = self
-            .lanes
-            .iter()
-            .filter(|lane| lane.in_flight)
-            .map(|lane| lane.floor);
+        let floors = self.under_way().map(|flight| flight.floor);
         floors.min().unwrap_or(self.newest)
+    }
+
+    /// Every frame of any sector up to this LSN is applied.
+    fn applied_lsn(&self) -> u64 {
+        let applied = self.under_way().map(|flight| flight.first_lsn - 1);
+        applied.min().unwrap_or(self.newest)
+    }
+
+    fn under_way(&self) -> impl Iterator<Item = &UnderWay> {
+        self.lanes.iter().flat_map(|lane| &lane.under_way)
     }
 
     /// Whether puts of any sector wait for room.
@@ -673,7 +730,7 @@ impl Commits {
         let others = (0..self.lanes.len()).filter(|other| *other != number);
         std::iter::once(number)
             .chain(others)
-            .find(|&number| self.lanes[number].in_flight)
+            .find(|&number| self.lanes[number].is_busy())
     }
 
     /// Adds what wakes those who wait for a frame of a sector: see [`Answer::take_wakers`].
@@ -690,8 +747,13 @@ impl Commits {
     /// The sectors of the next flight: see the [module's page](self). Those in `tried` have nothing that
     /// could go.
     fn next_members(&self, tried: SectorSet) -> Option<SectorSet> {
-        let flying = (0..self.lanes.len()).filter(|&number| self.lanes[number].in_flight);
-        let mut kept_free: SectorSet = flying.collect();
+        let busy = (0..self.lanes.len()).filter(|&number| self.lanes[number].is_busy());
+        let mut kept_free: SectorSet = busy.collect();
+        let follows = |sectors: SectorSet| match sectors.only() {
+            Some(number) => self.lanes[number].end().is_some(),
+            None => false,
+        };
+        let mut waiting_for = SectorSet::NONE;
         let mut members: Option<SectorSet> = None;
         let oldest = |(sectors, queue): (&SectorSet, &VecDeque<Request>)| {
             queue.front().map(|request| (request.claim.turn, *sectors))
@@ -699,8 +761,16 @@ impl Commits {
         let mut heads: Vec<(u64, SectorSet)> = self.waiting.iter().filter_map(oldest).collect();
         heads.sort_unstable();
         for (_, sectors) in heads {
+            if members.is_none()
+                && follows(sectors)
+                && !sectors.meets(waiting_for)
+                && !sectors.is_within(tried)
+            {
+                return Some(sectors);
+            }
             if sectors.meets(kept_free) {
                 kept_free = kept_free.and(sectors);
+                waiting_for = waiting_for.and(sectors);
             } else if members.is_some_and(|members| members.meets(sectors)) {
                 members = members.map(|members| members.and(sectors));
             } else if members.is_none() && !sectors.is_within(tried) {
@@ -744,7 +814,7 @@ impl Commits {
     }
 
     /// Frames of these sectors are not under way any more. Returns what wakes those who waited for that.
-    fn end_flight(&mut self, sectors: SectorSet, decided: &Decided) -> Vec<Waker> {
+    fn end_flight(&mut self, flight: u64, sectors: SectorSet, decided: &Decided) -> Vec<Waker> {
         for &(sectors, pending) in &decided.pending {
             for number in sectors.iter() {
                 self.lanes[number].pending -= pending;
@@ -756,14 +826,37 @@ impl Commits {
         let mut wakers = Vec::new();
         for number in sectors.iter() {
             let lane = &mut self.lanes[number];
-            lane.in_flight = false;
-            wakers.append(&mut lane.idle);
+            lane.under_way.retain(|other| other.flight != flight);
+            if !lane.is_busy() {
+                wakers.append(&mut lane.idle);
+            }
             if self.lanes[number].stalled {
                 // Threads that drove this frame, which was not theirs, have room to make now.
                 self.take_wakers(number, &mut wakers);
             }
         }
         wakers
+    }
+
+    /// Keeps a flight that is over until those before it are. Returns it if there is none.
+    fn keep_in_order(&mut self, flight: Flight) -> Option<Flight> {
+        for frame in &flight.frames {
+            let under_way = &mut self.lanes[frame.number].under_way;
+            let this = under_way
+                .iter()
+                .position(|other| other.flight == flight.number);
+            if let Some(place @ 1..) = this {
+                under_way[place].over = Some(flight);
+                return None;
+            }
+        }
+        Some(flight)
+    }
+
+    /// The flight that had waited for the one before it in these sectors.
+    fn next_over(&mut self, sectors: SectorSet) -> Option<Flight> {
+        let mut lanes = sectors.iter();
+        lanes.find_map(|number| self.lanes[number].under_way.front_mut()?.over.take())
     }
 
     /// Bytes left in the segment where a sector's log ends.
@@ -974,7 +1067,7 @@ impl Inner {
         wait_for(poll_fn(|context| {
             {
                 let lane = &mut self.commits.lock().lanes[number];
-                if !lane.in_flight {
+                if !lane.is_busy() {
                     return Poll::Ready(());
                 }
                 lane.idle.push(context.waker().clone());
@@ -1035,26 +1128,35 @@ impl Inner {
         let mut tried = SectorSet::NONE;
         loop {
             let members = commits.next_members(tried)?;
-            let plan = self.assemble(commits, members, wakers);
-            if plan.is_some() {
+            if let Some(plan) = self.assemble(commits, members, wakers) {
                 for number in members.iter() {
-                    commits.lanes[number].in_flight = true;
+                    commits.lanes[number].under_way.push_back(UnderWay {
+                        flight: plan.flight,
+                        first_lsn: plan.first_lsn,
+                        floor: plan.floor,
+                        end: None,
+                        over: None,
+                    });
                 }
-                return plan;
+                return Some(plan);
             }
             tried = tried.and(members);
         }
     }
 
-    /// Decides as many requests as fit one frame in each sector. Adds to `wakers` whoever has something
-    /// else to drive then.
+    /// Decides as many requests as fit one frame in each sector, or as can go behind those under way in one.
+    /// Adds to `wakers` whoever has something else to drive then.
     fn assemble(
         &self,
         commits: &mut Commits,
         members: SectorSet,
         wakers: &mut Vec<Waker>,
     ) -> Option<Plan> {
-        let floor = commits.settled_lsn();
+        let floor = commits.applied_lsn();
+        let busy = match members.only().map(|number| &commits.lanes[number]) {
+            Some(lane) if lane.is_busy() => Some(lane.behind()?),
+            _ => None,
+        };
         let mut index = self.index.write();
         let Commits {
             lanes,
@@ -1071,16 +1173,22 @@ impl Inner {
         let doubts = lanes.iter().zip(self.sectors.iter()).map(doubt).collect();
         let draft = |number: usize| {
             let lane = &lanes[number];
-            let draft = Draft::new(number, self.sectors[number].geometry(), lane.tail);
+            let geometry = self.sectors[number].geometry();
+            if let Some(end) = lane.end() {
+                return Draft::new(number, geometry, end.tail).behind(end.growth);
+            }
+            let draft = Draft::new(number, geometry, lane.tail);
             match lane.leaves() {
                 true => draft.in_next_segment(),
                 false => draft,
             }
         };
         let drafts = members.iter().map(draft).collect();
+        let follows = busy.is_some();
         let mut assembly = Assembly::new(&mut index, drafts, next_lsn, claims, doubts)
             .with_writable(self.writable())
-            .with_fragments_max(self.options.max_fragments);
+            .with_fragments_max(self.options.max_fragments)
+            .behind(busy);
         let queues = waiting.extract_if(.., |sectors, _| sectors.is_within(members));
         let mut queues: Vec<(SectorSet, VecDeque<Request>, Vec<Request>)> = queues
             .map(|(sectors, queue)| (sectors, queue, Vec::new()))
@@ -1109,10 +1217,11 @@ impl Inner {
             }
         }
         for draft in &mut decided.drafts {
-            lanes[draft.number].floor = floor;
             draft.notes &= lanes[draft.number].unnoted.is_some();
         }
-        self.note_stalls(commits, &decided, wakers);
+        if !follows {
+            self.note_stalls(commits, &decided, wakers);
+        }
         if decided.answers.is_empty() {
             return None;
         }
@@ -1131,16 +1240,20 @@ impl Inner {
         let state = |draft: &Draft| {
             let lane = &commits.lanes[draft.number];
             LaneState {
-                tail: lane.tail,
+                tail: lane.end().map_or(lane.tail, |end| end.tail),
                 unsynced: lane.unsynced,
                 noted: lane.durable_lsn,
             }
         };
         let states = decided.drafts.iter().map(state).collect();
+        commits.flights += 1;
         Some(Plan {
+            flight: commits.flights,
             decided,
             states,
+            first_lsn,
             lsn,
+            floor,
         })
     }
 
@@ -1165,9 +1278,11 @@ impl Inner {
     /// Builds the frames and submits their writes.
     fn write(self: &Arc<Self>, plan: Plan) {
         let Plan {
+            flight: number,
             mut decided,
             states,
             lsn,
+            ..
         } = plan;
         let drafts = std::mem::take(&mut decided.drafts);
         let built = drafts
@@ -1177,14 +1292,33 @@ impl Inner {
             .collect::<Result<Vec<_>, _>>();
         let built = match built {
             Ok(built) => built,
-            Err(error) => return self.came_to_nothing(decided, &drafts, &error),
+            Err(error) => return self.came_to_nothing(number, decided, &drafts, &error),
+        };
+        let may_be_followed = match (drafts.as_slice(), built.as_slice()) {
+            ([draft], [built]) if decided.is_plain && draft.opened.is_none() => {
+                built.frame.tail.map(|tail| (tail, draft.growth()))
+            }
+            _ => None,
         };
         drop(drafts);
         let flight = Arc::new(Mutex::new(Some(Flight {
+            number,
             decided,
             frames: Vec::with_capacity(built.len()),
             left: built.len(),
         })));
+        if let (Some((tail, growth)), [built]) = (may_be_followed, built.as_slice()) {
+            let end = End {
+                tail,
+                durable: built.frame.durable,
+                growth,
+                flight: Arc::clone(&flight),
+            };
+            let mut commits = self.commits.lock();
+            let under_way = &mut commits.lanes[built.frame.number].under_way;
+            let this = under_way.iter_mut().find(|other| other.flight == number);
+            this.expect("it is under way").end = Some(end);
+        }
         for frame in built {
             self.write_built(&flight, frame);
         }
@@ -1278,7 +1412,13 @@ impl Inner {
 
     /// There was no memory to build a frame in: the requests of its flight fail, and nothing else is the
     /// worse for it.
-    fn came_to_nothing(self: &Arc<Self>, decided: Decided, drafts: &[Draft], error: &StorageError) {
+    fn came_to_nothing(
+        self: &Arc<Self>,
+        flight: u64,
+        decided: Decided,
+        drafts: &[Draft],
+        error: &StorageError,
+    ) {
         let opened = drafts
             .iter()
             .filter_map(|draft| Some((draft.number, draft.opened?.0)));
@@ -1287,7 +1427,7 @@ impl Inner {
             index.sectors[number].segments.give_back(segment);
         }
         let members = drafts.iter().map(|draft| draft.number).collect();
-        let wakers = self.commits.lock().end_flight(members, &decided);
+        let wakers = self.commits.lock().end_flight(flight, members, &decided);
         wakers.into_iter().for_each(Waker::wake);
         for answering in decided.answers {
             answering.answer.send(Err(error.clone()));
@@ -1295,9 +1435,24 @@ impl Inner {
         self.pump();
     }
 
-    /// All frames of a flight are as durable as they were asked to be, or have failed.
-    fn landed(self: &Arc<Self>, flight: Flight) {
+    /// All frames of a flight are as durable as they were asked to be, or have failed: it lands, unless one before
+    /// it is still under way, and so do those that have waited for it.
+    fn over(self: &Arc<Self>, flight: Flight) {
+        let mut next = self.commits.lock().keep_in_order(flight);
+        let mut any = false;
+        while let Some(flight) = next {
+            next = self.landed(flight);
+            any = true;
+        }
+        if any {
+            self.pump();
+        }
+    }
+
+    /// A flight is over, and all before it have landed. Returns the one that has waited for it.
+    fn landed(self: &Arc<Self>, flight: Flight) -> Option<Flight> {
         let Flight {
+            number: flight,
             mut decided,
             mut frames,
             ..
@@ -1320,10 +1475,11 @@ impl Inner {
             .map(|frame| frame.number)
             .collect();
         let mut wants_note = SectorSet::NONE;
-        let wakers;
+        let (wakers, next);
         {
             let mut commits = self.commits.lock();
-            wakers = commits.end_flight(members, &decided);
+            wakers = commits.end_flight(flight, members, &decided);
+            next = commits.next_over(members);
             let newest = commits.newest;
             for frame in &frames {
                 let lane = &mut commits.lanes[frame.number];
@@ -1371,7 +1527,7 @@ impl Inner {
         for number in landed.iter() {
             self.note_progress(number, wants_note.contains(number));
         }
-        self.pump();
+        next
     }
 
     /// Sectors whose frames failed take no more.
@@ -1484,7 +1640,7 @@ impl Inner {
         {
             let mut commits = self.commits.lock();
             let lane = &mut commits.lanes[number];
-            if !lane.stalled || lane.in_flight {
+            if !lane.stalled || lane.is_busy() {
                 return false;
             }
             lane.stalled = false;
@@ -1529,7 +1685,48 @@ impl Inner {
     }
 }
 
+impl fmt::Debug for Commits {
+    // What waits may be much.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Commits")
+            .field("newest", &self.newest)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Lane {
+    /// Whether a frame is under way.
+    fn is_busy(&self) -> bool {
+        !self.under_way.is_empty()
+    }
+
+    /// The end of the last frame under way, if another can go behind it.
+    fn end(&self) -> Option<&End> {
+        let is_full = self.under_way.len() >= UNDER_WAY_MAX;
+        match self.under_way.back() {
+            Some(last) if !is_full && !self.stalled && !self.leaves() => last.end.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// What goes behind the frames under way has to heed of them; `None` if nothing can.
+    fn behind(&self) -> Option<Busy> {
+        let mut busy = Busy {
+            durable: true,
+            keys: HashSet::new(),
+        };
+        for flight in &self.under_way {
+            let end = flight.end.as_ref()?;
+            busy.durable &= end.durable;
+            let slot = end.flight.lock();
+            let flight = slot.as_ref().or(flight.over.as_ref())?;
+            let applied = flight.decided.applied.iter();
+            busy.keys
+                .extend(applied.map(|(_, applied)| applied.key.clone()));
+        }
+        Some(busy)
+    }
+
     /// Whether nothing more is written to the segment where the log ends.
     fn leaves(&self) -> bool {
         self.left.is_some() && self.left == self.tail.segment
@@ -1599,7 +1796,7 @@ impl Landing {
             slot.take_if(|flight| flight.left == 0)
         };
         if let Some(flight) = over {
-            inner.landed(flight);
+            inner.over(flight);
         }
     }
 }

@@ -75,6 +75,11 @@ impl SectorSet {
         (!self.is_empty()).then_some(self.0.trailing_zeros() as usize)
     }
 
+    /// The one it has, if that is all.
+    pub fn only(self) -> Option<usize> {
+        self.first().filter(|_| self.len() == 1)
+    }
+
     /// Their numbers, ascending.
     pub fn iter(self) -> impl Iterator<Item = usize> {
         let mut left = self;
@@ -121,6 +126,8 @@ mod tests {
         assert!(set(&[5, 6]).meets(some) && !set(&[6]).meets(some));
         assert!(SectorSet::NONE.is_within(some) && !SectorSet::NONE.meets(some));
         assert_eq!(SectorSet::NONE.first(), None);
+        assert_eq!(set(&[5]).only(), Some(5));
+        assert_eq!((SectorSet::NONE.only(), some.only()), (None, None));
         assert_eq!(format!("{some:?}"), "{0, 5, 63}");
     }
 }

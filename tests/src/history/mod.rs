@@ -23,4 +23,4 @@ pub use run::{
     Tally, check_contents, check_store, do_all, do_and_note, open, perform, reopen, run,
     run_beside, used,
 };
-pub use trial::Trials;
+pub use trial::{Trials, seeds};

@@ -156,7 +156,11 @@ impl Grounds {
 }
 
 /// The seeds to try: those asked for, else the first so many.
-fn seeds(default: u64) -> Range<u64> {
+///
+/// # Panics
+/// If it can't be understood what is asked for.
+#[must_use]
+pub fn seeds(default: u64) -> Range<u64> {
     if let Some(seed) = number_from("GRAVITON_SEED") {
         return seed..seed.saturating_add(1);
     }
