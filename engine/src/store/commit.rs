@@ -493,6 +493,8 @@ pub struct Request {
 
 /// Frames of a sector that are under way at once, at most.
 const UNDER_WAY_MAX: usize = 2;
+/// Records that a frame has at most that another goes behind: their keys are looked through.
+const FOLLOWED_MAX: usize = 256;
 
 /// A flight as a sector knows it that has a frame of it.
 struct UnderWay {
@@ -521,6 +523,8 @@ struct End {
 pub struct Lane {
     /// Flights that have a frame of it, the oldest first.
     under_way: VecDeque<UnderWay>,
+    /// The last flight behind which what waits could not go.
+    not_behind: u64,
     /// Puts wait for compaction to free a segment.
     stalled: bool,
     tail: Tail,
@@ -867,16 +871,6 @@ impl Commits {
         }
     }
 
-    /// Bytes left in the segment in which a sector's log will end once all that is admitted has landed, about.
-    pub fn room_behind_pending(&self, number: usize, segment_size: u64) -> u64 {
-        let pending = self.lanes[number].pending % segment_size;
-        let room = self.room(number, segment_size);
-        match room.checked_sub(pending) {
-            None | Some(0) => (room + segment_size).saturating_sub(pending),
-            Some(left) => left,
-        }
-    }
-
     /// The next frame of a sector begins a segment, whatever room there is left.
     pub fn leave_segment(&mut self, number: usize) {
         let lane = &mut self.lanes[number];
@@ -1140,6 +1134,10 @@ impl Inner {
                 }
                 return Some(plan);
             }
+            if let Some(lane) = members.only().map(|number| &mut commits.lanes[number]) {
+                // Nor what comes after it: it would overtake it.
+                lane.not_behind = lane.under_way.back().map_or(0, |last| last.flight);
+            }
             tried = tried.and(members);
         }
     }
@@ -1295,7 +1293,11 @@ impl Inner {
             Err(error) => return self.came_to_nothing(number, decided, &drafts, &error),
         };
         let may_be_followed = match (drafts.as_slice(), built.as_slice()) {
-            ([draft], [built]) if decided.is_plain && draft.opened.is_none() => {
+            ([draft], [built])
+                if decided.is_plain
+                    && draft.opened.is_none()
+                    && decided.applied.len() <= FOLLOWED_MAX =>
+            {
                 built.frame.tail.map(|tail| (tail, draft.growth()))
             }
             _ => None,
@@ -1702,11 +1704,10 @@ impl Lane {
 
     /// The end of the last frame under way, if another can go behind it.
     fn end(&self) -> Option<&End> {
+        let last = self.under_way.back()?;
         let is_full = self.under_way.len() >= UNDER_WAY_MAX;
-        match self.under_way.back() {
-            Some(last) if !is_full && !self.stalled && !self.leaves() => last.end.as_ref(),
-            _ => None,
-        }
+        let is_barred = is_full || self.stalled || self.leaves() || self.not_behind == last.flight;
+        last.end.as_ref().filter(|_| !is_barred)
     }
 
     /// What goes behind the frames under way has to heed of them; `None` if nothing can.
