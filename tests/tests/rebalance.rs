@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use graviton_engine::io::sim::{DiskCondition, Sim};
 use graviton_engine::policy::{CostOptimized, RackAware};
 use graviton_engine::port::{
-    BinaryKey, BlobStore, DeleteOptions, Gain, GetOptions, Labels, Price, PutOptions,
-    ReplicationPolicy,
+    BinaryKey, BlobStore, Choice, CopyOptions, DeleteOptions, Gain, GetOptions, Labels,
+    MutableObjectStore, PartialCopy, Placement, PolicyError, Price, PutOptions, PutRangeOptions,
+    Rebalance, ReplicationPolicy, Span,
 };
 use graviton_engine::store::{
     CreateOptions, NewSector, OpenOptions, RebalanceOptions, Store, StoreInfo,
@@ -321,4 +322,112 @@ fn blobs_are_in_use_while_they_move() {
     check_replicas(&store, 1..=1).expect("one replica");
     check_store(&store).expect("it is whole");
     assert_eq!(store.info().blobs, BLOBS as u64);
+}
+
+/// Wants blobs where they are, but those whose keys begin with `k` in one sector.
+#[derive(Debug)]
+struct Homes {
+    of_k: u16,
+}
+
+impl ReplicationPolicy for Homes {
+    fn name(&self) -> &'static str {
+        "homes"
+    }
+
+    fn select_targets(&self, request: &Placement<'_>) -> Result<Choice, PolicyError> {
+        Ok(Choice {
+            chosen: match request.holders.is_empty() {
+                true => vec![0],
+                false => Vec::new(),
+            },
+            verdicts: Vec::new(),
+        })
+    }
+
+    fn select_repair_targets(
+        &self,
+        request: &Placement<'_>,
+        _partial: &[PartialCopy],
+    ) -> Result<Choice, PolicyError> {
+        self.select_targets(request)
+    }
+
+    fn needs_rebalance(&self, request: &Placement<'_>) -> Result<Option<Rebalance>, PolicyError> {
+        let is_k = request.key.as_bytes().starts_with(b"k");
+        let goes = is_k && !request.holders.contains(&self.of_k);
+        Ok(goes.then(|| Rebalance {
+            add: Some(self.of_k),
+            remove: request.holders[0],
+            gain: Gain::Spread,
+        }))
+    }
+}
+
+/// A blob that has moved away and back finds its old record, in which a copy's payload lies: compaction tells that
+/// from what the blob has now, be it as long as that.
+#[test]
+fn what_came_back_is_not_taken_for_what_it_left_behind() {
+    const MANIFEST: usize = 24;
+    for size in [1, MANIFEST, 300] {
+        for is_changed in [false, true] {
+            let sim = Sim::new(512, 1);
+            let policy = |of_k| Some(Arc::new(Homes { of_k }) as Arc<dyn ReplicationPolicy>);
+            let mut options = options(2, 1);
+            options.open.replication = policy(0);
+            options.open.checkpoint_interval = Some(u64::MAX);
+            let open = options.open.clone();
+            let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
+            let named = |space: char, number: usize| {
+                BinaryKey::new(format!("{space}{number:03}")).expect("a short key")
+            };
+            let put = |store: &Store, key: &BinaryKey, size: usize| {
+                let put = store.put(key, payload(1, size), PutOptions::default());
+                put.wait().expect("it is put");
+            };
+            for number in 0..30 {
+                put(&store, &named('k', number), size);
+                let (from, to) = (named('k', number), named('x', number));
+                let copied = store.copy(&from, &to, CopyOptions::default());
+                copied.wait().expect("it is copied");
+            }
+            put(&store, &named('g', 0), 30_000);
+            for of_k in [1, 0] {
+                store.set_replication(policy(of_k));
+                assert!(rebalance(&store).expect("it is rebalanced").added > 0);
+            }
+            for number in (0..30).filter(|_| is_changed) {
+                let range = Span::new(0, 1).expect("a span");
+                let options = PutRangeOptions::default();
+                let put = store.put_range(&named('k', number), range, payload(2, 1), options);
+                put.wait().expect("it is put");
+            }
+            let contents = contents_of(&store).expect("it is read");
+            // Their segments are sealed, and worth to be compacted.
+            (0..4).for_each(|number| put(&store, &named('f', number), 30_000));
+            for (space, count) in [('g', 1), ('f', 4)] {
+                for number in 0..count {
+                    let key = named(space, number);
+                    let deleted = store.delete(&key, DeleteOptions::default()).wait();
+                    assert!(deleted.expect("it is deleted").existed);
+                }
+            }
+            let report = store.compact().expect("it is compacted");
+            assert!(report.segments > 0 && report.damaged == 0, "{report:?}");
+            let mut contents = contents;
+            contents.remove(&named('g', 0));
+            check(&store, &contents);
+            // Whoever replays the log finds the same.
+            let killed = Sim::boot(&sim.image(), 512, 1);
+            let again = Store::open_on(killed.backend(), PATH, open).expect("it opens");
+            check(&again, &contents);
+            for number in 0..30 {
+                let deleted = again.delete(&named('k', number), DeleteOptions::default());
+                deleted.wait().expect("it is deleted");
+                contents.remove(&named('k', number));
+            }
+            again.compact().expect("it is compacted");
+            check(&again, &contents);
+        }
+    }
 }

@@ -12,8 +12,8 @@ use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Random, Sim};
 use graviton_engine::policy::RackAware;
 use graviton_engine::port::{
     Attributes, AttributesUpdate, Batch, BatchItem, BinaryKey, BlobStore, CompleteOptions,
-    CopyOptions, DeleteOptions, Labels, MutableObjectStore, PutOptions, PutRangeOptions, Span,
-    StorageError, UpdateOptions, UploadOptions,
+    CopyOptions, DeleteOptions, GetOptions, Labels, MutableObjectStore, PutOptions,
+    PutRangeOptions, RangeSet, Span, StorageError, UpdateOptions, UploadOptions,
 };
 use graviton_engine::store::{
     CreateOptions, Finding, MIB, NewSector, OpenOptions, RemoveOptions, Store,
@@ -585,5 +585,75 @@ fn policies_choose_as_many_as_were_asked_for() {
     asked.settle();
     for name in WAYS {
         assert_eq!(asked.sectors(name), [0, 1, 2], "{name}");
+    }
+}
+
+/// A store on simulated disks with a blob, and a sector that has it.
+fn with_a_blob(plan: &Plan) -> (Sim, Store, BinaryKey, u16) {
+    let sim = Sim::new(512, 1);
+    sim.record(false);
+    let store = Store::create_on(sim.backend(), "/store", plan.create_options());
+    let store = store.expect("it is made");
+    let key = BinaryKey::new("blob").expect("a short key");
+    let put = store.put(&key, payload(1, 3000), PutOptions::default());
+    put.wait().expect("it is put");
+    let found = store.stat(&key).wait().expect("it is there");
+    (sim, store, key, found.sectors[0])
+}
+
+/// What is known of a replica is forgotten with it: whatever comes after the blob is not the worse for it.
+#[test]
+fn what_is_known_of_a_version_ends_with_it() {
+    for is_deleted in [false, true] {
+        let (sim, store, key, sector) = with_a_blob(&Plan::REPLICAS);
+        let failing = Fault {
+            kind: FaultKind::Read,
+            after: 0,
+            times: 4,
+            disk: Some(sector.into()),
+        };
+        sim.set_faults(&[failing]);
+        let read = store.get(&key, GetOptions::default()).wait();
+        assert_eq!(read.expect("another has it").bytes, payload(1, 3000));
+        sim.set_faults(&[]);
+        assert_eq!(store.info().replication.damaged, 1);
+        match is_deleted {
+            true => drop(store.delete(&key, DeleteOptions::default()).wait()),
+            false => drop(
+                store
+                    .put(&key, payload(2, 3000), PutOptions::default())
+                    .wait(),
+            ),
+        }
+        assert_eq!(store.repair(&mut |_| {}).expect("it is repaired"), 0);
+        let replication = store.info().replication;
+        assert_eq!((replication.damaged, replication.backlog), (0, 0));
+        check_two_replicas(&store).expect("two replicas");
+    }
+}
+
+/// An only copy that was found wanting is not mended out of itself: another is made of it, if it can be read.
+#[test]
+fn an_only_copy_that_is_marked_gets_company() {
+    for plan in [Plan::ASYNC, Plan::THREE_SECTORS] {
+        let (_sim, store, key, sector) = with_a_blob(&plan);
+        let version = store.stat(&key).wait().expect("it is there").version;
+        let ranges = RangeSet::default();
+        let marked = store
+            .replicas()
+            .mark_unhealthy(&key, sector, version, "told", &ranges);
+        marked.wait().expect("it is marked");
+        if plan.replicas == 1 {
+            store.drain_sector(sector).expect("it is drained");
+        }
+        assert_eq!(store.repair(&mut |_| {}).expect("it is repaired"), 0);
+        let sectors = store.stat(&key).wait().expect("it is there").sectors;
+        assert_eq!(sectors.len(), 2);
+        if plan.replicas == 1 {
+            let removed = store.remove_sector(sector, RemoveOptions::default());
+            removed.expect("nothing is missing without it");
+        }
+        let read = store.get(&key, GetOptions::default()).wait();
+        assert_eq!(read.expect("it is read").bytes, payload(1, 3000));
     }
 }

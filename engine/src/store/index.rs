@@ -1099,17 +1099,17 @@ impl SectorIndex {
     /// A record was written anew: whoever names it learns the new place.
     fn relocate(&mut self, applied: &Applied) -> Result<(), StorageError> {
         let key = applied.key.stored();
-        let is_copy = self.replaying && applied.replica && applied.kind == RecordKind::Extent;
-        if is_copy && self.is_owned(applied.lsn)? {
-            // When it was written the blob was not there any more, of which the log does not tell: the others had
-            // a newer version. Its record is its own until it goes.
+        let is_copy = applied.replica && !applied.moved && applied.kind == RecordKind::Extent;
+        if is_copy && self.is_owned(&applied.key, applied.lsn)? {
+            // The record stays the blob's own until it goes. In a replay it had gone before this was written, of
+            // which the log does not tell: the others had a newer version.
             self.name_elsewhere(applied);
             return Ok(());
         }
         let mut old: Option<(u64, u64)> = None;
         if let Some(Slot::Live(entry)) = self.get(key)?
             && entry.record_lsn() == applied.lsn
-            && matches!(applied.kind, RecordKind::Blob | RecordKind::Manifest)
+            && self.may_be(applied.kind, &entry)
         {
             old = Some((entry.address, entry.record_length(key)));
             self.set(
@@ -1374,18 +1374,29 @@ impl SectorIndex {
         }
     }
 
-    /// In a replay, whether an extent lies in the record of a blob that is there.
-    fn is_owned(&mut self, lsn: u64) -> Result<bool, StorageError> {
+    /// Whether an extent lies in the record of a blob that is there: of this one or, in a replay, of any.
+    fn is_owned(&mut self, key: &BinaryKey, lsn: u64) -> Result<bool, StorageError> {
+        if self.owns(key, lsn)? {
+            return Ok(true);
+        }
+        if !self.replaying {
+            return Ok(false);
+        }
         let owners = match self.owners.take() {
             Some(owners) => owners,
             None => self.all_owners()?,
         };
-        let found = match owners.get(&lsn) {
-            Some(owner) => self.get(owner.stored()),
-            None => Ok(None),
+        let is_owned = match owners.get(&lsn) {
+            Some(owner) => self.owns(owner, lsn),
+            None => Ok(false),
         };
         self.owners = Some(owners);
-        Ok(match found? {
+        is_owned
+    }
+
+    /// Whether an extent lies in the record of this blob.
+    fn owns(&self, key: &BinaryKey, lsn: u64) -> Result<bool, StorageError> {
+        Ok(match self.get(key.stored())? {
             Some(Slot::Live(entry)) => entry.record_lsn() == lsn && self.is_extent(&entry),
             _ => false,
         })

@@ -192,6 +192,24 @@ impl Marks {
         self.count.store(by_replica.len(), Ordering::Release);
     }
 
+    /// What is known of other versions than this one, or of all if the blob is gone, matters no more.
+    pub fn outdated(&self, key: &BinaryKey, current: Option<u64>) {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut by_replica = self.by_replica.lock();
+        let of_key = by_replica.range((key.clone(), 0)..=(key.clone(), usize::MAX));
+        let is_outdated = |(_, mark): &(&(BinaryKey, usize), &Mark)| Some(mark.version) != current;
+        let outdated: Vec<usize> = of_key
+            .filter(is_outdated)
+            .map(|((_, number), _)| *number)
+            .collect();
+        for number in outdated {
+            by_replica.remove(&(key.clone(), number));
+        }
+        self.count.store(by_replica.len(), Ordering::Release);
+    }
+
     /// Bytes of a replica were read back well.
     pub fn mend(
         &self,

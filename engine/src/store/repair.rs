@@ -294,9 +294,11 @@ impl Inner {
         let mut index = self.index.write();
         let (Some(all), Some(alike)) = (index.lookup(key.stored())?, index.alike(key.stored())?)
         else {
+            self.marks.outdated(key, None);
             return self.plan_burial(&index, key, forgettable);
         };
         let version = alike.entry.lsn;
+        self.marks.outdated(key, Some(version));
         let writable = self.writable();
         let marked: SectorSet = alike
             .holders
@@ -305,12 +307,12 @@ impl Inner {
             .collect();
         let keepers = self.keepers();
         let good = alike.holders.within(keepers).without(marked);
-        // To be mended where it is: what is damaged, then what was merged otherwise; or a sector more.
-        let in_place = marked.within(writable).first().or(all
-            .holders
-            .without(alike.holders)
-            .within(writable)
-            .first());
+        // To be mended where it is: what is damaged, unless no other has it; then what was merged otherwise; or a
+        // sector more.
+        let is_elsewhere = alike.holders.len() > 1;
+        let in_place = marked.within(writable).first().filter(|_| is_elsewhere);
+        let unlike = all.holders.without(alike.holders).within(writable);
+        let in_place = in_place.or(unlike.first());
         let target = match in_place {
             Some(number) => number,
             None if good.len() >= self.wanted(alike.entry.replicas).min(keepers.len()) => {
@@ -608,12 +610,22 @@ impl Inner {
         {
             return self.remake(repair.target, &own, head, &bytes).await;
         }
+        self.write_payload(repair, lsn, &bytes).await
+    }
+
+    /// Writes a payload as a record of its own.
+    async fn write_payload(
+        self: &Arc<Self>,
+        repair: &Repair,
+        lsn: u64,
+        bytes: &Bytes,
+    ) -> Result<(), StorageError> {
         let time = repair.entry.time;
         let work = Work::Extent {
             key: repair.key.clone(),
             time,
             payload_length: narrow(bytes.len()),
-            record: record::encode_shared(RecordKind::Extent, &repair.key, &[], &bytes, time),
+            record: record::encode_shared(RecordKind::Extent, &repair.key, &[], bytes, time),
             hold: Arc::clone(&repair.hold),
             replica_of: Some(lsn),
         };
@@ -624,6 +636,33 @@ impl Inner {
             Done::Extent { .. } => Ok(()),
             _ => Err(unexpected()),
         }
+    }
+
+    /// A manifest gets the LSN of the version. If the sector has the blob's record of that LSN, since others share
+    /// what lies in it, whoever moves that could take it for the manifest: the payload gets a record of its own.
+    async fn part_payload(self: &Arc<Self>, repair: &Repair) -> Result<(), StorageError> {
+        let (number, lsn) = (repair.target, repair.entry.lsn);
+        let head = self.head_of(number, lsn).await;
+        if head.is_some_and(|head| head.kind != RecordKind::Blob) {
+            return Ok(());
+        }
+        let found = {
+            let index = self.index.read();
+            let payload = index.sectors[number].payload_of(lsn);
+            payload.map(|payload| {
+                let pin = self.sectors[number].pin(std::iter::once(payload.address));
+                (payload, pin)
+            })
+        };
+        let Some((payload, _pin)) = found else {
+            return Ok(());
+        };
+        let read = self.sectors[number].read_payload(payload, 0..payload.length);
+        let bytes = match read.await {
+            Ok(bytes) => bytes,
+            Err(_) => read_any(self, repair, lsn).await?.0,
+        };
+        self.write_payload(repair, lsn, &bytes).await
     }
 
     /// Makes the record of a blob that a sector has anew: whoever shares its payload learns the new place.
@@ -748,6 +787,7 @@ impl Inner {
         let (payload, manifest) = if is_inline {
             (repair.snapshot.read_all().await?, None)
         } else {
+            self.part_payload(repair).await?;
             let pieces: Arc<[ExtentRef]> = entry.all_pieces();
             let extents = pieces.to_vec();
             let manifest = Manifest {
