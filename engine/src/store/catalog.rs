@@ -31,11 +31,11 @@ const HEADING: &str =
     "# A Graviton store. Written by the engine, which keeps copies of it in the sectors.\n";
 /// Bytes by which it may become longer by itself, and by each sector.
 const SLACK: usize = 96;
-const SLACK_OF_SECTOR: usize = 96;
+const SLACK_OF_SECTOR: usize = 144;
 /// A store file is never near this long.
 pub const LENGTH_MAX: usize = 1 << 20;
-/// Counting on from a higher revision might come to its end.
-const REVISION_MAX: u64 = 1 << 62;
+/// Counting on from a higher revision, or LSN, might come to its end.
+const COUNTER_MAX: u64 = 1 << 62;
 /// The most sectors a store has.
 pub const SECTORS_MAX: usize = 64;
 
@@ -59,6 +59,9 @@ pub struct Catalog {
     /// The session that was being begun, 16 hex digits: sectors may say that they take part in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beginning: Option<String>,
+    /// The first LSN that was to be given out in the last session: no sector can have one that is much higher.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lsn: u64,
     /// The sectors, by number.
     #[serde(rename = "sector")]
     pub sectors: Vec<CatalogSector>,
@@ -86,6 +89,10 @@ pub struct CatalogSector {
     /// It did not take part in the last one: what came about since lies in the others.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub behind: bool,
+    /// It could not be read when it was left out, and nothing was short: what it has below this LSN, and no other
+    /// sector, was never acknowledged, and does not hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub void_below: Option<u64>,
     /// What fails together with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rack: Option<String>,
@@ -117,6 +124,7 @@ impl CatalogSector {
             draining: false,
             replaces: None,
             behind: false,
+            void_below: None,
             rack: None,
             tier: None,
             price: None,
@@ -159,6 +167,11 @@ impl CatalogSector {
 
 fn one() -> u16 {
     1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_zero(lsn: &u64) -> bool {
+    *lsn == 0
 }
 
 /// An id, or a session, as it stands in the store file.
@@ -316,6 +329,7 @@ impl Catalog {
             format_version: FORMAT_VERSION,
             store_id: hex(store_id),
             revision: 0,
+            lsn: 0,
             replicas,
             short: false,
             beginning: None,
@@ -383,10 +397,12 @@ impl Catalog {
                 catalog.replicas
             )));
         }
-        if catalog.revision > REVISION_MAX {
+        let void = catalog.sectors.iter().filter_map(|named| named.void_below);
+        let highest = catalog.revision.max(catalog.lsn);
+        let highest = void.fold(highest, u64::max);
+        if highest > COUNTER_MAX {
             return Err(invalid(format!(
-                "says revision {}, must be {REVISION_MAX} at most",
-                catalog.revision
+                "says revision, or LSN, {highest}, must be {COUNTER_MAX} at most"
             )));
         }
         let mut least = 0;
@@ -431,6 +447,13 @@ impl Catalog {
     pub fn members(&self) -> SectorSet {
         let numbers = self.sectors.iter();
         numbers.map(|sector| usize::from(sector.number)).collect()
+    }
+
+    /// Those that take part again, and of which something may not hold.
+    pub fn returned(&self) -> SectorSet {
+        let back = |named: &&CatalogSector| named.void_below.is_some() && !named.behind;
+        let back = self.sectors.iter().filter(back);
+        back.map(|named| usize::from(named.number)).collect()
     }
 
     /// What the operator says of the sectors, by number.

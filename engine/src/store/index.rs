@@ -1604,6 +1604,22 @@ impl<'a> Heads<'a> {
         Ok(Some(key))
     }
 
+    /// Takes out what of the key that came last does not hold, since only sectors of `void` say so: see
+    /// [`Index::settle`].
+    fn take_void(&mut self, void: &[(usize, u64)]) -> Vec<(usize, Slot)> {
+        let below = |number: usize| void.iter().find(|(of, _)| *of == number);
+        if void.is_empty() {
+            return Vec::new();
+        }
+        let others = self.found.iter();
+        let others = others.filter(|(number, _)| below(*number).is_none());
+        let newest = others.map(|(_, slot)| slot.lsn()).max().unwrap_or(0);
+        let is_void = |(number, slot): &mut (usize, Slot)| {
+            below(*number).is_some_and(|(_, below)| (newest + 1..*below).contains(&slot.lsn()))
+        };
+        self.found.extract_if(.., is_void).collect()
+    }
+
     /// How many sectors a blob of which these have the newest version is to lie in; 0: as many as the store says.
     fn asked(&self, holders: SectorSet) -> u8 {
         let asked = self.found.iter().map(|(number, slot)| match slot {
@@ -2061,9 +2077,12 @@ impl Index {
                 let tombstone = Slot::Tombstone { lsn: applied.lsn };
                 self.sectors[number].renew(applied, tombstone)?;
                 if let StoredKey::Upload { upload, .. } = applied.key.space() {
-                    // They have no tombstones of their own.
-                    for sector in &mut self.sectors {
-                        sector.drop_parts(upload)?;
+                    // They have no tombstones of their own. After a replay it is settled whether this one holds.
+                    let is_replayed = self.sectors[number].replaying;
+                    for (other, sector) in self.sectors.iter_mut().enumerate() {
+                        if other == number || !is_replayed {
+                            sector.drop_parts(upload)?;
+                        }
                     }
                 }
                 Ok(())
@@ -2171,25 +2190,37 @@ impl Index {
     /// Puts together what the sectors say, whose checkpoints are of different ages and whose logs ended at
     /// different moments: of each key the highest LSN holds, the others' entries go, and so do parts of
     /// uploads that are over. Counts what is left. Tombstones that are
-    /// [`forgettable`](super::maintain::forgettable) lack nothing.
+    /// [`forgettable`](super::maintain::forgettable) lack nothing. What one of the sectors of `void` has with an
+    /// LSN below that with it, and no other sector, does not hold.
     ///
     /// # Errors
     /// `Corruption` of the index.
-    pub fn settle(&mut self, replicas: usize, forgettable: u64) -> Result<Lacking, StorageError> {
+    pub fn settle(
+        &mut self,
+        replicas: usize,
+        forgettable: u64,
+        void: &[(usize, u64)],
+    ) -> Result<Lacking, StorageError> {
         let mut lacking = Lacking::default();
         if self.sectors.len() < 2 {
             return Ok(lacking);
         }
         let (mut blobs, mut logical_bytes) = (0_u64, 0_u64);
-        let mut losers: Vec<(usize, BinaryKey, Entry)> = Vec::new();
+        let mut losers: Vec<(usize, BinaryKey, Slot)> = Vec::new();
         let mut uploads = HashSet::new();
         let mut heads = Heads::new(self, &[])?;
         while let Some(key) = heads.next()? {
+            let refuted = heads.take_void(void);
             let newest = heads.found.iter().map(|(_, slot)| slot.lsn()).max();
             let holders = self.holders(&key, &heads.found, forgettable)?;
             let Ok(key) = BinaryKey::of_stored(&key) else {
                 continue;
             };
+            losers.extend(
+                refuted
+                    .into_iter()
+                    .map(|(number, slot)| (number, key.clone(), slot)),
+            );
             let is_over = match key.space() {
                 StoredKey::Part { upload, .. } => !uploads.contains(&upload),
                 _ => false,
@@ -2203,7 +2234,7 @@ impl Index {
             for (number, slot) in heads.found.drain(..) {
                 let Slot::Live(entry) = slot else { continue };
                 if is_over || Some(entry.lsn) != newest {
-                    losers.push((number, key.clone(), entry));
+                    losers.push((number, key.clone(), Slot::Live(entry)));
                 } else {
                     current = Some(entry.size);
                 }
@@ -2220,8 +2251,12 @@ impl Index {
             }
         }
         drop(heads);
-        for (number, key, entry) in losers {
-            self.sectors[number].give_up(&key, &entry)?;
+        for (number, key, slot) in losers {
+            let sector = &mut self.sectors[number];
+            match slot {
+                Slot::Live(entry) => sector.give_up(&key, &entry)?,
+                Slot::Tombstone { .. } | Slot::Gone => sector.set(&key, Slot::Gone)?,
+            }
         }
         (self.blobs, self.logical_bytes) = (blobs, logical_bytes);
         Ok(lacking)

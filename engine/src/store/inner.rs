@@ -63,6 +63,8 @@ pub struct Inner {
     pub replicas: usize,
     /// The store file.
     pub catalog: Mutex<Catalog>,
+    /// The sectors that came back, of which something does not hold, until their next checkpoint.
+    pub returned: Mutex<SectorSet>,
     /// Small blobs in memory, if any are to be.
     pub cache: Option<Arc<ReadCache>>,
     /// What the operator says of the sectors, by number.
@@ -557,6 +559,7 @@ impl Inner {
                 replicas: catalog.replicas.into(),
                 shortage: Shortage::new(catalog.short),
                 labels: RwLock::new(catalog.labels()),
+                returned: Mutex::new(catalog.returned()),
                 catalog: Mutex::new(catalog),
                 commits: Mutex::new(Commits::new(&tails, newest, skip)),
                 kept: Mutex::new(kept),

@@ -324,7 +324,8 @@ impl Inner {
             let index = self.index.read();
             let sector = &index.sectors[number];
             let due = sector.replay_bytes >= self.checkpoint_interval(number)
-                || sector.delta_len() >= DELTA_MAX;
+                || sector.delta_len() >= DELTA_MAX
+                || self.returned.lock().contains(number);
             (self.is_tight(&sector.segments), due)
         };
         if due && self.try_checkpoint(number)? {
@@ -780,6 +781,7 @@ impl Inner {
                 mine.release(&mut part.segments, &sector);
                 drop(index);
                 drop(kept);
+                self.end_return(number);
                 // The room that the oldest image took may be all that puts wait for.
                 self.pump();
                 info.ok_or_else(|| sector.corruption(0, "no checkpoint"))
@@ -790,6 +792,27 @@ impl Inner {
                 self.pump();
                 Err(error)
             }
+        }
+    }
+
+    /// What does not hold of a sector that came back is not in its checkpoint: the store file need not say so any more.
+    fn end_return(&self, number: usize) {
+        let this = SectorSet::one(number);
+        {
+            let mut returned = self.returned.lock();
+            if !returned.contains(number) {
+                return;
+            }
+            *returned = returned.without(this);
+        }
+        let ended = self.write_catalog(|catalog| {
+            if let Some(named) = catalog.sector_mut(number) {
+                named.void_below = None;
+            }
+        });
+        if let Err(error) = ended {
+            // Then it does so until the next time.
+            self.note(format!("sector {number} has come back: {error}"));
         }
     }
 

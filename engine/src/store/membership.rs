@@ -587,6 +587,11 @@ impl Inner {
                 .sectors
                 .retain(|named| usize::from(named.number) != number);
             forget_replaced(catalog, number);
+            if lacking > 0 {
+                // What is lost with it may be in one that comes back.
+                let sectors = catalog.sectors.iter_mut();
+                sectors.for_each(|named| named.void_below = None);
+            }
         })?;
         Ok(file)
     }

@@ -111,9 +111,10 @@ pub async fn recover(opening: Opening<'_>) -> Result<Recovered, StorageError> {
     if !recovery.writing {
         recovery.tell_left_out(&catalog);
     }
+    let void = recovery.void(&catalog);
     let lacking = recovery
         .index
-        .settle(catalog.replicas.into(), forgettable)?;
+        .settle(catalog.replicas.into(), forgettable, &void)?;
     recovery.check_enough(path, &catalog)?;
     let known = recovery.sectors.iter().find(|sector| !sector.is_gone());
     let known = known.map(|sector| (*sector.identity(), sector.geometry()));
@@ -127,7 +128,7 @@ pub async fn recover(opening: Opening<'_>) -> Result<Recovered, StorageError> {
         sectors: Sectors::new(sectors.collect(), known),
         session: 0,
         notice,
-        newest: recovery.known,
+        newest: recovery.known.max(catalog.lsn),
         skip: 0,
         index: recovery.index,
         kept: recovery.kept,
@@ -152,7 +153,7 @@ pub async fn recover(opening: Opening<'_>) -> Result<Recovered, StorageError> {
         } else {
             let accepted = recovery.dispensable;
             recovered
-                .begin_session(path, backend.as_ref(), accepted)
+                .begin_session(path, backend.as_ref(), accepted, &void)
                 .await?;
         }
         recovered.check_any_writable()?;
@@ -231,6 +232,7 @@ impl Recovered {
         path: &Path,
         backend: &dyn Backend,
         accepted: SectorSet,
+        void: &[(usize, u64)],
     ) -> Result<(), StorageError> {
         let session = u64::from_le_bytes(random(backend, path)?).max(1);
         let mut begun = self.catalog.clone();
@@ -279,17 +281,29 @@ impl Recovered {
         let is_readable =
             |named: &&mut CatalogSector| !self.sectors[usize::from(named.number)].is_stood_in_for();
         let (readable, others): (Vec<_>, Vec<_>) = begun.sectors.iter_mut().partition(is_readable);
+        let first_lsn = self.newest + 1 + self.skip;
+        begun.lsn = first_lsn;
         for named in others.into_iter().chain(readable) {
-            if writable.contains(named.number.into()) {
+            let number = usize::from(named.number);
+            if writable.contains(number) {
                 named.session = Some(hex_id(session));
                 named.behind = false;
+                let is_void = |(of, _): &(usize, u64)| *of == number;
+                named.void_below = named.void_below.filter(|_| void.iter().any(is_void));
             } else if !named.behind {
                 // What it has was not known to lie elsewhere.
                 is_short = true;
-                let is_accepted = accepted.contains(named.number.into());
+                let is_accepted = accepted.contains(number);
                 named.behind = is_accepted || dispensable > 0;
+                let is_void = dispensable > 0 && self.sectors[number].is_stood_in_for();
+                named.void_below = is_void.then_some(first_lsn);
                 dispensable = dispensable.saturating_sub(usize::from(!is_accepted));
             }
+        }
+        if !accepted.is_empty() {
+            // What is lost may be in one of those that come back.
+            let sectors = begun.sectors.iter_mut();
+            sectors.for_each(|named| named.void_below = None);
         }
         begun.beginning = None;
         begun.short |= is_short && begun.replicas > 1;
@@ -835,6 +849,16 @@ impl Recovery {
             }
             outcome => outcome,
         }
+    }
+
+    /// The sectors of which something does not hold that no other has, and below which LSN \[F-66\]: of those that
+    /// came back. None, as long as another is missing.
+    fn void(&self, catalog: &Catalog) -> Vec<(usize, u64)> {
+        if self.salvaging || self.left_out.iter().any(Option::is_some) {
+            return Vec::new();
+        }
+        let void = |named: &CatalogSector| Some((named.number.into(), named.void_below?));
+        catalog.sectors.iter().filter_map(void).collect()
     }
 
     /// Whoever only reads is told which sectors took no part when the store was last written to.
