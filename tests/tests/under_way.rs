@@ -22,7 +22,11 @@ fn key(number: usize) -> BinaryKey {
 fn created(seed: u64) -> (Sim, Store) {
     let sim = Sim::new(512, seed);
     let store = Store::create_on(sim.backend(), PATH, Plan::SMALL.create_options());
-    (sim, store.expect("it is made"))
+    let store = store.expect("it is made");
+    // Nothing goes behind a frame that begins a segment.
+    let put = store.put(&key(KEYS), payload(1, 10), PutOptions::default());
+    put.wait().expect("it is put");
+    (sim, store)
 }
 
 fn blobs_of(store: &Store) -> Blobs {
