@@ -3,8 +3,8 @@
 
 use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Sim};
 use graviton_engine::port::{
-    Batch, BinaryKey, BlobStore, DeleteOptions, Durability, ErrorKind, GetOptions, PutOptions,
-    SectorState, StorageError,
+    Batch, BinaryKey, BlobStore, CompleteOptions, DeleteOptions, Durability, ErrorKind, GetOptions,
+    MutableObjectStore, PutOptions, SectorState, StorageError, UploadOptions,
 };
 use graviton_engine::store::{CreateOptions, OpenOptions, RemoveOptions, Store, WriteMode};
 use graviton_tests::history::{Plan, check_store};
@@ -349,4 +349,29 @@ fn a_batch_that_is_copied_comes_whole_through_a_power_failure() {
     }
     assert!(outcomes[0] > 0 && outcomes[BLOBS] > 0);
     assert_eq!(outcomes[1..BLOBS], [0; BLOBS - 1]);
+}
+
+/// Repair puts replicas of parts where there is room, not where their upload is: that is completed all the same.
+#[test]
+fn an_upload_whose_parts_lie_in_different_sectors_is_completed() {
+    for seed in 0..8 {
+        let (_sim, store) = created(2, in_mode(WriteMode::Async));
+        put(&store, 0, seed).expect("it is put");
+        let upload = store.start_upload(&key(1), UploadOptions::default());
+        let upload = upload.wait().expect("it begins");
+        let mut parts = Vec::new();
+        for number in 1..=6 {
+            let size = 1000 + 2000 * usize::from(number % 3);
+            let part = payload(seed + u64::from(number), size);
+            let part = store.upload_part(upload, number, part, PutOptions::default());
+            parts.push((number, part.wait().expect("it is put").etag));
+            settle(&store).expect("it is copied");
+        }
+        let completed = store.complete_upload(upload, &parts, CompleteOptions::default());
+        let size = completed.wait().expect("it is completed").size;
+        let read = store.get(&key(1), GetOptions::default()).wait();
+        assert_eq!(read.expect("it is read").bytes.len() as u64, size);
+        settle(&store).expect("it is copied");
+        check_store(&store).expect("nothing is wrong with it");
+    }
 }

@@ -594,7 +594,8 @@ fn numbered(space: u8, upload: u64) -> Vec<u8> {
     [&[space], &upload.to_be_bytes()[..]].concat()
 }
 
-fn part_key(upload: u64, number: u16) -> BinaryKey {
+/// The key of a part of an upload.
+pub fn part_key(upload: u64, number: u16) -> BinaryKey {
     BinaryKey::beside(&StoredKey::Part { upload, number })
 }
 

@@ -2,7 +2,7 @@
 //! and its number, all in the same sectors; their records are those of blobs in other spaces of keys. Parts
 //! lie where they will stay: completing an upload writes a manifest over their extents \[F-62\].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::assembly::upload_id;
 use super::commit::{Mutation, MutationOutcome, Work};
-use super::index::{Entry, Found};
+use super::index::{Entry, Found, part_key};
 use super::inner::Inner;
 use super::record::{self, Details, milliseconds, system_time};
 use super::set::SectorSet;
@@ -166,10 +166,7 @@ impl Inner {
         let found = self.index.read().lookup(upload.stored())?;
         let asked = found.map_or(0, |found| found.entry.replicas);
         let target = Target {
-            key: BinaryKey::beside(&StoredKey::Part {
-                upload: upload_id(&upload).lsn(),
-                number,
-            }),
+            key: part_key(upload_id(&upload).lsn(), number),
             upload: Some(upload),
         };
         let options = PutOptions {
@@ -234,6 +231,7 @@ impl Inner {
         let details = held.details().await?;
         let (key, holders) = (held.key.clone(), held.holders);
         drop(held);
+        self.gather_parts(upload, holders, parts).await?;
         let mutation = Mutation::Complete {
             blob: key.of_blob(),
             upload: key,
@@ -247,6 +245,39 @@ impl Inner {
         let work = Work::Mutations(vec![mutation]);
         let sectors = self.to_change(holders);
         committed_put(self.submit(sectors, work, durable(options.durability))).await
+    }
+
+    /// Has all parts that are named, and are there, in one sector that has the upload: repair puts replicas of them
+    /// where there is room.
+    async fn gather_parts(
+        self: &Arc<Self>,
+        upload: UploadId,
+        holders: SectorSet,
+        named: &[(u16, ETag)],
+    ) -> Result<(), StorageError> {
+        if self.sectors.len() < 2 {
+            return Ok(());
+        }
+        let (mut lacking, mut number) = (Vec::new(), None);
+        for holder in self.to_change(holders).iter() {
+            let there = self.index.read().sectors[holder].parts(upload.lsn())?;
+            let there: HashMap<u16, ETag> = there
+                .iter()
+                .map(|(number, part)| (*number, ETag::of_version(part.lsn)))
+                .collect();
+            let lacks = named
+                .iter()
+                .filter(|(number, etag)| there.get(number) != Some(etag));
+            let lacks: Vec<u16> = lacks.map(|(number, _)| *number).collect();
+            if number.is_none() || lacks.len() < lacking.len() {
+                (lacking, number) = (lacks, Some(holder));
+            }
+        }
+        let Some(number) = number else { return Ok(()) };
+        for part in lacking {
+            self.bring(&part_key(upload.lsn(), part), number).await?;
+        }
+        Ok(())
     }
 
     /// The answer once more, if the upload was completed with these parts, and the blob is still what
