@@ -4,6 +4,7 @@ pub mod command;
 pub mod history;
 pub mod image;
 pub mod mutations;
+pub mod policies;
 pub mod random;
 pub mod reopening;
 pub mod trees;

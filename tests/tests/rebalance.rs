@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use graviton_engine::io::sim::{DiskCondition, Sim};
 use graviton_engine::policy::{CostOptimized, RackAware};
 use graviton_engine::port::{
-    BinaryKey, BlobStore, Choice, CopyOptions, DeleteOptions, Gain, GetOptions, Labels,
-    MutableObjectStore, PartialCopy, Placement, PolicyError, Price, PutOptions, PutRangeOptions,
-    Rebalance, ReplicationPolicy, Span,
+    BinaryKey, BlobStore, CopyOptions, DeleteOptions, Gain, GetOptions, Labels, MutableObjectStore,
+    Placement, Price, PutOptions, PutRangeOptions, Rebalance, ReplicationPolicy, Span,
 };
 use graviton_engine::store::{
     CreateOptions, NewSector, OpenOptions, RebalanceOptions, Store, StoreInfo,
 };
 use graviton_engine::testing::{Contents, contents_of};
 use graviton_tests::history::{Plan, check_store};
+use graviton_tests::policies::Steered;
 use graviton_tests::random::payload;
 use graviton_tests::{check_replicas, rebalance, settle};
 
@@ -325,43 +325,16 @@ fn blobs_are_in_use_while_they_move() {
 }
 
 /// Wants blobs where they are, but those whose keys begin with `k` in one sector.
-#[derive(Debug)]
-struct Homes {
-    of_k: u16,
-}
-
-impl ReplicationPolicy for Homes {
-    fn name(&self) -> &'static str {
-        "homes"
-    }
-
-    fn select_targets(&self, request: &Placement<'_>) -> Result<Choice, PolicyError> {
-        Ok(Choice {
-            chosen: match request.holders.is_empty() {
-                true => vec![0],
-                false => Vec::new(),
-            },
-            verdicts: Vec::new(),
-        })
-    }
-
-    fn select_repair_targets(
-        &self,
-        request: &Placement<'_>,
-        _partial: &[PartialCopy],
-    ) -> Result<Choice, PolicyError> {
-        self.select_targets(request)
-    }
-
-    fn needs_rebalance(&self, request: &Placement<'_>) -> Result<Option<Rebalance>, PolicyError> {
+fn with_k_in(sector: u16) -> Option<Arc<dyn ReplicationPolicy>> {
+    Some(Arc::new(Steered(move |request: &Placement<'_>| {
         let is_k = request.key.as_bytes().starts_with(b"k");
-        let goes = is_k && !request.holders.contains(&self.of_k);
-        Ok(goes.then(|| Rebalance {
-            add: Some(self.of_k),
+        let goes = is_k && !request.holders.contains(&sector);
+        goes.then(|| Rebalance {
+            add: Some(sector),
             remove: request.holders[0],
             gain: Gain::Spread,
-        }))
-    }
+        })
+    })))
 }
 
 /// A blob that has moved away and back finds its old record, in which a copy's payload lies: compaction tells that
@@ -372,9 +345,8 @@ fn what_came_back_is_not_taken_for_what_it_left_behind() {
     for size in [1, MANIFEST, 300] {
         for is_changed in [false, true] {
             let sim = Sim::new(512, 1);
-            let policy = |of_k| Some(Arc::new(Homes { of_k }) as Arc<dyn ReplicationPolicy>);
             let mut options = options(2, 1);
-            options.open.replication = policy(0);
+            options.open.replication = with_k_in(0);
             options.open.checkpoint_interval = Some(u64::MAX);
             let open = options.open.clone();
             let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
@@ -392,8 +364,8 @@ fn what_came_back_is_not_taken_for_what_it_left_behind() {
                 copied.wait().expect("it is copied");
             }
             put(&store, &named('g', 0), 30_000);
-            for of_k in [1, 0] {
-                store.set_replication(policy(of_k));
+            for sector in [1, 0] {
+                store.set_replication(with_k_in(sector));
                 assert!(rebalance(&store).expect("it is rebalanced").added > 0);
             }
             for number in (0..30).filter(|_| is_changed) {

@@ -9,74 +9,37 @@ use std::sync::Arc;
 
 use graviton_engine::io::sim::{DiskCondition, Image, Loss, Random};
 use graviton_engine::port::{
-    BinaryKey, BlobStore, Choice, Gain, PartialCopy, Placement, PolicyError, RangeSet, Rebalance,
-    ReplicationPolicy, SectorState, StorageError,
+    BlobStore, Gain, Placement, RangeSet, Rebalance, ReplicationPolicy, StorageError,
 };
-use graviton_engine::store::{RebalanceOptions, Store};
+use graviton_engine::store::{RebalanceOptions, Store, WriteMode};
 use graviton_engine::testing::{Difference, Effect, Pair, Step};
 use graviton_tests::history::{
     Action, Done, Ground, Machine, Plan, Record, Tally, Trials, check_contents, check_store,
     do_and_note, open,
 };
+use graviton_tests::policies::{Steered, free};
 use graviton_tests::{all_keys, check_two_replicas, settle};
 
 const SECTORS: usize = 3;
 
 /// Wants a blob anywhere but in one sector, which a number and its key decide.
-#[derive(Debug)]
-struct Shuffled(u64);
-
-impl Shuffled {
-    fn shunned(&self, key: &BinaryKey) -> u16 {
+fn shuffled(number: u64) -> impl ReplicationPolicy {
+    Steered(move |request: &Placement<'_>| {
         let mix = |mixed: u64, byte: &u8| (mixed ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        let mixed = key.as_bytes().iter().fold(self.0, mix);
-        u16::try_from((mixed >> 20) % SECTORS as u64).expect("of three")
-    }
-}
-
-impl ReplicationPolicy for Shuffled {
-    fn name(&self) -> &'static str {
-        "shuffled"
-    }
-
-    fn select_targets(&self, request: &Placement<'_>) -> Result<Choice, PolicyError> {
-        let free = request.sectors.iter().filter(|sector| {
-            sector.state == SectorState::Active && !request.holders.contains(&sector.number)
-        });
-        let wanted = usize::from(request.copies).saturating_sub(request.holders.len());
-        Ok(Choice {
-            chosen: free.map(|sector| sector.number).take(wanted).collect(),
-            verdicts: Vec::new(),
-        })
-    }
-
-    fn select_repair_targets(
-        &self,
-        request: &Placement<'_>,
-        _partial: &[PartialCopy],
-    ) -> Result<Choice, PolicyError> {
-        self.select_targets(request)
-    }
-
-    fn needs_rebalance(&self, request: &Placement<'_>) -> Result<Option<Rebalance>, PolicyError> {
-        let remove = self.shunned(request.key);
-        if !request.holders.contains(&remove) {
-            return Ok(None);
-        }
+        let mixed = request.key.as_bytes().iter().fold(number, mix);
+        let remove = u16::try_from((mixed >> 20) % SECTORS as u64).expect("of three");
         let is_surplus = request.holders.len() > usize::from(request.copies);
-        let mut free = request.sectors.iter().filter(|sector| {
-            sector.state == SectorState::Active && !request.holders.contains(&sector.number)
-        });
         let add = match is_surplus {
             true => None,
-            false => free.next().map(|sector| sector.number),
+            false => free(request).next(),
         };
-        Ok((is_surplus || add.is_some()).then_some(Rebalance {
+        let goes = request.holders.contains(&remove) && (is_surplus || add.is_some());
+        goes.then_some(Rebalance {
             add,
             remove,
             gain: Gain::Spread,
-        }))
-    }
+        })
+    })
 }
 
 /// A history that is disturbed.
@@ -177,7 +140,7 @@ impl Upheaval<'_> {
             true => 1 + self.random.below(20),
             false => usize::MAX,
         };
-        store.set_replication(Some(Arc::new(Shuffled(self.random.number()))));
+        store.set_replication(Some(Arc::new(shuffled(self.random.number()))));
         let moved = store.rebalance(&RebalanceOptions::default(), &mut |_| {
             left -= 1;
             match left {
@@ -242,9 +205,7 @@ impl Upheaval<'_> {
             3 if self.away.is_none() => return self.fail_power(),
             4 | 5 => self.shuffle()?,
             6 => self.drain_or_not()?,
-            7 if self.pair.subject().plan().write_mode
-                == graviton_engine::store::WriteMode::All =>
-            {
+            7 if self.pair.subject().plan().write_mode == WriteMode::All => {
                 self.mark()?;
             }
             8 => settle(&self.store())?,

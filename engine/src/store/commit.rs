@@ -607,10 +607,8 @@ struct Plan {
     decided: Decided,
     /// Of each draft.
     states: Vec<LaneState>,
-    first_lsn: u64,
     /// LSN of all frames.
     lsn: u64,
-    floor: u64,
 }
 
 /// A frame that is built.
@@ -815,6 +813,21 @@ impl Commits {
             }
         }
         over
+    }
+
+    /// Frames of these sectors are under way. Returns the number of the flight.
+    fn begin_flight(&mut self, sectors: SectorSet, first_lsn: u64, floor: u64) -> u64 {
+        self.flights += 1;
+        for number in sectors.iter() {
+            self.lanes[number].under_way.push_back(UnderWay {
+                flight: self.flights,
+                first_lsn,
+                floor,
+                end: None,
+                over: None,
+            });
+        }
+        self.flights
     }
 
     /// Frames of these sectors are not under way any more. Returns what wakes those who waited for that.
@@ -1122,17 +1135,9 @@ impl Inner {
         let mut tried = SectorSet::NONE;
         loop {
             let members = commits.next_members(tried)?;
-            if let Some(plan) = self.assemble(commits, members, wakers) {
-                for number in members.iter() {
-                    commits.lanes[number].under_way.push_back(UnderWay {
-                        flight: plan.flight,
-                        first_lsn: plan.first_lsn,
-                        floor: plan.floor,
-                        end: None,
-                        over: None,
-                    });
-                }
-                return Some(plan);
+            let plan = self.assemble(commits, members, wakers);
+            if plan.is_some() {
+                return plan;
             }
             if let Some(lane) = members.only().map(|number| &mut commits.lanes[number]) {
                 // Nor what comes after it: it would overtake it.
@@ -1244,14 +1249,11 @@ impl Inner {
             }
         };
         let states = decided.drafts.iter().map(state).collect();
-        commits.flights += 1;
         Some(Plan {
-            flight: commits.flights,
+            flight: commits.begin_flight(members, first_lsn, floor),
             decided,
             states,
-            first_lsn,
             lsn,
-            floor,
         })
     }
 
@@ -1280,7 +1282,6 @@ impl Inner {
             mut decided,
             states,
             lsn,
-            ..
         } = plan;
         let drafts = std::mem::take(&mut decided.drafts);
         let built = drafts
@@ -1815,5 +1816,37 @@ fn reply_of(reply: Reply, sectors: SectorSet, landed: SectorSet, frames: &[Frame
     match reply {
         Ok(Done::Extent { lsn, .. }) => Ok(Done::Extent { lsn, sectors: have }),
         reply => reply,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Also where frames of several sectors are under way without a pause.
+    #[test]
+    fn what_is_settled_goes_on() {
+        let mut commits = Commits::new(&[Tail::default(); 2], 100, 0);
+        assert_eq!(commits.settled_lsn(), 100);
+        let begin = |commits: &mut Commits, number: usize| {
+            let (first_lsn, floor) = (commits.next_lsn, commits.applied_lsn());
+            commits.next_lsn += 10;
+            commits.newest = commits.next_lsn - 1;
+            commits.begin_flight(SectorSet::one(number), first_lsn, floor)
+        };
+        let mut before = begin(&mut commits, 0);
+        for round in 1..10 {
+            let number = usize::from(round % 2 == 1);
+            let next = begin(&mut commits, number);
+            let other = SectorSet::one(1 - number);
+            commits.end_flight(before, other, &Decided::default());
+            before = next;
+            // All but the last two: the last was decided without the knowledge of the one before.
+            assert_eq!(commits.settled_lsn(), 100 + 10 * (round - 1));
+            assert_eq!(commits.applied_lsn(), 100 + 10 * round);
+        }
+        let last = SectorSet::one(1);
+        commits.end_flight(before, last, &Decided::default());
+        assert_eq!(commits.settled_lsn(), commits.newest);
     }
 }
