@@ -690,8 +690,7 @@ impl Commits {
 
     /// Whether a sector's log ends with records that no note says to be durable.
     pub fn lacks_note(&self, number: usize) -> bool {
-        let lane = &self.lanes[number];
-        lane.unnoted.is_some() && lane.tail.segment.is_some()
+        self.lanes[number].lacks_note()
     }
 
     /// Whether no frame of a sector is under way, and none is wanted.
@@ -1734,17 +1733,19 @@ impl Lane {
         self.left.is_some() && self.left == self.tail.segment
     }
 
+    /// Whether the log ends with records that no note says to be durable.
+    fn lacks_note(&self) -> bool {
+        self.unnoted.is_some() && self.tail.segment.is_some()
+    }
+
     /// Takes in that a frame has landed. Returns whether a note of it is wanted now and was not before.
     fn land(&mut self, frame: &Frame) -> bool {
-        let mut wants_note = false;
+        let lacked_note = self.lacks_note();
         if let Some(tail) = frame.tail {
             self.tail = tail;
             self.unsynced |= !frame.durable;
             match (!frame.records.is_empty(), self.unnoted) {
-                (true, before) => {
-                    wants_note = before.is_none();
-                    self.unnoted = Some(tail.lsn);
-                }
+                (true, _) => self.unnoted = Some(tail.lsn),
                 (false, Some(unnoted)) if frame.noted >= unnoted => self.unnoted = None,
                 (false, _) => {}
             }
@@ -1753,7 +1754,7 @@ impl Lane {
             self.unsynced = false;
             self.durable_lsn = self.tail.lsn;
         }
-        wants_note
+        self.lacks_note() && !lacked_note
     }
 }
 
@@ -1822,6 +1823,37 @@ fn reply_of(reply: Reply, sectors: SectorSet, landed: SectorSet, frames: &[Frame
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Also the first frame of a new log: maintenance may have looked while that was under way, and waits to be told.
+    #[test]
+    fn a_note_is_wanted_after_the_first_frame() {
+        let mut lane = Lane {
+            unnoted: Some(0),
+            ..Lane::default()
+        };
+        let mut frame = Frame {
+            number: 0,
+            records: vec![0],
+            addresses: vec![4096],
+            tail: Some(Tail {
+                segment: Some((0, 1)),
+                lsn: 7,
+                ..Tail::default()
+            }),
+            durable: true,
+            length: 4096,
+            noted: 0,
+            outcome: Ok(()),
+        };
+        assert!(!lane.lacks_note());
+        assert!(lane.land(&frame));
+        assert!(!lane.land(&frame), "it is known");
+        (frame.records, frame.noted) = (Vec::new(), 7);
+        assert!(!lane.land(&frame));
+        assert!(!lane.lacks_note());
+        (frame.records, frame.noted) = (vec![0], 7);
+        assert!(lane.land(&frame), "and again");
+    }
 
     /// Also where frames of several sectors are under way without a pause.
     #[test]
