@@ -51,3 +51,44 @@ where
         Ok((self.0)(request))
     }
 }
+
+/// Puts what there is one copy of into the sector that a function names, and what is new into the first that are
+/// free.
+pub struct CopiedTo<F>(pub F);
+
+impl<F> fmt::Debug for CopiedTo<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CopiedTo").finish_non_exhaustive()
+    }
+}
+
+impl<F> ReplicationPolicy for CopiedTo<F>
+where
+    F: Fn(&Placement<'_>) -> u16 + Send + Sync,
+{
+    fn name(&self) -> &'static str {
+        "copied-to"
+    }
+
+    fn select_targets(&self, request: &Placement<'_>) -> Result<Choice, PolicyError> {
+        Steered(|_: &Placement<'_>| None).select_targets(request)
+    }
+
+    fn select_repair_targets(
+        &self,
+        request: &Placement<'_>,
+        _partial: &[PartialCopy],
+    ) -> Result<Choice, PolicyError> {
+        let wanted = request.holders.len() < usize::from(request.copies);
+        let sector = (self.0)(request);
+        let chosen = free(request).filter(|&number| wanted && number == sector);
+        Ok(Choice {
+            chosen: chosen.collect(),
+            verdicts: Vec::new(),
+        })
+    }
+
+    fn needs_rebalance(&self, _request: &Placement<'_>) -> Result<Option<Rebalance>, PolicyError> {
+        Ok(None)
+    }
+}

@@ -1,13 +1,16 @@
 //! How many replicas a write waits for, what becomes of the others, and when it is refused; and what is
 //! opened though it has lost something.
 
+use std::sync::Arc;
+
 use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Sim};
 use graviton_engine::port::{
     Batch, BinaryKey, BlobStore, CompleteOptions, DeleteOptions, Durability, ErrorKind, GetOptions,
-    MutableObjectStore, PutOptions, SectorState, StorageError, UploadOptions,
+    MutableObjectStore, Placement, PutOptions, SectorState, StorageError, UploadOptions,
 };
 use graviton_engine::store::{CreateOptions, OpenOptions, RemoveOptions, Store, WriteMode};
 use graviton_tests::history::{Plan, check_store};
+use graviton_tests::policies::CopiedTo;
 use graviton_tests::random::payload;
 use graviton_tests::{check_replicas, put_options, settle};
 
@@ -351,27 +354,43 @@ fn a_batch_that_is_copied_comes_whole_through_a_power_failure() {
     assert_eq!(outcomes[1..BLOBS], [0; BLOBS - 1]);
 }
 
-/// Repair puts replicas of parts where there is room, not where their upload is: that is completed all the same.
+/// Repair puts copies of parts elsewhere than those of their upload, and then the sector is lost that had all of them:
+/// where the upload is then, there are no parts.
 #[test]
 fn an_upload_whose_parts_lie_in_different_sectors_is_completed() {
-    for seed in 0..8 {
-        let (_sim, store) = created(2, in_mode(WriteMode::Async));
-        put(&store, 0, seed).expect("it is put");
-        let upload = store.start_upload(&key(1), UploadOptions::default());
-        let upload = upload.wait().expect("it begins");
-        let mut parts = Vec::new();
-        for number in 1..=6 {
-            let size = 1000 + 2000 * usize::from(number % 3);
-            let part = payload(seed + u64::from(number), size);
-            let part = store.upload_part(upload, number, part, PutOptions::default());
-            parts.push((number, part.wait().expect("it is put").etag));
-            settle(&store).expect("it is copied");
-        }
-        let completed = store.complete_upload(upload, &parts, CompleteOptions::default());
-        let size = completed.wait().expect("it is completed").size;
-        let read = store.get(&key(1), GetOptions::default()).wait();
-        assert_eq!(read.expect("it is read").bytes.len() as u64, size);
-        settle(&store).expect("it is copied");
-        check_store(&store).expect("nothing is wrong with it");
+    let copied_to = |request: &Placement<'_>| {
+        let is_part = format!("{:?}", request.key).contains("part");
+        if is_part { 2 } else { 1 }
+    };
+    let open = || OpenOptions {
+        replication: Some(Arc::new(CopiedTo(copied_to))),
+        ..in_mode(WriteMode::Async)
+    };
+    let (sim, store) = created(2, open());
+    let upload = store.start_upload(&key(1), UploadOptions::default());
+    let upload = upload.wait().expect("it begins");
+    let mut parts = Vec::new();
+    for number in 1..=6 {
+        let size = 1000 + 2000 * usize::from(number % 3);
+        let part = payload(u64::from(number), size);
+        let part = store.upload_part(upload, number, part, PutOptions::default());
+        parts.push((number, part.wait().expect("it is put").etag));
     }
+    settle(&store).expect("it is copied");
+    drop(store);
+    sim.set_condition(0, DiskCondition::Absent);
+
+    let store = Store::open_on(sim.backend(), PATH, open()).expect("it opens");
+    let completed = store.complete_upload(upload, &parts, CompleteOptions::default());
+    let size = completed.wait().expect("it is completed").size;
+    let read = store.get(&key(1), GetOptions::default()).wait();
+    let read = read.expect("it is read").bytes;
+    assert_eq!(read.len() as u64, size);
+    let whole = (1..=6).flat_map(|number| payload(number, 1000 + 2000 * (number as usize % 3)));
+    assert_eq!(read, whole.collect::<Vec<u8>>());
+    drop(store);
+    sim.set_condition(0, DiskCondition::Well);
+    let store = Store::open_on(sim.backend(), PATH, open()).expect("it opens");
+    settle(&store).expect("it is copied");
+    check_store(&store).expect("nothing is wrong with it");
 }

@@ -32,7 +32,7 @@ use crate::log::store_file::write_copies;
 use crate::log::{Sector, Segments};
 use crate::port::op::{Driver, Signal, wait_for};
 use crate::port::{
-    BinaryKey, Labels, Placement, PolicyError, ReplicationPolicy, SectorFacts, StorageError,
+    BinaryKey, Choice, Labels, Placement, PolicyError, ReplicationPolicy, SectorFacts, StorageError,
 };
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::channel::Sender;
@@ -733,7 +733,8 @@ impl Inner {
         let more = at_first - stays.len();
         let chosen = match &self.policy() {
             Some(policy) if more > 0 => {
-                let chosen = self.choose(&**policy, key, wanted, stays, needed, &room)?;
+                let ask = |placement: &Placement<'_>| policy.select_targets(placement);
+                let chosen = self.choose(key, wanted, stays, needed, &room, ask)?;
                 by_room(chosen, more)
             }
             _ => by_room(writable.without(stays), more),
@@ -756,25 +757,22 @@ impl Inner {
         *self.policy.write() = policy;
     }
 
-    /// The sectors that the policy chooses for replicas of a blob beside those in `holders`, so that there are
-    /// `copies` in all.
+    /// The sectors that a policy, which is asked, chooses for replicas of a blob beside those in `holders`, so that
+    /// there are `copies` in all.
     ///
     /// # Errors
     /// `InvalidArgument` if the policy can't choose at all.
     pub fn choose(
         &self,
-        policy: &dyn ReplicationPolicy,
         key: &BinaryKey,
         copies: usize,
         holders: SectorSet,
         needed: u64,
         room: &dyn Fn(usize) -> u64,
+        ask: impl FnOnce(&Placement<'_>) -> Result<Choice, PolicyError>,
     ) -> Result<SectorSet, StorageError> {
         let held = numbers(holders);
-        let chosen = self.with_placement(key, copies, &held, needed, room, |placement| {
-            policy.select_targets(placement)
-        });
-        let chosen = match chosen {
+        let chosen = match self.with_placement(key, copies, &held, needed, room, ask) {
             Ok(choice) => choice.chosen,
             // So many as there are.
             Err(PolicyError::Insufficient { chosen, .. }) => chosen,

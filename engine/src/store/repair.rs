@@ -25,7 +25,7 @@ use super::shortage::Search;
 use super::write::unexpected;
 use crate::log::sector::Payload;
 use crate::port::op::{all, wait_for};
-use crate::port::{BinaryKey, StorageError};
+use crate::port::{BinaryKey, Placement, StorageError};
 
 /// Blobs that one step looks at.
 const LOOKED_AT: usize = 256;
@@ -501,7 +501,9 @@ impl Inner {
             let copies = self.wanted(entry.replicas);
             // What is to be moved away, or can't be written to, is none to count on.
             let kept = holders.within(self.keepers());
-            let chosen = self.choose(&**policy, key, copies, kept, entry.size, &room)?;
+            // A copy that lacks something is mended where it is, before anybody is asked.
+            let ask = |placement: &Placement<'_>| policy.select_repair_targets(placement, &[]);
+            let chosen = self.choose(key, copies, kept, entry.size, &room, ask)?;
             return Ok(chosen.without(holders).first());
         }
         let others = self.keepers().without(holders);
