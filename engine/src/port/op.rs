@@ -1,7 +1,10 @@
 //! [`Op`]: one operation, already submitted, for blocking and async callers alike.
 //!
 //! An `Op` is a plain [`Future`] with no runtime behind it, polled once when it is made so that
-//! its I/O is on its way before the caller sees it. [`Op::wait`] blocks the calling thread; while
+//! what it reads is on its way before the caller sees it. What it writes has its place in the commit
+//! queue then, and leaves that with whatever else is queued when anybody polls or waits for such an
+//! `Op`, when one is dropped, or when much is queued: so those that a thread makes before it waits
+//! share a write. [`Op::wait`] blocks the calling thread; while
 //! it waits the thread does not merely sleep: whatever the operation hangs on (a ring, a commit
 //! queue) names itself as a [`Driver`], and the waiting thread runs that driver. So a single
 //! blocking caller reaps its own completions and pays no hand-off to another thread.
@@ -88,6 +91,8 @@ impl Wake for Signal {
 }
 
 thread_local! {
+    /// An operation is polled because it was made: its maker may make more before it waits.
+    static STARTING: Cell<bool> = const { Cell::new(false) };
     static WAITING: Cell<bool> = const { Cell::new(false) };
     static OFFERED: RefCell<Option<Arc<dyn Driver>>> = const { RefCell::new(None) };
     static SIGNAL: RefCell<Option<Arc<Signal>>> = const { RefCell::new(None) };
@@ -104,11 +109,17 @@ pub fn offer_driver(driver: &Arc<dyn Driver>) -> bool {
     true
 }
 
+/// Whether the operation that is polled was just made, and nobody waits for it yet.
+pub(crate) fn is_starting() -> bool {
+    STARTING.get()
+}
+
 /// Runs `future` to its end on this thread, driving whatever it hangs on.
 pub(crate) fn block_on<F: Future + ?Sized>(mut future: Pin<&mut F>) -> F::Output {
     // A waiting thread can be asked to wait again below itself (a driver that runs maintenance);
     // the outer wait's state is put back when the inner one is done.
     let outer_waiting = WAITING.replace(true);
+    let outer_starting = STARTING.replace(false);
     let signal = SIGNAL
         .with_borrow_mut(Option::take)
         .unwrap_or_else(Signal::for_this_thread);
@@ -133,6 +144,7 @@ pub(crate) fn block_on<F: Future + ?Sized>(mut future: Pin<&mut F>) -> F::Output
         }
     };
     WAITING.set(outer_waiting);
+    STARTING.set(outer_starting);
     SIGNAL.with_borrow_mut(|slot| *slot = Some(signal));
     output
 }
@@ -181,12 +193,15 @@ impl<T, E> Op<T, E> {
         Self::ready(Err(error.into()))
     }
 
-    /// Starts `future`: it is polled once, here, so that whatever it submits is on its way.
+    /// Starts `future`: it is polled once, here, so that whatever it reads is on its way, and whatever it
+    /// writes is queued.
     pub fn start(future: impl Future<Output = Result<T, E>> + Send + 'static) -> Self {
         let mut future = Box::pin(future);
         let mut context = Context::from_waker(Waker::noop());
         let waiting = WAITING.replace(true);
+        let starting = STARTING.replace(true);
         let polled = future.as_mut().poll(&mut context);
+        STARTING.set(starting);
         WAITING.set(waiting);
         OFFERED.with_borrow_mut(|offered| *offered = None);
         match polled {

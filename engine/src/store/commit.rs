@@ -1,5 +1,5 @@
-//! Group commit: requests queue, each for the sectors that its records go to, and whoever finds the logs
-//! of these idle writes everything queued so far, as one frame in each.
+//! Group commit: requests queue, each for the sectors that its records go to, and whoever waits for one and finds
+//! the logs of these idle writes everything queued so far, as one frame in each.
 //!
 //! A *flight* of frames is assembled (preconditions decided, LSNs given out, in the order of the
 //! requests), written, and once all of it is as durable as its requests ask, *applied* to the index and
@@ -495,6 +495,9 @@ pub struct Request {
 const UNDER_WAY_MAX: usize = 2;
 /// Records that a frame has at most that another goes behind: their keys are looked through.
 const FOLLOWED_MAX: usize = 256;
+/// Bytes, and requests, that are queued before they begin though nobody waits for them yet.
+const HELD_BACK_MAX: u64 = 4 << 20;
+const HELD_BACK_COUNT: u64 = 64;
 
 /// A flight as a sector knows it that has a frame of it.
 struct UnderWay {
@@ -551,6 +554,8 @@ pub struct Commits {
     flights: u64,
     /// Requests by the sectors that their records go to, each queue in the order of turns.
     waiting: BTreeMap<SectorSet, VecDeque<Request>>,
+    /// Bytes that were queued since it was last seen what can begin.
+    held_back: u64,
     next_lsn: u64,
     /// The highest LSN that was given to a frame.
     newest: u64,
@@ -643,6 +648,7 @@ impl Commits {
             lanes: tails.iter().map(lane).collect(),
             flights: 0,
             waiting: BTreeMap::new(),
+            held_back: 0,
             next_lsn: newest + 1 + skip,
             newest,
             claims: Claims::default(),
@@ -891,32 +897,24 @@ impl Commits {
 }
 
 impl Inner {
-    /// Queues `work` for `sectors`, and starts it if their logs are idle.
+    /// Queues `work` for `sectors`. It begins when somebody waits for the ticket, or for another, or when much is
+    /// queued; pieces of a blob, since more of it are made meanwhile, at once.
     pub fn submit(
         self: &Arc<Self>,
         sectors: SectorSet,
         work: Work,
         durable: bool,
     ) -> Ticket<Reply> {
-        let waiter = self.queue(&mut self.commits.lock(), sectors, work, durable);
-        self.pump();
-        waiter
-    }
-
-    /// Queues several works at once, so that they share frames.
-    pub fn submit_all(
-        self: &Arc<Self>,
-        sectors: SectorSet,
-        works: impl Iterator<Item = Work>,
-    ) -> Vec<Ticket<Reply>> {
-        let waiters = {
+        let is_piece = matches!(work, Work::Extent { .. });
+        let (waiter, is_much) = {
             let mut commits = self.commits.lock();
-            works
-                .map(|work| self.queue(&mut commits, sectors, work, false))
-                .collect()
+            let waiter = self.queue(&mut commits, sectors, work, durable);
+            (waiter, commits.held_back >= HELD_BACK_MAX)
         };
-        self.pump();
-        waiters
+        if is_piece || is_much {
+            self.pump();
+        }
+        waiter
     }
 
     /// The sectors that the store was opened with for writing, be it that they have failed since.
@@ -972,6 +970,7 @@ impl Inner {
                 let claim = commits
                     .claims
                     .stake(&work, !self.has_company.load(Ordering::SeqCst));
+                commits.held_back += work.length_max().max(HELD_BACK_MAX / HELD_BACK_COUNT);
                 let queue = commits.waiting.entry(sectors).or_default();
                 queue.push_back(Request {
                     work,
@@ -1101,6 +1100,7 @@ impl Inner {
             let mut wakers = Vec::new();
             let (over, plan) = {
                 let mut commits = self.commits.lock();
+                commits.held_back = 0;
                 if commits.waiting.is_empty() {
                     return;
                 }

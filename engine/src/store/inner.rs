@@ -181,6 +181,12 @@ impl CommitSource for SectorSource {
         &self.driver
     }
 
+    fn begin(&self) {
+        if let Some(inner) = self.inner.upgrade() {
+            inner.pump();
+        }
+    }
+
     fn complete_in_background(&self) {
         if let Some(inner) = self.inner.upgrade() {
             inner

@@ -637,7 +637,8 @@ impl Inner {
             works.push(Work::Moves(request));
         }
         // All are waited for, whatever becomes of the first.
-        let tickets = self.submit_all(SectorSet::one(number), works.into_iter());
+        let move_all = |work| self.submit(SectorSet::one(number), work, false);
+        let tickets: Vec<_> = works.into_iter().map(move_all).collect();
         let outcomes: Vec<_> = tickets.into_iter().map(wait_for).collect();
         outcomes
             .into_iter()

@@ -5,13 +5,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use crate::port::op::{Driver, offer_driver};
+use crate::port::op::{Driver, is_starting, offer_driver};
 use crate::sync::Mutex;
 
 /// What a waiter of a commit can do for its progress.
 pub trait CommitSource: Send + Sync {
     /// What a blocked thread should drive.
     fn driver(&self) -> &Arc<dyn Driver>;
+    /// Somebody waits for what is queued: it is to be written.
+    fn begin(&self);
     /// Nobody blocks on the commit; see that it completes all the same.
     fn complete_in_background(&self);
 }
@@ -77,6 +79,9 @@ impl<T> Future for Ticket<T> {
                 }
             }
         }
+        if !is_starting() {
+            self.source.begin();
+        }
         if !offer_driver(self.source.driver()) {
             self.source.complete_in_background();
         }
@@ -87,6 +92,7 @@ impl<T> Future for Ticket<T> {
 impl<T> Drop for Ticket<T> {
     fn drop(&mut self) {
         if matches!(&*self.state.lock(), State::Pending(_)) {
+            self.source.begin();
             self.source.complete_in_background();
         }
     }
