@@ -435,7 +435,7 @@ impl Segments {
                 generation,
                 live,
                 written,
-                zeroed: segment.zeroed || generation > 0,
+                zeroed: segment.zeroed || state == State::Sealed,
                 ..Segment::NEVER_USED
             }
         });
@@ -471,11 +471,11 @@ impl Segments {
         });
     }
 
-    /// A segment of a checkpoint is written to `written`.
-    pub fn set_image(&mut self, segment: u32, written: u64) {
+    /// A segment of a checkpoint is written to `written`; `whole`: all of it, by the image.
+    pub fn set_image(&mut self, segment: u32, written: u64, whole: bool) {
         self.change(segment, |segment| {
             segment.written = written;
-            segment.zeroed = true;
+            segment.zeroed |= whole;
         });
     }
 
@@ -595,7 +595,7 @@ mod tests {
                 6 => segments.set(segment, State::Sealed, random(100).into(), 4096),
                 7 => segments.give_back(segment),
                 8 => segments.seal(segment),
-                9 => segments.set_image(segment, 4096),
+                9 => segments.set_image(segment, 4096, random(2) == 0),
                 10 => segments.add_live(segment, random(1000).into()),
                 11 => segments.remove_live(segment, random(2000).into()),
                 _ => segments.set_busy(segment, random(2) == 0),

@@ -93,6 +93,8 @@ impl Wake for Signal {
 thread_local! {
     /// An operation is polled because it was made: its maker may make more before it waits.
     static STARTING: Cell<bool> = const { Cell::new(false) };
+    /// The thread waits for one operation and nothing else.
+    static ALONE: Cell<bool> = const { Cell::new(false) };
     static WAITING: Cell<bool> = const { Cell::new(false) };
     static OFFERED: RefCell<Option<Arc<dyn Driver>>> = const { RefCell::new(None) };
     static SIGNAL: RefCell<Option<Arc<Signal>>> = const { RefCell::new(None) };
@@ -114,12 +116,19 @@ pub(crate) fn is_starting() -> bool {
     STARTING.get()
 }
 
-/// Runs `future` to its end on this thread, driving whatever it hangs on.
-pub(crate) fn block_on<F: Future + ?Sized>(mut future: Pin<&mut F>) -> F::Output {
+/// Whether the operation that is polled is the only one that its thread waits for: the thread may as well be
+/// blocked by the system.
+pub(crate) fn is_alone() -> bool {
+    ALONE.get() && !is_starting()
+}
+
+/// Runs `future` to its end on this thread, driving whatever it hangs on. `alone`: it is one operation.
+fn block_on<F: Future + ?Sized>(mut future: Pin<&mut F>, alone: bool) -> F::Output {
     // A waiting thread can be asked to wait again below itself (a driver that runs maintenance);
     // the outer wait's state is put back when the inner one is done.
     let outer_waiting = WAITING.replace(true);
     let outer_starting = STARTING.replace(false);
+    let outer_alone = ALONE.replace(alone);
     let signal = SIGNAL
         .with_borrow_mut(Option::take)
         .unwrap_or_else(Signal::for_this_thread);
@@ -145,6 +154,7 @@ pub(crate) fn block_on<F: Future + ?Sized>(mut future: Pin<&mut F>) -> F::Output
     };
     WAITING.set(outer_waiting);
     STARTING.set(outer_starting);
+    ALONE.set(outer_alone);
     SIGNAL.with_borrow_mut(|slot| *slot = Some(signal));
     output
 }
@@ -238,7 +248,7 @@ impl<T, E> Op<T, E> {
     pub fn wait(self) -> Result<T, E> {
         match self.state {
             State::Ready(outcome) => outcome.expect("an Op answers once"),
-            State::Running(mut future) => block_on(future.as_mut()),
+            State::Running(mut future) => block_on(future.as_mut(), true),
         }
     }
 }
@@ -303,7 +313,7 @@ impl<T: Unpin, E: Unpin> Future for Op<T, E> {
 /// Waits for any future on this thread, driving what it hangs on, as [`Op::wait`] does.
 pub fn wait_for<F: Future>(future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
-    block_on(future.as_mut())
+    block_on(future.as_mut(), false)
 }
 
 /// Runs several futures side by side, and returns what they do in their order.

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use bytes::Bytes;
+use graviton_format::geometry::Geometry;
 use graviton_format::image::ExtentEntry;
 use graviton_format::record::{ExtentRef, Manifest, RecordKind, record_length};
 
@@ -889,6 +890,17 @@ impl Commits {
         }
     }
 
+    /// Bytes left in the segment where it will end once all that is queued is written, but for the padding of
+    /// frames.
+    pub fn room_ahead(&self, number: usize, geometry: &Geometry) -> u64 {
+        let room = self.room(number, geometry.segment_size);
+        let ahead = self.lanes[number].pending;
+        room.checked_sub(ahead).unwrap_or_else(|| {
+            let capacity = geometry.image_bytes_per_segment();
+            capacity - (ahead - room) % capacity
+        })
+    }
+
     /// The next frame of a sector begins a segment, whatever room there is left.
     pub fn leave_segment(&mut self, number: usize) {
         let lane = &mut self.lanes[number];
@@ -1096,37 +1108,50 @@ impl Inner {
 
     /// Assembles and submits frames while there is work whose logs are idle.
     pub fn pump(self: &Arc<Self>) {
-        loop {
-            let mut wakers = Vec::new();
-            let (over, plan) = {
-                let mut commits = self.commits.lock();
-                commits.held_back = 0;
-                if commits.waiting.is_empty() {
-                    return;
-                }
-                let enough = |left, work: &Work| self.check_sufficient(left, work).is_ok();
-                let over = commits.narrow(self.writable(), enough);
-                let plan = self.assemble_next(&mut commits, &mut wakers);
-                (over, plan)
-            };
-            wakers.into_iter().for_each(Waker::wake);
-            for (sectors, request) in over {
-                let left = sectors.within(self.writable());
-                let error = match self.check_sufficient(left, &request.work) {
-                    Err(error) if !left.is_empty() => Some(error),
-                    _ => sectors
-                        .iter()
-                        .find_map(|number| self.sectors[number].check_writable().err()),
-                };
-                request
-                    .answer
-                    .send(Err(error.unwrap_or(StorageError::Closed)));
-            }
-            match plan {
-                Some(plan) => self.write(plan),
-                None => return,
-            }
+        while let Some(plan) = self.next_plan() {
+            self.write(plan, false);
         }
+    }
+
+    /// As [`Inner::pump`], for a thread that waits for one operation: the last of the frames may block it.
+    pub fn pump_waiting(self: &Arc<Self>) {
+        let Some(mut plan) = self.next_plan() else {
+            return;
+        };
+        while let Some(next) = self.next_plan() {
+            self.write(std::mem::replace(&mut plan, next), false);
+        }
+        self.write(plan, true);
+    }
+
+    /// Assembles the next flight, if there is work whose logs are idle.
+    fn next_plan(self: &Arc<Self>) -> Option<Plan> {
+        let mut wakers = Vec::new();
+        let (over, plan) = {
+            let mut commits = self.commits.lock();
+            commits.held_back = 0;
+            if commits.waiting.is_empty() {
+                return None;
+            }
+            let enough = |left, work: &Work| self.check_sufficient(left, work).is_ok();
+            let over = commits.narrow(self.writable(), enough);
+            let plan = self.assemble_next(&mut commits, &mut wakers);
+            (over, plan)
+        };
+        wakers.into_iter().for_each(Waker::wake);
+        for (sectors, request) in over {
+            let left = sectors.within(self.writable());
+            let error = match self.check_sufficient(left, &request.work) {
+                Err(error) if !left.is_empty() => Some(error),
+                _ => sectors
+                    .iter()
+                    .find_map(|number| self.sectors[number].check_writable().err()),
+            };
+            request
+                .answer
+                .send(Err(error.unwrap_or(StorageError::Closed)));
+        }
+        plan
     }
 
     /// Assembles the next flight of which something comes.
@@ -1274,8 +1299,8 @@ impl Inner {
         }
     }
 
-    /// Builds the frames and submits their writes.
-    fn write(self: &Arc<Self>, plan: Plan) {
+    /// Builds the frames and submits their writes; `waiting`: the last may block the thread.
+    fn write(self: &Arc<Self>, plan: Plan, waiting: bool) {
         let Plan {
             flight: number,
             mut decided,
@@ -1321,8 +1346,9 @@ impl Inner {
             let this = under_way.iter_mut().find(|other| other.flight == number);
             this.expect("it is under way").end = Some(end);
         }
-        for frame in built {
-            self.write_built(&flight, frame);
+        let mut built = built.into_iter().peekable();
+        while let Some(frame) = built.next() {
+            self.write_built(&flight, frame, waiting && built.peek().is_none());
         }
     }
 
@@ -1377,7 +1403,12 @@ impl Inner {
         })
     }
 
-    fn write_built(self: &Arc<Self>, flight: &Arc<Mutex<Option<Flight>>>, built: Built) {
+    fn write_built(
+        self: &Arc<Self>,
+        flight: &Arc<Mutex<Option<Flight>>>,
+        built: Built,
+        waiting: bool,
+    ) {
         let Built {
             frame,
             written,
@@ -1400,13 +1431,13 @@ impl Inner {
             return landing.written(Ok(()));
         };
         let Some((block, start)) = opening else {
-            return landing.write(buffer, address, sync);
+            return landing.write(buffer, address, sync, waiting);
         };
         let disk = Arc::clone(landing.sector().disk());
         disk.write(block, start, sync).then(move |_, outcome| {
             let written = landing.sector().written("write", start, outcome);
             match written.and_then(|()| landing.sector().check_writable()) {
-                Ok(()) => landing.write(buffer, address, sync),
+                Ok(()) => landing.write(buffer, address, sync, false),
                 failed => landing.end(failed),
             }
         });
@@ -1763,9 +1794,13 @@ impl Landing {
         &self.inner.sectors[self.frame.number]
     }
 
-    fn write(self, buffer: AlignedBuf, address: u64, sync: WriteSync) {
+    fn write(self, buffer: AlignedBuf, address: u64, sync: WriteSync, waiting: bool) {
         let disk = Arc::clone(self.sector().disk());
-        disk.write(buffer, address, sync).then(move |_, outcome| {
+        let write = match waiting {
+            true => disk.write_waiting(buffer, address, sync),
+            false => disk.write(buffer, address, sync),
+        };
+        write.then(move |_, outcome| {
             let outcome = self.sector().written("write", address, outcome);
             self.written(outcome);
         });

@@ -124,13 +124,10 @@ impl Kept {
         self.newest.iter().chain(&self.older).cloned().collect()
     }
 
-    /// The segments of the images that are kept.
-    pub fn image_segments(&self) -> Vec<u32> {
-        self.newest
-            .iter()
-            .chain(&self.older)
-            .flat_map(|root| root.segments.iter().copied())
-            .collect()
+    /// The segments of the images that are kept, and whether an image fills it.
+    pub fn image_segments(&self) -> Vec<(u32, bool)> {
+        let roots = self.newest.iter().chain(&self.older);
+        roots.flat_map(|root| filled(&root.segments)).collect()
     }
 
     /// Frees what the kept checkpoints do not need.
@@ -186,6 +183,13 @@ impl Kept {
             .min()
             .unwrap_or(0)
     }
+}
+
+/// The segments of an image, and whether it fills them: all but the last.
+fn filled(segments: &[u32]) -> impl Iterator<Item = (u32, bool)> {
+    let last = segments.len().saturating_sub(1);
+    let segments = segments.iter().enumerate();
+    segments.map(move |(position, &segment)| (segment, position < last))
 }
 
 /// Tombstones up to this LSN keep nothing from coming back: whatever the sectors may be recovered from knows of
@@ -891,9 +895,9 @@ impl Inner {
             let mut index = self.index.write();
             let segments = &mut index.sectors[number].segments;
             segments.set_checkpoint_taken(0);
-            for &segment in &numbers {
+            for (segment, is_filled) in filled(&numbers) {
                 segments.set_busy(segment, false);
-                segments.set_image(segment, sector.geometry().segment_size);
+                segments.set_image(segment, sector.geometry().segment_size, is_filled);
                 if written.is_err() {
                     segments.give_back(segment);
                 }

@@ -748,14 +748,12 @@ impl Recovery {
             }
         }
         let kept = Kept::recovered(root, older, highest);
-        for segment in kept.image_segments() {
-            let known = *index.segments.get(segment);
-            index.segments.set(
-                segment,
-                State::Checkpoint,
-                known.generation,
-                sector.geometry().segment_size,
-            );
+        let size = sector.geometry().segment_size;
+        for (segment, is_filled) in kept.image_segments() {
+            let generation = index.segments.get(segment).generation;
+            let segments = &mut index.segments;
+            segments.set(segment, State::Checkpoint, generation, size);
+            segments.set_image(segment, size, is_filled);
         }
         kept.release(&mut index.segments, sector);
         index.tail = replay.tail();

@@ -293,8 +293,8 @@ impl Inner {
     }
 
     /// Whether the extents of a payload and their manifest are better written together, which takes one write
-    /// instead of some one after the other: unless others are at it, so that their manifests share one, or it leaves
-    /// much of a segment unused, which a part of them fills.
+    /// instead of some one after the other: unless that leaves much of a segment unused, which a part of them
+    /// fills.
     fn fits_frame(
         &self,
         sectors: SectorSet,
@@ -316,9 +316,11 @@ impl Inner {
         let commits = self.commits.lock();
         sectors.iter().all(|number| {
             let geometry = self.geometry(number);
-            let room = commits.room(number, geometry.segment_size);
-            let begins_segment = room == 0 && length <= geometry.image_bytes_per_segment();
-            commits.is_idle(number) && (begins_segment || length <= room)
+            let room = match commits.room_ahead(number, &geometry) {
+                0 => geometry.image_bytes_per_segment(),
+                room => room,
+            };
+            length <= room
         })
     }
 
