@@ -5,18 +5,24 @@
 //! buffer taken again from the pool still holds what its last user left in it, so whoever writes
 //! it to a disk zeroes the padding (keys and payloads must not leak into it).
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+#[cfg(not(miri))]
+use rustix::mm::{Advice, madvise};
+
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{ArrayQueue, process_wide};
 
 /// Every buffer starts at a multiple of this many bytes, and has a capacity that is one.
 pub const BUFFER_ALIGNMENT: usize = 4096;
+
+/// Blocks of whole huge pages are made of those, where the system has them.
+const HUGE_PAGE: usize = 2 << 20;
 
 const CLASS_SIZE_MIN: usize = 4 << 10;
 const CLASS_SIZE_MAX: usize = 16 << 20;
@@ -42,7 +48,11 @@ unsafe impl Sync for Block {}
 
 impl Block {
     fn layout(size: usize) -> Option<Layout> {
-        Layout::from_size_align(size, BUFFER_ALIGNMENT).ok()
+        let alignment = match size.is_multiple_of(HUGE_PAGE) {
+            true => HUGE_PAGE,
+            false => BUFFER_ALIGNMENT,
+        };
+        Layout::from_size_align(size, alignment).ok()
     }
 
     /// A zeroed block; `None` when the memory cannot be had. `size` is not zero.
@@ -50,15 +60,32 @@ impl Block {
         assert!(size > 0, "an empty buffer needs no block");
         let layout = Self::layout(size)?;
         // SAFETY: the layout's size is not zero, as asserted above.
-        let start = unsafe { alloc_zeroed(layout) };
-        NonNull::new(start).map(|start| Self { start, size })
+        let start = NonNull::new(unsafe { alloc(layout) })?;
+        if layout.align() == HUGE_PAGE {
+            advise_huge_pages(start, size);
+        }
+        // SAFETY: the allocation has `size` bytes, and nobody else knows of it.
+        unsafe { start.write_bytes(0, size) };
+        Some(Self { start, size })
     }
 }
+
+/// Asks for huge pages, before the memory is touched. A transfer is a few long pieces then and not one for each
+/// page, which the kernel pins, and the device fetches, one by one: it makes large ones nearly twice as fast.
+#[cfg(not(miri))]
+fn advise_huge_pages(start: NonNull<u8>, size: usize) {
+    // SAFETY: the range was just allocated, and starts and ends with a page; the advice does not change what
+    // is in it. It fails where there are no huge pages, and nothing depends on it.
+    let _ = unsafe { madvise(start.as_ptr().cast(), size, Advice::LinuxHugepage) };
+}
+
+#[cfg(miri)]
+fn advise_huge_pages(_start: NonNull<u8>, _size: usize) {}
 
 impl Drop for Block {
     fn drop(&mut self) {
         let layout = Self::layout(self.size).expect("the block was allocated with this layout");
-        // SAFETY: `start` came from `alloc_zeroed` with this very layout and is freed only here.
+        // SAFETY: `start` came from `alloc` with this very layout and is freed only here.
         unsafe { dealloc(self.start.as_ptr(), layout) };
     }
 }
@@ -115,7 +142,7 @@ impl Deref for AlignedBuf {
         let Some(block) = &self.block else {
             return &[];
         };
-        // SAFETY: the block holds `size >= len` bytes, initialised by `alloc_zeroed`, and is
+        // SAFETY: the block holds `size >= len` bytes, initialised when it was allocated, and is
         // borrowed as long as `self` is.
         unsafe { std::slice::from_raw_parts(block.start.as_ptr(), self.len) }
     }
