@@ -1,12 +1,13 @@
 //! How many replicas a write waits for, what becomes of the others, and when it is refused; and what is
 //! opened though it has lost something.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Sim};
 use graviton_engine::port::{
     Batch, BinaryKey, BlobStore, CompleteOptions, DeleteOptions, Durability, ErrorKind, GetOptions,
-    MutableObjectStore, Placement, PutOptions, SectorState, StorageError, UploadOptions,
+    MutableObjectStore, Op, Placement, PutOptions, SectorState, StorageError, UploadOptions,
 };
 use graviton_engine::store::{CreateOptions, OpenOptions, RemoveOptions, Store, WriteMode};
 use graviton_tests::history::{Plan, check_store};
@@ -217,14 +218,24 @@ fn degraded_writes_are_refused_if_they_are_not_allowed() {
 #[test]
 fn writes_that_wait_when_a_sector_fails_are_what_they_were_said_to_be() {
     let (sim, store) = created(3, strict(WriteMode::All));
-    fail(&sim, 2, FaultKind::Write);
-    let puts: Vec<_> = (0..60)
-        .map(|number| {
-            let blob = payload(1, 1000 + number);
-            store.put(&key(number), blob, PutOptions::default())
-        })
-        .collect();
-    let outcomes: Vec<_> = puts.into_iter().map(|put| put.wait()).collect();
+    sim.set_faults(&[Fault {
+        kind: FaultKind::Write,
+        after: 2,
+        times: 1,
+        disk: Some(2),
+    }]);
+    let put = |number: usize| {
+        let blob = payload(1, 1000 + number);
+        store.put(&key(number), blob, PutOptions::default())
+    };
+    // Those that are queued together share a frame, the others wait for it.
+    let mut puts: VecDeque<_> = (0..20).map(put).collect();
+    let mut outcomes = Vec::new();
+    for number in 20..60 {
+        outcomes.extend(puts.pop_front().map(Op::wait));
+        puts.push_back(put(number));
+    }
+    outcomes.extend(puts.into_iter().map(Op::wait));
     let refused = outcomes.iter().filter(|outcome| outcome.is_err()).count();
     assert!((1..60).contains(&refused), "{refused}");
     for (number, outcome) in outcomes.iter().enumerate() {

@@ -21,8 +21,9 @@ use crate::sync::{ArrayQueue, process_wide};
 /// Every buffer starts at a multiple of this many bytes, and has a capacity that is one.
 pub const BUFFER_ALIGNMENT: usize = 4096;
 
-/// Blocks of whole huge pages are made of those, where the system has them.
-const HUGE_PAGE: usize = 2 << 20;
+/// Bytes of a huge page. A buffer with a capacity of so many, or a multiple, is made of such pages where the system has
+/// them.
+pub const HUGE_PAGE: usize = 2 << 20;
 
 const CLASS_SIZE_MIN: usize = 4 << 10;
 const CLASS_SIZE_MAX: usize = 16 << 20;

@@ -23,8 +23,8 @@ pub const LOCK_FILE: &str = "graviton.lock";
 /// Stands beside sector files from before the first is made until the store file names them: what
 /// it lists is left over from a creation that was cut short, and may be removed.
 const CREATING_FILE: &str = "graviton.creating";
-/// Stands beside the store file from before a sector's file is made until the store file names it, and holds its
-/// name.
+/// Stands beside the store file from before a sector's file is made until the store file names it, or from before
+/// that names it no more until it is removed, and holds its name.
 const ADDING_FILE: &str = "graviton.adding";
 /// What it begins with.
 const HEADING: &str =
@@ -260,6 +260,14 @@ pub fn begin_addition(
     if !is_device && directory.join(file).symlink_metadata().is_ok() {
         return Err(io::ErrorKind::AlreadyExists.into());
     }
+    note_file(backend, directory, file)
+}
+
+/// Notes a sector's file that the store file does not name yet, or soon not any more.
+///
+/// # Errors
+/// What the system reports.
+pub fn note_file(backend: &dyn Backend, directory: &Path, file: &Path) -> io::Result<()> {
     let text = file.to_str().ok_or(io::ErrorKind::InvalidInput)?;
     backend.replace_file(&directory.join(ADDING_FILE), text.as_bytes())
 }

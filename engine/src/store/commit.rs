@@ -496,9 +496,20 @@ pub struct Request {
 const UNDER_WAY_MAX: usize = 2;
 /// Records that a frame has at most that another goes behind: their keys are looked through.
 const FOLLOWED_MAX: usize = 256;
-/// Bytes, and requests, that are queued before they begin though nobody waits for them yet.
-const HELD_BACK_MAX: u64 = 4 << 20;
-const HELD_BACK_COUNT: u64 = 64;
+/// What is queued at most before it begins though nobody waits for it yet.
+const HELD_BACK_MAX: HeldBack = HeldBack {
+    requests: 64,
+    bytes: 4 << 20,
+};
+/// Bytes of that while nothing is under way: the device has something to do while more are made.
+const HELD_BACK_IDLE_MAX: u64 = 512 << 10;
+
+/// What was queued since it was last seen what can begin.
+#[derive(Debug, Clone, Copy, Default)]
+struct HeldBack {
+    requests: usize,
+    bytes: u64,
+}
 
 /// A flight as a sector knows it that has a frame of it.
 struct UnderWay {
@@ -555,8 +566,7 @@ pub struct Commits {
     flights: u64,
     /// Requests by the sectors that their records go to, each queue in the order of turns.
     waiting: BTreeMap<SectorSet, VecDeque<Request>>,
-    /// Bytes that were queued since it was last seen what can begin.
-    held_back: u64,
+    held_back: HeldBack,
     next_lsn: u64,
     /// The highest LSN that was given to a frame.
     newest: u64,
@@ -649,7 +659,7 @@ impl Commits {
             lanes: tails.iter().map(lane).collect(),
             flights: 0,
             waiting: BTreeMap::new(),
-            held_back: 0,
+            held_back: HeldBack::default(),
             next_lsn: newest + 1 + skip,
             newest,
             claims: Claims::default(),
@@ -882,6 +892,16 @@ impl Commits {
         lanes.find_map(|number| self.lanes[number].under_way.front_mut()?.over.take())
     }
 
+    /// Whether so much is queued for these sectors that it begins though nobody waits for it.
+    fn is_much_held_back(&self, sectors: SectorSet) -> bool {
+        let mut lanes = sectors.iter().map(|number| &self.lanes[number]);
+        let bytes_max = match lanes.any(Lane::is_busy) {
+            true => HELD_BACK_MAX.bytes,
+            false => HELD_BACK_IDLE_MAX,
+        };
+        self.held_back.requests >= HELD_BACK_MAX.requests || self.held_back.bytes >= bytes_max
+    }
+
     /// Bytes left in the segment where a sector's log ends.
     pub fn room(&self, number: usize, segment_size: u64) -> u64 {
         match &self.lanes[number] {
@@ -921,7 +941,7 @@ impl Inner {
         let (waiter, is_much) = {
             let mut commits = self.commits.lock();
             let waiter = self.queue(&mut commits, sectors, work, durable);
-            (waiter, commits.held_back >= HELD_BACK_MAX)
+            (waiter, commits.is_much_held_back(sectors))
         };
         if is_piece || is_much {
             self.pump();
@@ -982,7 +1002,8 @@ impl Inner {
                 let claim = commits
                     .claims
                     .stake(&work, !self.has_company.load(Ordering::SeqCst));
-                commits.held_back += work.length_max().max(HELD_BACK_MAX / HELD_BACK_COUNT);
+                commits.held_back.requests += 1;
+                commits.held_back.bytes += work.length_max();
                 let queue = commits.waiting.entry(sectors).or_default();
                 queue.push_back(Request {
                     work,
@@ -1129,7 +1150,7 @@ impl Inner {
         let mut wakers = Vec::new();
         let (over, plan) = {
             let mut commits = self.commits.lock();
-            commits.held_back = 0;
+            commits.held_back = HeldBack::default();
             if commits.waiting.is_empty() {
                 return None;
             }

@@ -28,7 +28,7 @@ use super::set::SectorSet;
 use crate::io::WriteSync;
 use crate::log::image_io::{Root, image_segments, write_image, write_root};
 use crate::log::replay::{LoggedRecord, decode_frame, read_frame};
-use crate::log::{Encoded, Purpose, Sector, Segments, State};
+use crate::log::{Encoded, Purpose, Sector, Segment, Segments, State};
 use crate::port::StorageError;
 use crate::port::op::wait_for;
 use crate::sync::MutexGuard;
@@ -945,6 +945,10 @@ impl Inner {
 
     fn zero_free_segments_of(self: &Arc<Self>, number: usize) -> Result<u64, StorageError> {
         let (mut bytes, mut next) = (0, 0);
+        // Those of the last checkpoint's table. What a kept image lies in is free after as many checkpoints as are
+        // kept, and one more tells that it was zeroed.
+        let mut told = 0;
+        let mut checkpoints = 0..3;
         loop {
             // Nobody closes the store, or takes the sector away, before a segment is over.
             let mut efforts = self.begin_maintenance()?;
@@ -953,19 +957,24 @@ impl Inner {
             if let Ok(true) = self.step_with(&mut efforts) {
                 continue;
             }
-            let taken = {
-                let mut index = self.index.write();
-                index.sectors[number].segments.take_unzeroed(next)
+            let (taken, is_held) = {
+                let segments = &mut self.index.write().sectors[number].segments;
+                let is_held = |(_, segment): (u32, &Segment)| {
+                    segment.state == State::Checkpoint && !segment.zeroed
+                };
+                (segments.take_unzeroed(next), segments.iter().any(is_held))
             };
-            let Some(segment) = taken else {
-                if bytes > 0 {
-                    self.checkpoint(number)?;
-                }
+            if let Some(segment) = taken {
+                self.zero_segment(number, segment)?;
+                next = segment + 1;
+                bytes += self.sectors[number].geometry().segment_size;
+                continue;
+            }
+            if (bytes == told && !is_held) || checkpoints.next().is_none() {
                 return Ok(bytes);
-            };
-            self.zero_segment(number, segment)?;
-            next = segment + 1;
-            bytes += self.sectors[number].geometry().segment_size;
+            }
+            self.checkpoint(number)?;
+            (told, next) = (bytes, 0);
         }
     }
 

@@ -500,12 +500,15 @@ impl Inner {
         // Nothing comes in any more that needs it.
         let removed = self
             .check_needed(place, options)
+            .and_then(|lacking| self.note_removal(&sector).map(|()| lacking))
             .and_then(|lacking| self.unname(place, lacking));
         match removed {
             Ok(file) => {
                 efforts.forget_repairs();
                 self.let_go_of(place);
                 self.remove_file_of(&sector, &file);
+                // If it is left, the next to open the store tries again.
+                let _ = self.end_additions();
                 self.keep_store_file_everywhere();
                 drop(efforts);
                 self.marks.want_scan();
@@ -515,11 +518,27 @@ impl Inner {
             Err(error) => {
                 // Unless it is not certain what the store file says: then it gets nothing any more.
                 if self.write_catalog(|_| {}).is_ok() {
+                    let _ = self.end_additions();
                     sector.withhold(false);
                     self.pump();
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// Whoever opens the store next removes the file, if the power fails before that is done.
+    ///
+    /// # Errors
+    /// `File`.
+    fn note_removal(&self, sector: &Sector) -> Result<(), StorageError> {
+        self.end_additions()?;
+        match sector.path().strip_prefix(&self.path) {
+            Ok(file) if !sector.disk().info().is_device => {
+                let noted = catalog::note_file(self.backend.as_ref(), &self.path, file);
+                noted.map_err(file_error("tidy up", &self.path))
+            }
+            _ => Ok(()),
         }
     }
 
