@@ -89,8 +89,8 @@ pub struct CatalogSector {
     /// It did not take part in the last one: what came about since lies in the others.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub behind: bool,
-    /// It could not be read when it was left out, and nothing was short: what it has below this LSN, and no other
-    /// sector, was never acknowledged, and does not hold.
+    /// It could not be read when it was left out: what it has below this LSN, and no other sector, was never
+    /// acknowledged, and does not hold. 0: a loss was accepted since, and all it has may hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub void_below: Option<u64>,
     /// What fails together with it.
@@ -114,6 +114,11 @@ struct CatalogPrice {
 }
 
 impl CatalogSector {
+    /// A loss was accepted: what it has may hold, though others are without it.
+    pub fn holds(&mut self) {
+        self.void_below = self.behind.then_some(0);
+    }
+
     /// A sector that has come in.
     pub fn new(number: u16, file: PathBuf, id: u64) -> Self {
         Self {

@@ -1593,8 +1593,8 @@ impl Inner {
         }
     }
 
-    /// What comes about in fewer sectors than it should is told in the store file before anybody learns of
-    /// it. If that can't be, it does not come about. Returns whether there is such.
+    /// What comes about, or is made durable, in fewer sectors than it should is told in the store file before anybody
+    /// learns of it. If that can't be, it does not come about. Returns whether repair is to be told of some.
     fn note_lacking(&self, applied: &[(SectorSet, Applied)], frames: &mut [Frame]) -> bool {
         let mut sectors: Vec<SectorSet> = vec![SectorSet::NONE; applied.len()];
         for frame in frames.iter().filter(|frame| frame.outcome.is_ok()) {
@@ -1607,16 +1607,21 @@ impl Inner {
             let counts = !is_copy && applied.kind != RecordKind::Extent;
             counts && !sectors.is_empty() && sectors.len() < self.replicas
         };
-        if !sectors.iter().zip(applied.iter()).any(is_short) {
-            return false;
-        }
-        let noted = self.note_landing();
+        let is_lacking = sectors.iter().zip(applied.iter()).any(is_short);
+        let failed = frames.iter().filter(|frame| frame.outcome.is_err());
+        let failed: SectorSet = failed.map(|frame| frame.number).collect();
+        let noted = match is_lacking {
+            true => self.note_landing(),
+            // What makes no record may be acknowledged for what was written before.
+            false if failed.len() < frames.len() => self.note_failed(failed),
+            false => Ok(()),
+        };
         if let Err(error) = &noted {
             for frame in frames.iter_mut().filter(|frame| frame.outcome.is_ok()) {
                 frame.outcome = Err(error.clone());
             }
         }
-        noted.is_ok()
+        is_lacking && noted.is_ok()
     }
 
     /// Remembers what came about in fewer sectors than it should.

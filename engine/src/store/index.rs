@@ -2065,6 +2065,14 @@ impl Index {
             }
             return sector.relocate(applied);
         }
+        if let StoredKey::Part { upload, .. } = applied.key.space()
+            && applied.replica
+            && !self.sectors[number].replaying
+            && self.find_upload(upload)?.is_none()
+        {
+            // That was over before this has landed.
+            return Ok(());
+        }
         match applied.kind {
             RecordKind::Extent => {
                 let sector = &mut self.sectors[number];

@@ -63,8 +63,6 @@ pub struct Inner {
     pub replicas: usize,
     /// The store file.
     pub catalog: Mutex<Catalog>,
-    /// The sectors that came back, of which something does not hold, until their next checkpoint.
-    pub returned: Mutex<SectorSet>,
     /// Small blobs in memory, if any are to be.
     pub cache: Option<Arc<ReadCache>>,
     /// What the operator says of the sectors, by number.
@@ -509,6 +507,7 @@ impl Inner {
             inner.want_mending(&place);
         }
         if inner.check_access().is_ok() {
+            inner.end_returns()?;
             // Else they are like it already.
             if inner.session != 0 {
                 inner.want_store_file();
@@ -568,7 +567,6 @@ impl Inner {
                 replicas: catalog.replicas.into(),
                 shortage: Shortage::new(catalog.short),
                 labels: RwLock::new(catalog.labels()),
-                returned: Mutex::new(catalog.returned()),
                 catalog: Mutex::new(catalog),
                 commits: Mutex::new(Commits::new(&tails, newest, skip)),
                 kept: Mutex::new(kept),

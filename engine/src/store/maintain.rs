@@ -328,8 +328,7 @@ impl Inner {
             let index = self.index.read();
             let sector = &index.sectors[number];
             let due = sector.replay_bytes >= self.checkpoint_interval(number)
-                || sector.delta_len() >= DELTA_MAX
-                || self.returned.lock().contains(number);
+                || sector.delta_len() >= DELTA_MAX;
             (self.is_tight(&sector.segments), due)
         };
         if due && self.try_checkpoint(number)? {
@@ -786,7 +785,6 @@ impl Inner {
                 mine.release(&mut part.segments, &sector);
                 drop(index);
                 drop(kept);
-                self.end_return(number);
                 // The room that the oldest image took may be all that puts wait for.
                 self.pump();
                 info.ok_or_else(|| sector.corruption(0, "no checkpoint"))
@@ -800,25 +798,31 @@ impl Inner {
         }
     }
 
-    /// What does not hold of a sector that came back is not in its checkpoint: the store file need not say so any more.
-    fn end_return(&self, number: usize) {
-        let this = SectorSet::one(number);
-        {
-            let mut returned = self.returned.lock();
-            if !returned.contains(number) {
-                return;
+    /// What does not hold of sectors that came back is in none of the checkpoints that are kept of them from here on,
+    /// nor behind these. Before that nothing is brought to them, which could not be told from it. One of which there
+    /// can't be a checkpoint takes nothing.
+    ///
+    /// # Errors
+    /// `File`.
+    pub fn end_returns(self: &Arc<Self>) -> Result<(), StorageError> {
+        let returned = self.catalog.lock().returned();
+        let _one_at_a_time = self.begin_maintenance()?;
+        for number in returned.iter() {
+            // Two are kept.
+            let outcome = self
+                .checkpoint(number)
+                .and_then(|_| self.checkpoint(number));
+            if let Err(error) = outcome {
+                self.sectors[number].poison(&error);
+                continue;
             }
-            *returned = returned.without(this);
+            self.write_catalog(|catalog| {
+                if let Some(named) = catalog.sector_mut(number) {
+                    named.void_below = None;
+                }
+            })?;
         }
-        let ended = self.write_catalog(|catalog| {
-            if let Some(named) = catalog.sector_mut(number) {
-                named.void_below = None;
-            }
-        });
-        if let Err(error) = ended {
-            // Then it does so until the next time.
-            self.note(format!("sector {number} has come back: {error}"));
-        }
+        Ok(())
     }
 
     fn write_checkpoint(

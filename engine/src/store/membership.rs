@@ -608,8 +608,7 @@ impl Inner {
             forget_replaced(catalog, number);
             if lacking > 0 {
                 // What is lost with it may be in one that comes back.
-                let sectors = catalog.sectors.iter_mut();
-                sectors.for_each(|named| named.void_below = None);
+                catalog.sectors.iter_mut().for_each(CatalogSector::holds);
             }
         })?;
         Ok(file)

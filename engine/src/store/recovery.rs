@@ -298,12 +298,14 @@ impl Recovered {
                 let is_void = dispensable > 0 && self.sectors[number].is_stood_in_for();
                 named.void_below = is_void.then_some(first_lsn);
                 dispensable = dispensable.saturating_sub(usize::from(!is_accepted));
+            } else if named.void_below.is_none() && self.sectors[number].is_stood_in_for() {
+                // It failed while it took part.
+                named.void_below = Some(first_lsn);
             }
         }
         if !accepted.is_empty() {
             // What is lost may be in one of those that come back.
-            let sectors = begun.sectors.iter_mut();
-            sectors.for_each(|named| named.void_below = None);
+            begun.sectors.iter_mut().for_each(CatalogSector::holds);
         }
         begun.beginning = None;
         begun.short |= is_short && begun.replicas > 1;
@@ -850,12 +852,17 @@ impl Recovery {
     }
 
     /// The sectors of which something does not hold that no other has, and below which LSN \[F-66\]: of those that
-    /// came back. None, as long as another is missing.
+    /// came back. None if a loss is accepted. Be another missing meanwhile: those that are there, and were not
+    /// away, have all that was acknowledged, or the store is not opened.
     fn void(&self, catalog: &Catalog) -> Vec<(usize, u64)> {
-        if self.salvaging || self.left_out.iter().any(Option::is_some) {
+        if self.salvaging || !self.dispensable.is_empty() {
             return Vec::new();
         }
-        let void = |named: &CatalogSector| Some((named.number.into(), named.void_below?));
+        let void = |named: &CatalogSector| {
+            let number = usize::from(named.number);
+            let below = named.void_below.filter(|below| *below > 0)?;
+            self.left_out[number].is_none().then_some((number, below))
+        };
         catalog.sectors.iter().filter_map(void).collect()
     }
 

@@ -464,7 +464,7 @@ impl Inner {
             sources,
             target,
         } = burial;
-        self.make_sources_durable(sources).await;
+        self.make_sources_durable(sources).await?;
         let time = self.now();
         let mutation = Mutation::Replica {
             key: key.clone(),
@@ -483,9 +483,19 @@ impl Inner {
     }
 
     /// What came about together with a version, or a delete, is in the same frames as that: no copy of it alone
-    /// may be what a power failure leaves. Where a sector fails, the copy is all the more wanted.
-    async fn make_sources_durable(self: &Arc<Self>, sources: SectorSet) {
-        all(self.sync_each(sources)).await;
+    /// may be what a power failure leaves. Where a sector fails, the copy is all the more wanted; but the store file
+    /// says so before.
+    ///
+    /// # Errors
+    /// `File`.
+    async fn make_sources_durable(
+        self: &Arc<Self>,
+        sources: SectorSet,
+    ) -> Result<(), StorageError> {
+        let synced = all(self.sync_each(sources)).await;
+        let failed = sources.iter().zip(synced);
+        let failed = failed.filter_map(|(number, synced)| synced.is_err().then_some(number));
+        self.note_failed(failed.collect())
     }
 
     /// The sector that a replica more of a version goes to.
@@ -776,7 +786,7 @@ impl Inner {
     /// Makes the version of what is there. `false` if there is another by now.
     async fn make_replica(self: &Arc<Self>, repair: &Repair) -> Result<bool, StorageError> {
         let (key, entry) = (&repair.key, &repair.entry);
-        self.make_sources_durable(repair.sources).await;
+        self.make_sources_durable(repair.sources).await?;
         let details = repair.held.details().await?;
         let details = Details {
             source: None,

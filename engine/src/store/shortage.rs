@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::catalog::CatalogSector;
 use super::inner::Inner;
 use super::repair::Repairs;
+use super::set::SectorSet;
 use crate::port::StorageError;
 use crate::sync::Mutex;
 
@@ -90,12 +91,35 @@ impl Inner {
         Ok(())
     }
 
+    /// The sectors that have failed since the store was opened.
+    fn failed(&self) -> SectorSet {
+        self.taking_part().without(self.writable())
+    }
+
+    /// These sectors have failed, and something that they were to have is durable without them: unless the store file
+    /// says of them that they are missed by nobody, it says that something is short.
+    ///
+    /// # Errors
+    /// As [`Inner::note_shortage`].
+    pub fn note_failed(&self, failed: SectorSet) -> Result<(), StorageError> {
+        let failed = failed.within(self.failed());
+        let is_told = {
+            let catalog = self.catalog.lock();
+            let behind = catalog.sectors.iter().filter(|named| named.behind);
+            failed.is_within(behind.map(|named| named.number.into()).collect())
+        };
+        match is_told {
+            true => Ok(()),
+            false => self.note_shortage(),
+        }
+    }
+
     fn note_in(&self, known: &mut Known) -> Result<(), StorageError> {
         known.events += 1;
         if known.is_noted {
             return Ok(());
         }
-        let failed = self.taking_part().without(self.writable());
+        let failed = self.failed();
         self.write_catalog(|catalog| {
             catalog.short = true;
             let is_new =
@@ -142,7 +166,7 @@ impl Inner {
     /// it does already.
     fn miss_no_more(&self) -> Result<bool, StorageError> {
         let known = self.shortage.state.lock();
-        let failed = self.taking_part().without(self.writable());
+        let failed = self.failed();
         let is_missed =
             |named: &CatalogSector| failed.contains(named.number.into()) && !named.behind;
         if known.is_noted || !self.catalog.lock().sectors.iter().any(is_missed) {

@@ -891,19 +891,19 @@ impl Inner {
         let dispensable = dispensable.min(tickets.len().saturating_sub(1));
         let inner = Arc::clone(self);
         async move {
-            let mut failed = 0;
+            let mut failed = SectorSet::NONE;
             for (number, ticket) in sectors.iter().zip(tickets) {
                 // What one had that has been taken away is in others.
                 if let Err(error) = ticket.await
                     && !inner.sectors[number].is_withheld()
                 {
-                    failed += 1;
-                    if failed > dispensable {
+                    failed = failed.and(SectorSet::one(number));
+                    if failed.len() > dispensable {
                         return Err(error);
                     }
                 }
             }
-            Ok(())
+            inner.note_failed(failed)
         }
     }
 }
