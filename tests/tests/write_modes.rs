@@ -3,17 +3,19 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
+use graviton_engine::io::IoOptions;
 use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Sim};
 use graviton_engine::port::{
     Batch, BinaryKey, BlobStore, CompleteOptions, DeleteOptions, Durability, ErrorKind, GetOptions,
     MutableObjectStore, Op, Placement, PutOptions, SectorState, StorageError, UploadOptions,
 };
-use graviton_engine::store::{CreateOptions, OpenOptions, RemoveOptions, Store, WriteMode};
+use graviton_engine::store::{CreateOptions, MIB, OpenOptions, RemoveOptions, Store, WriteMode};
 use graviton_tests::history::{Plan, check_store};
 use graviton_tests::policies::CopiedTo;
 use graviton_tests::random::payload;
-use graviton_tests::{check_replicas, put_options, settle};
+use graviton_tests::{check_replicas, create_options, put_options, settle, test_directory};
 
 const PATH: &str = "/store";
 
@@ -404,4 +406,38 @@ fn an_upload_whose_parts_lie_in_different_sectors_is_completed() {
     let store = Store::open_on(sim.backend(), PATH, open()).expect("it opens");
     settle(&store).expect("it is copied");
     check_store(&store).expect("nothing is wrong with it");
+}
+
+/// Uploads are given up while repair copies their parts: what lands late is not kept.
+#[test]
+fn parts_that_land_after_their_upload_is_over_are_garbage() {
+    let directory = test_directory();
+    let path = directory.path().join("store");
+    let mut options = create_options(&IoOptions::default(), 3, 64 * MIB);
+    options.replicas = 2;
+    options.open.write_mode = WriteMode::Async;
+    let store = Store::create(&path, options).expect("it is made");
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let store = &store;
+            scope.spawn(move || {
+                let key = key(usize::try_from(thread).expect("a few"));
+                for round in 0..300 {
+                    let upload = store.start_upload(&key, UploadOptions::default());
+                    let upload = upload.wait().expect("it begins");
+                    for number in 1..=3 {
+                        let part = payload(round, 3000);
+                        let put = store.upload_part(upload, number, part, PutOptions::default());
+                        put.wait().expect("it is put");
+                    }
+                    std::thread::sleep(Duration::from_micros(round % 17 * 100));
+                    store.abort_upload(upload).wait().expect("it is given up");
+                }
+            });
+        }
+    });
+    settle(&store).expect("it is tidy");
+    let sectors = store.info().sectors;
+    let live: Vec<u64> = sectors.iter().map(|sector| sector.space.live).collect();
+    assert_eq!(live, [0; 3]);
 }
