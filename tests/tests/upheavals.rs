@@ -1,5 +1,5 @@
 //! Upheavals: in the course of random histories on replicas, sectors are missing for a while, replicas move to where
-//! policies want them that change their minds, processes are killed, and the power fails. After each of these the
+//! policies want them that change their minds, processes are killed, and the power fails, and leaves a sector missing. After each of these the
 //! store finds nothing wrong with itself, and it holds what it should; in the end it does without any one sector.
 //!
 //! How to run more of it, or one of it again: `graviton_tests::history` and `tests/README.md`.
@@ -99,6 +99,28 @@ impl Upheaval<'_> {
         open(machine)
     }
 
+    /// The machine comes up after a power failure; the sector is missing then, if it may be.
+    fn come_up_after(
+        &mut self,
+        image: &Image,
+        away: Option<usize>,
+    ) -> Result<Arc<Store>, Difference> {
+        let Some(sector) = away else {
+            return self.come_up(image, None);
+        };
+        let machine = self.pair.subject();
+        machine.come_up(image);
+        machine.sim().set_condition(sector, DiskCondition::Absent);
+        match machine.open() {
+            Ok(store) => {
+                self.away = Some(sector);
+                Ok(store)
+            }
+            Err(StorageError::TooFewSectors { .. }) => self.come_up(image, None),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     /// The process ends without a word; the next is without the sector.
     fn kill(&mut self, away: Option<usize>) -> Result<(), Difference> {
         let dead = self.pair.release();
@@ -125,7 +147,11 @@ impl Upheaval<'_> {
             1 => Loss::Nothing,
             _ => Loss::Random(self.random.number()),
         };
-        let store = self.come_up(&crasher.image(loss), None)?;
+        let away = match self.away {
+            Some(away) => Some(away).filter(|_| self.random.one_in(2)),
+            None => Some(self.random.below(SECTORS)).filter(|_| self.random.below(4) > 0),
+        };
+        let store = self.come_up_after(&crasher.image(loss), away)?;
         drop(dead);
         let found = check_contents(&store, &self.record, self.pair.given(), position)?;
         self.pair.adopt(store)?;
@@ -174,6 +200,25 @@ impl Upheaval<'_> {
         settle(&store)
     }
 
+    /// Brings a replica of a blob to a sector.
+    fn add_replica(&mut self) -> Result<(), Difference> {
+        let store = self.store();
+        let keys = all_keys(&*store).map_err(|error| error.to_string())?;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let key = self.random.pick(&keys);
+        let sector = u16::try_from(self.random.below(SECTORS)).expect("of three");
+        if let Ok(found) = store.stat(key).wait() {
+            let whole = RangeSet::default();
+            let replicas = store.replicas();
+            let added = replicas.add_replica(key, sector, found.version, &whole);
+            // There may be no room, or no such sector now.
+            drop(added.wait());
+        }
+        self.check()
+    }
+
     fn drain_or_not(&mut self) -> Result<(), Difference> {
         let info = self.store().info();
         let draining = info.sectors.iter().find(|sector| sector.draining);
@@ -192,21 +237,33 @@ impl Upheaval<'_> {
     /// Something happens.
     fn disturb(&mut self) -> Result<(), Difference> {
         let started = self.pair.subject().position();
-        match self.random.below(12) {
+        match self.random.below(14) {
             0..=2 => {
                 let goes = self.is_whole() && self.random.one_in(2);
                 let stays = self.random.one_in(2);
+                let info = self.store().info().replication;
+                // All is elsewhere by now: another may be missing.
+                let is_made_up_for = !info.is_short && info.backlog == 0;
                 let away = match self.away {
                     None if goes => Some(self.random.below(SECTORS)),
+                    Some(_) if is_made_up_for && self.random.one_in(2) => {
+                        Some(self.random.below(SECTORS))
+                    }
                     away => away.filter(|_| stays),
                 };
                 return self.kill(away);
             }
-            3 if self.away.is_none() => return self.fail_power(),
+            3 | 12 => return self.fail_power(),
+            13 => self.add_replica()?,
             4 | 5 => self.shuffle()?,
             6 => self.drain_or_not()?,
             7 if self.pair.subject().plan().write_mode == WriteMode::All => {
                 self.mark()?;
+            }
+            8 if self.random.one_in(2) => {
+                // While a sector is missing there may be no room.
+                drop(self.store().repair(&mut |_| {}));
+                self.check()?;
             }
             8 => settle(&self.store())?,
             9 => {

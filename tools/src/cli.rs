@@ -701,6 +701,8 @@ pub enum Sectors {
         files: Vec<PathBuf>,
     },
     /// Say what fails together with a sector, what kind it is, and what it costs
+    ///
+    /// What is not named here is said of it no more.
     Label {
         /// The sector's number
         sector: u16,

@@ -48,6 +48,18 @@ pub fn run(session: &Session, args: &MapArgs) -> Result<(), Failure> {
     if let Some(why) = refused {
         output.note(why, None);
     }
+    let is_drawn = |number| sectors.iter().any(|(sector, _)| sector.number == number);
+    for sector in info
+        .sectors
+        .iter()
+        .filter(|sector| !is_drawn(sector.number))
+    {
+        let (number, state) = (sector.number, sector.state);
+        output.note(
+            format!("sector {number} is {state}: it is not in the picture"),
+            None,
+        );
+    }
     let pictures: Vec<Picture> = sectors
         .iter()
         .map(|(sector, segments)| Picture::of(sector, segments))

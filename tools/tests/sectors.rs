@@ -708,7 +708,7 @@ fn wrong_inputs_to_the_sector_commands() {
 
     // With two left, both are needed.
     subject.run(&["sectors", "drain", "1"]).done();
-    let too_few = ["{2} are left to take 2 replicas"];
+    let too_few = ["without sector 0 those that take some are {2}"];
     let fails = |code, words: &[&str], arguments: &[&str]| {
         let all = [&["sectors"], arguments].concat();
         subject.run(&all).fails(code, words);

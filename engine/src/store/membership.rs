@@ -474,7 +474,7 @@ impl Inner {
         let left = self.keepers().without(SectorSet::one(number));
         match left.len() + more < self.replicas {
             true => Err(StorageError::invalid(format!(
-                "without sector {number}, {left:?} are left to take {} replicas of each blob",
+                "{} replicas of each blob are to be in as many sectors: without sector {number} those that take some are {left:?}",
                 self.replicas
             ))),
             false => Ok(()),
