@@ -44,7 +44,7 @@ pub struct DiskInfo {
 /// One open sector file or block device.
 ///
 /// Offsets and buffer lengths must be multiples of [`DiskInfo::block_size`]; anything else fails
-/// with `InvalidInput`. All calls but `write_waiting` submit at once and never block on the device; their
+/// with `InvalidInput`. All three calls submit at once and never block on the device; their
 /// [`IoOp`] owns the buffer until the device is done with it, even when the `IoOp` is dropped.
 pub trait Disk: Send + Sync + fmt::Debug {
     /// What is known of it.
@@ -74,12 +74,6 @@ pub trait Disk: Send + Sync + fmt::Debug {
 
     /// Writes the whole of `buffer` at `offset`.
     fn write(&self, buffer: AlignedBuf, offset: u64, sync: WriteSync) -> IoOp;
-
-    /// As [`Disk::write`], for a thread that waits for nothing else: it may be blocked until the write is over, if
-    /// that is sooner then.
-    fn write_waiting(&self, buffer: AlignedBuf, offset: u64, sync: WriteSync) -> IoOp {
-        self.write(buffer, offset, sync)
-    }
 
     /// Makes every write that completed before this call durable (`fdatasync`).
     fn sync(&self) -> IoOp;

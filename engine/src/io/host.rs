@@ -10,8 +10,8 @@ use super::buffer::AlignedBuf;
 use super::completion::IoOp;
 use super::disk::{Backend, Disk, DiskInfo, Lock, LockError, OpenAccess, WriteSync};
 use super::file::{self, OpenFile};
-use super::request::{Action, Request, Transfer};
-use super::{small, syscall};
+use super::request::{Action, Transfer};
+use super::small;
 use crate::port::op::Driver;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -169,17 +169,13 @@ impl HostDisk {
         if buffer.is_empty() && action != Action::Sync {
             return IoOp::ready(buffer, Ok(()));
         }
-        self.transport.submit(self.transfer(action, buffer, offset))
-    }
-
-    fn transfer(&self, action: Action, buffer: AlignedBuf, offset: u64) -> Transfer {
-        Transfer {
+        self.transport.submit(Transfer {
             action,
             file: Arc::clone(&self.file.file),
             buffer,
             offset,
             block_size: self.info.block_size as usize,
-        }
+        })
     }
 }
 
@@ -224,18 +220,6 @@ impl Disk for HostDisk {
             Ok(()) => self.submit(Action::Write(sync), buffer, offset),
             Err(error) => IoOp::ready(buffer, Err(error)),
         }
-    }
-
-    /// A durable write through a ring ends in a worker thread of the kernel, which sends the flush: the way there and
-    /// back takes longer than being blocked.
-    fn write_waiting(&self, buffer: AlignedBuf, offset: u64, sync: WriteSync) -> IoOp {
-        if sync == WriteSync::None || self.check_write(buffer.len(), offset).is_err() {
-            return self.write(buffer, offset, sync);
-        }
-        let (op, completer) = IoOp::pending(None);
-        let transfer = self.transfer(Action::Write(sync), buffer, offset);
-        syscall::execute(Request::new(transfer, completer));
-        op
     }
 
     fn sync(&self) -> IoOp {

@@ -192,7 +192,7 @@ impl CompletionSource for Queue {
 }
 
 /// Carries out a request from beginning to end, on this thread.
-pub(super) fn execute(mut request: Request) {
+fn execute(mut request: Request) {
     let outcome = loop {
         let result = call(&mut request);
         let again = result == Err(Errno::AGAIN);

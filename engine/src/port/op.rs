@@ -93,8 +93,6 @@ impl Wake for Signal {
 thread_local! {
     /// An operation is polled because it was made: its maker may make more before it waits.
     static STARTING: Cell<bool> = const { Cell::new(false) };
-    /// The thread waits for one operation and nothing else.
-    static ALONE: Cell<bool> = const { Cell::new(false) };
     static WAITING: Cell<bool> = const { Cell::new(false) };
     static OFFERED: RefCell<Option<Arc<dyn Driver>>> = const { RefCell::new(None) };
     static SIGNAL: RefCell<Option<Arc<Signal>>> = const { RefCell::new(None) };
@@ -116,19 +114,12 @@ pub(crate) fn is_starting() -> bool {
     STARTING.get()
 }
 
-/// Whether the operation that is polled is the only one that its thread waits for: the thread may as well be
-/// blocked by the system.
-pub(crate) fn is_alone() -> bool {
-    ALONE.get() && !is_starting()
-}
-
-/// Runs `future` to its end on this thread, driving whatever it hangs on. `alone`: it is one operation.
-fn block_on<F: Future + ?Sized>(mut future: Pin<&mut F>, alone: bool) -> F::Output {
+/// Runs `future` to its end on this thread, driving whatever it hangs on.
+pub(crate) fn block_on<F: Future + ?Sized>(mut future: Pin<&mut F>) -> F::Output {
     // A waiting thread can be asked to wait again below itself (a driver that runs maintenance);
     // the outer wait's state is put back when the inner one is done.
     let outer_waiting = WAITING.replace(true);
     let outer_starting = STARTING.replace(false);
-    let outer_alone = ALONE.replace(alone);
     let signal = SIGNAL
         .with_borrow_mut(Option::take)
         .unwrap_or_else(Signal::for_this_thread);
@@ -154,7 +145,6 @@ fn block_on<F: Future + ?Sized>(mut future: Pin<&mut F>, alone: bool) -> F::Outp
     };
     WAITING.set(outer_waiting);
     STARTING.set(outer_starting);
-    ALONE.set(outer_alone);
     SIGNAL.with_borrow_mut(|slot| *slot = Some(signal));
     output
 }
@@ -175,7 +165,7 @@ enum State<T, E> {
 /// let op: Op<u32, std::io::Error> = Op::ready(Ok(7));
 /// assert_eq!(op.wait().unwrap(), 7);
 /// ```
-#[must_use = "an Op is already running, but its outcome (an error, above all) is known only by wait() or .await"]
+#[must_use = "an Op is already submitted, but its outcome (an error, above all) is known only by wait() or .await"]
 pub struct Op<T, E> {
     state: State<T, E>,
 }
@@ -248,7 +238,7 @@ impl<T, E> Op<T, E> {
     pub fn wait(self) -> Result<T, E> {
         match self.state {
             State::Ready(outcome) => outcome.expect("an Op answers once"),
-            State::Running(mut future) => block_on(future.as_mut(), true),
+            State::Running(mut future) => block_on(future.as_mut()),
         }
     }
 }
@@ -313,7 +303,7 @@ impl<T: Unpin, E: Unpin> Future for Op<T, E> {
 /// Waits for any future on this thread, driving what it hangs on, as [`Op::wait`] does.
 pub fn wait_for<F: Future>(future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
-    block_on(future.as_mut(), false)
+    block_on(future.as_mut())
 }
 
 /// Runs several futures side by side, and returns what they do in their order.

@@ -1130,19 +1130,8 @@ impl Inner {
     /// Assembles and submits frames while there is work whose logs are idle.
     pub fn pump(self: &Arc<Self>) {
         while let Some(plan) = self.next_plan() {
-            self.write(plan, false);
+            self.write(plan);
         }
-    }
-
-    /// As [`Inner::pump`], for a thread that waits for one operation: the last of the frames may block it.
-    pub fn pump_waiting(self: &Arc<Self>) {
-        let Some(mut plan) = self.next_plan() else {
-            return;
-        };
-        while let Some(next) = self.next_plan() {
-            self.write(std::mem::replace(&mut plan, next), false);
-        }
-        self.write(plan, true);
     }
 
     /// Assembles the next flight, if there is work whose logs are idle.
@@ -1320,8 +1309,8 @@ impl Inner {
         }
     }
 
-    /// Builds the frames and submits their writes; `waiting`: the last may block the thread.
-    fn write(self: &Arc<Self>, plan: Plan, waiting: bool) {
+    /// Builds the frames and submits their writes.
+    fn write(self: &Arc<Self>, plan: Plan) {
         let Plan {
             flight: number,
             mut decided,
@@ -1367,9 +1356,8 @@ impl Inner {
             let this = under_way.iter_mut().find(|other| other.flight == number);
             this.expect("it is under way").end = Some(end);
         }
-        let mut built = built.into_iter().peekable();
-        while let Some(frame) = built.next() {
-            self.write_built(&flight, frame, waiting && built.peek().is_none());
+        for frame in built {
+            self.write_built(&flight, frame);
         }
     }
 
@@ -1424,12 +1412,7 @@ impl Inner {
         })
     }
 
-    fn write_built(
-        self: &Arc<Self>,
-        flight: &Arc<Mutex<Option<Flight>>>,
-        built: Built,
-        waiting: bool,
-    ) {
+    fn write_built(self: &Arc<Self>, flight: &Arc<Mutex<Option<Flight>>>, built: Built) {
         let Built {
             frame,
             written,
@@ -1452,13 +1435,13 @@ impl Inner {
             return landing.written(Ok(()));
         };
         let Some((block, start)) = opening else {
-            return landing.write(buffer, address, sync, waiting);
+            return landing.write(buffer, address, sync);
         };
         let disk = Arc::clone(landing.sector().disk());
         disk.write(block, start, sync).then(move |_, outcome| {
             let written = landing.sector().written("write", start, outcome);
             match written.and_then(|()| landing.sector().check_writable()) {
-                Ok(()) => landing.write(buffer, address, sync, false),
+                Ok(()) => landing.write(buffer, address, sync),
                 failed => landing.end(failed),
             }
         });
@@ -1820,13 +1803,9 @@ impl Landing {
         &self.inner.sectors[self.frame.number]
     }
 
-    fn write(self, buffer: AlignedBuf, address: u64, sync: WriteSync, waiting: bool) {
+    fn write(self, buffer: AlignedBuf, address: u64, sync: WriteSync) {
         let disk = Arc::clone(self.sector().disk());
-        let write = match waiting {
-            true => disk.write_waiting(buffer, address, sync),
-            false => disk.write(buffer, address, sync),
-        };
-        write.then(move |_, outcome| {
+        disk.write(buffer, address, sync).then(move |_, outcome| {
             let outcome = self.sector().written("write", address, outcome);
             self.written(outcome);
         });

@@ -30,7 +30,7 @@ use super::tracker::Trackers;
 use crate::io::{Backend, Disk, IoOptions, Lock, LockError, OpenAccess, open_backend};
 use crate::log::store_file::write_copies;
 use crate::log::{Sector, Segments};
-use crate::port::op::{Driver, Signal, is_alone, wait_for};
+use crate::port::op::{Driver, Signal, wait_for};
 use crate::port::{
     BinaryKey, Choice, Labels, Placement, PolicyError, ReplicationPolicy, SectorFacts, StorageError,
 };
@@ -181,10 +181,7 @@ impl CommitSource for SectorSource {
 
     fn begin(&self) {
         if let Some(inner) = self.inner.upgrade() {
-            match is_alone() {
-                true => inner.pump_waiting(),
-                false => inner.pump(),
-            }
+            inner.pump();
         }
     }
 
