@@ -10,7 +10,8 @@ use graviton_engine::io::{Backend, BufferPool, Disk, Lock, LockError, OpenAccess
 use graviton_engine::port::op::wait_for;
 use graviton_engine::port::{
     Attributes, Batch, BinaryKey, BlobReader, BlobStore, CopyOptions, DeleteOptions, Durability,
-    GetOptions, ListRequest, PutOptions, Span, StorageError,
+    GetOptions, ListRequest, MutableObjectStore, Precondition, PutOptions, PutRangeOptions, Span,
+    StorageError,
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, NewSector, OpenOptions, Store};
 use graviton_format::Geometry;
@@ -147,6 +148,56 @@ fn what_was_read_lately_is_not_read_again() {
 }
 
 /// Extents and manifest are written as one frame where that fits: whether it does depends on all that is in it.
+/// A blob that is read again and again is found without the index, but for its next version, or none.
+#[test]
+fn what_is_hot_is_replaced_at_once() {
+    let (_sim, store) = new_store(1, 16 * MIB);
+    let read = |name: &str| store.get(&key(name), GetOptions::default()).wait();
+    let version = |name: &str| {
+        for _ in 0..3 {
+            read(name).expect("it is there");
+        }
+        read(name).expect("it is there").version
+    };
+    let is_gone = |name: &str| matches!(read(name), Err(StorageError::NotFound { .. }));
+    let first = put(&store, "one", 1, 5000);
+    assert_eq!(version("one"), first);
+    let second = put(&store, "one", 2, 5000);
+    assert_eq!(version("one"), second);
+    assert_eq!(read("one").expect("it is there").bytes, payload(2, 5000));
+    let range = Span::new(0, 10).expect("a span");
+    let changed = store.put_range(
+        &key("one"),
+        range,
+        payload(3, 10),
+        PutRangeOptions::default(),
+    );
+    let changed_to = changed.wait().expect("it is changed").version;
+    assert_eq!(version("one"), changed_to);
+    assert_eq!(
+        read("one").expect("it is there").bytes[..10],
+        payload(3, 10)
+    );
+    put(&store, "two", 4, 5000);
+    version("two");
+    let renamed = store.rename(&key("one"), &key("two"), CopyOptions::default());
+    let renamed = renamed.wait().expect("it is renamed").version;
+    assert!(is_gone("one"));
+    assert_eq!(version("two"), renamed);
+    let other = GetOptions {
+        precondition: Precondition::IfVersion(changed_to),
+        ..GetOptions::default()
+    };
+    let unchanged = store.get(&key("two"), other).wait();
+    assert!(matches!(
+        unchanged,
+        Err(StorageError::PreconditionFailed { .. })
+    ));
+    let delete = store.delete(&key("two"), DeleteOptions::default());
+    delete.wait().expect("it is deleted");
+    assert!(is_gone("two"));
+}
+
 #[test]
 fn a_blob_of_any_size_is_put_whatever_its_key_and_attributes() {
     let (_sim, store) = new_store(1, 32 * MIB);

@@ -6,6 +6,10 @@
 //! `quick_cache`; Yang et al., SOSP 2023). Of several who want the same version at once one reads it from the device,
 //! and all of them drive that read on: it does not hang on whoever began it.
 //!
+//! Before it stands a table of keys that were found in it, with their current versions, so that what is hot needs
+//! no search in the index. A key comes in while the index is locked for reading, and goes, while it is locked for
+//! writing, with whatever makes another version of it.
+//!
 //! Scrub, verify, repair and compaction read past it.
 
 use std::collections::HashMap;
@@ -18,8 +22,9 @@ use std::task::{Context, Poll, Wake, Waker};
 use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use xxhash_rust::xxh3::xxh3_64;
 
-use crate::port::StorageError;
+use crate::port::{BinaryKey, StorageError};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,6 +34,8 @@ pub const BLOB_MAX: u64 = 256 << 10;
 const SHARE: u64 = 16;
 /// Bytes that an entry takes beside its blob, about.
 const OVERHEAD: u64 = 128;
+/// Keys that the table before it has at most.
+const HOT_MAX: usize = 1 << 16;
 /// What a blob is taken to have when the cache lays out its own tables.
 const TYPICAL: u64 = 4 << 10;
 
@@ -43,9 +50,18 @@ impl Weighter<u64, Bytes> for ByBytes {
     }
 }
 
+/// A version that is current.
+#[derive(Debug)]
+struct Hot {
+    key: BinaryKey,
+    version: u64,
+}
+
 /// See the [module's page](self).
 pub struct ReadCache {
     blobs: Cache<u64, Bytes, ByBytes>,
+    /// By a hash of the key; those that share a place take it from each other. A power of two.
+    hot: Box<[Mutex<Option<Hot>>]>,
     blob_max: u64,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -81,8 +97,10 @@ impl ReadCache {
         let items = usize::try_from(capacity / TYPICAL)
             .unwrap_or(usize::MAX)
             .max(16);
+        let places = items.min(HOT_MAX).next_power_of_two();
         Arc::new(Self {
             blobs: Cache::with_weighter(items, capacity, ByBytes),
+            hot: (0..places).map(|_| Mutex::default()).collect(),
             blob_max: BLOB_MAX.min(capacity / SHARE),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -104,6 +122,44 @@ impl ReadCache {
         };
         count.fetch_add(1, Ordering::Relaxed);
         found
+    }
+
+    fn place(&self, key: &BinaryKey) -> &Mutex<Option<Hot>> {
+        let hash = usize::try_from(xxh3_64(key.stored()) >> 32).unwrap_or(0);
+        &self.hot[hash & (self.hot.len() - 1)]
+    }
+
+    /// The current version of a blob, and its bytes, if it was found here before.
+    pub fn get_hot(&self, key: &BinaryKey) -> Option<(u64, Bytes)> {
+        let version = match &*self.place(key).lock() {
+            Some(hot) if hot.key == *key => hot.version,
+            _ => return None,
+        };
+        let bytes = self.blobs.get(&version)?;
+        self.hits.fetch_add(1, Ordering::Relaxed);
+        Some((version, bytes))
+    }
+
+    /// The current version of a blob was found here. The index is locked, so that it stays current meanwhile.
+    pub fn found(&self, key: &BinaryKey, version: u64) {
+        let hot = Hot {
+            key: key.owned(),
+            version,
+        };
+        *self.place(key).lock() = Some(hot);
+    }
+
+    /// The current version of a blob is another from here on. The index is locked for writing.
+    pub fn forget(&self, key: &BinaryKey) {
+        let mut place = self.place(key).lock();
+        if place.as_ref().is_some_and(|hot| hot.key == *key) {
+            *place = None;
+        }
+    }
+
+    /// The same, of any blob.
+    pub fn forget_all(&self) {
+        self.hot.iter().for_each(|place| *place.lock() = None);
     }
 
     /// What it holds, and how much use it was.
@@ -303,6 +359,30 @@ mod tests {
         // By age alone it would be none.
         let kept = (0..300).filter(|&often| cache.get(often).is_some()).count();
         assert!(kept >= 150, "{kept}");
+    }
+
+    #[test]
+    fn a_key_is_hot_until_it_has_another_version() {
+        let cache = ReadCache::new(1 << 20);
+        let key = |number: u32| BinaryKey::new(format!("key {number}")).expect("a short key");
+        filled(&cache, 5, 100);
+        assert!(cache.get_hot(&key(1)).is_none());
+        cache.found(&key(1), 5);
+        let (version, found) = cache.get_hot(&key(1)).expect("it is there");
+        assert_eq!((version, found), (5, bytes(100)));
+        assert!(cache.get_hot(&key(2)).is_none());
+        cache.forget(&key(2));
+        assert!(cache.get_hot(&key(1)).is_some());
+        cache.forget(&key(1));
+        assert!(cache.get_hot(&key(1)).is_none());
+        // What is not in the cache itself is not found, nor what shares a place with others.
+        cache.found(&key(3), 6);
+        assert!(cache.get_hot(&key(3)).is_none());
+        (0..10_000).for_each(|number| cache.found(&key(number), 5));
+        let hot = (0..10_000).filter(|&number| cache.get_hot(&key(number)).is_some());
+        assert!((1..=cache.hot.len()).contains(&hot.count()));
+        cache.forget_all();
+        assert!((0..10_000).all(|number| cache.get_hot(&key(number)).is_none()));
     }
 
     #[test]

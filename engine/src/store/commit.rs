@@ -1637,6 +1637,9 @@ impl Inner {
         let mut index = self.index.write();
         let mut next = vec![0; frames.len()];
         for (decision, (_, applied)) in applied.iter_mut().enumerate() {
+            if let Some(cache) = self.cache.as_ref().filter(|_| !applied.moved) {
+                cache.forget(&applied.key);
+            }
             let mut landed = SectorSet::NONE;
             for (frame, next) in frames.iter_mut().zip(&mut next) {
                 if frame.records.get(*next) != Some(&decision) {

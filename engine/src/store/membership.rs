@@ -640,9 +640,11 @@ impl Inner {
         let vacant = Arc::clone(self.sectors.vacant());
         self.kept.lock()[number] = Kept::of_none();
         let nothing = Segments::new(&vacant.geometry());
-        self.index
-            .write()
-            .forget(number, SectorIndex::new(vacant, None, nothing));
+        let mut index = self.index.write();
+        index.forget(number, SectorIndex::new(vacant, None, nothing));
+        if let Some(cache) = &self.cache {
+            cache.forget_all();
+        }
     }
 
     /// How many keys have fewer replicas than they should, or can, in the sectors that are left without one.

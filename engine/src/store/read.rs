@@ -90,6 +90,18 @@ fn find(
     Ok((found, range))
 }
 
+/// A range of a blob that is in memory.
+fn part_of(bytes: &Bytes, range: Range<u64>, version: u64) -> Blob {
+    let at = |position| usize::try_from(position).unwrap_or(usize::MAX);
+    Blob {
+        bytes: bytes.slice(at(range.start)..at(range.end)),
+        range,
+        size: bytes.len() as u64,
+        etag: ETag::of_version(version),
+        version,
+    }
+}
+
 /// Checks that what is asked for has no holes.
 fn check_written(
     key: &BinaryKey,
@@ -375,6 +387,12 @@ impl Inner {
         options: &GetOptions,
     ) -> Result<Begun, StorageError> {
         self.check_open()?;
+        let hot = self.cache.as_ref().and_then(|cache| cache.get_hot(key));
+        if let Some((version, bytes)) = hot {
+            check(key, options.precondition, version)?;
+            let range = resolve_range(key, options.range.as_ref(), bytes.len() as u64)?;
+            return Ok(Begun::Cached(part_of(&bytes, range, version)));
+        }
         let index = self.index.read();
         let (found, range) = find(&index, key, options)?;
         check_total(range.end - range.start)?;
@@ -383,14 +401,10 @@ impl Inner {
         // What has holes depends on who asks.
         let cache = cache.filter(|_| !found.entry.has_holes());
         if let Some(bytes) = cache.and_then(|cache| cache.get(version)) {
-            let at = |position| usize::try_from(position).unwrap_or(usize::MAX);
-            return Ok(Begun::Cached(Blob {
-                bytes: bytes.slice(at(range.start)..at(range.end)),
-                range,
-                size,
-                etag: ETag::of_version(version),
-                version,
-            }));
+            if let Some(cache) = cache {
+                cache.found(key, version);
+            }
+            return Ok(Begun::Cached(part_of(&bytes, range, version)));
         }
         let is_whole = range == (0..size);
         let snapshot = self.snapshot_of(&index, key, &found, range, options)?;
