@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use graviton_engine::io::sim;
+use graviton_engine::io::sim::{Fault, FaultKind, Image, Sim};
 use graviton_engine::io::{BackendChoice, DirectIo, IoOptions};
 use graviton_engine::port::{
     BinaryKey, BlobStore, Durability, GetOptions, Holes, ListRequest, MutableObjectStore,
@@ -102,6 +103,29 @@ pub fn create_options(io: &IoOptions, sectors: u16, sector_size: u64) -> CreateO
         open,
         ..CreateOptions::default()
     }
+}
+
+/// The next operation of a kind fails, on one disk.
+pub fn fail_next(sim: &Sim, disk: usize, kind: FaultKind) {
+    sim.set_faults(&[Fault {
+        kind,
+        after: 0,
+        times: 1,
+        disk: Some(disk),
+    }]);
+}
+
+/// An image, but for one disk, which is as in another.
+///
+/// # Panics
+/// If there is no such disk.
+#[must_use]
+pub fn with_disk_of(image: &Image, disk: usize, other: &Image) -> Image {
+    let mut mixed = image.clone();
+    let mut bytes = vec![0; other.size(disk).expect("there is such a disk")];
+    other.read(disk, 0, &mut bytes);
+    mixed.edit(disk, 0, &bytes);
+    mixed
 }
 
 /// Stores in a temporary directory, for the contract kit.

@@ -22,7 +22,7 @@ use graviton_engine::store::{
 use graviton_engine::testing::{Difference, Pair, Step};
 use graviton_tests::history::{Action, Ground, Machine, Plan, Tally, Trials, open, perform};
 use graviton_tests::random::payload;
-use graviton_tests::{check_replicas, check_two_replicas, rebalance, settle};
+use graviton_tests::{check_replicas, check_two_replicas, rebalance, settle, with_disk_of};
 
 /// How the store comes to be opened again.
 #[derive(Debug, Clone, Copy)]
@@ -221,15 +221,6 @@ fn filled(replicas: u16, seed: u64) -> (Sim, [u64; 30]) {
     settle(&store).expect("it is tidied up");
     store.close().expect("it closes");
     (sim, [1; 30])
-}
-
-/// `image` with one disk as it is in `older`.
-fn with_disk_of(image: &Image, disk: usize, older: &Image) -> Image {
-    let mut mixed = image.clone();
-    let mut bytes = vec![0; older.size(disk).expect("it is there")];
-    older.read(disk, 0, &mut bytes);
-    mixed.edit(disk, 0, &bytes);
-    mixed
 }
 
 /// What is refused says why, and a store that is open says what it is open without.

@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Image, Loss, Sim};
+use graviton_engine::io::sim::{DiskCondition, FaultKind, Image, Loss, Sim};
 use graviton_engine::port::{
     Batch, BinaryKey, BlobStore, DeleteOptions, Durability, Gain, GetOptions, MutableObjectStore,
     Placement, PutRangeOptions, RangeSet, Rebalance, Span, StorageError,
@@ -14,7 +14,7 @@ use graviton_engine::store::{CreateOptions, OpenOptions, RebalanceOptions, Store
 use graviton_tests::history::{Plan, check_store};
 use graviton_tests::policies::{CopiedTo, Steered};
 use graviton_tests::random::payload;
-use graviton_tests::{check_two_replicas, put_options, settle};
+use graviton_tests::{check_two_replicas, fail_next, put_options, settle, with_disk_of};
 
 const PATH: &str = "/store";
 const SECTORS: usize = 3;
@@ -81,14 +81,6 @@ fn without(sim: &Sim, missing: &[usize]) {
             },
         );
     }
-}
-
-fn with_disk_of(image: &Image, disk: usize, other: &Image) -> Image {
-    let mut mixed = image.clone();
-    let mut bytes = vec![0; other.size(disk).expect("it is there")];
-    other.read(disk, 0, &mut bytes);
-    mixed.edit(disk, 0, &bytes);
-    mixed
 }
 
 /// What a power failure leaves while blob 0 is deleted: a sector that has the delete, another that has the blob,
@@ -300,15 +292,6 @@ fn without_power(sim: &Sim) -> Image {
     crasher.image(Loss::All)
 }
 
-fn fail_once(sim: &Sim, kind: FaultKind, disk: usize) {
-    sim.set_faults(&[Fault {
-        kind,
-        after: 0,
-        times: 1,
-        disk: Some(disk),
-    }]);
-}
-
 /// A sync fails in one of two sectors, and what was written to both is acknowledged as durable: the other may not be
 /// missing then.
 #[test]
@@ -328,7 +311,7 @@ fn what_is_flushed_while_a_sector_fails_does_not_rest_on_one_that_may_be_missing
         let (sim, store) = filled(1);
         let holders = holders(&store, 0);
         act(&store);
-        fail_once(&sim, FaultKind::Sync, holders[1]);
+        fail_next(&sim, holders[1], FaultKind::Sync);
         match is_flush {
             true => store.flush().wait().expect("it is durable in one"),
             // It makes no record, for what is not there.
@@ -369,7 +352,7 @@ fn what_a_sector_has_that_failed_before_it_was_missing_does_not_hold() {
         let holders = holders(&store, number);
         holders.contains(&failing) && !holders.contains(&first)
     });
-    fail_once(&sim, FaultKind::Write, failing);
+    fail_next(&sim, failing, FaultKind::Write);
     let range = Span::new(0, 10).expect("a span");
     let other = key(other.expect("there is one"));
     let changed = store.put_range(&other, range, payload(9, 10), PutRangeOptions::default());
@@ -397,7 +380,7 @@ fn a_batch_is_copied_whole_though_a_sector_fails() {
     batch.durability = Durability::Written;
     store.batch(batch).wait().expect("it is put");
     let holders = holders(&store, 0);
-    fail_once(&sim, FaultKind::Write, holders[1]);
+    fail_next(&sim, holders[1], FaultKind::Write);
     let begun = sim.position();
     store.checkpoint().expect_err("a sector fails");
     sim.set_faults(&[]);

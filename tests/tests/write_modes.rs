@@ -15,7 +15,9 @@ use graviton_engine::store::{CreateOptions, MIB, OpenOptions, RemoveOptions, Sto
 use graviton_tests::history::{Plan, check_store};
 use graviton_tests::policies::CopiedTo;
 use graviton_tests::random::payload;
-use graviton_tests::{check_replicas, create_options, put_options, settle, test_directory};
+use graviton_tests::{
+    check_replicas, create_options, fail_next, put_options, settle, test_directory,
+};
 
 const PATH: &str = "/store";
 
@@ -65,16 +67,6 @@ fn is_put(store: &Store, number: usize, seed: u64) -> bool {
 fn sectors_of(store: &Store, number: usize) -> usize {
     let found = store.stat(&key(number)).wait().expect("it is there");
     found.sectors.len()
-}
-
-/// The next so many operations of a kind fail, on one disk.
-fn fail(sim: &Sim, disk: usize, kind: FaultKind) {
-    sim.set_faults(&[Fault {
-        kind,
-        after: 0,
-        times: 1,
-        disk: Some(disk),
-    }]);
 }
 
 #[test]
@@ -154,7 +146,7 @@ fn a_flush_tells_of_what_only_one_sector_had() {
         let put = store.put(&key(0), payload(1, 100), written);
         put.wait().expect("it is put");
         let found = store.stat(&key(0)).wait().expect("it is there");
-        fail(&sim, found.sectors[0].into(), FaultKind::Sync);
+        fail_next(&sim, found.sectors[0].into(), FaultKind::Sync);
         assert_eq!(store.flush().wait().is_ok(), mode == WriteMode::All);
     }
 }
@@ -181,7 +173,7 @@ fn degraded_writes_are_refused_if_they_are_not_allowed() {
         put(&store, 0, 1).expect("it is put");
         settle(&store).expect("it is tidied up");
         // The one that is under way comes about.
-        fail(&sim, 1, FaultKind::Write);
+        fail_next(&sim, 1, FaultKind::Write);
         let mut number = 1;
         while store.info().sectors[1].state == SectorState::Active {
             put(&store, number, 1).expect("it is put where it can be");
