@@ -2,7 +2,7 @@
 //! and its number, all in the same sectors; their records are those of blobs in other spaces of keys. Parts
 //! lie where they will stay: completing an upload writes a manifest over their extents \[F-62\].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -258,22 +258,24 @@ impl Inner {
         if self.sectors.len() < 2 {
             return Ok(());
         }
-        let (mut lacking, mut number) = (Vec::new(), None);
-        for holder in self.to_change(holders).iter() {
-            let there = self.index.read().sectors[holder].parts(upload.lsn())?;
-            let there: HashMap<u16, ETag> = there
-                .iter()
-                .map(|(number, part)| (*number, ETag::of_version(part.lsn)))
-                .collect();
-            let lacks = named
-                .iter()
-                .filter(|(number, etag)| there.get(number) != Some(etag));
-            let lacks: Vec<u16> = lacks.map(|(number, _)| *number).collect();
-            if number.is_none() || lacks.len() < lacking.len() {
-                (lacking, number) = (lacks, Some(holder));
-            }
+        let mut there: Vec<HashSet<(u16, ETag)>> = Vec::new();
+        for sector in &self.index.read().sectors {
+            let parts = sector.parts(upload.lsn())?;
+            let etag = |(number, part): &(u16, Entry)| (*number, ETag::of_version(part.lsn));
+            there.push(parts.iter().map(etag).collect());
         }
-        let Some(number) = number else { return Ok(()) };
+        // What no sector has as it is named is told when that is decided.
+        let lacks = |holder: usize| {
+            let is_elsewhere = |part: &(u16, ETag)| there.iter().any(|parts| parts.contains(part));
+            let lacks = named.iter().filter(|part| !there[holder].contains(part));
+            let lacks = lacks.filter(|part| is_elsewhere(part));
+            lacks.map(|(number, _)| *number).collect::<Vec<u16>>()
+        };
+        let holders = self.to_change(holders);
+        let best = holders.iter().map(|holder| (lacks(holder), holder));
+        let Some((lacking, number)) = best.min_by_key(|(lacks, _)| lacks.len()) else {
+            return Ok(());
+        };
         for part in lacking {
             self.bring(&part_key(upload.lsn(), part), number).await?;
         }
