@@ -1,4 +1,4 @@
-//! A policy of replication that tests steer.
+//! Policies of replication that tests steer.
 
 use std::fmt;
 

@@ -910,15 +910,18 @@ impl Commits {
         }
     }
 
-    /// Bytes left in the segment where it will end once all that is queued is written, but for the padding of
-    /// frames.
+    /// Bytes left in the segment where it will go on once all that is queued is written, but for the padding of
+    /// frames; at least 1.
     pub fn room_ahead(&self, number: usize, geometry: &Geometry) -> u64 {
         let room = self.room(number, geometry.segment_size);
-        let ahead = self.lanes[number].pending;
-        room.checked_sub(ahead).unwrap_or_else(|| {
-            let capacity = geometry.image_bytes_per_segment();
-            capacity - (ahead - room) % capacity
-        })
+        let (ahead, capacity) = (
+            self.lanes[number].pending,
+            geometry.image_bytes_per_segment(),
+        );
+        match ahead < room {
+            true => room - ahead,
+            false => capacity - (ahead - room) % capacity,
+        }
     }
 
     /// The next frame of a sector begins a segment, whatever room there is left.

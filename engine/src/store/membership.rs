@@ -474,7 +474,7 @@ impl Inner {
         let left = self.keepers().without(SectorSet::one(number));
         match left.len() + more < self.replicas {
             true => Err(StorageError::invalid(format!(
-                "{} replicas of each blob are to be in as many sectors: without sector {number} those that take some are {left:?}",
+                "without sector {number} those that take some are {left:?}, too few (replicas: {})",
                 self.replicas
             ))),
             false => Ok(()),

@@ -315,11 +315,7 @@ impl Inner {
         let length = frame_length(records);
         let commits = self.commits.lock();
         sectors.iter().all(|number| {
-            let geometry = self.geometry(number);
-            let room = match commits.room_ahead(number, &geometry) {
-                0 => geometry.image_bytes_per_segment(),
-                room => room,
-            };
+            let room = commits.room_ahead(number, &self.geometry(number));
             length <= room
         })
     }
