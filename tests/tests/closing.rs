@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use graviton_engine::io::sim::{Fault, FaultKind, Loss, Sim};
 use graviton_engine::port::{
     BinaryKey, BlobStore, DeleteOptions, Durability, ErrorKind, GetOptions, PutOptions,
+    StorageError,
 };
-use graviton_engine::store::{MIB, OpenOptions, Store};
+use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::payload;
-use graviton_tests::{buffered, create_options, memory_directory, put_options};
+use graviton_tests::{buffered, create_options, fail_next, memory_directory, put_options};
 
 fn key(name: &str, number: u64) -> BinaryKey {
     BinaryKey::new(format!("{name}-{number}")).expect("a short key")
@@ -145,6 +147,80 @@ fn close_while_a_put_waits(sectors: u16) {
         store = Store::open_with(&path, options.open.clone()).expect("it opens");
     }
     verify(&store);
+}
+
+/// What was put and is not durable yet is durable after closing, or closing fails: where the sectors that fail are not
+/// the only ones to have it, it does not.
+#[test]
+fn what_was_written_is_durable_after_closing_or_it_fails() {
+    for (replicas, kind, before, failing) in [
+        (1, FaultKind::Sync, false, 0..0),
+        (1, FaultKind::Sync, false, 0..1),
+        // A put fails; what came before it was not durable.
+        (1, FaultKind::Write, true, 0..1),
+        (2, FaultKind::Sync, false, 0..1),
+        (2, FaultKind::Write, true, 0..1),
+        (2, FaultKind::Sync, false, 0..2),
+        (2, FaultKind::Write, true, 0..2),
+    ] {
+        let what = format!("{replicas} replicas, {kind:?} in {failing:?}");
+        let sim = Sim::new(512, 1);
+        let options = CreateOptions {
+            sectors: replicas,
+            replicas,
+            open: OpenOptions {
+                background: false,
+                ..OpenOptions::default()
+            },
+            ..create_options(&buffered(), replicas, 4 * MIB)
+        };
+        let open = options.open.clone();
+        let store = Store::create_on(sim.backend(), "/store", options).expect("it is made");
+        store.flush().wait().expect("nothing fails");
+        let put = store.put(&key("blob", 1), payload(1, 1000), written());
+        put.wait().expect("it is put");
+        let faults = failing.clone().map(|disk| Fault {
+            kind,
+            after: 0,
+            times: usize::MAX,
+            disk: Some(disk),
+        });
+        sim.set_faults(&faults.collect::<Vec<_>>());
+        if before {
+            let put = store.put(&key("blob", 2), payload(2, 1000), PutOptions::default());
+            assert_eq!(
+                put.wait().is_err(),
+                failing.len() == usize::from(replicas),
+                "{what}"
+            );
+        }
+        let closed = store.close();
+        drop(store);
+        if failing.len() == usize::from(replicas) {
+            let Err(StorageError::SectorPoisoned { .. }) = closed else {
+                panic!("{what}: {closed:?}");
+            };
+            continue;
+        }
+        closed.unwrap_or_else(|error| panic!("{what}: {error}"));
+        // Everything is lost that may be.
+        let mut crasher = sim.crasher();
+        crasher.advance(crasher.events());
+        let image = crasher.image(Loss::All);
+        let sim = Sim::boot(&image, 512, 2);
+        let store = Store::open_on(sim.backend(), "/store", open).expect("it opens");
+        let found = store.get(&key("blob", 1), GetOptions::default()).wait();
+        assert_eq!(found.expect(&what).bytes, payload(1, 1000));
+    }
+    // Nothing was lost with what failed, and somebody was told.
+    let sim = Sim::new(512, 1);
+    let options = create_options(&buffered(), 1, 4 * MIB);
+    let store = Store::create_on(sim.backend(), "/store", options).expect("it is made");
+    store.flush().wait().expect("nothing fails");
+    fail_next(&sim, 0, FaultKind::Write);
+    let put = store.put(&key("blob", 1), payload(1, 1000), written());
+    assert!(put.wait().is_err());
+    store.close().expect("there was nothing else");
 }
 
 /// Whenever the log has been idle for a while, it says that what was written is durable: damage to

@@ -5,6 +5,7 @@
 //!
 //! How to run more of it, or one of it again: `graviton_tests::history` and `tests/README.md`.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,12 +17,13 @@ use graviton_engine::port::{
     PutRangeOptions, RangeSet, Span, StorageError, UpdateOptions, UploadOptions,
 };
 use graviton_engine::store::{
-    CreateOptions, Finding, MIB, NewSector, OpenOptions, RemoveOptions, Store,
+    CreateOptions, Finding, MIB, NewSector, OpenOptions, RemoveOptions, ScrubDepth, ScrubOptions,
+    Store,
 };
 use graviton_engine::testing::{Difference, Pair, Step, Subject};
 use graviton_tests::history::{Action, Ground, Machine, Plan, Tally, Trials, open, perform};
 use graviton_tests::random::payload;
-use graviton_tests::{check_two_replicas, settle};
+use graviton_tests::{check_two_replicas, rebalance, settle};
 
 /// What happens to one sector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -536,6 +538,75 @@ fn what_is_asked_for_keeps_its_sectors() {
         matches!(removed, Err(StorageError::StillNeeded { keys: 1, .. })),
         "{removed:?}"
     );
+}
+
+/// Every byte of every sector.
+fn bytes_of(sim: &Sim, sectors: usize) -> Vec<Vec<u8>> {
+    let image = sim.image();
+    let disks = (0..sectors).map(|disk| {
+        let mut bytes = vec![0; image.size(disk).expect("it is there")];
+        image.read(disk, 0, &mut bytes);
+        bytes
+    });
+    disks.collect()
+}
+
+/// Whatever looks after a store changes nothing where nothing is wrong: not a byte, whether it is done for the first
+/// time, or once more after there was something to do.
+#[test]
+fn what_is_well_is_left_as_it_is() {
+    for (sectors, replicas) in [(1, 1), (3, 2), (3, 3)] {
+        let asked = Asked::new(sectors, replicas);
+        asked.fill(replicas);
+        // What is merged and moved before it is well.
+        asked.put("large", Some(replicas), 100_000);
+        asked.settle();
+        asked.store.checkpoint().expect("a checkpoint is taken");
+        asked.settle();
+        let disks = usize::from(sectors);
+        let look_after = |what: &str| {
+            let before = bytes_of(&asked.sim, disks);
+            for _ in 0..2 {
+                assert_eq!(asked.store.repair(&mut |_| {}).expect("it is mended"), 0);
+                let report = asked.store.verify(&mut |_| {}).expect("it is verified");
+                assert_eq!(report.findings, []);
+                for depth in [ScrubDepth::Headers, ScrubDepth::Everything] {
+                    let options = ScrubOptions {
+                        depth,
+                        ..ScrubOptions::default()
+                    };
+                    let report = asked
+                        .store
+                        .scrub(&options, &mut |_| ControlFlow::Continue(()));
+                    assert_eq!(report.expect("it is scrubbed").findings, []);
+                }
+                let report = rebalance(&asked.store).expect("there is room");
+                assert_eq!((report.added, report.removed), (0, 0));
+                asked.settle();
+            }
+            let after = bytes_of(&asked.sim, disks);
+            for (disk, (before, after)) in before.iter().zip(&after).enumerate() {
+                let other = before.iter().zip(after).position(|(one, two)| one != two);
+                assert_eq!(other, None, "{what}: sector {disk} of {sectors}");
+            }
+        };
+        look_after("well from the start");
+        if replicas == 1 {
+            continue;
+        }
+        let found = asked.store.stat(&"large".into_key()).wait();
+        let ranges: RangeSet = [Span::at(0, 4096).expect("in order")].into_iter().collect();
+        let version = found.expect("it is there").version;
+        let sector = asked.sectors("large")[0];
+        let index = asked.store.replicas();
+        let marked = index.mark_unhealthy(&"large".into_key(), sector, version, "told", &ranges);
+        marked.wait().expect("there is such a replica");
+        assert_eq!(asked.lacking(), 1);
+        asked.settle();
+        asked.store.checkpoint().expect("a checkpoint is taken");
+        asked.settle();
+        look_after("mended");
+    }
 }
 
 /// So many sectors may be missing as the store's own number says, whatever puts have asked for.

@@ -429,7 +429,8 @@ impl Sector {
     /// Takes no more writes, because of `cause`.
     pub fn poison(&self, cause: &StorageError) {
         if self.poisoned.set(cause.to_string()).is_ok() {
-            tracing::error!(sector = self.number, %cause, "sector takes no more writes");
+            let (sector, cause) = (self.number, cause.without_key());
+            tracing::error!(sector, cause, "sector takes no more writes");
         }
     }
 

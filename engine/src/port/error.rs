@@ -355,6 +355,64 @@ impl StorageError {
         )
     }
 
+    /// Its message with `<key>` where it names a blob: for logs, which more people read than may know what is
+    /// stored. What the store itself logs is so.
+    ///
+    /// ```
+    /// use graviton_engine::port::{BinaryKey, StorageError};
+    ///
+    /// let key = BinaryKey::new("patients/4711")?;
+    /// let error = StorageError::NotFound { key };
+    /// assert_eq!(error.to_string(), "not found: patients/4711");
+    /// assert_eq!(error.without_key(), "not found: <key>");
+    /// # Ok::<(), StorageError>(())
+    /// ```
+    #[must_use]
+    pub fn without_key(&self) -> String {
+        let mut error = self.clone();
+        if let Some(key) = error.key_mut() {
+            *key = BinaryKey::new("<key>").unwrap_or_else(|_| key.clone());
+        }
+        error.to_string()
+    }
+
+    fn key_mut(&mut self) -> Option<&mut BinaryKey> {
+        match self {
+            Self::NotFound { key }
+            | Self::InvalidRange { key, .. }
+            | Self::MissingRanges { key, .. }
+            | Self::LengthMismatch { key, .. }
+            | Self::PreconditionFailed { key, .. }
+            | Self::SizeMismatch { key, .. }
+            | Self::DigestMismatch { key, .. }
+            | Self::TooLarge { key, .. }
+            | Self::TooFragmented { key, .. }
+            | Self::RetentionDenied { key, .. } => Some(key),
+            Self::Corruption { key, .. } => key.as_mut(),
+            // No `_`: who adds a variant decides.
+            Self::InvalidKey { .. }
+            | Self::InvalidArgument { .. }
+            | Self::NoSuchUpload { .. }
+            | Self::InvalidPart { .. }
+            | Self::InvalidPartOrder { .. }
+            | Self::NoSpace { .. }
+            | Self::Io { .. }
+            | Self::SectorPoisoned { .. }
+            | Self::ReadOnly
+            | Self::Closed
+            | Self::Locked { .. }
+            | Self::NoStore { .. }
+            | Self::AlreadyExists { .. }
+            | Self::NotBlank { .. }
+            | Self::UnsupportedVersion { .. }
+            | Self::InvalidStore { .. }
+            | Self::TooFewSectors { .. }
+            | Self::Insufficient { .. }
+            | Self::StillNeeded { .. }
+            | Self::File { .. } => None,
+        }
+    }
+
     /// Short for [`StorageError::InvalidArgument`].
     pub(crate) fn invalid(what: impl Into<String>) -> Self {
         Self::InvalidArgument { what: what.into() }

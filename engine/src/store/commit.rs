@@ -710,6 +710,11 @@ impl Commits {
         self.lanes[number].lacks_note()
     }
 
+    /// Whether a sector has frames that landed and that no sync has covered.
+    pub fn is_unsynced(&self, number: usize) -> bool {
+        self.lanes[number].unsynced
+    }
+
     /// Whether no frame of a sector is under way, and none is wanted.
     pub fn is_idle(&self, number: usize) -> bool {
         let mut wanted = self.waiting.keys();

@@ -156,7 +156,7 @@ impl Driver for SectorDriver {
                     Ok(None) => signal.park_for(BETWEEN_FRAMES),
                     Err(error) => {
                         // Whoever waits in the sector that it is of has learned of it.
-                        tracing::warn!(%error, "maintenance failed");
+                        tracing::warn!(error = error.without_key(), "maintenance failed");
                         signal.park_for(BETWEEN_FRAMES);
                     }
                 }
@@ -510,7 +510,10 @@ impl Inner {
                 inner.want_store_file();
             }
             if let Err(error) = inner.end_additions() {
-                tracing::warn!(%error, "tidying up after a sector that was not added");
+                tracing::warn!(
+                    error = error.without_key(),
+                    "tidying up after a sector that was not added"
+                );
             }
         }
         Ok(inner)
@@ -646,7 +649,7 @@ impl Inner {
             wait_for(earlier);
         }
         self.end_maintenance();
-        let mut outcome = self.drain();
+        let mut outcome = self.drain().and_then(|()| self.check_durable());
         {
             let _alone = self.maintenance.lock();
             self.keep_store_file_everywhere();
@@ -684,9 +687,19 @@ impl Inner {
         let _ = self.kick.try_send(());
     }
 
-    /// Remembers something that is wrong with the store.
+    /// Remembers something that is wrong with the store, and logs it: it names no key.
     pub fn note(&self, what: String) {
         tracing::warn!("{what}");
+        self.remember(what);
+    }
+
+    /// Remembers that the store could not do something, and for which blob, and logs it without that.
+    pub fn note_failure(&self, of: &str, error: &StorageError) {
+        tracing::warn!("{of}: {}", error.without_key());
+        self.remember(format!("{of}: {error}"));
+    }
+
+    fn remember(&self, what: String) {
         let mut health = self.health.lock();
         if !health.contains(&what) {
             health.push(what);

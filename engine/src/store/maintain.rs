@@ -568,7 +568,7 @@ impl Inner {
             let damage = damage.unwrap_or_else(|| {
                 sector.corruption(base, format!("{live} bytes of live records were not found"))
             });
-            self.note(damage.to_string());
+            self.note_failure("compaction", &damage);
             self.want_mending(&sector.place(base));
             return Ok(CompactReport {
                 damaged: 1,
@@ -1047,7 +1047,7 @@ impl Inner {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(error) => {
-                        self.note(format!("maintenance: {error}"));
+                        self.note_failure("maintenance", &error);
                         break;
                     }
                 }

@@ -398,7 +398,7 @@ impl Inner {
         }
         drop(index);
         if let Some(error) = lost.error {
-            self.note(error.to_string());
+            self.note_failure("mending", &error);
         }
         Ok(())
     }

@@ -61,7 +61,8 @@ impl Inner {
                 Err(error) => Err(error),
             };
             if let Err(error) = merged {
-                tracing::debug!(%key, %error, "fragments are not merged");
+                let error = error.without_key();
+                tracing::debug!(error, "fragments are not merged");
                 return;
             }
         }

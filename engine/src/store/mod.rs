@@ -415,7 +415,8 @@ impl Store {
     /// with `Closed`; closing again does nothing.
     ///
     /// # Errors
-    /// What the disk reports. The store is closed all the same, and what was acknowledged is safe.
+    /// What the disk reports; `SectorPoisoned` if something that was put as [`Durability::Written`] may be lost with
+    /// a sector that failed. The store is closed all the same, and what was acknowledged as durable is safe.
     pub fn close(&self) -> Result<(), StorageError> {
         if !self.inner.begin_close() {
             return Ok(());
@@ -566,7 +567,7 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         if let Err(error) = self.close() {
-            tracing::warn!(%error, "closing the store");
+            tracing::warn!(error = error.without_key(), "closing the store");
         }
     }
 }

@@ -197,7 +197,7 @@ impl Rebalancing<'_> {
             if let Some(target) = step.add
                 && let Err(error) = self.add(key, target.into(), planned.holders)
             {
-                self.inner.note(format!("rebalance: {error}"));
+                self.inner.note_failure("rebalance", &error);
                 self.report.left += 1;
                 return Ok(None);
             }

@@ -120,7 +120,7 @@ impl Inner {
                     Ok(Some(repair)) => repairs.under_way.push(repair),
                     Ok(None) => repairs.has_progress = true,
                     // The next that is looked at may fare better.
-                    Err(error) => self.note(format!("repair: {error}")),
+                    Err(error) => self.note_failure("repair", &error),
                 }
             }
             return Ok(true);
@@ -173,7 +173,7 @@ impl Inner {
         for buried in wait_for(all(burials)) {
             match buried {
                 Ok(_) => repairs.has_progress = true,
-                Err(error) => self.note(format!("repair: {error}")),
+                Err(error) => self.note_failure("repair", &error),
             }
         }
         if is_at_end && !is_busy {
@@ -195,7 +195,7 @@ impl Inner {
     ) -> Result<bool, StorageError> {
         // What keeps one sector from being mended keeps nobody from repairing the others.
         let is_mending = self.step_mend().unwrap_or_else(|error| {
-            self.note(format!("mending: {error}"));
+            self.note_failure("mending", &error);
             false
         });
         Ok(is_mending || self.step_repair(repairs)? || self.step_shortage(repairs)?)
@@ -733,8 +733,11 @@ impl Inner {
         self.remake(number, &own, head, bytes).await?;
         match self.owner_of(number, lsn)? {
             Some((key, own)) if !self.is_readable(number, lsn).await? => {
-                let what = format!("the front of {key} can't be made anew");
-                Err(self.sectors[number].corruption(own.address, what))
+                Err(StorageError::Corruption {
+                    place: self.sectors[number].place(own.address),
+                    key: Some(key),
+                    what: "its front can't be made anew".to_owned(),
+                })
             }
             _ => Ok(()),
         }

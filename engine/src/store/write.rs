@@ -875,6 +875,37 @@ impl Inner {
         Op::start(self.sync(self.taking_part()))
     }
 
+    /// Of so many sectors, in how many nothing need be durable for no replica which is lost to be the last.
+    fn dispensable(&self, sectors: usize) -> usize {
+        // What was not waited for may be in none of the others yet.
+        let others = self.options.write_mode.waits_for(self.replicas) - 1;
+        others.min(sectors.saturating_sub(1))
+    }
+
+    /// Whether everything that has landed is durable, as by [`Inner::sync`]. Nothing is under way any more.
+    ///
+    /// # Errors
+    /// `SectorPoisoned` if what was acknowledged may be lost with a sector that failed.
+    pub fn check_durable(&self) -> Result<(), StorageError> {
+        let sectors = self.taking_part();
+        let lost: SectorSet = {
+            let commits = self.commits.lock();
+            let lost = sectors.iter().filter(|number| commits.is_unsynced(*number));
+            lost.collect()
+        };
+        match lost.iter().next() {
+            None => Ok(()),
+            Some(_) if lost.len() <= self.dispensable(sectors.len()) => self.note_failed(lost),
+            Some(first) => Err(StorageError::SectorPoisoned {
+                sector: self.sectors[first].number(),
+                cause: self.sectors[first]
+                    .poisoned()
+                    .unwrap_or("not synced")
+                    .to_owned(),
+            }),
+        }
+    }
+
     /// Makes durable what was submitted to these sectors: in so many of them that no replica which is lost
     /// was the last.
     pub fn sync(
@@ -882,9 +913,7 @@ impl Inner {
         sectors: SectorSet,
     ) -> impl Future<Output = Result<(), StorageError>> + Send + use<> {
         let tickets = self.sync_each(sectors);
-        // What was not waited for may be in none of the others yet.
-        let dispensable = self.options.write_mode.waits_for(self.replicas) - 1;
-        let dispensable = dispensable.min(tickets.len().saturating_sub(1));
+        let dispensable = self.dispensable(tickets.len());
         let inner = Arc::clone(self);
         async move {
             let mut failed = SectorSet::NONE;
