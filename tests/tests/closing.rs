@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use graviton_engine::io::sim::{Fault, FaultKind, Loss, Sim};
+use graviton_engine::io::sim::{Fault, FaultError, FaultKind, Loss, Sim};
 use graviton_engine::port::{
     BinaryKey, BlobStore, DeleteOptions, Durability, ErrorKind, GetOptions, PutOptions,
     StorageError,
 };
-use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
+use graviton_engine::store::{CreateOptions, MIB, OpenOptions, RemoveOptions, Store};
 use graviton_tests::random::payload;
 use graviton_tests::{buffered, create_options, fail_next, memory_directory, put_options};
 
@@ -23,6 +23,24 @@ fn written() -> PutOptions {
 fn verify(store: &Store) {
     let report = store.verify(&mut |_| {}).expect("it is verified");
     assert!(report.findings.is_empty(), "{:#?}", report.findings);
+}
+
+fn simulated_options(sectors: u16, replicas: u16) -> CreateOptions {
+    CreateOptions {
+        replicas,
+        open: OpenOptions {
+            background: false,
+            ..OpenOptions::default()
+        },
+        ..create_options(&buffered(), sectors, 4 * MIB)
+    }
+}
+
+fn simulated(sectors: u16, replicas: u16) -> (Sim, Store) {
+    let sim = Sim::new(512, 1);
+    let options = simulated_options(sectors, replicas);
+    let store = Store::create_on(sim.backend(), "/store", options).expect("it is made");
+    (sim, store)
 }
 
 /// Once `close` returns nothing of the store is at work any more: the next owner has it alone.
@@ -164,18 +182,7 @@ fn what_was_written_is_durable_after_closing_or_it_fails() {
         (2, FaultKind::Write, true, 0..2),
     ] {
         let what = format!("{replicas} replicas, {kind:?} in {failing:?}");
-        let sim = Sim::new(512, 1);
-        let options = CreateOptions {
-            sectors: replicas,
-            replicas,
-            open: OpenOptions {
-                background: false,
-                ..OpenOptions::default()
-            },
-            ..create_options(&buffered(), replicas, 4 * MIB)
-        };
-        let open = options.open.clone();
-        let store = Store::create_on(sim.backend(), "/store", options).expect("it is made");
+        let (sim, store) = simulated(replicas, replicas);
         store.flush().wait().expect("nothing fails");
         let put = store.put(&key("blob", 1), payload(1, 1000), written());
         put.wait().expect("it is put");
@@ -208,19 +215,80 @@ fn what_was_written_is_durable_after_closing_or_it_fails() {
         crasher.advance(crasher.events());
         let image = crasher.image(Loss::All);
         let sim = Sim::boot(&image, 512, 2);
-        let store = Store::open_on(sim.backend(), "/store", open).expect("it opens");
+        let store = Store::open_on(sim.backend(), "/store", simulated_options(1, 1).open);
+        let store = store.expect("it opens");
         let found = store.get(&key("blob", 1), GetOptions::default()).wait();
         assert_eq!(found.expect(&what).bytes, payload(1, 1000));
     }
     // Nothing was lost with what failed, and somebody was told.
-    let sim = Sim::new(512, 1);
-    let options = create_options(&buffered(), 1, 4 * MIB);
-    let store = Store::create_on(sim.backend(), "/store", options).expect("it is made");
+    let (sim, store) = simulated(1, 1);
     store.flush().wait().expect("nothing fails");
     fail_next(&sim, 0, FaultKind::Write);
     let put = store.put(&key("blob", 1), payload(1, 1000), written());
     assert!(put.wait().is_err());
     store.close().expect("there was nothing else");
+}
+
+/// When closing returns, whatever comes of it, nothing is under way any more, and nothing begins: the next owner has
+/// the sectors alone. Here what closing waits for fails in one of them, and the other has much to do.
+#[test]
+fn nothing_is_under_way_when_closing_fails() {
+    let mut failed = 0;
+    for after in 0..8 {
+        let (sim, store) = simulated(2, 1);
+        let mut keys = [Vec::new(), Vec::new()];
+        for number in 0..24 {
+            let key = key("blob", number);
+            let put = store.put(&key, "x".into(), PutOptions::default()).wait();
+            put.expect("it is put");
+            let found = store.stat(&key).wait().expect("it is there");
+            keys[usize::from(found.sectors[0])].push(key);
+        }
+        let busy = keys[1].iter().cycle().take(400);
+        let puts = busy.chain(&keys[0]).chain(&keys[0]);
+        let puts = puts.map(|key| store.put(key, payload(after, 3000), written()));
+        let puts: Vec<_> = puts.collect();
+        let fault = Fault {
+            kind: FaultKind::Allocate,
+            after: usize::try_from(after).expect("it is small"),
+            times: 1,
+            disk: Some(0),
+        };
+        sim.add_faults(&[fault], FaultError::NoMemory);
+        failed += usize::from(store.close().is_err());
+        let position = sim.position();
+        for put in puts {
+            // Whatever were under way would be carried out now.
+            let _ = put.wait();
+        }
+        assert_eq!(sim.position(), position, "after {after}");
+    }
+    assert!(failed > 0, "nothing failed");
+}
+
+/// Nor is it if a sector is neither in nor out, for the store file could not be written.
+#[test]
+fn nothing_is_under_way_when_a_store_without_a_store_file_is_closed() {
+    let (sim, store) = simulated(3, 1);
+    let fault = Fault {
+        kind: FaultKind::ReplaceFile,
+        after: 0,
+        times: usize::MAX,
+        disk: None,
+    };
+    sim.add_faults(&[fault], FaultError::NoSpace);
+    let removed = store.remove_sector(0, RemoveOptions::default());
+    let removed = removed.expect_err("the store file can't be written");
+    assert_eq!(removed.kind(), ErrorKind::Io, "{removed}");
+    sim.set_faults(&[]);
+    let puts = (0..400).map(|number| store.put(&key("blob", number), payload(1, 3000), written()));
+    let puts: Vec<_> = puts.collect();
+    store.close().expect("it closes");
+    let position = sim.position();
+    for put in puts {
+        put.wait().expect("it was put before the store was closed");
+    }
+    assert_eq!(sim.position(), position);
 }
 
 /// Whenever the log has been idle for a while, it says that what was written is durable: damage to

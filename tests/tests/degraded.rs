@@ -502,8 +502,8 @@ fn is_clean(store: &Store) {
     assert_eq!(store.info().health, Vec::<String>::new());
 }
 
-/// Bits of one sector are flipped, one at a time: thousands, or, with `GRAVITON_FLIPS=all`, every bit of the blocks
-/// that are in use. All are mended in place but for some of the log that is still to be replayed.
+/// Bits of one sector are flipped, one at a time: thousands, or as many as `GRAVITON_FLIPS` says, or, if that is `all`,
+/// every bit of the blocks that are in use. All are mended in place but for some of the log that is still to be replayed.
 #[test]
 fn any_bit_of_a_sector_may_flip() {
     let (sim, seeds) = small();
@@ -513,8 +513,14 @@ fn any_bit_of_a_sector_may_flip() {
     let in_use = |block: &usize| bytes[block * 512..][..512].iter().any(|&byte| byte != 0);
     let blocks: Vec<usize> = (0..bytes.len() / 512).filter(in_use).collect();
     let bits = blocks.len() * 512 * 8;
-    let all = std::env::var("GRAVITON_FLIPS").is_ok_and(|flips| flips == "all");
-    let step = if all { 1 } else { (bits / 1500) | 1 };
+    let step = match std::env::var("GRAVITON_FLIPS").as_deref() {
+        Ok("all") => 1,
+        Ok(number) => {
+            let count: usize = number.parse().expect("GRAVITON_FLIPS is a number or 'all'");
+            (bits / count.max(1)).max(1)
+        }
+        Err(_) => (bits / 1500) | 1,
+    };
     let next = AtomicUsize::new(0);
     let mended = AtomicUsize::new(0);
     let left_out: Mutex<BTreeMap<&str, usize>> = Mutex::default();

@@ -13,7 +13,7 @@ use graviton_engine::port::{
 };
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
 use graviton_tests::random::{Random, payload};
-use graviton_tests::{create_options, io, memory_directory, put_options};
+use graviton_tests::{create_options, io, memory_directory, number_from, put_options};
 
 /// What differs between two moments at which as much is there: pages that an allocator keeps.
 const SLACK_KIB: u64 = 6 << 10;
@@ -21,8 +21,7 @@ const SLACK_KIB: u64 = 6 << 10;
 const PER_OPENING: u64 = 100;
 
 fn cycles() -> u64 {
-    let asked = std::env::var("GRAVITON_CYCLES").ok();
-    asked.and_then(|text| text.parse().ok()).unwrap_or(8_000)
+    number_from("GRAVITON_CYCLES").unwrap_or(8_000)
 }
 
 /// What the process has.

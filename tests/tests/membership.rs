@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Image, Random, Sim};
 use graviton_engine::policy::{CostOptimized, RackAware, Random as RandomPolicy};
 use graviton_engine::port::{
-    BinaryKey, BlobStore, ErrorKind, Labels, Price, PutOptions, ReplicationPolicy, SectorState,
-    StorageError,
+    BinaryKey, BlobStore, ErrorKind, GetOptions, Labels, Price, PutOptions, ReplicationPolicy,
+    SectorState, StorageError,
 };
 use graviton_engine::store::{MIB, NewSector, RemoveOptions, Store};
-use graviton_engine::testing::{Contents, Difference, contents_of};
+use graviton_engine::testing::{Contents, Difference, Subject, contents_of};
 use graviton_tests::history::{
     Action, Ground, Machine, PATH, Plan, Tally, Trials, check_store, reopen, run_beside, used,
 };
@@ -442,6 +442,51 @@ fn sectors_are_drained_under_every_policy() {
         assert_eq!(store.repair(&mut |_| {}).expect("it is mended"), 0);
         assert_eq!(store.needed(2).expect("it is counted"), 0);
         assert_eq!(contents_of(&*store).expect("it is read"), contents);
+    }
+}
+
+/// What is on its way to a sector when that is to be taken away arrives, whether it goes then or not, and the sector
+/// is none that failed.
+#[test]
+fn what_is_on_its_way_to_a_sector_arrives() {
+    let two = Plan {
+        sectors: 2,
+        ..Plan::SMALL
+    };
+    for plan in [two, Plan::REPLICAS] {
+        for (number, fails) in [(0, false), (1, false), (0, true), (1, true)] {
+            // Nothing needs it yet.
+            let mut machine = Machine::new(plan.clone(), 1);
+            drop(machine.fresh());
+            let store = machine.store();
+            let name = |put: usize| BinaryKey::new(format!("new {put}")).expect("a short key");
+            let puts = (0..16).map(|put| {
+                let bytes = payload(put as u64, 40_000);
+                store.put(&name(put), bytes, PutOptions::default())
+            });
+            let puts: Vec<_> = puts.collect();
+            if fails {
+                let fault = Fault {
+                    kind: FaultKind::ReplaceFile,
+                    after: 0,
+                    times: 1,
+                    disk: None,
+                };
+                machine.sim().set_faults(&[fault]);
+            }
+            let removed = store.remove_sector(number, RemoveOptions::default());
+            let what = format!("{removed:?} of {number}");
+            for put in puts {
+                put.wait().expect(&what);
+            }
+            for sector in store.info().sectors {
+                assert_eq!(sector.poisoned, None, "{what}");
+            }
+            for put in 0..16 {
+                let found = store.get(&name(put), GetOptions::default()).wait();
+                assert_eq!(found.expect(&what).bytes, payload(put as u64, 40_000));
+            }
+        }
     }
 }
 

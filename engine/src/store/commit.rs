@@ -1082,28 +1082,29 @@ impl Inner {
     /// what waits in one may come after what waits in another.
     ///
     /// # Errors
-    /// What the disks report, of sectors that were not given up before.
+    /// What keeps a sector that takes writes from being synced, once nothing is under way anywhere.
     pub fn drain(self: &Arc<Self>) -> Result<(), StorageError> {
         self.commits.lock().closing = true;
         loop {
+            let mut outcome = Ok(());
             for number in 0..self.sectors.len() {
                 self.fail_stalled(number, &StorageError::Closed);
             }
             self.pump();
             for number in 0..self.sectors.len() {
-                if self.sectors[number].poisoned().is_some() {
+                if !self.sectors[number].is_writable() {
                     self.wait_until_idle(number);
                     continue;
                 }
                 // Everything queued before it is decided before this sync ends, or waits.
                 let synced = wait_for(self.submit(SectorSet::one(number), Work::Sync, true));
-                if self.sectors[number].poisoned().is_none() {
-                    synced?;
+                if self.sectors[number].is_writable() {
+                    outcome = outcome.and(synced.map(|_| ()));
                 }
             }
             let commits = self.commits.lock();
             if commits.is_all_idle() {
-                return Ok(());
+                return outcome;
             }
         }
     }
@@ -1448,7 +1449,7 @@ impl Inner {
         let disk = Arc::clone(landing.sector().disk());
         disk.write(block, start, sync).then(move |_, outcome| {
             let written = landing.sector().written("write", start, outcome);
-            match written.and_then(|()| landing.sector().check_writable()) {
+            match written.and_then(|()| landing.sector().check_well()) {
                 Ok(()) => landing.write(buffer, address, sync),
                 failed => landing.end(failed),
             }
@@ -1505,8 +1506,9 @@ impl Inner {
         frames.sort_unstable_by_key(|frame| frame.number);
         for frame in &mut frames {
             if frame.outcome.is_ok() {
-                // A sync that succeeds after one that failed says nothing: not even of this frame.
-                frame.outcome = self.sectors[frame.number].check_writable();
+                // A sync that succeeds after one that failed says nothing: not even of this frame. What is on its way
+                // to a sector that is being taken away arrives.
+                frame.outcome = self.sectors[frame.number].check_well();
             }
         }
         self.give_up_failed(&frames);

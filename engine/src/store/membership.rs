@@ -493,15 +493,35 @@ impl Inner {
         self.check_dispensable(place, 0)?;
         self.check_needed(place, options)?;
         let sector = Arc::clone(&self.sectors[place]);
+        // What is queued for it alone arrives, and what comes later goes elsewhere.
+        let was_draining = sector.is_draining();
+        sector.set_draining(true);
+        loop {
+            self.pump();
+            self.wait_until_idle(place);
+            let commits = self.commits.lock();
+            // There is no room for it, and none is made: this is maintenance.
+            if commits.is_idle(place) || commits.is_stalled(place) {
+                break;
+            }
+        }
+        // Unless something does, as is found out below.
         sector.withhold(true);
-        // What waits for it goes to others, and what is on its way arrives.
+        // What waits for it still goes to others, and what is on its way arrives.
         self.pump();
         self.wait_until_idle(place);
+        let goes_on = || {
+            sector.set_draining(was_draining);
+            sector.withhold(false);
+            self.pump();
+        };
         // Nothing comes in any more that needs it.
-        let removed = self
+        let lacking = self
             .check_needed(place, options)
-            .and_then(|lacking| self.note_removal(&sector).map(|()| lacking))
-            .and_then(|lacking| self.unname(place, lacking));
+            .inspect_err(|_| goes_on())?;
+        let removed = self
+            .note_removal(&sector)
+            .and_then(|()| self.unname(place, lacking));
         match removed {
             Ok(file) => {
                 efforts.forget_repairs();
@@ -519,8 +539,7 @@ impl Inner {
                 // Unless it is not certain what the store file says: then it gets nothing any more.
                 if self.write_catalog(|_| {}).is_ok() {
                     let _ = self.end_additions();
-                    sector.withhold(false);
-                    self.pump();
+                    goes_on();
                 }
                 Err(error)
             }

@@ -1,6 +1,7 @@
 //! Crash images: what a machine finds when it comes up after a power loss at any moment of a
 //! recording.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -37,6 +38,10 @@ impl Change {
             Self::Flip { disk, offset, .. } => Some((*disk, *offset, offset + 1)),
             Self::Name { .. } => None,
         }
+    }
+
+    fn disk(&self) -> Option<usize> {
+        self.range().map(|(disk, ..)| disk)
     }
 
     fn is_on(&self, disk: usize) -> bool {
@@ -186,6 +191,10 @@ pub enum Loss {
     Single(usize),
     /// Only this one is lost.
     AllBut(usize),
+    /// Those of this disk stay, all others are lost: a cache each, which is as quick as it likes.
+    OnlyOf(usize),
+    /// Those of this disk are lost, all others stay.
+    AllButOf(usize),
     /// This one is torn, the others stay.
     Torn(usize, Tear),
     /// This one is torn, the others are lost.
@@ -219,8 +228,8 @@ impl Loss {
             .chain(torn)
     }
 
-    /// What becomes of the change of this number.
-    fn fate(self, number: usize, random: &mut Random) -> Fate {
+    /// What becomes of the change of this number, on this disk.
+    fn fate(self, number: usize, disk: Option<usize>, random: &mut Random) -> Fate {
         let kept = |kept: bool| if kept { Fate::Kept } else { Fate::Lost };
         match self {
             Self::All => Fate::Lost,
@@ -229,6 +238,8 @@ impl Loss {
             Self::LoseFirst(count) => kept(number >= count),
             Self::Single(only) => kept(number == only),
             Self::AllBut(lost) => kept(number != lost),
+            Self::OnlyOf(only) => kept(disk == Some(only)),
+            Self::AllButOf(lost) => kept(disk != Some(lost)),
             Self::Torn(torn, tear) | Self::TornAlone(torn, tear) if number == torn => {
                 Fate::Torn(tear)
             }
@@ -374,7 +385,8 @@ impl Crasher {
     }
 
     /// Every shape of loss here that gives an image of its own: [`Loss::every`], without the ways
-    /// of tearing what is too short to be torn so.
+    /// of tearing what is too short to be torn so, and, where changes of several disks are in doubt, what only one
+    /// of them keeps or loses.
     pub fn losses(&self) -> impl Iterator<Item = Loss> {
         let tears = |(change, certain): (&Change, bool)| {
             let tears: &[Tear] = match change.units() {
@@ -386,12 +398,17 @@ impl Crasher {
             (!certain).then_some(tears)
         };
         let tears: Vec<&[Tear]> = self.in_doubt().filter_map(tears).collect();
-        Loss::every(tears.len()).filter(move |loss| match loss {
+        let every = Loss::every(tears.len()).filter(move |loss| match loss {
             Loss::Torn(number, tear) | Loss::TornAlone(number, tear) => {
                 tears[*number].contains(tear)
             }
             _ => true,
-        })
+        });
+        let disks = self.in_doubt().filter(|(_, certain)| !certain);
+        let disks: BTreeSet<Option<usize>> = disks.map(|(change, _)| change.disk()).collect();
+        let is_one = disks.len() < 2;
+        let each = disks.into_iter().flatten().filter(move |_| !is_one);
+        every.chain(each.flat_map(|disk| [Loss::OnlyOf(disk), Loss::AllButOf(disk)]))
     }
 
     /// What a machine finds if the power fails here.
@@ -409,7 +426,7 @@ impl Crasher {
                 continue;
             }
             let units = change.units();
-            match loss.fate(number, &mut random) {
+            match loss.fate(number, change.disk(), &mut random) {
                 Fate::Kept => change.apply(&mut image),
                 Fate::Lost => {}
                 Fate::Torn(tear) => change.apply_torn(&mut image, |unit| tear.keeps(unit, units)),
