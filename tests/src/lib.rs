@@ -122,10 +122,33 @@ pub fn fail_next(sim: &Sim, disk: usize, kind: FaultKind) {
 #[must_use]
 pub fn with_disk_of(image: &Image, disk: usize, other: &Image) -> Image {
     let mut mixed = image.clone();
-    let mut bytes = vec![0; other.size(disk).expect("there is such a disk")];
-    other.read(disk, 0, &mut bytes);
-    mixed.edit(disk, 0, &bytes);
+    mixed.edit(disk, 0, &bytes_of(other, disk));
     mixed
+}
+
+/// Everything that one disk of an image has.
+///
+/// # Panics
+/// If there is no such disk.
+#[must_use]
+pub fn bytes_of(image: &Image, disk: usize) -> Vec<u8> {
+    let mut bytes = vec![0; image.size(disk).expect("there is such a disk")];
+    image.read(disk, 0, &mut bytes);
+    bytes
+}
+
+/// Where the blocks of 512 bytes lie, between the superblocks, in which two images of a store's first sector differ.
+///
+/// # Panics
+/// If there is no such sector.
+#[must_use]
+pub fn blocks_that_differ(one: &Image, other: &Image) -> Vec<usize> {
+    /// Superblocks and roots lie within this of either end.
+    const ENDS: usize = 64 << 10;
+    let (one, other) = (bytes_of(one, 0), bytes_of(other, 0));
+    let blocks = (ENDS..one.len() - ENDS).step_by(512);
+    let differ = |at: &usize| one[*at..*at + 512] != other[*at..*at + 512];
+    blocks.filter(differ).collect()
 }
 
 /// Stores in a temporary directory, for the contract kit.

@@ -10,7 +10,7 @@ use graviton_engine::port::{
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, RemoveOptions, ScrubOptions, Store};
 use graviton_tests::history::{Plan, check_store};
 use graviton_tests::random::payload;
-use graviton_tests::{put_options, rebalance, settle};
+use graviton_tests::{blocks_that_differ, bytes_of, put_options, rebalance, settle};
 
 const PATH: &str = "/store";
 
@@ -55,8 +55,7 @@ fn sectors_of(store: &Store, number: usize) -> Vec<u16> {
 
 /// Where some bytes lie on a disk.
 fn places_of(image: &Image, disk: usize, wanted: &[u8]) -> Vec<usize> {
-    let mut bytes = vec![0; image.size(disk).expect("it is there")];
-    image.read(disk, 0, &mut bytes);
+    let bytes = bytes_of(image, disk);
     let windows = bytes.windows(wanted.len()).enumerate();
     let found = windows.filter(|(_, window)| *window == wanted);
     found.map(|(at, _)| at).collect()
@@ -357,21 +356,8 @@ fn a_damaged_checkpoint_still_says_what_was_durable() {
     let between = sim.image();
     store.checkpoint().expect("a checkpoint is taken");
     let after = sim.image();
-    let blocks = |one: &Image, other: &Image| -> Vec<usize> {
-        let size = one.size(0).expect("it is there");
-        let differ = |at: &usize| {
-            let (mut of_one, mut of_other) = ([0; 512], [0; 512]);
-            one.read(0, *at, &mut of_one);
-            other.read(0, *at, &mut of_other);
-            of_one != of_other
-        };
-        (64 << 10..size - (64 << 10))
-            .step_by(512)
-            .filter(differ)
-            .collect()
-    };
-    let frame = blocks(&before, &between);
-    let checkpoint = blocks(&between, &after);
+    let frame = blocks_that_differ(&before, &between);
+    let checkpoint = blocks_that_differ(&between, &after);
     assert!(!checkpoint.is_empty() && frame.len() > 5, "{frame:?}");
     for at in checkpoint {
         let sim = Sim::boot(&after, 512, 3);

@@ -7,8 +7,8 @@ use std::path::Path;
 use bytes::Bytes;
 use graviton_engine::io::BackendChoice;
 use graviton_engine::port::{
-    BinaryKey, BlobStore, CompleteOptions, CopyOptions, DeleteOptions, GetOptions, ListRequest,
-    MutableObjectStore, Precondition, PutOptions, PutRangeOptions, Span, StorageError,
+    BinaryKey, BlobStore, CompleteOptions, CopyOptions, DeleteOptions, Durability, GetOptions,
+    ListRequest, MutableObjectStore, Precondition, PutOptions, PutRangeOptions, Span, StorageError,
     UploadOptions,
 };
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, Store};
@@ -56,10 +56,7 @@ fn act(store: &Store, random: &mut Random) -> Result<(), StorageError> {
     let (one, other) = (key(random.below(20)), key(random.below(20)));
     match random.below(12) {
         0..=2 => {
-            let durability = *random.pick(&[
-                graviton_engine::port::Durability::Written,
-                graviton_engine::port::Durability::Durable,
-            ]);
+            let durability = *random.pick(&[Durability::Written, Durability::Durable]);
             let bytes = payload(random.number(), random.size(1, 40_000));
             store.put(&one, bytes, put_options(durability)).wait()?;
         }

@@ -3,7 +3,7 @@
 
 use std::ops::ControlFlow;
 
-use graviton_engine::io::sim::{Image, Sim};
+use graviton_engine::io::sim::Sim;
 use graviton_engine::port::{
     BinaryKey, BlobStore, CopyOptions, DeleteOptions, GetOptions, MutableObjectStore, PutOptions,
     PutRangeOptions, Span,
@@ -13,7 +13,7 @@ use graviton_engine::store::{
 };
 use graviton_tests::history::Plan;
 use graviton_tests::random::payload;
-use graviton_tests::{geometry, settle};
+use graviton_tests::{bytes_of, geometry, settle};
 
 const PATH: &str = "/store";
 
@@ -108,12 +108,6 @@ fn is_clean(store: &Store) {
     assert_eq!(store.info().health, Vec::<String>::new());
 }
 
-fn bytes_of(image: &Image) -> Vec<u8> {
-    let mut bytes = vec![0; image.size(0).expect("it is there")];
-    image.read(0, 0, &mut bytes);
-    bytes
-}
-
 /// Of a store that is open, any bit may flip: what is lost is what it lies in, if that lives. Everything else is
 /// saved, and nothing is wrong with it then.
 #[test]
@@ -121,7 +115,7 @@ fn any_bit_of_the_only_sector_may_flip() {
     let (sim, store, _) = filled();
     store.checkpoint().expect("a checkpoint");
     drop(store);
-    let blocks = bytes_of(&sim.image());
+    let blocks = bytes_of(&sim.image(), 0);
     let in_use = |block: &usize| blocks[block * 512..][..512].iter().any(|&byte| byte != 0);
     let blocks: Vec<usize> = (0..blocks.len() / 512).filter(in_use).collect();
     let (mut tried, mut whole, mut lost) = (0, 0, 0);
@@ -163,7 +157,7 @@ fn frames(sim: &Sim, store: &Store, segment: u32) -> Vec<usize> {
     let block = sector.block_size as usize;
     let size = usize::try_from(sector.segment_size).expect("it is in memory");
     let start = (64 << 10) + segment as usize * size;
-    let bytes = bytes_of(&sim.image());
+    let bytes = bytes_of(&sim.image(), 0);
     let blocks = (start + block..start + size).step_by(block);
     let is_frame = |at: &usize| bytes[*at..][..4] == graviton_format::frame::MAGIC.to_le_bytes();
     blocks.filter(is_frame).collect()
@@ -218,7 +212,7 @@ fn segments_that_can_not_be_walked_are_emptied() {
 fn what_can_not_be_read_stays_and_is_named() {
     let (sim, store, mut blobs) = filled();
     let blob = blobs[20].clone().expect("there is one");
-    let bytes = bytes_of(&sim.image());
+    let bytes = bytes_of(&sim.image(), 0);
     let at = bytes
         .windows(64)
         .position(|bytes| *bytes == blob[1000..1064]);
@@ -335,7 +329,7 @@ fn what_can_not_be_moved_is_repaired() {
         put.wait().expect("it is put");
         let copied = store.copy(&key(0), &key(1), CopyOptions::default());
         copied.wait().expect("it is copied");
-        let bytes = bytes_of(&sim.image());
+        let bytes = bytes_of(&sim.image(), 0);
         let find = |what: &[u8]| {
             let found: Vec<usize> = (0..bytes.len() - what.len())
                 .filter(|at| bytes[*at..].starts_with(what))

@@ -23,7 +23,7 @@ use graviton_engine::store::{
 use graviton_engine::testing::{Difference, Pair, Step, Subject};
 use graviton_tests::history::{Action, Ground, Machine, Plan, Tally, Trials, open, perform};
 use graviton_tests::random::payload;
-use graviton_tests::{check_two_replicas, rebalance, settle};
+use graviton_tests::{bytes_of, check_two_replicas, rebalance, settle};
 
 /// What happens to one sector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -540,17 +540,6 @@ fn what_is_asked_for_keeps_its_sectors() {
     );
 }
 
-/// Every byte of every sector.
-fn bytes_of(sim: &Sim, sectors: usize) -> Vec<Vec<u8>> {
-    let image = sim.image();
-    let disks = (0..sectors).map(|disk| {
-        let mut bytes = vec![0; image.size(disk).expect("it is there")];
-        image.read(disk, 0, &mut bytes);
-        bytes
-    });
-    disks.collect()
-}
-
 /// Whatever looks after a store changes nothing where nothing is wrong: not a byte, whether it is done for the first
 /// time, or once more after there was something to do.
 #[test]
@@ -563,9 +552,8 @@ fn what_is_well_is_left_as_it_is() {
         asked.settle();
         asked.store.checkpoint().expect("a checkpoint is taken");
         asked.settle();
-        let disks = usize::from(sectors);
         let look_after = |what: &str| {
-            let before = bytes_of(&asked.sim, disks);
+            let before = asked.sim.image();
             for _ in 0..2 {
                 assert_eq!(asked.store.repair(&mut |_| {}).expect("it is mended"), 0);
                 let report = asked.store.verify(&mut |_| {}).expect("it is verified");
@@ -584,9 +572,10 @@ fn what_is_well_is_left_as_it_is() {
                 assert_eq!((report.added, report.removed), (0, 0));
                 asked.settle();
             }
-            let after = bytes_of(&asked.sim, disks);
-            for (disk, (before, after)) in before.iter().zip(&after).enumerate() {
-                let other = before.iter().zip(after).position(|(one, two)| one != two);
+            let after = asked.sim.image();
+            for disk in 0..usize::from(sectors) {
+                let (before, after) = (bytes_of(&before, disk), bytes_of(&after, disk));
+                let other = before.iter().zip(&after).position(|(one, two)| one != two);
                 assert_eq!(other, None, "{what}: sector {disk} of {sectors}");
             }
         };

@@ -11,7 +11,7 @@ use graviton_engine::port::{
     Span,
 };
 use graviton_engine::store::{CreateOptions, KIB, MIB, OpenOptions, ScrubOptions, Store};
-use graviton_tests::{fail_next, put_options, rebalance};
+use graviton_tests::{bytes_of, fail_next, put_options, rebalance};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -89,11 +89,9 @@ fn create(sectors: u16) -> (Sim, Store) {
     (sim, store)
 }
 
-/// Whatever of the machine's disks holds the secret rots.
+/// Of the places of a disk that have the secret, one in so many rots.
 fn rot(sim: &Sim, disk: usize, every: usize) {
-    let image = sim.image();
-    let mut bytes = vec![0; image.size(disk).expect("it is there")];
-    image.read(disk, 0, &mut bytes);
+    let bytes = bytes_of(&sim.image(), disk);
     let found = bytes.windows(SECRET.len()).enumerate();
     let found = found.filter(|(_, bytes)| *bytes == SECRET.as_bytes());
     for (offset, _) in found.step_by(every) {

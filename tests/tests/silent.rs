@@ -23,7 +23,7 @@ use graviton_engine::testing::{Contents, Difference, Pair, Step, Subject, conten
 use graviton_tests::history::{
     Action, Ground, Machine, PATH, Plan, Record, Tally, Trials, check_store, do_all, open, perform,
 };
-use graviton_tests::put_options;
+use graviton_tests::{blocks_that_differ, put_options};
 
 /// Faults of a kind are tried at this many calls of a history at most, evenly spread.
 const PLACES: usize = 24;
@@ -447,22 +447,14 @@ fn a_record_of_another_version_in_the_same_place() {
     let path = Path::new(PATH).join("sector-000.graviton");
     let disk = sim.backend().open(&path, OpenAccess::ReadWrite);
     let disk = disk.expect("it is there");
-    let size = after.size(0).expect("it is there");
-    let mut changed = 0;
-    for at in (64 << 10..size - (64 << 10)).step_by(512) {
-        let (mut of_old, mut of_new) = ([0; 512], [0; 512]);
-        before.read(0, at, &mut of_old);
-        after.read(0, at, &mut of_new);
-        if of_old != of_new {
-            let mut buffer = BufferPool::global().take(512);
-            buffer.copy_from_slice(&of_old);
-            wait_for(disk.write(buffer, at as u64, WriteSync::None))
-                .1
-                .expect("nothing fails");
-            changed += 1;
-        }
+    let blocks = blocks_that_differ(&before, &after);
+    assert!(!blocks.is_empty());
+    for at in blocks {
+        let mut buffer = BufferPool::global().take(512);
+        before.read(0, at, &mut buffer);
+        let (_, written) = wait_for(disk.write(buffer, at as u64, WriteSync::None));
+        written.expect("nothing fails");
     }
-    assert!(changed > 0);
     match store.stat(&name).wait() {
         Err(StorageError::Corruption { .. }) => {}
         other => panic!("{other:?}"),

@@ -496,16 +496,8 @@ impl Inner {
         // What is queued for it alone arrives, and what comes later goes elsewhere.
         let was_draining = sector.is_draining();
         sector.set_draining(true);
-        loop {
-            self.pump();
-            self.wait_until_idle(place);
-            let commits = self.commits.lock();
-            // There is no room for it, and none is made: this is maintenance.
-            if commits.is_idle(place) || commits.is_stalled(place) {
-                break;
-            }
-        }
-        // Unless something does, as is found out below.
+        self.pump();
+        self.wait_until_idle(place);
         sector.withhold(true);
         // What waits for it still goes to others, and what is on its way arrives.
         self.pump();

@@ -416,7 +416,8 @@ impl Store {
     ///
     /// # Errors
     /// What the disk reports; `SectorPoisoned` if something that was put as
-    /// [`Written`](crate::port::Durability::Written) may be lost with a sector that failed. The store is closed all the same, and what was acknowledged as durable is safe.
+    /// [`Written`](crate::port::Durability::Written) may be lost with a sector that failed. The store is closed
+    /// all the same, and what was acknowledged as durable is safe.
     pub fn close(&self) -> Result<(), StorageError> {
         if !self.inner.begin_close() {
             return Ok(());

@@ -45,7 +45,7 @@ impl Change {
     }
 
     fn is_on(&self, disk: usize) -> bool {
-        self.range().is_some_and(|(on, ..)| on == disk)
+        self.disk() == Some(disk)
     }
 
     fn overlaps(&self, other: &Self) -> bool {
@@ -406,8 +406,8 @@ impl Crasher {
         });
         let disks = self.in_doubt().filter(|(_, certain)| !certain);
         let disks: BTreeSet<Option<usize>> = disks.map(|(change, _)| change.disk()).collect();
-        let is_one = disks.len() < 2;
-        let each = disks.into_iter().flatten().filter(move |_| !is_one);
+        let are_several = disks.len() > 1;
+        let each = disks.into_iter().flatten().filter(move |_| are_several);
         every.chain(each.flat_map(|disk| [Loss::OnlyOf(disk), Loss::AllButOf(disk)]))
     }
 
