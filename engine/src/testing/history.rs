@@ -111,6 +111,15 @@ impl Item {
     }
 }
 
+/// What is submitted one after the other, and only then awaited.
+#[derive(Debug, Clone)]
+pub(super) struct Burst {
+    /// On different keys.
+    pub(super) items: Vec<Item>,
+    /// And then a flush.
+    pub(super) flush: bool,
+}
+
 /// A blob that is made as one hole.
 #[derive(Debug, Clone)]
 pub(super) struct Create {
@@ -256,8 +265,7 @@ pub(super) enum Kind {
     },
     /// Submitted, not awaited, flushed.
     Forget(Item),
-    /// On different keys: submitted one after the other, then awaited.
-    Burst(Vec<Item>),
+    Burst(Burst),
     Get {
         key: BinaryKey,
         range: Option<(Border, Border)>,
@@ -426,6 +434,11 @@ impl Steps {
             writing: false,
             reading: false,
         }
+    }
+
+    /// A step of several operations that are under way together.
+    pub fn together(&mut self) -> Step {
+        Step(Kind::Burst(self.burst()))
     }
 
     /// What chooses.
@@ -619,13 +632,14 @@ impl Steps {
         put
     }
 
-    fn burst(&mut self) -> Vec<Item> {
+    fn burst(&mut self) -> Burst {
         let mut items: Vec<Item> = (0..2 + self.random.below(6))
             .map(|_| self.plain_item())
             .collect();
         items.sort_by(|a, b| a.key().cmp(b.key()));
         items.dedup_by(|a, b| a.key() == b.key());
-        items
+        let flush = self.random.one_in(3);
+        Burst { items, flush }
     }
 
     fn condition(&mut self) -> Condition {

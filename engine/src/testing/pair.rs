@@ -13,7 +13,7 @@ use super::Subject;
 use super::beside::{all_beside, held_beside};
 use super::composed::sources_of;
 use super::history::{
-    Border, Condition, Copy, Create, Declared, Delete, Item, Kind, Put, PutRange, Step,
+    Border, Burst, Condition, Copy, Create, Declared, Delete, Item, Kind, Put, PutRange, Step,
 };
 use super::support::Store;
 use super::versions::{Versions, list_all};
@@ -78,8 +78,10 @@ pub struct Operation {
 pub struct Effect {
     /// Its mutations, which were under way together.
     pub operations: Vec<Operation>,
-    /// It succeeded in making everything before it durable.
+    /// It succeeded in making everything durable, itself included.
     pub flushed: bool,
+    /// It succeeded in making everything before it durable.
+    pub flushed_before: bool,
 }
 
 /// What an error that the model does not have means.
@@ -322,7 +324,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             Kind::Put(put) => self.put(put),
             Kind::PutStream { put, piece } => self.put_stream(put, *piece),
             Kind::Forget(item) => self.forget(item),
-            Kind::Burst(items) => self.burst(items),
+            Kind::Burst(burst) => self.burst(burst, || {}),
             Kind::Get {
                 key,
                 range,
@@ -367,6 +369,26 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             Kind::Reopen => self.reopen(),
             Kind::CompareAll => self.compare_all(),
         }?;
+        Ok(std::mem::take(&mut self.effect))
+    }
+
+    /// As [`Pair::run`]; while what a step does is under way, something else is done that changes no blob. Most steps
+    /// have nothing under way: then it is done before.
+    ///
+    /// # Errors
+    /// The first difference, in words.
+    pub fn run_beside(
+        &mut self,
+        step: &Step,
+        meanwhile: impl FnOnce(),
+    ) -> Result<Effect, Difference> {
+        let Kind::Burst(burst) = &step.0 else {
+            meanwhile();
+            return self.run(step);
+        };
+        self.effect = Effect::default();
+        self.given.begin();
+        self.burst(burst, meanwhile)?;
         Ok(std::mem::take(&mut self.effect))
     }
 
@@ -787,8 +809,11 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         }
     }
 
-    fn burst(&mut self, items: &[Item]) -> Result<(), Difference> {
-        let under_way: Vec<Submitted> = items.iter().map(|item| self.submit(item)).collect();
+    fn burst(&mut self, burst: &Burst, meanwhile: impl FnOnce()) -> Result<(), Difference> {
+        let items = burst.items.iter();
+        let under_way: Vec<Submitted> = items.map(|item| self.submit(item)).collect();
+        let flush = burst.flush.then(|| self.store().flush());
+        meanwhile();
         for submitted in under_way {
             match submitted {
                 Submitted::Put(put, bytes, options, op) => {
@@ -798,6 +823,9 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
                 }
                 Submitted::Delete(delete, op) => self.settle_delete(&delete, op.wait())?,
             }
+        }
+        if let Some(flush) = flush {
+            self.effect.flushed_before = self.expect(flush.wait())?.is_some();
         }
         Ok(())
     }

@@ -12,14 +12,12 @@ use super::ground::Plan;
 pub enum Action {
     /// A step of the contract kit's histories.
     Step(Step),
-    /// A checkpoint is asked for.
-    Checkpoint,
-    /// A compaction is asked for.
-    Compact,
+    /// Maintenance that is done by itself.
+    Maintain(Maintenance),
+    /// Maintenance while what the step does is under way.
+    Beside(Step, Maintenance),
     /// Replicas are moved to better places.
     Rebalance,
-    /// So many steps of maintenance, if there are as many to do.
-    Maintain(usize),
     /// The clock is set by so many seconds, forwards or back.
     Clock(i64),
     /// The process is killed: the machine goes on.
@@ -32,15 +30,25 @@ impl fmt::Debug for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Step(step) => step.fmt(f),
-            Self::Checkpoint => write!(f, "Checkpoint"),
-            Self::Compact => write!(f, "Compact"),
+            Self::Maintain(what) => what.fmt(f),
+            Self::Beside(step, what) => write!(f, "Beside({what:?}, {step:?})"),
             Self::Rebalance => write!(f, "Rebalance"),
-            Self::Maintain(steps) => write!(f, "Maintain({steps})"),
             Self::Clock(seconds) => write!(f, "Clock({seconds})"),
             Self::Kill => write!(f, "Kill"),
             Self::Crash(seed) => write!(f, "Crash({seed:x})"),
         }
     }
+}
+
+/// What changes no blob.
+#[derive(Debug, Clone, Copy)]
+pub enum Maintenance {
+    /// A checkpoint is asked for.
+    Checkpoint,
+    /// A compaction is asked for.
+    Compact,
+    /// So many steps of what a background thread does, if there are as many to do.
+    Steps(usize),
 }
 
 /// The first `count` actions of a seed. Without `disasters`, the machine stays up.
@@ -65,9 +73,9 @@ pub fn actions_given(bytes: &[u8], count: usize, plan: &Plan) -> Vec<Action> {
 fn action(steps: &mut Steps, plan: &Plan, disasters: bool) -> Action {
     let random = steps.random();
     match random.below(100) {
-        0..4 => Action::Checkpoint,
-        4..6 => Action::Compact,
-        6..12 => Action::Maintain(1 + random.below(8)),
+        0..4 => Action::Maintain(Maintenance::Checkpoint),
+        4..6 => Action::Maintain(Maintenance::Compact),
+        6..12 => Action::Maintain(Maintenance::Steps(1 + random.below(8))),
         12 => {
             let days = [1, 400, 40_000][random.below(3)];
             let seconds = days * 86_400 + 1;
@@ -76,6 +84,14 @@ fn action(steps: &mut Steps, plan: &Plan, disasters: bool) -> Action {
         13..16 if disasters => Action::Crash(random.number()),
         16..18 if disasters => Action::Kill,
         18 if plan.sectors > 1 => Action::Rebalance,
+        19..25 => {
+            let what = match random.below(4) {
+                0 => Maintenance::Compact,
+                1 => Maintenance::Steps(1 + random.below(8)),
+                _ => Maintenance::Checkpoint,
+            };
+            Action::Beside(steps.together(), what)
+        }
         _ => Action::Step(steps.next().expect("there is no end of steps")),
     }
 }

@@ -7,7 +7,7 @@ use graviton_engine::io::sim::{Crasher, Image, Loss, Random};
 use graviton_engine::store::Store;
 use graviton_engine::testing::{Contents, Difference, Pair, Step, Versions};
 
-use super::action::{Action, actions};
+use super::action::{Action, Maintenance, actions};
 use super::ground::{Ground, Plan};
 use super::machine::Machine;
 use super::record::Record;
@@ -227,8 +227,8 @@ impl Explorer<'_> {
         let store = machine.store();
         let mut pair = Pair::over(machine, Arc::<Store>::clone(&store));
         pair.adopt(store)?;
-        for action in [Action::Compact, Action::Checkpoint] {
-            do_and_note(&mut pair, &action)?;
+        for what in [Maintenance::Compact, Maintenance::Checkpoint] {
+            do_and_note(&mut pair, &Action::Maintain(what))?;
         }
         for last in Step::last() {
             pair.run(&last)?;

@@ -13,6 +13,25 @@ use super::ground::Plan;
 /// Where the store lies on its machine.
 pub const PATH: &str = "/simulated/store";
 
+/// A subject with one store that is open, on disks whose events are counted.
+pub trait Host: Subject {
+    /// The store.
+    fn store(&self) -> Arc<Store>;
+
+    /// How many events its disks have seen.
+    fn position(&self) -> usize;
+
+    /// Sets its clock by so many seconds, forwards or back, if it has one that can be set.
+    fn set_clock(&self, seconds: i64) {
+        let _ = seconds;
+    }
+
+    /// Whether what nobody waits for stays in flight until somebody waits for something, if that can be had.
+    fn leave_in_flight(&self, leave: bool) {
+        let _ = leave;
+    }
+}
+
 /// The machine.
 #[derive(Debug)]
 pub struct Machine {
@@ -195,5 +214,23 @@ impl Subject for Machine {
             ErrorKind::Corruption if self.trouble == Trouble::Lies => Tolerance::InDoubt,
             _ => Tolerance::Wrong,
         }
+    }
+}
+
+impl Host for Machine {
+    fn store(&self) -> Arc<Store> {
+        Self::store(self)
+    }
+
+    fn position(&self) -> usize {
+        Self::position(self)
+    }
+
+    fn set_clock(&self, seconds: i64) {
+        Self::set_clock(self, seconds);
+    }
+
+    fn leave_in_flight(&self, leave: bool) {
+        self.sim.leave_in_flight(leave);
     }
 }

@@ -14,10 +14,10 @@ mod record;
 mod run;
 mod trial;
 
-pub use action::{Action, actions, actions_given};
+pub use action::{Action, Maintenance, actions, actions_given};
 pub use explore::{Exploration, Played, explore};
 pub use ground::{Ground, Plan};
-pub use machine::{Machine, PATH};
+pub use machine::{Host, Machine, PATH};
 pub use record::{Done, Record, difference};
 pub use run::{
     Tally, check_contents, check_store, do_all, do_and_note, open, perform, reopen, run,

@@ -24,7 +24,12 @@ pub struct Done {
 impl Done {
     /// Whether its end says that everything before it is durable.
     fn is_barrier(&self) -> bool {
-        self.effect.flushed || self.effect.operations.iter().any(|one| one.durable)
+        let Effect {
+            operations,
+            flushed,
+            flushed_before,
+        } = &self.effect;
+        *flushed || *flushed_before || operations.iter().any(|one| one.durable)
     }
 }
 
@@ -109,7 +114,8 @@ impl Record {
         let flushed = self
             .done
             .iter()
-            .filter(|done| done.effect.flushed && done.ended <= position)
+            .filter(|done| done.effect.flushed || done.effect.flushed_before)
+            .filter(|done| done.ended <= position)
             .map(|done| done.started)
             .max()
             .unwrap_or(0);

@@ -4,15 +4,15 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 
 use graviton_engine::io::sim::{Loss, Random};
-use graviton_engine::port::StorageError;
+use graviton_engine::port::{BlobStore, StorageError};
 use graviton_engine::store::Store;
 use graviton_engine::testing::{
     Contents, Difference, Effect, Pair, Step, Subject, Tolerance, Versions, contents_of,
 };
 
-use super::action::Action;
+use super::action::{Action, Maintenance};
 use super::ground::{Ground, Plan};
-use super::machine::Machine;
+use super::machine::{Host, Machine};
 use super::record::{Done, Record};
 use crate::{rebalance, settle};
 
@@ -35,39 +35,54 @@ impl AddAssign for Tally {
     }
 }
 
-/// Does an action that leaves the machine up.
-pub fn perform(pair: &mut Pair<'_, Machine>, action: &Action) -> Result<Effect, Difference> {
+/// Does an action that leaves the host up.
+pub fn perform<H: Host>(pair: &mut Pair<'_, H>, action: &Action) -> Result<Effect, Difference> {
     let store = pair.subject().store();
-    let done = match action {
+    let (effect, done) = match action {
         Action::Step(step) => {
             drop(store);
             return pair.run(step);
         }
-        Action::Checkpoint => store.checkpoint().map(drop),
-        Action::Compact => store.compact().map(drop),
-        Action::Rebalance => rebalance(&store).map(drop),
-        Action::Maintain(steps) => maintain(&store, *steps),
+        Action::Beside(step, what) => {
+            pair.subject().leave_in_flight(true);
+            let mut done = Ok(());
+            let effect = pair.run_beside(step, || {
+                // What is queued begins when something is given up.
+                drop(store.flush());
+                done = maintain(&store, *what);
+            });
+            pair.subject().leave_in_flight(false);
+            (effect?, done)
+        }
+        Action::Maintain(what) => (Effect::default(), maintain(&store, *what)),
+        Action::Rebalance => (Effect::default(), rebalance(&store).map(drop)),
         Action::Clock(seconds) => {
             pair.subject().set_clock(*seconds);
-            Ok(())
+            (Effect::default(), Ok(()))
         }
         Action::Kill | Action::Crash(_) => unreachable!("the machine stays up"),
     };
     match done {
-        Ok(()) => Ok(Effect::default()),
+        Ok(()) => Ok(effect),
         // Maintenance finds no room in a store that is full; nothing is the worse for it.
-        Err(error) if pair.subject().tolerates(&error) != Tolerance::Wrong => Ok(Effect::default()),
+        Err(error) if pair.subject().tolerates(&error) != Tolerance::Wrong => Ok(effect),
         Err(error) => Err(error.to_string()),
     }
 }
 
-fn maintain(store: &Store, steps: usize) -> Result<(), StorageError> {
-    for _ in 0..steps {
-        if !store.step()? {
-            break;
+fn maintain(store: &Store, what: Maintenance) -> Result<(), StorageError> {
+    match what {
+        Maintenance::Checkpoint => store.checkpoint().map(drop),
+        Maintenance::Compact => store.compact().map(drop),
+        Maintenance::Steps(steps) => {
+            for _ in 0..steps {
+                if !store.step()? {
+                    break;
+                }
+            }
+            Ok(())
         }
     }
-    Ok(())
 }
 
 /// Runs a history from its ground to its end.
@@ -121,7 +136,7 @@ fn logs(store: &Store) -> Vec<(Option<u64>, u64)> {
 }
 
 /// Does an action and notes when, by the events of the disks.
-pub fn do_and_note(pair: &mut Pair<'_, Machine>, action: &Action) -> Result<Done, Difference> {
+pub fn do_and_note<H: Host>(pair: &mut Pair<'_, H>, action: &Action) -> Result<Done, Difference> {
     let started = pair.subject().position();
     let before = logs(&pair.subject().store());
     let effect = perform(pair, action)?;
@@ -137,9 +152,9 @@ pub fn do_and_note(pair: &mut Pair<'_, Machine>, action: &Action) -> Result<Done
     })
 }
 
-/// Does actions that leave the machine up, one after the other, and takes them down.
-pub fn do_all(
-    pair: &mut Pair<'_, Machine>,
+/// Does actions that leave the host up, one after the other, and takes them down.
+pub fn do_all<H: Host>(
+    pair: &mut Pair<'_, H>,
     actions: &[Action],
     record: &mut Record,
 ) -> Result<(), Difference> {

@@ -99,9 +99,12 @@ impl Disk for SimDisk {
         Some(Arc::<Shared>::clone(&self.shared))
     }
 
-    /// What is under way is carried out here and now. What another thread puts in flight later is
-    /// left to whoever waits, or to [`Sim::carry_out_in_background`](super::Sim).
+    /// What is under way is carried out here and now, unless it is to stay in flight. What another thread puts in
+    /// flight later is left to whoever waits, or to [`Sim::carry_out_in_background`](super::Sim).
     fn reap_in_background(&self) {
+        if self.shared.state.lock().leaves_in_flight {
+            return;
+        }
         while self.shared.progress() {}
     }
 }

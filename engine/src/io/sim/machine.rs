@@ -89,6 +89,8 @@ pub(super) struct State {
     clock: Duration,
     /// By how many milliseconds the clock goes on whenever it is looked at.
     pace: i64,
+    /// What nobody waits for stays in flight.
+    pub(super) leaves_in_flight: bool,
 }
 
 /// What is asked of a device.
@@ -135,6 +137,7 @@ impl State {
             written: 0,
             clock: TIME_AT_FIRST,
             pace: 1,
+            leaves_in_flight: false,
         }
     }
 
@@ -524,6 +527,12 @@ impl Sim {
     pub fn carry_out_in_background(&self) {
         let machine = Arc::downgrade(&self.shared);
         drop(thread::spawn(move || carry_out(&machine)));
+    }
+
+    /// Whether what nobody waits for stays in flight until somebody waits for something, in place of being carried out
+    /// at once: so that something else is done while it is under way.
+    pub fn leave_in_flight(&self, leave: bool) {
+        self.shared.state.lock().leaves_in_flight = leave;
     }
 
     /// As a backend.
