@@ -3,11 +3,13 @@
 //!
 //! How to run more of it, or one of it again: `graviton_tests::history` and `tests/README.md`.
 
-use graviton_engine::io::sim::{Image, Loss, Sim};
-use graviton_engine::port::{BinaryKey, BlobStore, Durability};
+use graviton_engine::io::sim::{Image, Loss, Sim, Tear};
+use graviton_engine::port::{Batch, BatchItem, BinaryKey, BlobStore, Durability, PutOptions};
 use graviton_engine::store::Store;
 use graviton_engine::testing::{Contents, contents_of};
-use graviton_tests::history::{Exploration, PATH, Plan, Tally, Trials, check_store, explore};
+use graviton_tests::history::{
+    Exploration, PATH, Plan, Tally, Trials, check_store, explore, seeds,
+};
 use graviton_tests::put_options;
 
 /// Explores the histories of a plan. Reopenings leave few writes in doubt: there are none.
@@ -197,4 +199,111 @@ fn first_difference(one: &Image, other: &Image) -> Option<usize> {
         other.read(0, offset, &mut right);
         left != right
     })
+}
+
+/// A checkpoint is taken while a frame is under way that opens a segment, and the power fails before that has landed:
+/// nobody has the segment then.
+#[test]
+fn a_segment_opened_beside_a_checkpoint_is_not_lost() {
+    let plan = Plan::SMALL;
+    let key = |number: usize| BinaryKey::new(format!("key {number}")).expect("a short key");
+    let mut lost = 0;
+    for seed in seeds(300) {
+        let sim = Sim::new(plan.block_size, seed);
+        let created = Store::create_on(sim.backend(), PATH, plan.create_options());
+        let store = created.expect("it is made");
+        let put = |number, length: usize| {
+            let options = put_options(Durability::Durable);
+            store.put(&key(number), vec![1; length].into(), options)
+        };
+        put(0, 60_000).wait().expect("it is put");
+        sim.leave_in_flight(true);
+        // There is no room for it behind the other.
+        let under_way = put(1, 3_800);
+        // What is queued begins when something is given up.
+        drop(store.flush());
+        store.checkpoint().expect("a checkpoint");
+        let position = sim.position();
+        under_way.wait().expect("it is put");
+        drop(store);
+        let mut crasher = sim.crasher();
+        crasher.advance(position);
+        let sim = Sim::boot(&crasher.image(Loss::All), plan.block_size, seed);
+        let store = Store::open_on(sim.backend(), PATH, plan.open_options()).expect("it opens");
+        lost += usize::from(contents_of(&store).expect("it is read").len() == 1);
+        check_store(&store).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
+    }
+    assert!(lost > 0);
+}
+
+/// What a frame that was dropped has left lies behind the front of a later one that is torn, piece by piece where that
+/// has its own, and each of its records is whole: all of them are of one frame, or there is none.
+#[test]
+fn records_of_two_frames_make_no_frame() {
+    let plan = Plan::SMALL;
+    let keys: Vec<BinaryKey> = (0..8)
+        .map(|number| BinaryKey::new(format!("key {number}")).expect("a short key"))
+        .collect();
+    let put_all = |store: &Store, length: usize, byte: u8| {
+        let items = keys.iter().map(|key| BatchItem::Put {
+            key: key.clone(),
+            payload: vec![byte; length].into(),
+            options: PutOptions::default(),
+        });
+        let batch = Batch {
+            items: items.collect(),
+            durability: Durability::Written,
+        };
+        store.batch(batch).wait().expect("it is applied");
+    };
+    let boot = |image: &Image| {
+        let sim = Sim::boot(image, plan.block_size, 1);
+        let store = Store::open_on(sim.backend(), PATH, plan.open_options()).expect("it opens");
+        (sim, store)
+    };
+    let mut images = 0;
+    // So that the records of some begin where a unit does.
+    for length in (1..500).step_by(3) {
+        let sim = Sim::new(plan.block_size, 1);
+        let store =
+            Store::create_on(sim.backend(), PATH, plan.create_options()).expect("it is made");
+        let options = put_options(Durability::Durable);
+        let first = store.put(&key_before(), "bytes".into(), options);
+        first.wait().expect("it is put");
+        put_all(&store, length, 1);
+        let at_its_end = |sim: &Sim| {
+            let mut crasher = sim.crasher();
+            crasher.advance(crasher.events());
+            crasher
+        };
+        let torn = at_its_end(&sim).image(Loss::Torn(0, Tear::LastHalf));
+        drop(store);
+        let (sim, store) = boot(&torn);
+        if contents_of(&store).expect("it is read").len() > 1 {
+            // All of it is in one unit.
+            continue;
+        }
+        put_all(&store, length, 2);
+        let crasher = at_its_end(&sim);
+        drop(store);
+        for loss in crasher.losses() {
+            images += 1;
+            let (_sim, store) = boot(&crasher.image(loss));
+            let found = contents_of(&store).expect("it is read");
+            let batch: Vec<u8> = keys
+                .iter()
+                .filter_map(|key| found.get(key)?.bytes.first().copied())
+                .collect();
+            assert!(
+                batch.is_empty() || batch == [2; 8],
+                "{length} bytes, {loss:?}: {batch:?}"
+            );
+        }
+    }
+    println!("{images} images");
+    assert!(images > 500, "{images}");
+}
+
+fn key_before() -> BinaryKey {
+    BinaryKey::new("before").expect("a short key")
 }

@@ -10,7 +10,7 @@ use graviton_engine::port::{
 use graviton_engine::store::{CreateOptions, MIB, OpenOptions, RemoveOptions, ScrubOptions, Store};
 use graviton_tests::history::{Plan, check_store};
 use graviton_tests::random::payload;
-use graviton_tests::{blocks_that_differ, bytes_of, put_options, rebalance, settle};
+use graviton_tests::{blocks_that_differ, bytes_of, geometry, put_options, rebalance, settle};
 
 const PATH: &str = "/store";
 
@@ -370,6 +370,26 @@ fn a_damaged_checkpoint_still_says_what_was_durable() {
                 Err(StorageError::Corruption { .. }) => {}
                 other => panic!("damage at {at}: {other:?}"),
             }
+        }
+    }
+}
+
+/// A copy of a superblock rots, the store is opened, and closed, and then the other copy rots.
+#[test]
+fn a_superblock_is_mended_before_its_other_copy_rots() {
+    for sectors in [1, 2] {
+        for first in [0, 1] {
+            let (sim, store) = create(sectors, 1, 1);
+            put(&store, 0, &payload(1, 4000), PutOptions::default());
+            let copies = geometry(&store).superblocks();
+            let copies = copies.map(|at| usize::try_from(at).expect("it is in memory"));
+            let rot = |copy: usize| sim.rot(0, copies[copy] + 40, 1);
+            drop(store);
+            rot(first);
+            drop(open(&sim).expect("it opens by the other"));
+            rot(1 - first);
+            let store = open(&sim).unwrap_or_else(|error| panic!("of {sectors}: {error}"));
+            assert_eq!(get(&store, 0).expect("it is read"), payload(1, 4000));
         }
     }
 }

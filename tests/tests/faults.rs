@@ -13,6 +13,7 @@ use graviton_engine::testing::{Difference, Pair, Step, Subject, Versions, conten
 use graviton_tests::history::{
     Action, Ground, Machine, PATH, Plan, Record, Tally, Trials, actions, check_store, do_all, open,
 };
+use graviton_tests::random::payload;
 use graviton_tests::{all_keys, put_options, with_holes};
 
 /// A way to fail that is tried at every call of a history.
@@ -254,6 +255,74 @@ fn each_allocation_fails() {
     every(Plan::SMALL, 12, 1, &[once, for_ever]);
 }
 
+/// There is no memory for one of the writes of a checkpoint's image: those before it land in no segment that is used for
+/// something else by then.
+#[test]
+fn no_memory_for_all_of_an_image() {
+    let key = |number: usize| BinaryKey::new(format!("key {number}")).expect("a short key");
+    let mut failed = 0;
+    for seed in 0..120 {
+        let mut machine = Machine::new(Plan::SMALL, seed);
+        drop(machine.fresh());
+        let (sim, store) = (machine.sim().clone(), machine.store());
+        let put = |number| {
+            let put = store.put(
+                &key(number),
+                payload(number as u64, 60_000),
+                put_options(Durability::Durable),
+            );
+            put.wait().expect("it is put");
+        };
+        (0..3).for_each(put);
+        let fault = Fault {
+            kind: FaultKind::Allocate,
+            after: seed as usize % 4,
+            times: 1,
+            disk: None,
+        };
+        sim.add_faults(&[fault], FaultError::NoMemory);
+        failed += usize::from(store.checkpoint().is_err());
+        sim.set_faults(&[]);
+        // Into segments that nothing was written to yet.
+        (3..6).for_each(put);
+        let expected = contents_of(&*store).expect("it is read");
+        let image = sim.image();
+        machine.come_up(&image);
+        drop(store);
+        let store = machine.open().expect("it opens");
+        let found = contents_of(&*store).expect("it is read");
+        assert_eq!(found, expected, "seed {seed}");
+        check_store(&store).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
+    }
+    assert!(failed > 20, "{failed}");
+}
+
+/// There is no memory for a frame that would have opened a segment: nobody has the segment then.
+#[test]
+fn no_memory_for_a_frame_that_opens_a_segment() {
+    let mut machine = Machine::new(Plan::SMALL, 1);
+    drop(machine.fresh());
+    let (sim, store) = (machine.sim().clone(), machine.store());
+    let put = |number: usize, length| {
+        let key = BinaryKey::new(format!("key {number}")).expect("a short key");
+        let options = put_options(Durability::Durable);
+        store.put(&key, payload(1, length), options).wait()
+    };
+    put(0, 60_000).expect("it is put");
+    let fault = Fault {
+        kind: FaultKind::Allocate,
+        after: 0,
+        times: 1,
+        disk: None,
+    };
+    sim.add_faults(&[fault], FaultError::NoMemory);
+    // There is no room for it behind the other.
+    put(1, 3_800).expect_err("there is no memory");
+    check_store(&store).expect("nothing is the worse for it");
+    put(2, 3_800).expect("there is memory again");
+    check_store(&store).expect("nothing is the worse for it");
+}
+
 #[test]
 fn the_disk_dies_at_each_call() {
     every(Plan::SMALL, 20, 2, &[fails(FaultKind::Death, 1)]);
@@ -395,6 +464,7 @@ fn a_flush_beside_a_checkpoint_whose_sync_fails() {
             times: 1,
             disk: None,
         }]);
+        sim.leave_in_flight(true);
         let mut under_way = Vec::new();
         let mut acknowledged = 0;
         for number in 0..4 {

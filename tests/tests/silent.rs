@@ -21,9 +21,10 @@ use graviton_engine::port::{
 use graviton_engine::store::{Access, SegmentState, Store};
 use graviton_engine::testing::{Contents, Difference, Pair, Step, Subject, contents_of, read_all};
 use graviton_tests::history::{
-    Action, Ground, Machine, PATH, Plan, Record, Tally, Trials, check_store, do_all, open, perform,
+    Action, Ground, Machine, PATH, Plan, Record, Tally, Trials, check_store, difference, do_all,
+    open, perform,
 };
-use graviton_tests::{blocks_that_differ, put_options};
+use graviton_tests::{blocks_that_differ, geometry, put_options};
 
 /// Faults of a kind are tried at this many calls of a history at most, evenly spread.
 const PLACES: usize = 24;
@@ -121,7 +122,7 @@ fn lie_once(
             let mut pair = Pair::over(&mut machine, Arc::<Store>::clone(&store));
             pair.adopt(store)?;
             if pair.contents() != expected {
-                let found = graviton_tests::history::difference(&expected, &pair.contents());
+                let found = difference(&expected, &pair.contents());
                 return Err(format!("opened again: {found}"));
             }
             check_store(&pair.subject().store())
@@ -303,6 +304,58 @@ fn writes_that_are_lost() {
 fn writes_that_land_elsewhere() {
     lies(Plan::SMALL, 20, FaultKind::MisdirectedWrite);
     lies(Plan::FULL, 4, FaultKind::MisdirectedWrite);
+}
+
+/// Images of checkpoints rot, one at a time: the one before it, and the log from there on, are as good as the newest.
+fn images_rot(ground: &Ground, seed: u64, actions: &[Action]) -> Result<Tally, Difference> {
+    let mut machine = Machine::boot(ground.plan.clone(), &ground.image, seed);
+    let store = open(&mut machine)?;
+    let mut pair = Pair::over(&mut machine, Arc::<Store>::clone(&store));
+    pair.adopt(Arc::<Store>::clone(&store) as _)?;
+    for action in actions {
+        perform(&mut pair, action)?;
+    }
+    let expected = pair.contents();
+    drop(pair.release());
+    let geometry = geometry(&store);
+    let image = machine.sim().image();
+    let mut images = 0;
+    for sector in store.info().sectors {
+        for segment in store.segments(sector.number) {
+            if segment.state != SegmentState::Checkpoint {
+                continue;
+            }
+            images += 1;
+            let start = geometry.segment_offset(segment.index);
+            let payload = usize::try_from(start).map_err(|error| error.to_string())? + 600;
+            let mut machine = Machine::boot(ground.plan.clone(), &image, seed);
+            machine.sim().rot(sector.number.into(), payload, 1);
+            let found = open(&mut machine).and_then(|store| {
+                contents_of(&*store).map_err(|error| format!("can't be read: {error}"))
+            });
+            let at = |what| {
+                let (sector, segment) = (sector.number, segment.index);
+                format!("rot in segment {segment} of sector {sector}: {what}")
+            };
+            let found = found.map_err(at)?;
+            if found != expected {
+                return Err(at(difference(&expected, &found)));
+            }
+        }
+    }
+    Ok(Tally {
+        histories: 1,
+        actions: actions.len(),
+        images,
+    })
+}
+
+#[test]
+fn images_of_checkpoints_rot() {
+    for (plan, seeds) in [(Plan::SMALL, 40), (Plan::THREE_SECTORS, 80)] {
+        let tally = Trials::undisturbed(plan, 60, seeds).run(&images_rot);
+        assert!(tally.images > 0);
+    }
 }
 
 /// A read that is told wrongly while a store is opened: what is there when nobody lies is there, and

@@ -976,14 +976,15 @@ impl Drop for Pin {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::io::Backend;
     use crate::io::sim::Sim;
     use crate::port::op::wait_for;
     use std::sync::mpsc;
 
-    fn sector() -> Arc<Sector> {
+    /// A new one, of 40 segments.
+    pub(in crate::log) fn sector() -> Arc<Sector> {
         let geometry = Geometry {
             block_size: 512,
             segment_size: 64 << 10,

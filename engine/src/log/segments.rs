@@ -571,6 +571,21 @@ mod tests {
         segment_count: 40,
     };
 
+    /// What the newest checkpoint lists as reclaimed and the older does not stays as it is: recovery may have to begin
+    /// with the older one, whose index names what lies there.
+    #[test]
+    fn what_the_older_checkpoint_names_stays() {
+        let sector = crate::log::sector::tests::sector();
+        let mut segments = Segments::new(&GEOMETRY);
+        segments.set(3, State::Sealed, 0, 4096);
+        segments.reclaim_dead(7);
+        let mut found = Segments::decode(segments.encode().into_iter(), &GEOMETRY, 7).unwrap();
+        for table in [&mut segments, &mut found] {
+            assert_eq!(table.release(6, &[], &sector), 0);
+            assert_eq!(table.release(7, &[], &sector), 1);
+        }
+    }
+
     /// What is counted as the table changes is what counting all of it finds.
     #[test]
     fn counts_are_kept() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use graviton_engine::io::sim::{Loss, Random};
 use graviton_engine::port::{BlobStore, StorageError};
-use graviton_engine::store::Store;
+use graviton_engine::store::{SegmentState, Store};
 use graviton_engine::testing::{
     Contents, Difference, Effect, Pair, Step, Subject, Tolerance, Versions, contents_of,
 };
@@ -300,6 +300,14 @@ pub fn check_store(store: &Store) -> Result<(), Difference> {
         let space = sector.space;
         if space.metadata + space.live + space.garbage + space.free != space.total {
             return Err(format!("{space:?} does not add up"));
+        }
+        let segments = store.segments(sector.number);
+        let open = segments
+            .iter()
+            .filter(|one| one.state == SegmentState::Open);
+        // A log ends in one place.
+        if open.count() > 1 {
+            return Err(format!("sector {}: {segments:#?}", sector.number));
         }
     }
     Ok(())
