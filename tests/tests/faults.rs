@@ -261,8 +261,8 @@ fn each_allocation_fails() {
 fn no_memory_for_all_of_an_image() {
     let key = |number: usize| BinaryKey::new(format!("key {number}")).expect("a short key");
     let mut failed = 0;
-    for seed in 0..120 {
-        let mut machine = Machine::new(Plan::SMALL, seed);
+    for seed in 0..120_u32 {
+        let mut machine = Machine::new(Plan::SMALL, seed.into());
         drop(machine.fresh());
         let (sim, store) = (machine.sim().clone(), machine.store());
         let put = |number| {
