@@ -5,6 +5,7 @@
 
 mod mount;
 mod volatile;
+mod volume;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,8 +23,8 @@ use graviton_tests::history::{
 use graviton_tests::random::payload;
 use graviton_tests::{io, memory_directory, put_options};
 
-use self::mount::Volume;
 use self::volatile::{Call, Loss, Manner, Transfer};
+use self::volume::Volume;
 
 /// Where the store lies: directories that nobody has made.
 const PLACE: &str = "some/where";
@@ -50,7 +51,7 @@ impl Mounted {
             options,
             store: None,
         };
-        mounted.volume.lock().manner = manner;
+        mounted.volume.behave(&manner);
         mounted.fresh();
         Some(mounted)
     }
@@ -92,8 +93,15 @@ impl Host for Mounted {
     }
 
     fn position(&self) -> usize {
-        self.volume.lock().position()
+        self.volume.position()
     }
+}
+
+/// Not a test: what serves the others' file systems.
+#[test]
+#[ignore = "the server of the other tests"]
+fn serve() {
+    volume::serve();
 }
 
 /// The ways to the disks that work here.
@@ -127,7 +135,7 @@ fn check_image(
     check: impl FnOnce(&Path, OpenOptions) -> Result<(), Difference>,
 ) -> Result<(), Difference> {
     let directory = memory_directory();
-    (mounted.volume.lock()).leave(position, loss, directory.path());
+    mounted.volume.leave(position, loss, directory.path());
     let open = mounted.options.open.clone();
     check(&directory.path().join(PLACE), open)
         .map_err(|what| format!("power failure behind event {position}, {loss:?}: {what}"))
@@ -141,7 +149,7 @@ fn losses(random: &mut Random, doubts: usize) -> Vec<Loss> {
         Loss::All,
         Loss::Nothing,
         Loss::Last(1 + random.below(doubts)),
-        Loss::Random(random.number()),
+        Loss::Random(u32::try_from(random.below(1 << 30)).unwrap_or(0)),
     ]
 }
 
@@ -186,7 +194,7 @@ fn look_back(
     let end = mounted.position();
     let (mut images, mut position) = (0, created);
     while position <= end {
-        let doubts = mounted.volume.lock().doubts(position);
+        let doubts = mounted.volume.doubts(position);
         for loss in losses(&mut random, doubts) {
             images += 1;
             check_image(mounted, (position, loss), |path, open| {
@@ -216,7 +224,7 @@ fn a_power_failure_while_a_store_is_made() {
         let end = mounted.position();
         let mut random = Random::new(1);
         for position in 0..=end {
-            let doubts = mounted.volume.lock().doubts(position);
+            let doubts = mounted.volume.doubts(position);
             for loss in losses(&mut random, doubts) {
                 images += 1;
                 let checked = check_image(&mounted, (position, loss), |path, open| {
@@ -301,7 +309,7 @@ fn a_power_failure_while_sectors_come_and_go() {
         let end = mounted.position();
         let mut position = begun;
         while position <= end {
-            let doubts = mounted.volume.lock().doubts(position);
+            let doubts = mounted.volume.doubts(position);
             for loss in losses(&mut random, doubts) {
                 images += 1;
                 let checked = check_image(&mounted, (position, loss), |path, open| {
@@ -451,11 +459,14 @@ fn each_call_fails() {
                 let Some(mut mounted) = Mounted::new(options_of(&Plan::SMALL, &io)) else {
                     return;
                 };
-                mounted.volume.lock().manner.fails = Some((call, after));
+                mounted.volume.behave(&Manner {
+                    fails: Some((call, after)),
+                    ..Manner::default()
+                });
                 let mut given = Given::default();
                 let outcome = work(&mounted, &mut given);
                 let position = mounted.position();
-                if !mounted.volume.lock().has_failed {
+                if !mounted.volume.has_failed() {
                     outcome.expect("nothing failed");
                     break;
                 }

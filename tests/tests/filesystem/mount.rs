@@ -1,7 +1,8 @@
-//! The file system, where the kernel asks for it: everything goes through system calls or io_uring, as on any other.
+//! The file system, where the kernel asks for it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,12 +12,9 @@ use fuser::{
     INodeNo, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyEmpty, ReplyEntry, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
-use graviton_tests::memory_directory;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
-use tempfile::TempDir;
 
 use super::volatile::{Node, ROOT, Volatile};
 
@@ -25,48 +23,10 @@ const O_DSYNC: i32 = 0o10_000;
 /// Nothing that the kernel was told holds any longer than its answer: it asks again.
 const AT_ONCE: Duration = Duration::ZERO;
 
-/// A mounted file system.
-pub struct Volume {
-    shared: Arc<Mutex<Volatile>>,
-    directory: TempDir,
-    _session: BackgroundSession,
-}
-
-impl Volume {
-    /// One that is empty; `None`, with a line that says so, where nothing can be mounted.
-    pub fn new() -> Option<Self> {
-        let shared = Arc::new(Mutex::new(Volatile::new()));
-        let directory = memory_directory();
-        let served = Served(Arc::clone(&shared));
-        match fuser::spawn_mount(served, directory.path(), &Config::default()) {
-            Ok(session) => Some(Self {
-                shared,
-                directory,
-                _session: session,
-            }),
-            Err(error) => {
-                eprintln!("skipped: file systems in user space do not work here: {error}");
-                None
-            }
-        }
-    }
-
-    pub fn path(&self) -> &Path {
-        self.directory.path()
-    }
-
-    pub fn lock(&self) -> MutexGuard<'_, Volatile> {
-        self.shared.lock()
-    }
-}
-
-impl Drop for Volume {
-    fn drop(&mut self) {
-        // Also if a test that failed has files open in it.
-        if let Err(error) = unmount(self.directory.path(), UnmountFlags::DETACH) {
-            eprintln!("{} stays mounted: {error}", self.directory.path().display());
-        }
-    }
+/// Serves the file system at `directory`, for as long as what is returned is there.
+pub fn mount(volatile: &Arc<Mutex<Volatile>>, directory: &Path) -> io::Result<BackgroundSession> {
+    let served = Served(Arc::clone(volatile));
+    fuser::spawn_mount(served, directory, &Config::default())
 }
 
 struct Served(Arc<Mutex<Volatile>>);

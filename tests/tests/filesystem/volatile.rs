@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use graviton_engine::io::sim::Random;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 /// What the root directory is called.
 pub const ROOT: u64 = 1;
@@ -106,7 +107,7 @@ enum Event {
 }
 
 /// What becomes of the changes that are not durable.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub enum Loss {
     /// All are lost.
     All,
@@ -115,11 +116,11 @@ pub enum Loss {
     /// The last so many are lost.
     Last(usize),
     /// Each is kept, lost or torn, as the seed has it.
-    Random(u64),
+    Random(u32),
 }
 
 /// Calls that are answered with an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Call {
     /// Of a file's bytes.
     Read,
@@ -132,14 +133,14 @@ pub enum Call {
 }
 
 /// What moves a file's bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Transfer {
     Read,
     Write,
 }
 
 /// How the file system behaves.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Manner {
     /// Direct transfers are refused.
     pub refuses_direct: bool,
@@ -373,7 +374,7 @@ impl Volatile {
             Event::Sync(_) => None,
         });
         let mut random = Random::new(match loss {
-            Loss::Random(seed) => seed,
+            Loss::Random(seed) => seed.into(),
             _ => 0,
         });
         let mut left = self.doubts(position);

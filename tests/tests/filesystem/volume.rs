@@ -1,0 +1,197 @@
+//! A mounted file system, as the tests see it.
+//!
+//! A process of its own serves it: one that asks the kernel for what itself has to answer can't even be killed. That
+//! process is this test's own program, told by its environment to be the server; it ends when whoever started it does.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use graviton_tests::memory_directory;
+use parking_lot::Mutex;
+use rustix::mount::{UnmountFlags, unmount};
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+
+use super::mount::mount;
+use super::volatile::{Loss, Manner, Volatile};
+
+/// What tells this program that it is to be the server, and where: a directory with what is named below.
+const SERVER: &str = "GRAVITON_TEST_FILESYSTEM";
+const MOUNTED: &str = "mounted";
+const CONTROL: &str = "control";
+
+/// What the server is asked, besides what the kernel asks it.
+#[derive(Debug, Serialize, Deserialize)]
+enum Ask {
+    Behave(Manner),
+    HasFailed,
+    Position,
+    Doubts {
+        position: usize,
+    },
+    Leave {
+        position: usize,
+        loss: Loss,
+        directory: PathBuf,
+    },
+}
+
+/// Enumerations can't stand alone in TOML.
+#[derive(Serialize, Deserialize)]
+struct Letter {
+    ask: Ask,
+}
+
+/// The end of a letter, which nothing in it is like.
+const END: u8 = 0;
+
+/// A mounted file system.
+pub struct Volume {
+    directory: TempDir,
+    control: Mutex<BufReader<UnixStream>>,
+    server: Child,
+}
+
+impl Volume {
+    /// One that is empty; `None`, with a line that says so, where nothing can be mounted.
+    pub fn new() -> Option<Self> {
+        let directory = memory_directory();
+        std::fs::create_dir(directory.path().join(MOUNTED)).expect("a directory can be made");
+        let path = directory.path().join(CONTROL);
+        let listener = UnixListener::bind(path).expect("a socket can be made");
+        let server = Command::new(std::env::current_exe().expect("this program's file"))
+            .args(["serve", "--exact", "--ignored", "--nocapture", "--quiet"])
+            .env(SERVER, directory.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            // Whoever kills this process and its kind leaves it the time to unmount.
+            .process_group(0)
+            .spawn()
+            .expect("a server can be started");
+        let (control, _) = listener.accept().expect("it reports");
+        let mut volume = Self {
+            directory,
+            control: Mutex::new(BufReader::new(control)),
+            server,
+        };
+        let mut answer = String::new();
+        let read = volume.control.get_mut().read_line(&mut answer);
+        read.expect("it says whether it works");
+        match answer.trim_end() {
+            "" => Some(volume),
+            error => {
+                eprintln!("skipped: file systems in user space do not work here: {error}");
+                None
+            }
+        }
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.directory.path().join(MOUNTED)
+    }
+
+    fn ask(&self, ask: Ask) -> usize {
+        let letter = toml::to_string(&Letter { ask }).expect("it can be written down");
+        let mut control = self.control.lock();
+        let mut answer = String::new();
+        (control.get_mut().write_all(letter.as_bytes()))
+            .and_then(|()| control.get_mut().write_all(&[END]))
+            .and_then(|()| control.read_line(&mut answer))
+            .expect("it is there");
+        answer.trim_end().parse().expect("it says a number")
+    }
+
+    /// How it behaves from now on.
+    pub fn behave(&self, manner: &Manner) {
+        self.ask(Ask::Behave(manner.clone()));
+    }
+
+    /// Whether the call that was to fail has.
+    pub fn has_failed(&self) -> bool {
+        self.ask(Ask::HasFailed) > 0
+    }
+
+    /// See [`Volatile::position`].
+    pub fn position(&self) -> usize {
+        self.ask(Ask::Position)
+    }
+
+    /// See [`Volatile::doubts`].
+    pub fn doubts(&self, position: usize) -> usize {
+        self.ask(Ask::Doubts { position })
+    }
+
+    /// See [`Volatile::leave`].
+    pub fn leave(&self, position: usize, loss: Loss, directory: &Path) {
+        let directory = directory.to_owned();
+        self.ask(Ask::Leave {
+            position,
+            loss,
+            directory,
+        });
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        let _ = (self.control.get_mut().get_mut()).shutdown(std::net::Shutdown::Both);
+        let _ = self.server.wait();
+    }
+}
+
+/// The server's life, if this program is to be one.
+pub fn serve() {
+    let Some(directory) = std::env::var_os(SERVER).map(PathBuf::from) else {
+        return;
+    };
+    let mut control = UnixStream::connect(directory.join(CONTROL)).expect("somebody listens");
+    let directory = directory.join(MOUNTED);
+    let volatile = Arc::new(Mutex::new(Volatile::new()));
+    let session = match mount(&volatile, &directory) {
+        Ok(session) => session,
+        Err(error) => {
+            let _ = writeln!(control, "{error}");
+            return;
+        }
+    };
+    let _ = writeln!(control);
+    let asked = answer_all(&volatile, &mut control);
+    // Also if somebody has files open in it.
+    unmount(&directory, UnmountFlags::DETACH).expect("it is unmounted");
+    drop(session);
+    asked.expect("what is asked can be understood");
+}
+
+/// Answers until nobody asks any more.
+fn answer_all(volatile: &Mutex<Volatile>, control: &mut UnixStream) -> io::Result<()> {
+    let mut letters = BufReader::new(control.try_clone()?);
+    let mut letter = Vec::new();
+    while letters.read_until(END, &mut letter)? > 0 {
+        letter.pop();
+        let text = std::str::from_utf8(&letter).map_err(io::Error::other)?;
+        let Letter { ask } = toml::from_str(text).map_err(io::Error::other)?;
+        let number = answer(&mut volatile.lock(), ask);
+        writeln!(control, "{number}")?;
+        letter.clear();
+    }
+    Ok(())
+}
+
+fn answer(volatile: &mut Volatile, ask: Ask) -> usize {
+    match ask {
+        Ask::Behave(manner) => volatile.manner = manner,
+        Ask::HasFailed => return volatile.has_failed.into(),
+        Ask::Position => return volatile.position(),
+        Ask::Doubts { position } => return volatile.doubts(position),
+        Ask::Leave {
+            position,
+            loss,
+            directory,
+        } => volatile.leave(position, loss, &directory),
+    }
+    0
+}
