@@ -3,8 +3,9 @@
 
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
 use graviton_engine::io::BackendChoice;
@@ -287,21 +288,27 @@ fn those_who_wait_are_woken() {
     let made = store.create_sparse(&key(), 100, PutOptions::default());
     made.wait().expect("it is made");
     let waiting = tracker.wait_for(&key(), Span::first(100));
-    let waiter = thread::spawn(move || waiting.wait());
+    let heard = in_time(move || waiting.wait());
     for number in 0..10 {
         let range = Span::at(number * 10, 10).expect("it ends");
         let bytes = Bytes::from(vec![1; 10]);
         let put = store.put_range(&key(), range, bytes, PutRangeOptions::default());
         put.wait().expect("it is put");
     }
-    waiter.join().expect("no panic").expect("it is complete");
+    heard().expect("it is complete");
     let never = tracker.wait_for(&key(), Span::first(101));
-    let waiter = thread::spawn(move || never.wait());
+    let heard = in_time(move || never.wait());
     store.close().expect("it closes");
-    waiter
-        .join()
-        .expect("no panic")
-        .expect_err("the store is closed");
+    heard().expect_err("the store is closed");
+}
+
+/// Waits on another thread, so that who is never told of something fails, and does not wait for ever. What is returned
+/// gives the outcome.
+fn in_time<T: Send + 'static>(wait: impl FnOnce() -> T + Send + 'static) -> impl FnOnce() -> T {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || tell.send(wait()));
+    move || told.recv_timeout(PATIENCE).expect("it is told in time")
 }
 
 /// An upload of 10,000 parts is completed by writing little: as much as for parts of any size, for none
@@ -585,9 +592,11 @@ fn those_who_wait_hear_of_a_sector_that_is_given_up() {
         .put(&key(), Bytes::new(), PutOptions::default())
         .wait();
     put.expect_err("its write fails");
-    waiting.wait().expect_err("nothing is written any more");
+    let heard = in_time(move || waiting.wait());
+    heard().expect_err("nothing is written any more");
     let waiting = tracker.wait_for(&key(), Span::first(100));
-    waiting.wait().expect_err("nor from here on");
+    let heard = in_time(move || waiting.wait());
+    heard().expect_err("nor from here on");
 }
 
 /// A total that can't be kept is refused; the largest that can is there again.
