@@ -44,15 +44,9 @@ pub fn perform<H: Host>(pair: &mut Pair<'_, H>, action: &Action) -> Result<Effec
             return pair.run(step);
         }
         Action::Beside(step, what) => {
-            pair.subject().leave_in_flight(true);
             let mut done = Ok(());
-            let effect = pair.run_beside(step, || {
-                // What is queued begins when something is given up.
-                drop(store.flush());
-                done = maintain(&store, *what);
-            });
-            pair.subject().leave_in_flight(false);
-            (effect?, done)
+            let effect = perform_beside(pair, step, || done = maintain(&store, *what))?;
+            (effect, done)
         }
         Action::Maintain(what) => (Effect::default(), maintain(&store, *what)),
         Action::Rebalance => (Effect::default(), rebalance(&store).map(drop)),
@@ -68,6 +62,23 @@ pub fn perform<H: Host>(pair: &mut Pair<'_, H>, action: &Action) -> Result<Effec
         Err(error) if pair.subject().tolerates(&error) != Tolerance::Wrong => Ok(effect),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// Does a step, and something else while that is under way.
+fn perform_beside<H: Host>(
+    pair: &mut Pair<'_, H>,
+    step: &Step,
+    meanwhile: impl FnOnce(),
+) -> Result<Effect, Difference> {
+    let store = pair.subject().store();
+    pair.subject().leave_in_flight(true);
+    let effect = pair.run_beside(step, || {
+        // What is queued begins when something is given up.
+        drop(store.flush());
+        meanwhile();
+    });
+    pair.subject().leave_in_flight(false);
+    effect
 }
 
 fn maintain(store: &Store, what: Maintenance) -> Result<(), StorageError> {
@@ -165,8 +176,8 @@ pub fn do_all<H: Host>(
     Ok(())
 }
 
-/// Runs a history in the course of which something else happens to the store, as `change` wants after each action;
-/// it is closed and opened again after one in so many. When all is done and tidied up, `end` looks at it.
+/// Runs a history in the course of which something else happens to the store, as `change` wants after each action, or
+/// while what it does is under way, where maintenance would be done meanwhile; it is closed and opened again after one in so many. When all is done and tidied up, `end` looks at it.
 ///
 /// # Errors
 /// What is wrong, in words.
@@ -184,8 +195,16 @@ pub fn run_beside(
     pair.adopt(store)?;
     let mut random = Random::new(seed);
     for action in actions {
-        perform(&mut pair, action).map_err(|what| format!("{action:?}: {what}"))?;
-        change(&pair.subject().store(), &mut random)?;
+        let store = pair.subject().store();
+        let mut changed = Ok(());
+        let mut change = || changed = change(&store, &mut random);
+        let done = match action {
+            Action::Beside(step, _) => perform_beside(&mut pair, step, change),
+            _ => perform(&mut pair, action).inspect(|_| change()),
+        };
+        done.map_err(|what| format!("{action:?}: {what}"))?;
+        changed?;
+        drop(store);
         if random.one_in(one_in) {
             reopen(&mut pair)?;
         }
