@@ -163,9 +163,13 @@ pub struct Volatile {
     /// How it behaves from now on.
     pub manner: Manner,
     transfers: usize,
-    /// Files with a durable write that the kernel has yet to follow with a sync, as it does: of that write alone, for
-    /// on other file systems it covers no more.
-    followed: BTreeSet<u64>,
+    /// Whether the kernel follows a durable write with a sync of the whole file. On other file systems such a write
+    /// covers itself alone: so these syncs do not count.
+    pub follows: bool,
+    /// Files with a durable write that is yet to be followed.
+    to_follow: BTreeSet<u64>,
+    /// Syncs that were asked for.
+    pub syncs: usize,
     /// Whether the call that was to fail has.
     pub has_failed: bool,
 }
@@ -322,8 +326,8 @@ impl Volatile {
         let length = self.transfer(Transfer::Write, offset, bytes.len(), direct)?;
         let bytes = Arc::from(&bytes[..length]);
         self.change(file, Change::Bytes { offset, bytes }, durable);
-        if durable {
-            self.followed.insert(file);
+        if durable && self.follows {
+            self.to_follow.insert(file);
         }
         Ok(length)
     }
@@ -331,7 +335,8 @@ impl Volatile {
     pub fn sync(&mut self, node: u64) -> Result<(), Errno> {
         self.check(Call::Sync)?;
         self.node(node)?;
-        if !self.followed.remove(&node) {
+        self.syncs += 1;
+        if !self.to_follow.remove(&node) {
             self.events.push(Event::Sync(node));
         }
         Ok(())

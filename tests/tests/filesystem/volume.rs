@@ -3,7 +3,8 @@
 //! A process of its own serves it: one that asks the kernel for what itself has to answer can't even be killed. That
 //! process is this test's own program, told by its environment to be the server; it ends when whoever started it does.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IoSlice, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use graviton_tests::memory_directory;
 use parking_lot::Mutex;
+use rustix::io::{ReadWriteFlags, pwritev2};
 use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -28,6 +30,8 @@ const CONTROL: &str = "control";
 #[derive(Debug, Serialize, Deserialize)]
 enum Ask {
     Behave(Manner),
+    Follows(bool),
+    Syncs,
     HasFailed,
     Position,
     Doubts {
@@ -82,7 +86,10 @@ impl Volume {
         let read = volume.control.get_mut().read_line(&mut answer);
         read.expect("it says whether it works");
         match answer.trim_end() {
-            "" => Some(volume),
+            "" => {
+                volume.try_out().expect("it works");
+                Some(volume)
+            }
             error => {
                 eprintln!("skipped: file systems in user space do not work here: {error}");
                 None
@@ -92,6 +99,17 @@ impl Volume {
 
     pub fn path(&self) -> PathBuf {
         self.directory.path().join(MOUNTED)
+    }
+
+    /// Finds out whether the kernel follows a durable write with a sync.
+    fn try_out(&self) -> io::Result<()> {
+        let path = self.path().join("tried-out");
+        let file = File::create(&path)?;
+        pwritev2(&file, &[IoSlice::new(b"x")], 0, ReadWriteFlags::DSYNC)?;
+        let follows = self.ask(Ask::Syncs) > 0;
+        self.ask(Ask::Follows(follows));
+        drop(file);
+        std::fs::remove_file(path)
     }
 
     fn ask(&self, ask: Ask) -> usize {
@@ -184,6 +202,8 @@ fn answer_all(volatile: &Mutex<Volatile>, control: &mut UnixStream) -> io::Resul
 fn answer(volatile: &mut Volatile, ask: Ask) -> usize {
     match ask {
         Ask::Behave(manner) => volatile.manner = manner,
+        Ask::Follows(follows) => volatile.follows = follows,
+        Ask::Syncs => return volatile.syncs,
         Ask::HasFailed => return volatile.has_failed.into(),
         Ask::Position => return volatile.position(),
         Ask::Doubts { position } => return volatile.doubts(position),
