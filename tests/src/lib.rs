@@ -9,6 +9,7 @@ pub mod random;
 pub mod reopening;
 pub mod trees;
 
+use std::io::Write;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,10 +75,15 @@ pub fn io(backend: BackendChoice) -> Option<IoOptions> {
                 backend != BackendChoice::Syscall,
                 "plain system calls work everywhere: {error}"
             );
-            eprintln!("skipped: {backend:?} does not work here: {error}");
+            skipped(&format!("{backend:?} does not work here: {error}"));
             None
         }
     }
+}
+
+/// Says that a test is skipped, and why, also where what tests print is seen only if they fail.
+pub fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
 /// Buffered I/O through plain system calls.

@@ -35,10 +35,10 @@ pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
 }
 
 pub(super) fn create_directory(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
+    let Some(parent) = path.parent() else {
         return Ok(());
-    }
-    if let Some(parent) = path.parent().filter(|parent| *parent != Path::new("")) {
+    };
+    if parent != Path::new("") {
         create_directory(parent)?;
     }
     match DirBuilder::new().mode(0o700).create(path) {
@@ -47,8 +47,14 @@ pub(super) fn create_directory(path: &Path) -> io::Result<()> {
             fs::set_permissions(path, Permissions::from_mode(0o700))?;
             sync_parent(path)
         }
-        // Somebody was faster.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        // Who made it may not have come to sync its name. What can't be synced was not made by whoever calls: a
+        // directory that can't be read, or is of the system.
+        Err(_) if path.is_dir() => sync_parent(path).or_else(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+            _ => Err(error),
+        }),
         Err(error) => Err(error),
     }
 }

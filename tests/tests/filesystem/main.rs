@@ -23,7 +23,7 @@ use graviton_tests::history::{
 use graviton_tests::random::payload;
 use graviton_tests::{io, memory_directory, put_options};
 
-use self::volatile::{Call, Loss, Manner, Transfer};
+use self::volatile::{Call, Failure, Loss, Manner, Transfer};
 use self::volume::Volume;
 
 /// Where the store lies: directories that nobody has made.
@@ -155,12 +155,27 @@ fn losses(random: &mut Random, doubts: usize) -> Vec<Loss> {
 
 #[test]
 fn a_power_failure_takes_what_was_not_synced() {
+    power_failures(&[Plan::SMALL, Plan::REPLICAS], &Manner::default());
+}
+
+/// What is left of a durable write that was cut short is as durable.
+#[test]
+fn a_power_failure_after_writes_that_were_cut_short() {
+    let manner = Manner {
+        cuts_short: Some(Transfer::Write),
+        ..Manner::default()
+    };
+    power_failures(&[Plan::SMALL], &manner);
+}
+
+/// Power failures in histories of these plans on a file system of this manner.
+fn power_failures(plans: &[Plan], manner: &Manner) {
     let mut images = 0;
     for (number, io) in ways().into_iter().enumerate() {
-        for plan in [Plan::SMALL, Plan::REPLICAS] {
+        for plan in plans {
             for seed in seeds(2) {
                 let seed = seed + 100 * number as u64;
-                let Some(mut mounted) = Mounted::new(options_of(&plan, &io)) else {
+                let Some(mut mounted) = Mounted::with(options_of(plan, &io), manner.clone()) else {
                     return;
                 };
                 let store = mounted.store();
@@ -168,7 +183,7 @@ fn a_power_failure_takes_what_was_not_synced() {
                 pair.adopt(store).expect("it is empty");
                 let created = pair.subject().position();
                 let mut record = Record::new(Contents::new());
-                let history = actions(seed, 40, &plan, false);
+                let history = actions(seed, 40, plan, false);
                 let done = do_all(&mut pair, &history, &mut record);
                 let given = pair.given().clone();
                 drop(pair);
@@ -453,41 +468,100 @@ fn direct_io_wants_larger_blocks() {
 #[test]
 fn each_call_fails() {
     let mut failures = 0;
-    for io in ways() {
-        for call in [Call::Read, Call::Write, Call::Sync, Call::Name] {
-            for after in 0.. {
-                let Some(mut mounted) = Mounted::new(options_of(&Plan::SMALL, &io)) else {
-                    return;
-                };
-                mounted.volume.behave(&Manner {
-                    fails: Some((call, after)),
-                    ..Manner::default()
-                });
-                let mut given = Given::default();
-                let outcome = work(&mounted, &mut given);
-                let position = mounted.position();
-                if !mounted.volume.has_failed() {
-                    outcome.expect("nothing failed");
-                    break;
-                }
-                failures += 1;
-                let at = |what| panic!("{io:?}, {call:?} {after}: {what}");
-                check_image(&mounted, (position, Loss::All), |path, open| {
+    let calls = [Call::Read, Call::Write, Call::Sync, Call::Name];
+    let ways = ways().into_iter().flat_map(|io| {
+        calls.into_iter().flat_map(move |call| {
+            let io = io.clone();
+            [false, true].map(move |for_ever| (io.clone(), call, for_ever))
+        })
+    });
+    for (io, call, for_ever) in ways {
+        for after in 0.. {
+            let Some(mut mounted) = Mounted::new(options_of(&Plan::SMALL, &io)) else {
+                return;
+            };
+            mounted.volume.behave(&Manner {
+                fails: Some(Failure {
+                    call,
+                    after,
+                    for_ever,
+                }),
+                ..Manner::default()
+            });
+            let mut given = Given::default();
+            let outcome = work(&mounted, &mut given);
+            let position = mounted.position();
+            if !mounted.volume.has_failed() {
+                outcome.expect("nothing failed");
+                break;
+            }
+            failures += 1;
+            let at = |what| panic!("{io:?}, {call:?} {after}, for ever: {for_ever}: {what}");
+            for loss in [Loss::All, Loss::Nothing, Loss::Random(7)] {
+                check_image(&mounted, (position, loss), |path, open| {
                     let store = Store::open_with(path, open);
                     let store = store.map_err(|error| format!("does not open: {error}"))?;
                     given.check(&store, position)
                 })
                 .unwrap_or_else(at);
-                mounted.store = None;
-                let opened = Store::open_with(mounted.path(), mounted.options.open.clone());
-                opened
-                    .map_err(|error| format!("does not open again: {error}"))
-                    .and_then(|store| given.check(&store, position))
-                    .unwrap_or_else(at);
             }
+            mounted.store = None;
+            mounted.volume.behave(&Manner::default());
+            let opened = Store::open_with(mounted.path(), mounted.options.open.clone());
+            opened
+                .map_err(|error| format!("does not open again: {error}"))
+                .and_then(|store| given.check(&store, position))
+                .unwrap_or_else(at);
         }
     }
     println!("{failures} failures");
+}
+
+/// A store is made where making one has failed: the names that the first left behind are durable, too.
+#[test]
+fn a_power_failure_after_a_store_is_made_on_the_second_try() {
+    for io in ways() {
+        for call in [Call::Write, Call::Sync, Call::Name] {
+            for after in 0.. {
+                let options = options_of(&Plan::SMALL, &io);
+                let Some(volume) = Volume::new() else {
+                    return;
+                };
+                volume.behave(&Manner {
+                    fails: Some(Failure {
+                        call,
+                        after,
+                        for_ever: false,
+                    }),
+                    ..Manner::default()
+                });
+                let mut mounted = Mounted {
+                    volume,
+                    options,
+                    store: None,
+                };
+                let first = Store::create(mounted.path(), mounted.options.clone());
+                if !mounted.volume.has_failed() {
+                    first.expect("nothing failed");
+                    break;
+                }
+                if first.is_err() {
+                    mounted.fresh();
+                } else {
+                    mounted.store = first.ok().map(Arc::new);
+                }
+                let mut given = Given::default();
+                given.put(&mounted).expect("it is put");
+                let position = mounted.position();
+                let checked = check_image(&mounted, (position, Loss::All), |path, open| {
+                    let store = Store::open_with(path, open);
+                    let store = store.map_err(|error| format!("does not open: {error}"))?;
+                    given.check(&store, position)
+                });
+                checked.unwrap_or_else(|what| panic!("{io:?}, {call:?} {after}: {what}"));
+            }
+        }
+    }
 }
 
 /// Some of everything, whatever fails of it; the first error.

@@ -4,7 +4,7 @@
 //! durable after a sync of their file, or at once if they were written with `O_DSYNC` or `RWF_DSYNC`; names are durable
 //! after a sync of their directory, and of nothing else. What is not durable is there or not, in any combination.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
@@ -103,7 +103,10 @@ enum Event {
         change: Change,
         durable: bool,
     },
+    /// The changes of a node that came before are durable.
     Sync(u64),
+    /// The changes of a file that came before never will be durable, whatever comes later: the kernel has forgotten them.
+    SyncFailed(u64),
 }
 
 /// What becomes of the changes that are not durable.
@@ -151,8 +154,18 @@ pub struct Manner {
     /// Of three of these, one is answered in part, and one interrupted. (Not of both kinds: the kernel takes a short
     /// read for a sign that the file is shorter, and cuts it when a write behind that fails.)
     pub cuts_short: Option<Transfer>,
-    /// The call of this kind that comes after so many fails.
-    pub fails: Option<(Call, usize)>,
+    /// Calls that fail.
+    pub fails: Option<Failure>,
+}
+
+/// Calls of a kind that fail.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Failure {
+    pub call: Call,
+    /// How many come before the first.
+    pub after: usize,
+    /// And all that come after it.
+    pub for_ever: bool,
 }
 
 /// The file system.
@@ -166,8 +179,8 @@ pub struct Volatile {
     /// Whether the kernel follows a durable write with a sync of the whole file. On other file systems such a write
     /// covers itself alone: so these syncs do not count.
     pub follows: bool,
-    /// Files with a durable write that is yet to be followed.
-    to_follow: BTreeSet<u64>,
+    /// How many durable writes of a file are yet to be followed.
+    to_follow: BTreeMap<u64, usize>,
     /// Syncs that were asked for.
     pub syncs: usize,
     /// Whether the call that was to fail has.
@@ -197,18 +210,18 @@ impl Volatile {
     }
 
     fn check(&mut self, call: Call) -> Result<(), Errno> {
-        match &mut self.manner.fails {
-            Some((kind, after)) if *kind == call => match after.checked_sub(1) {
-                Some(less) => *after = less,
-                None => {
-                    self.manner.fails = None;
-                    self.has_failed = true;
-                    return Err(Errno::IO);
-                }
-            },
-            _ => {}
+        let Some(failure) = self.manner.fails.as_mut().filter(|one| one.call == call) else {
+            return Ok(());
+        };
+        if failure.after > 0 {
+            failure.after -= 1;
+            return Ok(());
         }
-        Ok(())
+        if !failure.for_ever {
+            self.manner.fails = None;
+        }
+        self.has_failed = true;
+        Err(Errno::IO)
     }
 
     fn change(&mut self, node: u64, change: Change, durable: bool) {
@@ -327,41 +340,60 @@ impl Volatile {
         let bytes = Arc::from(&bytes[..length]);
         self.change(file, Change::Bytes { offset, bytes }, durable);
         if durable && self.follows {
-            self.to_follow.insert(file);
+            let to_follow = self.to_follow.entry(file).or_default();
+            // What goes by the page cache comes in several pieces, as does what is cut short, whose rest the kernel
+            // writes by that; and one sync follows them all.
+            let is_whole = direct && self.manner.cuts_short.is_none();
+            *to_follow = if is_whole { *to_follow + 1 } else { 1 };
         }
         Ok(length)
     }
 
     pub fn sync(&mut self, node: u64) -> Result<(), Errno> {
-        self.check(Call::Sync)?;
         self.node(node)?;
         self.syncs += 1;
-        if !self.to_follow.remove(&node) {
-            self.events.push(Event::Sync(node));
+        let checked = self.check(Call::Sync);
+        let to_follow = self.to_follow.entry(node).or_default();
+        if *to_follow > 0 {
+            *to_follow -= 1;
+            return checked;
         }
-        Ok(())
+        match checked {
+            Ok(()) => self.events.push(Event::Sync(node)),
+            // Pages are taken for clean then; names are not.
+            Err(_) if self.node(node)?.file().is_ok() => self.events.push(Event::SyncFailed(node)),
+            Err(_) => {}
+        }
+        checked
     }
 
     /// How many of the first `position` events are changes that are not durable then.
     pub fn doubts(&self, position: usize) -> usize {
-        self.certain(position).filter(|certain| !certain).count()
+        let durable = self.durable(position).into_iter();
+        durable.filter(|durable| !durable).count()
     }
 
     /// Of each change among the first `position` events, whether it is durable then.
-    fn certain(&self, position: usize) -> impl Iterator<Item = bool> {
-        let mut synced = BTreeMap::new();
-        for (number, event) in self.events[..position].iter().enumerate() {
-            if let Event::Sync(node) = event {
-                synced.insert(*node, number);
+    fn durable(&self, position: usize) -> Vec<bool> {
+        let mut changes = Vec::new();
+        // Of each node, those that a sync will make durable.
+        let mut pending: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+        for event in &self.events[..position] {
+            match event {
+                Event::Change { node, durable, .. } => {
+                    if !durable {
+                        pending.entry(*node).or_default().push(changes.len());
+                    }
+                    changes.push(*durable);
+                }
+                Event::Sync(node) => {
+                    let synced = pending.remove(node).unwrap_or_default();
+                    synced.into_iter().for_each(|number| changes[number] = true);
+                }
+                Event::SyncFailed(node) => drop(pending.remove(node)),
             }
         }
-        let events = self.events[..position].iter().enumerate();
-        events.filter_map(move |(number, event)| match event {
-            Event::Change { node, durable, .. } => {
-                Some(*durable || synced.get(node).is_some_and(|sync| number < *sync))
-            }
-            Event::Sync(_) => None,
-        })
+        changes
     }
 
     /// Puts into an empty directory what is there after a power failure behind the first `position` events.
@@ -376,18 +408,18 @@ impl Volatile {
         let changes = self.events[..position].iter();
         let changes = changes.filter_map(|event| match event {
             Event::Change { node, change, .. } => Some((node, change)),
-            Event::Sync(_) => None,
+            Event::Sync(_) | Event::SyncFailed(_) => None,
         });
         let mut random = Random::new(match loss {
             Loss::Random(seed) => seed.into(),
             _ => 0,
         });
         let mut left = self.doubts(position);
-        for ((number, change), certain) in changes.zip(self.certain(position)) {
+        for ((number, change), durable) in changes.zip(self.durable(position)) {
             let Some(node) = nodes.get_mut(number) else {
                 continue;
             };
-            if certain {
+            if durable {
                 node.apply(change);
                 continue;
             }

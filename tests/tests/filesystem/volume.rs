@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use graviton_tests::memory_directory;
+use graviton_tests::{memory_directory, skipped};
 use parking_lot::Mutex;
 use rustix::io::{ReadWriteFlags, pwritev2};
 use rustix::mount::{UnmountFlags, unmount};
@@ -91,7 +91,9 @@ impl Volume {
                 Some(volume)
             }
             error => {
-                eprintln!("skipped: file systems in user space do not work here: {error}");
+                skipped(&format!(
+                    "file systems in user space do not work here: {error}"
+                ));
                 None
             }
         }

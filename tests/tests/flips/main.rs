@@ -34,7 +34,7 @@ use graviton_engine::port::{BlobInfo, StorageError};
 use graviton_engine::store::{Access, Store};
 use graviton_format::geometry::{AREA_SIZE, ROOT_SLOT_SIZE};
 use graviton_tests::random::Random;
-use graviton_tests::{number_from, with_holes};
+use graviton_tests::{number_from, skipped, with_holes};
 use parking_lot::Mutex;
 
 use layout::{Kind, Region};
@@ -726,7 +726,7 @@ fn limit_memory() {
         let mut more: Vec<u8> = Vec::new();
         let length = usize::try_from(2 * MEMORY_MAX).expect("it fits");
         if !limited || black_box(&mut more).try_reserve_exact(length).is_ok() {
-            eprintln!("skipped: nothing limits the memory of a process here");
+            skipped("nothing limits the memory of a process here");
         }
     });
 }
