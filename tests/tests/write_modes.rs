@@ -1,7 +1,6 @@
 //! How many replicas a write waits for, what becomes of the others, and when it is refused; and what is
 //! opened though it has lost something.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
