@@ -7,7 +7,9 @@ use graviton_engine::port::{
     BinaryKey, BlobStore, CopyOptions, DeleteOptions, Durability, GetOptions, MutableObjectStore,
     PutOptions, PutRangeOptions, SectorState, Span, StorageError,
 };
-use graviton_engine::store::{CreateOptions, MIB, OpenOptions, RemoveOptions, ScrubOptions, Store};
+use graviton_engine::store::{
+    CreateOptions, MIB, NewSector, OpenOptions, RemoveOptions, ScrubOptions, Store,
+};
 use graviton_tests::history::{Plan, check_store};
 use graviton_tests::random::payload;
 use graviton_tests::{blocks_that_differ, bytes_of, geometry, put_options, rebalance, settle};
@@ -311,7 +313,7 @@ fn a_growth_that_was_cut_short_is_undone() {
 /// Sectors fail one after the other, and everything is made anew in between: the last has all, and that is known.
 #[test]
 fn sectors_fail_one_after_the_other() {
-    for in_put in [true, false] {
+    for found_in in ["a put", "a checkpoint", "a change of sectors"] {
         let (sim, store) = create(3, 2, 1);
         let put_all = |store: &Store| {
             (0..20).for_each(|number| put(store, number, &payload(9, 3000), PutOptions::default()));
@@ -319,21 +321,28 @@ fn sectors_fail_one_after_the_other() {
         put_all(&store);
         settle(&store).expect("it is tidied up");
         sim.set_condition(2, DiskCondition::Dead);
-        match in_put {
-            true => put_all(&store),
-            false => drop(store.checkpoint()),
+        match found_in {
+            "a put" => put_all(&store),
+            "a checkpoint" => drop(store.checkpoint()),
+            _ => {
+                let new = NewSector {
+                    size: 4 * MIB,
+                    ..NewSector::default()
+                };
+                store.add_sector(&new).expect("it is added");
+            }
         }
         settle(&store).expect("it is mended");
         let info = store.info();
         assert!(
             !info.replication.is_short && info.replication.backlog == 0,
-            "{in_put}: {info:#?}"
+            "{found_in}: {info:#?}"
         );
         sim.set_condition(1, DiskCondition::Dead);
         put_all(&store);
         settle(&store).expect("what can be done is");
         drop(store);
-        let store = open(&sim).unwrap_or_else(|error| panic!("{in_put}: {error}"));
+        let store = open(&sim).unwrap_or_else(|error| panic!("{found_in}: {error}"));
         (0..20).for_each(|number| {
             assert_eq!(get(&store, number).expect("it is read"), payload(9, 3000))
         });
@@ -341,6 +350,9 @@ fn sectors_fail_one_after_the_other() {
         let options = OpenOptions::read_only();
         drop(store);
         sim.set_condition(0, DiskCondition::Dead);
+        if sim.disks() > 3 {
+            sim.set_condition(3, DiskCondition::Dead);
+        }
         Store::open_on(sim.backend(), PATH, options).expect_err("nobody has it");
     }
 }
