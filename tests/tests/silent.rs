@@ -242,7 +242,8 @@ fn check_but_one(record: &Record, found: &Contents) -> Result<(), Difference> {
     outcome
 }
 
-/// Whether what was done has written to the log, one by one: a delete that finds nothing has not.
+/// Whether what was done has written to the log, one by one: a delete that finds nothing has not, nor has what changes
+/// nothing of a tracked set.
 fn wrote(record: &Record) -> Vec<bool> {
     let mut present: BTreeSet<&BinaryKey> = record.base.keys().collect();
     let mut all = Vec::new();
@@ -258,7 +259,7 @@ fn wrote(record: &Record) -> Vec<bool> {
                 None => present.remove(&change.key),
             };
         }
-        all.push(wrote);
+        all.push(wrote && !done.sectors.is_empty());
     }
     all
 }
