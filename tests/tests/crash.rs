@@ -268,7 +268,8 @@ fn records_of_two_frames_make_no_frame() {
         let store =
             Store::create_on(sim.backend(), PATH, plan.create_options()).expect("it is made");
         let options = put_options(Durability::Durable);
-        let first = store.put(&key_before(), "bytes".into(), options);
+        let before = BinaryKey::new("before").expect("a short key");
+        let first = store.put(&before, "bytes".into(), options);
         first.wait().expect("it is put");
         put_all(&store, length, 1);
         let at_its_end = |sim: &Sim| {
@@ -302,8 +303,4 @@ fn records_of_two_frames_make_no_frame() {
     }
     println!("{images} images");
     assert!(images > 500, "{images}");
-}
-
-fn key_before() -> BinaryKey {
-    BinaryKey::new("before").expect("a short key")
 }

@@ -16,6 +16,10 @@ use graviton_tests::history::{
 use graviton_tests::random::payload;
 use graviton_tests::{all_keys, put_options, with_holes};
 
+fn key(number: usize) -> BinaryKey {
+    BinaryKey::new(format!("key {number}")).expect("a short key")
+}
+
 /// A way to fail that is tried at every call of a history.
 #[derive(Debug, Clone, Copy)]
 struct Way {
@@ -259,7 +263,6 @@ fn each_allocation_fails() {
 /// something else by then.
 #[test]
 fn no_memory_for_all_of_an_image() {
-    let key = |number: usize| BinaryKey::new(format!("key {number}")).expect("a short key");
     let mut failed = 0;
     for seed in 0..120_u32 {
         let mut machine = Machine::new(Plan::SMALL, seed.into());
@@ -304,9 +307,8 @@ fn no_memory_for_a_frame_that_opens_a_segment() {
     drop(machine.fresh());
     let (sim, store) = (machine.sim().clone(), machine.store());
     let put = |number: usize, length| {
-        let key = BinaryKey::new(format!("key {number}")).expect("a short key");
         let options = put_options(Durability::Durable);
-        store.put(&key, payload(1, length), options).wait()
+        store.put(&key(number), payload(1, length), options).wait()
     };
     put(0, 60_000).expect("it is put");
     let fault = Fault {
@@ -452,7 +454,6 @@ fn a_disk_is_gone_for_a_while() {
 /// to a flush that is under way while a checkpoint's sync fails.
 #[test]
 fn a_flush_beside_a_checkpoint_whose_sync_fails() {
-    let key = |number: usize| BinaryKey::new(format!("key {number}")).expect("a short key");
     let (mut flushed, mut failed) = (0, 0);
     for seed in 0..200_u32 {
         let mut machine = Machine::new(Plan::SMALL, seed.into());

@@ -229,8 +229,6 @@ fn writes_that_wait_when_a_sector_fails_are_what_they_were_said_to_be() {
     puts.extend((20..40).map(put));
     let mut outcomes: Vec<_> = puts.into_iter().map(Op::wait).collect();
     outcomes.extend((40..60).map(|number| put(number).wait()));
-    let refused = outcomes.iter().filter(|outcome| outcome.is_err()).count();
-    assert!((1..60).contains(&refused), "{refused}");
     for (number, outcome) in outcomes.iter().enumerate() {
         assert_eq!(is_put(&store, number, 1), outcome.is_ok(), "{outcome:?}");
         // Those that were under way come about all the same.

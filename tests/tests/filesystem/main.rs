@@ -16,7 +16,7 @@ use graviton_engine::port::{
     BinaryKey, BlobStore, DeleteOptions, Durability, GetOptions, Labels, StorageError,
 };
 use graviton_engine::store::{CreateOptions, MIB, NewSector, OpenOptions, RemoveOptions, Store};
-use graviton_engine::testing::{Contents, Difference, Pair, Subject, Versions, contents_of};
+use graviton_engine::testing::{Contents, Difference, Pair, Step, Subject, contents_of};
 use graviton_tests::history::{
     Action, Host, Maintenance, Plan, Record, actions, check_contents, check_store, do_all, seeds,
 };
@@ -31,11 +31,11 @@ const PLACE: &str = "some/where";
 /// The file of its first sector.
 const FIRST: &str = "sector-000.graviton";
 
-/// A store on a volume.
+/// A store on a volume, which outlives it.
 struct Mounted {
-    volume: Volume,
-    options: CreateOptions,
     store: Option<Arc<Store>>,
+    options: CreateOptions,
+    volume: Volume,
 }
 
 impl Mounted {
@@ -58,12 +58,6 @@ impl Mounted {
 
     fn path(&self) -> PathBuf {
         self.volume.path().join(PLACE)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        self.store = None;
     }
 }
 
@@ -174,7 +168,7 @@ fn power_failures(plans: &[Plan], manner: &Manner) {
     for (number, io) in ways().into_iter().enumerate() {
         for plan in plans {
             for seed in seeds(2) {
-                let seed = seed + 100 * number as u64;
+                let of_way = seed + 100 * number as u64;
                 let Some(mut mounted) = Mounted::with(options_of(plan, &io), manner.clone()) else {
                     return;
                 };
@@ -183,45 +177,52 @@ fn power_failures(plans: &[Plan], manner: &Manner) {
                 pair.adopt(store).expect("it is empty");
                 let created = pair.subject().position();
                 let mut record = Record::new(Contents::new());
-                let history = actions(seed, 40, plan, false);
+                let history = actions(of_way, 40, plan, false);
                 let done = do_all(&mut pair, &history, &mut record);
                 let given = pair.given().clone();
                 drop(pair);
-                let checked =
-                    done.and_then(|()| look_back(&mounted, created, seed, &record, &given));
-                images +=
-                    checked.unwrap_or_else(|what| panic!("{io:?}, {}, {seed}: {what}", plan.name));
+                let checked = done.and_then(|()| {
+                    look_back(&mounted, created, 8, |path, open, position| {
+                        let store = open_left(path, open)?;
+                        check_contents(&store, &record, &given, position)?;
+                        check_store(&store)
+                    })
+                });
+                images += checked.unwrap_or_else(|what| {
+                    panic!("GRAVITON_SEED={seed}, {io:?}, {}: {what}", plan.name)
+                });
             }
         }
     }
     println!("{images} images");
 }
 
-/// Looks at what power failures could have left at several moments since the store was made.
+/// Looks at what power failures could have left at every so many events from one on; how many images there were.
 fn look_back(
     mounted: &Mounted,
-    created: usize,
-    seed: u64,
-    record: &Record,
-    given: &Versions,
+    from: usize,
+    stride: usize,
+    check: impl Fn(&Path, OpenOptions, usize) -> Result<(), Difference>,
 ) -> Result<usize, Difference> {
-    let mut random = Random::new(seed);
+    let mut random = Random::new(1);
+    let (mut images, mut position) = (0, from);
     let end = mounted.position();
-    let (mut images, mut position) = (0, created);
     while position <= end {
         let doubts = mounted.volume.doubts(position);
         for loss in losses(&mut random, doubts) {
             images += 1;
             check_image(mounted, (position, loss), |path, open| {
-                let store = Store::open_with(path, open);
-                let store = store.map_err(|error| format!("does not open: {error}"))?;
-                check_contents(&store, record, given, position)?;
-                check_store(&store)
+                check(path, open, position)
             })?;
         }
-        position += 1 + random.below(8);
+        position += 1 + random.below(stride);
     }
     Ok(images)
+}
+
+/// Opens what a power failure has left.
+fn open_left(path: &Path, open: OpenOptions) -> Result<Store, Difference> {
+    Store::open_with(path, open).map_err(|error| format!("does not open: {error}"))
 }
 
 /// A power loss while a store is made leaves an empty store, or something that keeps nobody from making one there.
@@ -237,28 +238,21 @@ fn a_power_failure_while_a_store_is_made() {
             return;
         };
         let end = mounted.position();
-        let mut random = Random::new(1);
-        for position in 0..=end {
-            let doubts = mounted.volume.doubts(position);
-            for loss in losses(&mut random, doubts) {
-                images += 1;
-                let checked = check_image(&mounted, (position, loss), |path, open| {
-                    let opened = match Store::open_with(path, open) {
-                        // Whoever made it was told that it is there.
-                        Err(_) if position < end => Store::create(path, mounted.options.clone()),
-                        opened => opened,
-                    };
-                    let store = opened.map_err(|error| error.to_string())?;
-                    check_store(&store)?;
-                    let found = contents_of(&store).map_err(|error| error.to_string())?;
-                    match found.is_empty() {
-                        true => Ok(()),
-                        false => Err(format!("{found:?}")),
-                    }
-                });
-                checked.unwrap_or_else(|what| panic!("{io:?}: {what}"));
+        let checked = look_back(&mounted, 0, 1, |path, open, position| {
+            let opened = match Store::open_with(path, open) {
+                // Whoever made it was told that it is there.
+                Err(_) if position < end => Store::create(path, mounted.options.clone()),
+                opened => opened,
+            };
+            let store = opened.map_err(|error| error.to_string())?;
+            check_store(&store)?;
+            let found = contents_of(&store).map_err(|error| error.to_string())?;
+            match found.is_empty() {
+                true => Ok(()),
+                false => Err(format!("{found:?}")),
             }
-        }
+        });
+        images += checked.unwrap_or_else(|what| panic!("{io:?}: {what}"));
     }
     println!("{images} images");
 }
@@ -320,25 +314,14 @@ fn a_power_failure_while_sectors_come_and_go() {
         let mut given = Given::default();
         let begun = mounted.position();
         let removed = come_and_go(&mut mounted, &mut given).expect("nothing fails");
-        let mut random = Random::new(1);
-        let end = mounted.position();
-        let mut position = begun;
-        while position <= end {
-            let doubts = mounted.volume.doubts(position);
-            for loss in losses(&mut random, doubts) {
-                images += 1;
-                let checked = check_image(&mounted, (position, loss), |path, open| {
-                    let store = Store::open_with(path, open);
-                    let store = store.map_err(|error| format!("does not open: {error}"))?;
-                    if position >= removed && path.join(FIRST).exists() {
-                        return Err(format!("{FIRST} is there again"));
-                    }
-                    given.check(&store, position)
-                });
-                checked.unwrap_or_else(|what| panic!("{io:?}, of {end}: {what}"));
+        let checked = look_back(&mounted, begun, 3, |path, open, position| {
+            let store = open_left(path, open)?;
+            if position >= removed && path.join(FIRST).exists() {
+                return Err(format!("{FIRST} is there again"));
             }
-            position += 1 + random.below(3);
-        }
+            given.check(&store, position)
+        });
+        images += checked.unwrap_or_else(|what| panic!("{io:?}: {what}"));
     }
     println!("{images} images");
 }
@@ -387,9 +370,7 @@ fn use_a_store(options: CreateOptions, manner: &Manner, seed: u64) -> Option<Arc
     let before = pair.release();
     let after = pair.subject().reopen(before);
     pair.resume(after);
-    pair.run(&graviton_engine::testing::Step::compare_all())
-        .map(drop)
-        .unwrap_or_else(at);
+    pair.run(&Step::compare_all()).map(drop).unwrap_or_else(at);
     drop(pair);
     let store = mounted.store();
     check_store(&store).unwrap_or_else(at);
@@ -499,9 +480,7 @@ fn each_call_fails() {
             let at = |what| panic!("{io:?}, {call:?} {after}, for ever: {for_ever}: {what}");
             for loss in [Loss::All, Loss::Nothing, Loss::Random(7)] {
                 check_image(&mounted, (position, loss), |path, open| {
-                    let store = Store::open_with(path, open);
-                    let store = store.map_err(|error| format!("does not open: {error}"))?;
-                    given.check(&store, position)
+                    given.check(&open_left(path, open)?, position)
                 })
                 .unwrap_or_else(at);
             }
@@ -545,18 +524,15 @@ fn a_power_failure_after_a_store_is_made_on_the_second_try() {
                     first.expect("nothing failed");
                     break;
                 }
-                if first.is_err() {
-                    mounted.fresh();
-                } else {
-                    mounted.store = first.ok().map(Arc::new);
+                match first {
+                    Ok(store) => mounted.store = Some(Arc::new(store)),
+                    Err(_) => drop(mounted.fresh()),
                 }
                 let mut given = Given::default();
                 given.put(&mounted).expect("it is put");
                 let position = mounted.position();
                 let checked = check_image(&mounted, (position, Loss::All), |path, open| {
-                    let store = Store::open_with(path, open);
-                    let store = store.map_err(|error| format!("does not open: {error}"))?;
-                    given.check(&store, position)
+                    given.check(&open_left(path, open)?, position)
                 });
                 checked.unwrap_or_else(|what| panic!("{io:?}, {call:?} {after}: {what}"));
             }

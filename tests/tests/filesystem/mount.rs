@@ -68,6 +68,13 @@ fn errno(errno: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(errno.raw_os_error())
 }
 
+fn attr(reply: ReplyAttr, attributes: Result<FileAttr, Errno>) {
+    match attributes {
+        Ok(attributes) => reply.attr(&AT_ONCE, &attributes),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
 fn entry(reply: ReplyEntry, attributes: Result<FileAttr, Errno>) {
     match attributes {
         Ok(attributes) => reply.entry(&AT_ONCE, &attributes, Generation(0)),
@@ -97,10 +104,7 @@ impl Filesystem for Served {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.attributes(ino.0) {
-            Ok(attributes) => reply.attr(&AT_ONCE, &attributes),
-            Err(error) => reply.error(errno(error)),
-        }
+        attr(reply, self.attributes(ino.0));
     }
 
     fn setattr(
@@ -122,10 +126,7 @@ impl Filesystem for Served {
         reply: ReplyAttr,
     ) {
         let resized = size.map_or(Ok(()), |size| self.0.lock().set_length(ino.0, index(size)?));
-        match resized.and_then(|()| self.attributes(ino.0)) {
-            Ok(attributes) => reply.attr(&AT_ONCE, &attributes),
-            Err(error) => reply.error(errno(error)),
-        }
+        attr(reply, resized.and_then(|()| self.attributes(ino.0)));
     }
 
     fn mkdir(
