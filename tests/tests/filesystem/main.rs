@@ -47,11 +47,10 @@ impl Mounted {
     /// The same, on a file system of this manner.
     fn with(options: CreateOptions, manner: Manner) -> Option<Self> {
         let mut mounted = Self {
-            volume: Volume::new()?,
+            volume: Volume::new(&manner)?,
             options,
             store: None,
         };
-        mounted.volume.behave(&manner);
         mounted.fresh();
         Some(mounted)
     }
@@ -503,7 +502,7 @@ fn a_power_failure_after_a_store_is_made_on_the_second_try() {
         for call in [Call::Write, Call::Sync, Call::Name] {
             for after in 0.. {
                 let options = options_of(&Plan::SMALL, &io);
-                let Some(volume) = Volume::new() else {
+                let Some(volume) = Volume::new(&Manner::default()) else {
                     return;
                 };
                 volume.behave(&Manner {

@@ -9,14 +9,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     BackgroundSession, Config, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow,
+    WriteFlags,
 };
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::volatile::{Node, ROOT, Volatile};
+use super::volatile::{Node, ROOT, Transfer, Volatile};
 
 /// `O_DSYNC` of `fcntl.h`, which `RWF_DSYNC` becomes.
 const O_DSYNC: i32 = 0o10_000;
@@ -62,6 +63,19 @@ impl Served {
         let number = self.0.lock().create(directory.0, name, node)?;
         self.attributes(number)
     }
+
+    fn cuts_reads_short(&self) -> bool {
+        self.0.lock().manner.cuts_short == Some(Transfer::Read)
+    }
+
+    /// The page cache takes a read that is cut short for the end of the file, also where it reads what a direct one
+    /// left: it has no part in the reads then.
+    fn opened(&self) -> FopenFlags {
+        match self.cuts_reads_short() {
+            true => FopenFlags::FOPEN_DIRECT_IO,
+            false => FopenFlags::empty(),
+        }
+    }
 }
 
 fn errno(errno: Errno) -> fuser::Errno {
@@ -98,6 +112,15 @@ fn is_direct(flags: OpenFlags) -> bool {
 }
 
 impl Filesystem for Served {
+    /// Where the page cache has no part in it, io_uring would go on with a direct read that was cut short by itself, and
+    /// at the wrong place (Linux 6.18), unless such reads are asynchronous: then they end where they were cut.
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        if self.cuts_reads_short() {
+            (config.add_capabilities(InitFlags::FUSE_ASYNC_DIO)).map_err(|_| Errno::OPNOTSUPP)?;
+        }
+        Ok(())
+    }
+
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let found = self.0.lock().lookup(parent.0, name);
         entry(reply, found.and_then(|number| self.attributes(number)));
@@ -158,10 +181,14 @@ impl Filesystem for Served {
                 &attributes,
                 Generation(0),
                 FileHandle(0),
-                FopenFlags::empty(),
+                self.opened(),
             ),
             Err(error) => reply.error(errno(error)),
         }
+    }
+
+    fn open(&self, _: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), self.opened());
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {

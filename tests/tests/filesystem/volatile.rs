@@ -151,8 +151,7 @@ pub struct Manner {
     pub alignment: usize,
     /// Space can't be preallocated.
     pub refuses_allocation: bool,
-    /// Of three of these, one is answered in part, and one interrupted. (Not of both kinds: the kernel takes a short
-    /// read for a sign that the file is shorter, and cuts it when a write behind that fails.)
+    /// Of three of these, one is answered in part, and one interrupted.
     pub cuts_short: Option<Transfer>,
     /// Calls that fail.
     pub fails: Option<Failure>,
@@ -188,8 +187,9 @@ pub struct Volatile {
 }
 
 impl Volatile {
-    pub fn new() -> Self {
+    pub fn new(manner: Manner) -> Self {
         Self {
+            manner,
             nodes: BTreeMap::from([(ROOT, Node::Directory(BTreeMap::new()))]),
             ..Self::default()
         }
@@ -297,16 +297,14 @@ impl Volatile {
         if direct && (refuses_direct || !aligned) {
             return Err(Errno::INVAL);
         }
-        // What the page cache reads short it takes for the end of the file.
-        let is_cached = kind == Transfer::Read && !direct;
-        if self.manner.cuts_short != Some(kind) || is_cached {
+        if self.manner.cuts_short != Some(kind) {
             return Ok(length);
         }
         self.transfers += 1;
         let half = length / 2;
         match self.transfers % 3 {
             0 => Err(Errno::INTR),
-            // Some whole units, and a bit more of what goes by the page cache.
+            // Some whole units, and a bit more of what was not opened for direct I/O.
             1 if half > UNIT => Ok(half / UNIT * UNIT + usize::from(!direct)),
             _ => Ok(length),
         }

@@ -25,6 +25,8 @@ use super::volatile::{Loss, Manner, Volatile};
 const SERVER: &str = "GRAVITON_TEST_FILESYSTEM";
 const MOUNTED: &str = "mounted";
 const CONTROL: &str = "control";
+/// And how the file system behaves at first.
+const MANNER: &str = "GRAVITON_TEST_MANNER";
 
 /// What the server is asked, besides what the kernel asks it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -61,8 +63,8 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// One that is empty; `None`, with a line that says so, where nothing can be mounted.
-    pub fn new() -> Option<Self> {
+    /// One that is empty and behaves so; `None`, with a line that says so, where nothing can be mounted.
+    pub fn new(manner: &Manner) -> Option<Self> {
         let directory = memory_directory();
         std::fs::create_dir(directory.path().join(MOUNTED)).expect("a directory can be made");
         let path = directory.path().join(CONTROL);
@@ -70,6 +72,10 @@ impl Volume {
         let server = Command::new(std::env::current_exe().expect("this program's file"))
             .args(["serve", "--exact", "--ignored", "--nocapture", "--quiet"])
             .env(SERVER, directory.path())
+            .env(
+                MANNER,
+                toml::to_string(manner).expect("it can be written down"),
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             // Whoever kills this process and its kind leaves it the time to unmount.
@@ -170,7 +176,9 @@ pub fn serve() {
     };
     let mut control = UnixStream::connect(directory.join(CONTROL)).expect("somebody listens");
     let directory = directory.join(MOUNTED);
-    let volatile = Arc::new(Mutex::new(Volatile::new()));
+    let manner = std::env::var(MANNER).expect("it is told how to behave");
+    let manner = toml::from_str(&manner).expect("a manner");
+    let volatile = Arc::new(Mutex::new(Volatile::new(manner)));
     let session = match mount(&volatile, &directory) {
         Ok(session) => session,
         Err(error) => {
