@@ -416,3 +416,53 @@ fn a_superblock_is_mended_before_its_other_copy_rots() {
         }
     }
 }
+
+/// The newest checkpoint rots, and then the one that is taken next: that was not taken in the place of the one before
+/// both, which was in use meanwhile.
+#[test]
+fn a_damaged_checkpoint_is_what_the_next_replaces() {
+    let (sim, store) = create(1, 1, 1);
+    let blob = |number: usize| payload(number as u64, 20_000);
+    let fill = |store: &Store| {
+        (0..20).for_each(|number| put(store, number, &blob(number), PutOptions::default()));
+    };
+    // What was written first is written over: no log is whole without a checkpoint.
+    for _ in 0..20 {
+        fill(&store);
+        settle(&store).expect("it is tidied up");
+        store.checkpoint().expect("a checkpoint is taken");
+    }
+    let mut fallen_back = 0;
+    let before = sim.image();
+    put(&store, 20, &blob(20), PutOptions::default());
+    let between = sim.image();
+    store.checkpoint().expect("a checkpoint is taken");
+    let after = sim.image();
+    let log = blocks_that_differ(&before, &between);
+    for at in blocks_that_differ(&between, &after) {
+        let sim = Sim::boot(&after, 512, 3);
+        sim.record(false);
+        sim.rot(0, at + 40, 1);
+        let store = open(&sim).unwrap_or_else(|error| panic!("damage at {at}: {error}"));
+        if store.info().health.is_empty() {
+            continue;
+        }
+        fallen_back += 1;
+        let before = sim.image();
+        store.checkpoint().expect("a checkpoint is taken");
+        drop(store);
+        let new = blocks_that_differ(&before, &sim.image());
+        assert!(new.iter().all(|at| !log.contains(at)));
+        new.iter().for_each(|at| sim.rot(0, at + 40, 1));
+        let store = open(&sim).unwrap_or_else(|error| panic!("damage at {at}, and again: {error}"));
+        assert!(!store.info().health.is_empty());
+        for number in 0..=20 {
+            assert_eq!(
+                get(&store, number).expect("it is read"),
+                blob(number),
+                "{at}"
+            );
+        }
+    }
+    assert!(fallen_back > 1, "{fallen_back}");
+}

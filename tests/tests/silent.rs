@@ -208,7 +208,7 @@ fn forget_end(record: &mut Record, frames: usize) {
         }
         let effect = &mut done.effect;
         left -= usize::from(wrote);
-        (effect.flushed, effect.flushed_before) = (false, false);
+        (effect.flushed, effect.flushed_before) = (None, None);
         for operation in &mut effect.operations {
             operation.durable = false;
         }
@@ -232,7 +232,7 @@ fn check_but_one(record: &Record, found: &Contents) -> Result<(), Difference> {
         }
         let mut record = record.clone();
         for done in &mut record.done[number..] {
-            (done.effect.flushed, done.effect.flushed_before) = (false, false);
+            (done.effect.flushed, done.effect.flushed_before) = (None, None);
         }
         for operation in &mut record.done[number].effect.operations {
             operation.durable = false;

@@ -84,7 +84,6 @@ impl Upheaval<'_> {
             effect: Effect::default(),
             sectors: Vec::new(),
             started,
-            ended: self.pair.subject().position(),
         });
     }
 

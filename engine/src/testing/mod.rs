@@ -37,6 +37,7 @@ mod support;
 #[cfg(test)]
 mod tests;
 mod versions;
+mod watched;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -51,6 +52,7 @@ pub use self::pair::{
     Change, Contents, Difference, Effect, Held, Operation, Pair, Tolerance, contents_of, read_all,
 };
 pub use self::versions::Versions;
+pub use self::watched::EventCounter;
 use crate::port::{BlobStore, MutableObjectStore, ReplicaIndex, StorageError};
 
 /// An implementation under test, of the port `P`.
@@ -82,6 +84,11 @@ pub trait Subject<P: ?Sized = dyn BlobStore> {
     /// it was asked for.
     fn has_partial_replicas(&self) -> bool {
         true
+    }
+
+    /// What counts the events of its disks, if anybody does: its answers are dated by that. By default nothing counts.
+    fn events(&self) -> EventCounter {
+        Arc::new(|| 0)
     }
 
     /// What an error means that the model does not have. Only a subject whose disks fail or fill up

@@ -17,12 +17,13 @@ use super::history::{
 };
 use super::support::Store;
 use super::versions::{Versions, list_all};
+use super::watched::Watched;
 use crate::memory::{MemoryOptions, MemorySnapshot, MemoryStore};
 use crate::port::{
     Attributes, Batch, BatchItem, BatchItemOutcome, BinaryKey, BlobInfo, BlobReader, BlobStore,
     BlobWriter, CopyOptions, DeleteOptions, DeleteOutcome, Digest, DigestAlgorithm, Durability,
     ETag, ErrorKind, GetOptions, Holes, ListEntry, ListRequest, MutableObjectStore, Place,
-    Precondition, PutOptions, PutOutcome, PutRangeOptions, RangeSet, Span, StorageError, StoreOp,
+    Precondition, PutOptions, PutOutcome, PutRangeOptions, RangeSet, Span, StorageError,
 };
 
 /// A blob as far as its owner cares.
@@ -71,6 +72,16 @@ pub struct Operation {
     pub durable: bool,
     /// Whether it succeeded; else it failed in a way that leaves open whether it happened.
     pub acknowledged: bool,
+    /// How many events the disks had seen when the answer was there, as [`Subject::events`] counts them.
+    pub answered: usize,
+}
+
+impl Operation {
+    /// Whether it is known to be durable after so many events, by its own answer.
+    #[must_use]
+    pub fn is_durable(&self, events: usize) -> bool {
+        self.durable && self.answered <= events
+    }
 }
 
 /// What a step did.
@@ -78,10 +89,10 @@ pub struct Operation {
 pub struct Effect {
     /// Its mutations, which were under way together.
     pub operations: Vec<Operation>,
-    /// It succeeded in making everything durable, itself included.
-    pub flushed: bool,
-    /// It succeeded in making everything before it durable.
-    pub flushed_before: bool,
+    /// It succeeded in making everything durable, itself included, and so many events were seen when that was known.
+    pub flushed: Option<usize>,
+    /// It succeeded in making everything before it durable, and so many events were seen when that was known.
+    pub flushed_before: Option<usize>,
 }
 
 /// What an error that the model does not have means.
@@ -147,8 +158,8 @@ struct Reading {
 
 /// A mutation that was submitted to the store.
 enum Submitted {
-    Put(Put, Bytes, PutOptions, StoreOp<PutOutcome>),
-    Delete(Delete, StoreOp<DeleteOutcome>),
+    Put(Put, Bytes, PutOptions, Watched<PutOutcome>),
+    Delete(Delete, Watched<DeleteOutcome>),
 }
 
 impl<'a, S: Subject + ?Sized> Pair<'a, S> {
@@ -324,7 +335,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             Kind::Put(put) => self.put(put),
             Kind::PutStream { put, piece } => self.put_stream(put, *piece),
             Kind::Forget(item) => self.forget(item),
-            Kind::Burst(burst) => self.burst(burst, || {}),
+            Kind::Burst(burst) => self.burst(burst, None::<fn()>),
             Kind::Get {
                 key,
                 range,
@@ -388,7 +399,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         };
         self.effect = Effect::default();
         self.given.begin();
-        self.burst(burst, meanwhile)?;
+        self.burst(burst, Some(meanwhile))?;
         Ok(std::mem::take(&mut self.effect))
     }
 
@@ -510,6 +521,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
                 changes,
                 durable: acknowledged && durability == Durability::Durable,
                 acknowledged,
+                answered: (self.subject.events())(),
             });
         }
         Ok(match outcome {
@@ -800,32 +812,54 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
                 let bytes = put.content.bytes();
                 let (options, for_store) = self.put_options(put, &bytes);
                 let op = store.put(&put.key, bytes.clone(), for_store);
+                let op = Watched::new(op, self.subject.events());
                 Submitted::Put(put.clone(), bytes, options, op)
             }
             Item::Delete(delete) => {
                 let (_, for_store) = self.delete_options(delete);
-                Submitted::Delete(delete.clone(), store.delete(&delete.key, for_store))
+                let op = store.delete(&delete.key, for_store);
+                Submitted::Delete(delete.clone(), Watched::new(op, self.subject.events()))
             }
         }
     }
 
-    fn burst(&mut self, burst: &Burst, meanwhile: impl FnOnce()) -> Result<(), Difference> {
+    fn burst(&mut self, burst: &Burst, meanwhile: Option<impl FnOnce()>) -> Result<(), Difference> {
         let items = burst.items.iter();
-        let under_way: Vec<Submitted> = items.map(|item| self.submit(item)).collect();
+        let mut under_way: Vec<Submitted> = items.map(|item| self.submit(item)).collect();
         let flush = burst.flush.then(|| self.store().flush());
-        meanwhile();
+        let mut flush = flush.map(|op| Watched::new(op, self.subject.events()));
+        if let Some(meanwhile) = meanwhile {
+            for submitted in &mut under_way {
+                match submitted {
+                    Submitted::Put(.., op) => op.watch(),
+                    Submitted::Delete(_, op) => op.watch(),
+                }
+            }
+            flush.iter_mut().for_each(Watched::watch);
+            meanwhile();
+        }
         for submitted in under_way {
-            match submitted {
+            let settled = self.effect.operations.len();
+            let answered = match submitted {
                 Submitted::Put(put, bytes, options, op) => {
-                    self.settle_put(&put, op.wait(), |model| {
+                    let (answer, at) = op.wait();
+                    self.settle_put(&put, answer, |model| {
                         model.put(&put.key, bytes, options).wait()
                     })?;
+                    at
                 }
-                Submitted::Delete(delete, op) => self.settle_delete(&delete, op.wait())?,
-            }
+                Submitted::Delete(delete, op) => {
+                    let (answer, at) = op.wait();
+                    self.settle_delete(&delete, answer)?;
+                    at
+                }
+            };
+            let settled = &mut self.effect.operations[settled..];
+            settled.iter_mut().for_each(|one| one.answered = answered);
         }
         if let Some(flush) = flush {
-            self.effect.flushed_before = self.expect(flush.wait())?.is_some();
+            let (flushed, at) = flush.wait();
+            self.effect.flushed_before = self.expect(flushed)?.map(|()| at);
         }
         Ok(())
     }
@@ -1224,7 +1258,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         let flushed = self.store().flush().wait();
         if self.expect(flushed)?.is_some() {
             self.unflushed = false;
-            self.effect.flushed = true;
+            self.effect.flushed = Some((self.subject.events())());
         }
         Ok(())
     }

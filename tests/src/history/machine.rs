@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use graviton_engine::io::sim::{Crasher, Image, Random, Sim};
 use graviton_engine::port::{BlobStore, ErrorKind, MutableObjectStore, StorageError};
 use graviton_engine::store::{Access, OpenOptions, Store, StoreInfo};
-use graviton_engine::testing::{Subject, Tolerance};
+use graviton_engine::testing::{EventCounter, Subject, Tolerance};
 
 use super::ground::Plan;
 
@@ -19,7 +19,9 @@ pub trait Host: Subject {
     fn store(&self) -> Arc<Store>;
 
     /// How many events its disks have seen.
-    fn position(&self) -> usize;
+    fn position(&self) -> usize {
+        (self.events())()
+    }
 
     /// Sets its clock by so many seconds, forwards or back, if it has one that can be set.
     fn set_clock(&self, seconds: i64) {
@@ -204,6 +206,11 @@ impl Subject for Machine {
         Some(self.store())
     }
 
+    fn events(&self) -> EventCounter {
+        let sim = self.sim.clone();
+        Arc::new(move || sim.position())
+    }
+
     fn tolerates(&self, error: &StorageError) -> Tolerance {
         match error.kind() {
             ErrorKind::NoSpace if is_full(&self.store().info()) => Tolerance::Refused,
@@ -220,10 +227,6 @@ impl Subject for Machine {
 impl Host for Machine {
     fn store(&self) -> Arc<Store> {
         Self::store(self)
-    }
-
-    fn position(&self) -> usize {
-        Self::position(self)
     }
 
     fn set_clock(&self, seconds: i64) {

@@ -17,19 +17,24 @@ pub struct Done {
     pub sectors: Vec<usize>,
     /// Events the disks had seen when it began.
     pub started: usize,
-    /// Events they had seen when it was over.
-    pub ended: usize,
 }
 
 impl Done {
-    /// Whether its end says that everything before it is durable.
-    fn is_barrier(&self) -> bool {
-        let Effect {
-            operations,
-            flushed,
-            flushed_before,
-        } = &self.effect;
-        *flushed || *flushed_before || operations.iter().any(|one| one.durable)
+    /// Whether it is known at `position` that everything that was over before it is durable.
+    fn is_barrier(&self, position: usize) -> bool {
+        let is_durable = |one: &Operation| one.is_durable(position);
+        self.is_flush(position) || self.effect.operations.iter().any(is_durable)
+    }
+
+    /// The same, whatever log it wrote to.
+    fn is_flush(&self, position: usize) -> bool {
+        let before = self.effect.flushed_before;
+        self.has_flushed_itself(position) || before.is_some_and(|at| at <= position)
+    }
+
+    /// Whether it is known at `position` that all of it is durable.
+    fn has_flushed_itself(&self, position: usize) -> bool {
+        self.effect.flushed.is_some_and(|at| at <= position)
     }
 }
 
@@ -69,11 +74,7 @@ impl Record {
     /// # Errors
     /// What is wrong, in words.
     pub fn check_prefix(&self, found: &Contents, position: usize) -> Result<(), Difference> {
-        let is_over = |done: &Done| done.ended <= position;
-        let barrier = self
-            .done
-            .iter()
-            .rposition(|done| is_over(done) && done.is_barrier());
+        let barrier = self.done.iter().rposition(|done| done.is_barrier(position));
         let first = barrier.unwrap_or(0);
         let mut state = self.base.clone();
         for done in &self.done[..first] {
@@ -85,8 +86,9 @@ impl Record {
                 break;
             }
             let is_barrier = Some(number) == barrier;
-            let must =
-                |operation: &Operation| is_barrier && (operation.durable || done.effect.flushed);
+            let must = |operation: &Operation| {
+                is_barrier && (operation.is_durable(position) || done.has_flushed_itself(position))
+            };
             if is_partly(&done.effect.operations, must, &state, found) {
                 return Ok(());
             }
@@ -114,8 +116,7 @@ impl Record {
         let flushed = self
             .done
             .iter()
-            .filter(|done| done.effect.flushed || done.effect.flushed_before)
-            .filter(|done| done.ended <= position)
+            .filter(|done| done.is_flush(position))
             .map(|done| done.started)
             .max()
             .unwrap_or(0);
@@ -135,8 +136,9 @@ impl Record {
                 continue;
             }
             let is_durable = operation.acknowledged
-                && done.ended <= position
-                && (operation.durable || done.effect.flushed || done.ended <= flushed);
+                && (operation.is_durable(position)
+                    || done.has_flushed_itself(position)
+                    || operation.answered <= flushed);
             for change in &operation.changes {
                 let states = candidates
                     .entry(&change.key)

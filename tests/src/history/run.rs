@@ -4,7 +4,7 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 
 use graviton_engine::io::sim::{Loss, Random};
-use graviton_engine::port::{BlobStore, StorageError};
+use graviton_engine::port::StorageError;
 use graviton_engine::store::{SegmentState, Store};
 use graviton_engine::testing::{
     Contents, Difference, Effect, Pair, Step, Subject, Tolerance, Versions, contents_of,
@@ -70,13 +70,8 @@ fn perform_beside<H: Host>(
     step: &Step,
     meanwhile: impl FnOnce(),
 ) -> Result<Effect, Difference> {
-    let store = pair.subject().store();
     pair.subject().leave_in_flight(true);
-    let effect = pair.run_beside(step, || {
-        // What is queued begins when something is given up.
-        drop(store.flush());
-        meanwhile();
-    });
+    let effect = pair.run_beside(step, meanwhile);
     pair.subject().leave_in_flight(false);
     effect
 }
@@ -159,7 +154,6 @@ pub fn do_and_note<H: Host>(pair: &mut Pair<'_, H>, action: &Action) -> Result<D
         effect,
         sectors: changed.map(|(number, _)| number).collect(),
         started,
-        ended: pair.subject().position(),
     })
 }
 
