@@ -12,14 +12,16 @@ pub mod trees;
 use std::io::Write;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 pub use graviton_engine::io::sim;
 use graviton_engine::io::sim::{Fault, FaultKind, Image, Sim};
 use graviton_engine::io::{BackendChoice, DirectIo, IoOptions};
 use graviton_engine::port::{
     BinaryKey, BlobStore, Durability, GetOptions, Holes, ListRequest, MutableObjectStore,
-    PutOptions, StorageError,
+    PutOptions, StorageError, StoreOp,
 };
 use graviton_engine::store::{
     CreateOptions, KIB, MIB, OpenOptions, RebalanceOptions, RebalanceReport, Store,
@@ -371,5 +373,15 @@ pub fn number_from(variable: &str) -> Option<u64> {
     match text.parse() {
         Ok(number) => Some(number),
         Err(error) => panic!("{variable}={text} is not a number here: {error}"),
+    }
+}
+
+/// Asks an operation once whether it is over. What is queued begins by that, and stays under way where a simulated
+/// machine leaves in flight what nobody waits for.
+pub fn begin<T: Unpin>(mut op: StoreOp<T>) -> StoreOp<T> {
+    let mut context = Context::from_waker(Waker::noop());
+    match Pin::new(&mut op).poll(&mut context) {
+        Poll::Ready(answer) => StoreOp::ready(answer),
+        Poll::Pending => op,
     }
 }

@@ -10,7 +10,7 @@ use graviton_engine::testing::{Contents, contents_of};
 use graviton_tests::history::{
     Exploration, PATH, Plan, Tally, Trials, check_store, explore, seeds,
 };
-use graviton_tests::put_options;
+use graviton_tests::{begin, put_options};
 
 /// Explores the histories of a plan. Reopenings leave few writes in doubt: there are none.
 fn crash(plan: Plan, length: usize, seeds: u64, exploration: Exploration) -> Tally {
@@ -219,9 +219,7 @@ fn a_segment_opened_beside_a_checkpoint_is_not_lost() {
         put(0, 60_000).wait().expect("it is put");
         sim.leave_in_flight(true);
         // There is no room for it behind the other.
-        let under_way = put(1, 3_800);
-        // What is queued begins when something is given up.
-        drop(store.flush());
+        let under_way = begin(put(1, 3_800));
         store.checkpoint().expect("a checkpoint");
         let position = sim.position();
         under_way.wait().expect("it is put");

@@ -14,7 +14,7 @@ use graviton_tests::history::{
     Action, Ground, Machine, PATH, Plan, Record, Tally, Trials, actions, check_store, do_all, open,
 };
 use graviton_tests::random::payload;
-use graviton_tests::{all_keys, put_options, with_holes};
+use graviton_tests::{all_keys, begin, put_options, with_holes};
 
 fn key(number: usize) -> BinaryKey {
     BinaryKey::new(format!("key {number}")).expect("a short key")
@@ -478,9 +478,7 @@ fn a_flush_beside_a_checkpoint_whose_sync_fails() {
                 break;
             }
             acknowledged = number + 1;
-            under_way.push((acknowledged, store.flush()));
-            // All that is queued begins when something is given up.
-            drop(store.flush());
+            under_way.push((acknowledged, begin(store.flush())));
         }
         let checkpoint = store.checkpoint();
         let durable = under_way.into_iter().filter_map(|(count, flush)| {

@@ -7,6 +7,7 @@ use graviton_engine::port::{
     BinaryKey, BlobStore, Durability, GetOptions, Precondition, PutOptions, StorageError,
 };
 use graviton_engine::store::Store;
+use graviton_tests::begin;
 use graviton_tests::history::{PATH, Plan, check_store, seeds};
 use graviton_tests::random::payload;
 
@@ -26,6 +27,7 @@ fn created(seed: u64) -> (Sim, Store) {
     // Nothing goes behind a frame that begins a segment.
     let put = store.put(&key(KEYS), payload(1, 10), PutOptions::default());
     put.wait().expect("it is put");
+    sim.leave_in_flight(true);
     (sim, store)
 }
 
@@ -69,7 +71,12 @@ impl Puts {
                 state[place] = Some(blob.clone());
             }
             states.push(state);
-            begun.push((store.put(&key(place), blob, options), goes, durability));
+            let mut put = store.put(&key(place), blob, options);
+            // Those that are begun together share a frame.
+            if random.one_in(2) {
+                put = begin(put);
+            }
+            begun.push((put, goes, durability));
         }
         let ended = begun.into_iter().map(|(put, goes, durability)| {
             match (put.wait(), goes) {
@@ -126,7 +133,7 @@ fn a_power_failure_leaves_some_of_the_puts_in_their_order() {
 fn what_is_under_way_behind_a_frame_that_fails_fails() {
     for seed in seeds(40) {
         let (sim, store) = created(seed);
-        let put = |number| store.put(&key(number), payload(1, 100), PutOptions::default());
+        let put = |number| begin(store.put(&key(number), payload(1, 100), PutOptions::default()));
         put(0).wait().expect("it is put");
         sim.set_faults(&[Fault {
             kind: FaultKind::Write,

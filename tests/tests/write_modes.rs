@@ -15,7 +15,7 @@ use graviton_tests::history::{Plan, check_store};
 use graviton_tests::policies::CopiedTo;
 use graviton_tests::random::payload;
 use graviton_tests::{
-    check_replicas, create_options, fail_next, put_options, settle, test_directory,
+    begin, check_replicas, create_options, fail_next, put_options, settle, test_directory,
 };
 
 const PATH: &str = "/store";
@@ -222,9 +222,9 @@ fn writes_that_wait_when_a_sector_fails_are_what_they_were_said_to_be() {
         store.put(&key(number), blob, PutOptions::default())
     };
     sim.leave_in_flight(true);
-    // Those that are queued together share a frame, which begins when something is given up.
-    let mut puts: Vec<_> = (0..20).map(put).collect();
-    drop(store.flush());
+    // Those that are queued together share a frame.
+    let mut puts: Vec<_> = (0..19).map(put).collect();
+    puts.push(begin(put(19)));
     // And these wait for it.
     puts.extend((20..40).map(put));
     let mut outcomes: Vec<_> = puts.into_iter().map(Op::wait).collect();
