@@ -448,11 +448,14 @@ fn a_damaged_checkpoint_is_what_the_next_replaces() {
             continue;
         }
         fallen_back += 1;
-        let before = sim.image();
+        let opened = sim.image();
         store.checkpoint().expect("a checkpoint is taken");
         drop(store);
-        let new = blocks_that_differ(&before, &sim.image());
-        assert!(new.iter().all(|at| !log.contains(at)));
+        let new = blocks_that_differ(&opened, &sim.image());
+        assert!(
+            new.iter().all(|at| !log.contains(at)),
+            "what rots is in no frame"
+        );
         new.iter().for_each(|at| sim.rot(0, at + 40, 1));
         let store = open(&sim).unwrap_or_else(|error| panic!("damage at {at}, and again: {error}"));
         assert!(!store.info().health.is_empty());

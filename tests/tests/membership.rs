@@ -152,6 +152,9 @@ fn check_after_crash(image: &Image, plan: &Plan, contents: &Contents) {
     }
 }
 
+/// So many of the last events are looked at image by image: what the store file says changes then, and files go.
+const LAST: usize = 40;
+
 /// The power fails at each moment of what is done.
 fn crashes_of(plan: &Plan, change: impl Fn(&Store)) {
     let (machine, store, contents) = used(plan);
@@ -163,8 +166,7 @@ fn crashes_of(plan: &Plan, change: impl Fn(&Store)) {
         crasher.advance(position);
         for loss in crasher.losses() {
             images += 1;
-            // What the store file says changes last.
-            if position % 7 == images % 7 || position + 40 > end {
+            if position % 7 == images % 7 || position + LAST > end {
                 check_after_crash(&crasher.image(loss), plan, &contents);
             }
         }

@@ -52,7 +52,6 @@ pub use self::pair::{
     Change, Contents, Difference, Effect, Held, Operation, Pair, Tolerance, contents_of, read_all,
 };
 pub use self::versions::Versions;
-pub use self::watched::EventCounter;
 use crate::port::{BlobStore, MutableObjectStore, ReplicaIndex, StorageError};
 
 /// An implementation under test, of the port `P`.
@@ -86,9 +85,9 @@ pub trait Subject<P: ?Sized = dyn BlobStore> {
         true
     }
 
-    /// What counts the events of its disks, if anybody does: its answers are dated by that. By default nothing counts.
-    fn events(&self) -> EventCounter {
-        Arc::new(|| 0)
+    /// How many events its disks have seen, if anybody counts them: answers are dated by that. By default nobody does.
+    fn events(&self) -> usize {
+        0
     }
 
     /// What an error means that the model does not have. Only a subject whose disks fail or fill up

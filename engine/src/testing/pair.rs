@@ -72,7 +72,7 @@ pub struct Operation {
     pub durable: bool,
     /// Whether it succeeded; else it failed in a way that leaves open whether it happened.
     pub acknowledged: bool,
-    /// How many events the disks had seen when the answer was there, as [`Subject::events`] counts them.
+    /// How many events the disks had seen when the answer was seen, as [`Subject::events`] counts them.
     pub answered: usize,
 }
 
@@ -160,6 +160,16 @@ struct Reading {
 enum Submitted {
     Put(Put, Bytes, PutOptions, Watched<PutOutcome>),
     Delete(Delete, Watched<DeleteOutcome>),
+}
+
+impl Submitted {
+    /// See [`Watched::look`].
+    fn look(&mut self, events: usize) {
+        match self {
+            Self::Put(.., op) => op.look(events),
+            Self::Delete(_, op) => op.look(events),
+        }
+    }
 }
 
 impl<'a, S: Subject + ?Sized> Pair<'a, S> {
@@ -335,7 +345,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             Kind::Put(put) => self.put(put),
             Kind::PutStream { put, piece } => self.put_stream(put, *piece),
             Kind::Forget(item) => self.forget(item),
-            Kind::Burst(burst) => self.burst(burst, None::<fn()>),
+            Kind::Burst(burst) => self.burst(burst, |_| {}),
             Kind::Get {
                 key,
                 range,
@@ -383,23 +393,23 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         Ok(std::mem::take(&mut self.effect))
     }
 
-    /// As [`Pair::run`]; while what a step does is under way, something else is done that changes no blob. Most steps
-    /// have nothing under way: then it is done before.
+    /// As [`Pair::run`]; while what a step does is under way, something else is done that changes no blob, and is given
+    /// what looks for the answers that are there. Most steps have nothing under way: then it is done before.
     ///
     /// # Errors
     /// The first difference, in words.
     pub fn run_beside(
         &mut self,
         step: &Step,
-        meanwhile: impl FnOnce(),
+        meanwhile: impl FnOnce(&mut dyn FnMut()),
     ) -> Result<Effect, Difference> {
         let Kind::Burst(burst) = &step.0 else {
-            meanwhile();
+            meanwhile(&mut || {});
             return self.run(step);
         };
         self.effect = Effect::default();
         self.given.begin();
-        self.burst(burst, Some(meanwhile))?;
+        self.burst(burst, meanwhile)?;
         Ok(std::mem::take(&mut self.effect))
     }
 
@@ -521,7 +531,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
                 changes,
                 durable: acknowledged && durability == Durability::Durable,
                 acknowledged,
-                answered: (self.subject.events())(),
+                answered: self.subject.events(),
             });
         }
         Ok(match outcome {
@@ -812,44 +822,42 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
                 let bytes = put.content.bytes();
                 let (options, for_store) = self.put_options(put, &bytes);
                 let op = store.put(&put.key, bytes.clone(), for_store);
-                let op = Watched::new(op, self.subject.events());
-                Submitted::Put(put.clone(), bytes, options, op)
+                Submitted::Put(put.clone(), bytes, options, Watched::new(op))
             }
             Item::Delete(delete) => {
                 let (_, for_store) = self.delete_options(delete);
                 let op = store.delete(&delete.key, for_store);
-                Submitted::Delete(delete.clone(), Watched::new(op, self.subject.events()))
+                Submitted::Delete(delete.clone(), Watched::new(op))
             }
         }
     }
 
-    fn burst(&mut self, burst: &Burst, meanwhile: Option<impl FnOnce()>) -> Result<(), Difference> {
+    fn burst(
+        &mut self,
+        burst: &Burst,
+        meanwhile: impl FnOnce(&mut dyn FnMut()),
+    ) -> Result<(), Difference> {
         let items = burst.items.iter();
         let mut under_way: Vec<Submitted> = items.map(|item| self.submit(item)).collect();
         let flush = burst.flush.then(|| self.store().flush());
-        let mut flush = flush.map(|op| Watched::new(op, self.subject.events()));
-        if let Some(meanwhile) = meanwhile {
-            for submitted in &mut under_way {
-                match submitted {
-                    Submitted::Put(.., op) => op.watch(),
-                    Submitted::Delete(_, op) => op.watch(),
-                }
-            }
-            flush.iter_mut().for_each(Watched::watch);
-            meanwhile();
-        }
+        let mut flush = flush.map(Watched::new);
+        meanwhile(&mut || {
+            let events = self.subject.events();
+            under_way.iter_mut().for_each(|one| one.look(events));
+            flush.iter_mut().for_each(|flush| flush.look(events));
+        });
         for submitted in under_way {
             let settled = self.effect.operations.len();
             let answered = match submitted {
                 Submitted::Put(put, bytes, options, op) => {
-                    let (answer, at) = op.wait();
+                    let (answer, at) = op.wait(|| self.subject.events());
                     self.settle_put(&put, answer, |model| {
                         model.put(&put.key, bytes, options).wait()
                     })?;
                     at
                 }
                 Submitted::Delete(delete, op) => {
-                    let (answer, at) = op.wait();
+                    let (answer, at) = op.wait(|| self.subject.events());
                     self.settle_delete(&delete, answer)?;
                     at
                 }
@@ -858,7 +866,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
             settled.iter_mut().for_each(|one| one.answered = answered);
         }
         if let Some(flush) = flush {
-            let (flushed, at) = flush.wait();
+            let (flushed, at) = flush.wait(|| self.subject.events());
             self.effect.flushed_before = self.expect(flushed)?.map(|()| at);
         }
         Ok(())
@@ -1258,7 +1266,7 @@ impl<'a, S: Subject + ?Sized> Pair<'a, S> {
         let flushed = self.store().flush().wait();
         if self.expect(flushed)?.is_some() {
             self.unflushed = false;
-            self.effect.flushed = Some((self.subject.events())());
+            self.effect.flushed = Some(self.subject.events());
         }
         Ok(())
     }

@@ -1,77 +1,41 @@
-//! An operation under way, and when its answer was there.
+//! An operation under way, and when its answer was seen.
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
 use crate::port::{StorageError, StoreOp};
 
-/// Tells how many events the disks of a subject have seen.
-pub type EventCounter = Arc<dyn Fn() -> usize + Send + Sync>;
+/// What a store answered.
+pub(super) type Answer<T> = Result<T, StorageError>;
 
-/// What a store says, and how many events the disks had seen when it would have said that.
-type Dated<T> = (Result<T, StorageError>, usize);
-
-/// An operation under way.
+/// An operation under way, until somebody has seen its answer.
 pub(super) struct Watched<T> {
     op: StoreOp<T>,
-    watcher: Arc<Watcher>,
-    /// Its answer, if it was there when it was asked for it.
-    answer: Option<Dated<T>>,
-}
-
-/// Notes when an operation has something new to say.
-struct Watcher {
-    events: EventCounter,
-    /// When it last had, since it was asked for it; `NEVER` if it had not.
-    woken: AtomicUsize,
-}
-
-const NEVER: usize = usize::MAX;
-
-impl Wake for Watcher {
-    fn wake(self: Arc<Self>) {
-        self.woken.store((self.events)(), Ordering::SeqCst);
-    }
+    /// Its answer, and how many events the disks had seen by then.
+    seen: Option<(Answer<T>, usize)>,
 }
 
 impl<T: Unpin> Watched<T> {
-    pub(super) fn new(op: StoreOp<T>, events: EventCounter) -> Self {
-        let watcher = Watcher {
-            events,
-            woken: AtomicUsize::new(NEVER),
-        };
-        Self {
-            op,
-            watcher: Arc::new(watcher),
-            answer: None,
+    pub(super) fn new(op: StoreOp<T>) -> Self {
+        Self { op, seen: None }
+    }
+
+    /// Looks whether the answer is there, after so many events.
+    pub(super) fn look(&mut self, events: usize) {
+        if self.seen.is_none() {
+            let mut context = Context::from_waker(Waker::noop());
+            if let Poll::Ready(answer) = Pin::new(&mut self.op).poll(&mut context) {
+                self.seen = Some((answer, events));
+            }
         }
     }
 
-    /// From now on it is noted when it has something to say. What is queued begins by that.
-    pub(super) fn watch(&mut self) {
-        let woken = self.watcher.woken.swap(NEVER, Ordering::SeqCst);
-        let waker = Waker::from(Arc::clone(&self.watcher));
-        let polled = Pin::new(&mut self.op).poll(&mut Context::from_waker(&waker));
-        if let Poll::Ready(answer) = polled {
-            let at = match woken {
-                NEVER => (self.watcher.events)(),
-                at => at,
-            };
-            self.answer = Some((answer, at));
-        }
-    }
-
-    /// Waits for its answer.
-    pub(super) fn wait(mut self) -> Dated<T> {
-        if self.watcher.woken.load(Ordering::SeqCst) != NEVER {
-            self.watch();
-        }
-        self.answer.unwrap_or_else(|| {
+    /// Waits for the answer, and says after how many events it was seen.
+    pub(super) fn wait(self, events: impl FnOnce() -> usize) -> (Answer<T>, usize) {
+        self.seen.unwrap_or_else(|| {
             let answer = self.op.wait();
-            (answer, (self.watcher.events)())
+            (answer, events())
         })
     }
 }

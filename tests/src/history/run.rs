@@ -4,7 +4,7 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 
 use graviton_engine::io::sim::{Loss, Random};
-use graviton_engine::port::StorageError;
+use graviton_engine::port::{BlobStore, StorageError};
 use graviton_engine::store::{SegmentState, Store};
 use graviton_engine::testing::{
     Contents, Difference, Effect, Pair, Step, Subject, Tolerance, Versions, contents_of,
@@ -45,10 +45,10 @@ pub fn perform<H: Host>(pair: &mut Pair<'_, H>, action: &Action) -> Result<Effec
         }
         Action::Beside(step, what) => {
             let mut done = Ok(());
-            let effect = perform_beside(pair, step, || done = maintain(&store, *what))?;
+            let effect = perform_beside(pair, step, |look| done = maintain(&store, *what, look))?;
             (effect, done)
         }
-        Action::Maintain(what) => (Effect::default(), maintain(&store, *what)),
+        Action::Maintain(what) => (Effect::default(), maintain(&store, *what, &mut || {})),
         Action::Rebalance => (Effect::default(), rebalance(&store).map(drop)),
         Action::Clock(seconds) => {
             pair.subject().set_clock(*seconds);
@@ -68,15 +68,21 @@ pub fn perform<H: Host>(pair: &mut Pair<'_, H>, action: &Action) -> Result<Effec
 fn perform_beside<H: Host>(
     pair: &mut Pair<'_, H>,
     step: &Step,
-    meanwhile: impl FnOnce(),
+    meanwhile: impl FnOnce(&mut dyn FnMut()),
 ) -> Result<Effect, Difference> {
+    let store = pair.subject().store();
     pair.subject().leave_in_flight(true);
-    let effect = pair.run_beside(step, meanwhile);
+    let effect = pair.run_beside(step, |look| {
+        // What is queued begins when something is given up, here a sync.
+        drop(store.flush());
+        meanwhile(look);
+    });
     pair.subject().leave_in_flight(false);
     effect
 }
 
-fn maintain(store: &Store, what: Maintenance) -> Result<(), StorageError> {
+/// Does maintenance, and looks at what is under way after each of its steps.
+fn maintain(store: &Store, what: Maintenance, look: &mut dyn FnMut()) -> Result<(), StorageError> {
     match what {
         Maintenance::Checkpoint => store.checkpoint().map(drop),
         Maintenance::Compact => store.compact().map(drop),
@@ -85,6 +91,7 @@ fn maintain(store: &Store, what: Maintenance) -> Result<(), StorageError> {
                 if !store.step()? {
                     break;
                 }
+                look();
             }
             Ok(())
         }
@@ -193,7 +200,7 @@ pub fn run_beside(
         let mut changed = Ok(());
         let mut change = || changed = change(&store, &mut random);
         let done = match action {
-            Action::Beside(step, _) => perform_beside(&mut pair, step, change),
+            Action::Beside(step, _) => perform_beside(&mut pair, step, |_| change()),
             _ => perform(&mut pair, action).inspect(|_| change()),
         };
         done.map_err(|what| format!("{action:?}: {what}"))?;

@@ -16,9 +16,7 @@ use graviton_engine::port::{
     BinaryKey, BlobStore, DeleteOptions, Durability, GetOptions, Labels, StorageError,
 };
 use graviton_engine::store::{CreateOptions, MIB, NewSector, OpenOptions, RemoveOptions, Store};
-use graviton_engine::testing::{
-    Contents, Difference, EventCounter, Pair, Step, Subject, contents_of,
-};
+use graviton_engine::testing::{Contents, Difference, Pair, Step, Subject, contents_of};
 use graviton_tests::history::{
     Action, Host, Maintenance, Plan, Record, actions, check_contents, check_store, do_all, seeds,
 };
@@ -37,7 +35,7 @@ const FIRST: &str = "sector-000.graviton";
 struct Mounted {
     store: Option<Arc<Store>>,
     options: CreateOptions,
-    volume: Arc<Volume>,
+    volume: Volume,
 }
 
 impl Mounted {
@@ -49,7 +47,7 @@ impl Mounted {
     /// The same, on a file system of this manner.
     fn with(options: CreateOptions, manner: Manner) -> Option<Self> {
         let mut mounted = Self {
-            volume: Arc::new(Volume::new(&manner)?),
+            volume: Volume::new(&manner)?,
             options,
             store: None,
         };
@@ -81,15 +79,18 @@ impl Subject for Mounted {
         opened
     }
 
-    fn events(&self) -> EventCounter {
-        let volume = Arc::clone(&self.volume);
-        Arc::new(move || volume.position())
+    fn events(&self) -> usize {
+        self.volume.position()
     }
 }
 
 impl Host for Mounted {
     fn store(&self) -> Arc<Store> {
         Arc::clone(self.store.as_ref().expect("a store is open"))
+    }
+
+    fn position(&self) -> usize {
+        self.volume.position()
     }
 }
 
@@ -517,7 +518,7 @@ fn a_power_failure_after_a_store_is_made_on_the_second_try() {
                     ..Manner::default()
                 });
                 let mut mounted = Mounted {
-                    volume: Arc::new(volume),
+                    volume,
                     options,
                     store: None,
                 };

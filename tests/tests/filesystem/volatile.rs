@@ -151,7 +151,7 @@ pub struct Manner {
     pub alignment: usize,
     /// Space can't be preallocated.
     pub refuses_allocation: bool,
-    /// Of three of these, one is answered in part, and one interrupted.
+    /// Of three of these, one is answered in part, and one interrupted. Of reads, from the mounting on.
     pub cuts_short: Option<Transfer>,
     /// Calls that fail.
     pub fails: Option<Failure>,
