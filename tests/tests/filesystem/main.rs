@@ -447,6 +447,43 @@ fn direct_io_wants_larger_blocks() {
     }
 }
 
+/// A store moves to where larger blocks are wanted than it was made with, and back: there it goes by the page cache, and
+/// says so.
+#[test]
+fn a_store_moves_to_larger_blocks_and_back() {
+    for io in ways() {
+        let Some(mut mounted) = Mounted::new(options_of(&Plan::SMALL, &io)) else {
+            return;
+        };
+        let mut given = Given::default();
+        for alignment in [0, 4096, 0] {
+            let manner = Manner {
+                alignment,
+                ..Manner::default()
+            };
+            let store: Arc<dyn BlobStore> = mounted.store();
+            mounted.volume.behave(&manner);
+            mounted.reopen(store);
+            let store = mounted.store();
+            let info = store.info();
+            let direct = io.direct == DirectIo::Auto;
+            assert_eq!(info.sectors[0].direct, direct && alignment == 0, "{io:?}");
+            let says_so = info
+                .notice
+                .is_some_and(|notice| notice.contains("wants 4096"));
+            assert_eq!(says_so, direct && alignment > 0, "{io:?}");
+            for _ in 0..3 {
+                given.put(&mounted).expect("it is put");
+            }
+            store.checkpoint().expect("a checkpoint is taken");
+            let looked = given
+                .check(&store, usize::MAX)
+                .and_then(|()| check_store(&store));
+            looked.unwrap_or_else(|what| panic!("{io:?}, {alignment}: {what}"));
+        }
+    }
+}
+
 /// Whatever fails is told to whoever called, and what was told to be durable is there in spite of it: for who opens the
 /// store again, and after a power failure.
 #[test]
