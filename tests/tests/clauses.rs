@@ -572,6 +572,19 @@ fn churn(store: &Store, rounds: u64) {
     }
 }
 
+/// Puts blobs until there is no room for more.
+fn fill(store: &Store) {
+    for number in 0.. {
+        let name = key(&format!("low {number}"));
+        let put = store.put(&name, payload(number, 100_000), PutOptions::default());
+        match put.wait() {
+            Ok(_) => {}
+            Err(StorageError::NoSpace { .. }) => return,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 fn read_on(reader: &mut BlobReader, read: &mut Vec<u8>) {
     while let Some(piece) = reader.next().wait().expect("it reads on") {
         read.extend_from_slice(&piece);
@@ -579,12 +592,19 @@ fn read_on(reader: &mut BlobReader, read: &mut Vec<u8>) {
 }
 
 /// A reader finishes whatever becomes of its blob, though all space is used again and again
-/// meanwhile; and then its space comes back, too.
+/// meanwhile; and then its space comes back, too. Also that of a sector's growth.
 #[test]
 fn space_is_not_used_again_under_a_reader_but_after_it() {
-    for size in [3000, 100_000, 700_000] {
+    let cases = [3000, 100_000, 700_000].map(|size| [(size, false), (size, true)]);
+    for (size, has_grown) in cases.into_iter().flatten() {
         let (sim, store) = new_store(1, 4 * MIB);
         sim.record(false);
+        if has_grown {
+            fill(&store);
+            store.grow_sector(0, 12 * MIB).expect("it grows");
+            // What room there was before takes this.
+            put(&store, "middle", 4, 2 << 20);
+        }
         // So that their segments have nothing else in them.
         put(&store, "before", 1, 64 << 10);
         put(&store, "k", 2, size);

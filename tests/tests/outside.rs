@@ -87,14 +87,17 @@ fn time_does_not_go_back() {
     assert!(latest >= first + 5 * HOUR);
     sim.set_time(SystemTime::UNIX_EPOCH);
     assert!(put_and_stat(&store, "jump").modified >= latest);
-    // With and without a checkpoint that covers it.
+    // Without a checkpoint that covers it, and with one and nothing else: closing would write a frame behind it.
+    let mut killed = sim.image();
     for name in ["replayed", "loaded"] {
-        drop(store.close());
-        let sim = Sim::boot(&sim.image(), 512, 2);
+        let sim = Sim::boot(&killed, 512, 2);
         sim.set_time(SystemTime::UNIX_EPOCH);
         let store = open(&sim).expect("it opens");
-        assert!(put_and_stat(&store, name).modified >= latest, "{name}");
+        let modified = put_and_stat(&store, name).modified;
+        assert!(modified >= latest, "{name}");
+        latest = modified;
         store.checkpoint().expect("a checkpoint");
+        killed = sim.image();
     }
 }
 
