@@ -283,9 +283,18 @@ fn no_memory_for_all_of_an_image() {
             times: 1,
             disk: None,
         };
+        // What was changed before it changes again beside it.
+        sim.leave_in_flight(true);
+        let newer = payload(7, 500);
+        let options = put_options(Durability::Durable);
+        let under_way = begin(store.put(&key(0), newer.clone(), options));
         sim.add_faults(&[fault], FaultError::NoMemory);
         failed += usize::from(store.checkpoint().is_err());
         sim.set_faults(&[]);
+        sim.leave_in_flight(false);
+        under_way.wait().expect("it is put");
+        let got = store.get(&key(0), with_holes()).wait();
+        assert_eq!(got.expect("it is read").bytes, newer, "seed {seed}");
         // Into segments that nothing was written to yet.
         (3..6).for_each(put);
         let expected = contents_of(&*store).expect("it is read");
