@@ -10,7 +10,9 @@ use graviton_engine::port::{
     Batch, BinaryKey, BlobStore, DeleteOptions, Durability, Gain, GetOptions, MutableObjectStore,
     Placement, PutRangeOptions, RangeSet, Rebalance, Span, StorageError,
 };
-use graviton_engine::store::{CreateOptions, OpenOptions, RebalanceOptions, Store};
+use graviton_engine::store::{
+    CreateOptions, MIB, NewSector, OpenOptions, RebalanceOptions, RemoveOptions, Store,
+};
 use graviton_tests::history::{Plan, check_store};
 use graviton_tests::policies::{CopiedTo, Steered};
 use graviton_tests::random::payload;
@@ -281,6 +283,31 @@ fn what_is_away_while_a_loss_is_accepted_holds() {
     // Nobody has to accept it again, and nothing is forgotten by that.
     drop(opened_on(&sim));
     without(&sim, &[2]);
+    let store = opened_on(&sim);
+    assert!(!lone.is_empty() && lone.iter().all(|&number| is(&store, number, 1)));
+}
+
+/// The same, of what is lost with a sector that is taken away.
+#[test]
+fn what_is_away_while_another_is_taken_away_with_a_loss_holds() {
+    let (sim, store) = filled(30);
+    let lone: Vec<usize> = (0..30)
+        .filter(|&number| !holders(&store, number).contains(&0))
+        .collect();
+    // Two are to be left that take replicas.
+    let new = NewSector {
+        size: 4 * MIB,
+        ..NewSector::default()
+    };
+    store.add_sector(&new).expect("it is added");
+    drop(store);
+    without(&sim, &[2]);
+    let store = opened_on(&sim);
+    let accepting = RemoveOptions { accept_loss: true };
+    store.remove_sector(1, accepting).expect("it is taken away");
+    assert!(lone.iter().all(|&number| !is(&store, number, 1)));
+    drop(store);
+    sim.set_condition(2, DiskCondition::Well);
     let store = opened_on(&sim);
     assert!(!lone.is_empty() && lone.iter().all(|&number| is(&store, number, 1)));
 }
