@@ -320,7 +320,8 @@ fn with_one_replica_no_sector_may_be_missing() {
 /// An older copy of a sector, of an earlier session or of the same, is not taken for what it was.
 #[test]
 fn an_older_copy_of_a_sector_is_left_out() {
-    for of_this_session in [false, true] {
+    let cases = [false, true].map(|this| [(this, false), (this, true)]);
+    for (of_this_session, then_away) in cases.into_iter().flatten() {
         let (sim, mut seeds) = filled(2, 1);
         let store = open_on(&sim, Access::ReadWrite).expect("it opens");
         let older = sim.image();
@@ -340,8 +341,15 @@ fn an_older_copy_of_a_sector_is_left_out() {
             seeds[number] = [0, 2, 1][number % 3];
         }
         // Until the deletes are forgotten.
-        for _ in 0..4 {
-            store.checkpoint().expect("a checkpoint");
+        let checkpoints = |store: &Store| {
+            (0..4).for_each(|_| drop(store.checkpoint().expect("a checkpoint")));
+        };
+        checkpoints(&store);
+        // And stay that, while nobody knows what the sector has.
+        if then_away {
+            drop(store);
+            sim.set_condition(1, DiskCondition::Absent);
+            checkpoints(&open_on(&sim, Access::ReadWrite).expect("it opens"));
         }
         let sim = boot(&with_disk_of(&sim.image(), 1, &older));
         let store = open_on(&sim, Access::ReadWrite).expect("it opens without it");
