@@ -469,3 +469,47 @@ fn a_damaged_checkpoint_is_what_the_next_replaces() {
     }
     assert!(fallen_back > 1, "{fallen_back}");
 }
+
+/// The power fails between the header of a segment and its first frame, and the last frame before it rots: that the
+/// header is there says that what the frame had was durable.
+#[test]
+fn the_header_of_a_segment_says_what_was_durable() {
+    let (sim, store) = create(1, 1, 1);
+    let (mut acknowledged, mut frame): (Image, Vec<usize>) = (sim.image(), Vec::new());
+    // One behind the other, until one begins a segment.
+    let (last, header) = (0..)
+        .find_map(|number| {
+            sim.record(true);
+            put(&store, number, &payload(1, 3000), PutOptions::default());
+            let image = sim.image();
+            let written = blocks_that_differ(&acknowledged, &image);
+            if frame.last().is_some_and(|end| written[0] != end + 512) {
+                return Some((number - 1, written[0]));
+            }
+            (acknowledged, frame) = (image, written);
+            None
+        })
+        .expect("segments end");
+    let mut crasher = sim.crasher();
+    let mut alone = 0;
+    for position in 0..=sim.position() {
+        crasher.advance(position);
+        for loss in crasher.losses() {
+            let image = crasher.image(loss);
+            if blocks_that_differ(&acknowledged, &image) != [header] {
+                continue;
+            }
+            alone += 1;
+            let sim = Sim::boot(&image, 512, 3);
+            sim.rot(0, frame[0] + 3, 1);
+            sim.rot(0, frame[frame.len() / 2] + 40, 1);
+            if let Ok(store) = open(&sim) {
+                match get(&store, last) {
+                    Err(StorageError::Corruption { .. }) => {}
+                    other => panic!("{position}: {other:?}"),
+                }
+            }
+        }
+    }
+    assert!(alone > 0);
+}
