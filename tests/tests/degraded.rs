@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Image, Random, Sim};
+use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Image, Loss, Random, Sim};
 use graviton_engine::port::{
     BinaryKey, BlobStore, CompleteOptions, CopyOptions, DeleteOptions, Durability, GetOptions,
     MutableObjectStore, PutOptions, PutRangeOptions, SectorState, Span, StorageError,
@@ -765,6 +765,64 @@ fn what_a_sector_gave_up_is_brought_again_for_another_blob() {
         settle(&store).expect("it is tidied up");
         assert_eq!(found(&store), []);
         check_two_replicas(&store).expect("two replicas");
+    }
+}
+
+/// Pieces of a blob are merged after its version came about. A replica of it names what they became, and is still one
+/// once compaction has moved it: replayed, it is not taken for damage.
+#[test]
+fn a_replica_of_merged_pieces_is_moved() {
+    let (sim, _) = filled(2, 1);
+    let merging = OpenOptions {
+        merge_above: 8,
+        ..options(2).open
+    };
+    let open = |sim: &Sim| {
+        let opened = Store::open_on(sim.backend(), PATH, merging.clone());
+        opened.expect("it opens")
+    };
+    sim.set_condition(1, DiskCondition::Absent);
+    let store = open(&sim);
+    // Until the last of them is followed by a merge.
+    let mut fragments = 0;
+    for number in 0.. {
+        let range = Span::new(30 * number, 30 * number + 7).expect("7 bytes");
+        let options = PutRangeOptions::default();
+        let put = store.put_range(&key(29), range, payload(number, 7), options);
+        put.wait().expect("it is put");
+        let stat = store.stat(&key(29)).wait().expect("it is there");
+        if stat.fragments < fragments {
+            break;
+        }
+        fragments = stat.fragments;
+    }
+    let whole = store.get(&key(29), GetOptions::default()).wait();
+    let whole = whole.expect("it is read").bytes;
+    drop(store);
+    sim.set_condition(1, DiskCondition::Well);
+    let store = open(&sim);
+    assert_eq!(store.repair(&mut |_| {}).expect("it is repaired"), 0);
+    // Garbage around it, and another segment where logs end.
+    (0..29).for_each(|number| delete(&store, number));
+    for number in 0..2 {
+        let put = store.put(&key(number), payload(1, 40_000), PutOptions::default());
+        put.wait().expect("it is put");
+    }
+    store.checkpoint().expect("a checkpoint");
+    let sim = boot(&sim.image());
+    drop(store);
+    let store = open(&sim);
+    let moved = store.compact().expect("it is compacted").moved;
+    assert!(moved > 0);
+    let mut crasher = sim.crasher();
+    for position in 0..=sim.position() {
+        crasher.advance(position);
+        let sim = boot(&crasher.image(Loss::Nothing));
+        let store = open(&sim);
+        let findings = store.verify(&mut |_| {}).expect("it is verified").findings;
+        assert_eq!(findings, [], "at {position}");
+        let found = store.get(&key(29), GetOptions::default()).wait();
+        assert!(found.expect("it is read").bytes == whole, "at {position}");
     }
 }
 

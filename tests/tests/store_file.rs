@@ -209,6 +209,25 @@ fn an_older_copy_of_a_sector_is_told() {
     assert!(refused.to_string().contains("an older copy"), "{refused}");
 }
 
+/// An older store file of the same session does not name a sector that was added since: the others know of it.
+#[test]
+fn an_older_store_file_names_too_few() {
+    let (mut machine, store, _) = used(&Plan::REPLICAS);
+    let older = text(machine.sim());
+    let new = NewSector {
+        size: 4 * MIB,
+        ..NewSector::default()
+    };
+    store.add_sector(&new).expect("it is added");
+    let killed = machine.sim().image();
+    drop(store);
+    machine.come_up(&killed);
+    let written = (machine.sim().backend()).replace_file(&store_file(), older.as_bytes());
+    written.expect("it is put back");
+    let refused = machine.open().expect_err("a sector is not named");
+    assert!(refused.to_string().contains("does not list"), "{refused}");
+}
+
 /// A copy is older than what came about in one sector alone. So none may be missing, be it said to be behind.
 #[test]
 fn what_lies_in_one_sector_alone_is_missed() {
