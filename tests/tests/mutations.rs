@@ -2,6 +2,7 @@
 //! names exist. Whether they fail is for `cargo run -p graviton-tests --bin mutations`.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use graviton_tests::mutations::{all, workspace};
 
@@ -37,20 +38,24 @@ fn the_tests_that_are_to_fail_exist() {
                 "graviton-tools" => "tools",
                 other => panic!("{}: package {other}", mutation.name),
             };
+            let rest = match rest {
+                ["--features", _, rest @ ..] => rest,
+                rest => rest,
+            };
             let (target, filter) = match rest {
                 ["--lib", filter @ ..] => ("src".to_owned(), filter),
                 ["--test", target, filter @ ..] => (format!("tests/{target}.rs"), filter),
                 _ => panic!("{}: {line}", mutation.name),
             };
-            let mut path = workspace().join(folder).join(&target);
-            if !path.exists() {
-                path = path.with_extension("").join("main.rs");
-            }
+            let path = workspace().join(folder).join(&target);
+            let path = match path.exists() {
+                true => path,
+                false => path.with_extension(""),
+            };
             assert!(path.exists(), "{}: no {}", mutation.name, path.display());
-            if let ([filter], true) = (filter, path.is_file()) {
-                let source = std::fs::read_to_string(&path).expect("it can be read");
+            if let ([filter], false) = (filter, target == "src") {
                 assert!(
-                    source.contains(&format!("fn {filter}")),
+                    source_of(&path).contains(&format!("fn {filter}")),
                     "{}: no test {filter} in {}",
                     mutation.name,
                     path.display()
@@ -58,4 +63,15 @@ fn the_tests_that_are_to_fail_exist() {
             }
         }
     }
+}
+
+/// The source of a test program: a file, or all of a folder.
+fn source_of(path: &Path) -> String {
+    let read = |path: &Path| std::fs::read_to_string(path).expect("it can be read");
+    if path.is_file() {
+        return read(path);
+    }
+    let files = std::fs::read_dir(path).expect("it is a folder");
+    let files = files.map(|file| file.expect("it is listed").path());
+    files.map(|file| read(&file)).collect()
 }
