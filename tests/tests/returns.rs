@@ -49,6 +49,12 @@ fn holders(store: &Store, number: usize) -> Vec<usize> {
     found.sectors.into_iter().map(usize::from).collect()
 }
 
+/// Of blobs 0 to 30, those that the first sector does not have.
+fn not_in_the_first(store: &Store) -> Vec<usize> {
+    let numbers = (0..30).filter(|&number| !holders(store, number).contains(&0));
+    numbers.collect()
+}
+
 fn is(store: &Store, number: usize, seed: u64) -> bool {
     match store.get(&key(number), GetOptions::default()).wait() {
         Ok(found) => found.bytes == payload(seed, 100),
@@ -268,9 +274,7 @@ fn what_came_back_does_not_hold_if_a_checkpoint_rots() {
 #[test]
 fn what_is_away_while_a_loss_is_accepted_holds() {
     let (sim, store) = filled(30);
-    let lone: Vec<usize> = (0..30)
-        .filter(|&number| !holders(&store, number).contains(&0))
-        .collect();
+    let lone = not_in_the_first(&store);
     drop(store);
     without(&sim, &[1, 2]);
     let accepting = OpenOptions {
@@ -291,9 +295,7 @@ fn what_is_away_while_a_loss_is_accepted_holds() {
 #[test]
 fn what_is_away_while_another_is_taken_away_with_a_loss_holds() {
     let (sim, store) = filled(30);
-    let lone: Vec<usize> = (0..30)
-        .filter(|&number| !holders(&store, number).contains(&0))
-        .collect();
+    let lone = not_in_the_first(&store);
     // Two are to be left that take replicas.
     let new = NewSector {
         size: 4 * MIB,

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use crate::port::{StorageError, StoreOp};
 
 /// What a store answered.
-pub(super) type Answer<T> = Result<T, StorageError>;
+type Answer<T> = Result<T, StorageError>;
 
 /// An operation under way, until somebody has seen its answer.
 pub(super) struct Watched<T> {
