@@ -3,7 +3,6 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::available_parallelism;
 
 use rustix::io::Errno;
 
@@ -15,7 +14,7 @@ use super::syscall::Syscall;
 use super::uring::Uring;
 use crate::port::op::wait_for;
 
-const READ_RINGS_MAX: usize = 16;
+const READ_RINGS_DEFAULT: usize = 64;
 const RING_ENTRIES_DEFAULT: u32 = 1024;
 const PROBE_SIZE: usize = 8192;
 
@@ -48,7 +47,8 @@ pub struct IoOptions {
     pub backend: BackendChoice,
     /// Whether transfers bypass the page cache.
     pub direct: DirectIo,
-    /// io_uring: how many rings reads are spread over; at least 1.
+    /// io_uring: how many rings there may be for reads, one for each thread that reads, while there are
+    /// enough; at least 1. Each takes some 30 KiB of memory and a descriptor, once a thread uses it.
     pub read_rings: usize,
     /// io_uring: how many requests of one ring the kernel may have at a time; more wait their
     /// turn. Between 2 and 65,536; rounded up to a power of two.
@@ -56,13 +56,12 @@ pub struct IoOptions {
 }
 
 impl Default for IoOptions {
-    /// Everything chosen automatically: two read rings per processor up to 16, 1024 requests each.
+    /// Everything chosen automatically: up to 64 rings for reads, 1024 requests each.
     fn default() -> Self {
-        let processors = available_parallelism().map_or(1, usize::from);
         Self {
             backend: BackendChoice::Auto,
             direct: DirectIo::Auto,
-            read_rings: (2 * processors).min(READ_RINGS_MAX),
+            read_rings: READ_RINGS_DEFAULT,
             ring_entries: RING_ENTRIES_DEFAULT,
         }
     }

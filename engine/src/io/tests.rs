@@ -698,6 +698,33 @@ impl host::Transport for Arc<Uring> {
     }
 }
 
+#[test]
+fn threads_have_rings_of_their_own_while_there_are_enough() {
+    const RINGS_MAX: usize = 3;
+    const THREADS: usize = 8;
+    let _watchdog = Watchdog::watch("rings of threads");
+    if !has_uring() {
+        return;
+    }
+    let uring = Arc::new(Uring::new(RINGS_MAX, 16).unwrap());
+    let bench = Bench {
+        backend: Arc::new(HostBackend::new(Arc::clone(&uring), true)),
+        directory: tempfile::tempdir().unwrap(),
+        pool: BufferPool::default(),
+    };
+    let disk = bench.disk(THREADS);
+    let rings_of_reads = || uring.rings().count() - 1;
+    assert_eq!(rings_of_reads(), 1);
+    bench.fill(&*disk, THREADS);
+    thread::scope(|scope| {
+        for index in 0..THREADS {
+            let (bench, disk) = (&bench, &disk);
+            scope.spawn(move || assert_block(wait_for(bench.read(&**disk, index)), index));
+        }
+    });
+    assert_eq!(rings_of_reads(), RINGS_MAX);
+}
+
 fn inject(uring: &Uring, submit: i32, wait: i32) {
     for ring in uring.rings() {
         ring.faults.submit.store(submit, Ordering::SeqCst);

@@ -1,14 +1,15 @@
 //! The io_uring transport: rings shared by all disks of a backend.
 //!
-//! Reads go to one of several rings, chosen by a number each thread keeps, so that threads tend to
-//! have a ring of their own and reap nothing but their own reads. Writes and syncs of all disks
-//! share one ring: few and large, they gain nothing from more, and a thread that waits for the
-//! commits of several disks drives them all by driving one ring.
+//! Reads go to one of many rings, chosen by a number each thread keeps, so that threads have a ring
+//! of their own, unless they are very many, and reap nothing but their own reads. A ring is made
+//! when a thread first reads. Writes and syncs of all disks share one ring: few and large, they gain
+//! nothing from more, and a thread that waits for the commits of several disks drives them all by
+//! driving one ring.
 
 use std::cell::Cell;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use io_uring::{Probe, opcode};
 
@@ -37,31 +38,48 @@ fn thread_number() -> usize {
 
 #[derive(Debug)]
 pub(super) struct Uring {
-    reads: Vec<Arc<Ring>>,
+    /// Serves those threads, too, for which there can be no more rings.
+    first: Arc<Ring>,
+    /// Those of other threads, made when they first read; `None` within: that failed.
+    more: Vec<OnceLock<Option<Arc<Ring>>>>,
     writes: Arc<Ring>,
+    entries: u32,
 }
 
 impl Uring {
-    /// Sets up `read_rings` rings for reads and one for writes, each for `entries` requests in
-    /// flight.
+    /// Sets up a ring for reads, where there will be up to `read_rings`, and one for writes, each for
+    /// `entries` requests in flight.
     ///
     /// # Errors
     /// What the system reports: io_uring is forbidden or absent, memory or descriptors run out.
     pub(super) fn new(read_rings: usize, entries: u32) -> io::Result<Self> {
         let writes = Ring::new(entries)?;
         check_operations()?;
-        let reads = (0..read_rings.max(1))
-            .map(|_| Ring::new(entries))
-            .collect::<io::Result<_>>()?;
-        let transport = Self { reads, writes };
+        let transport = Self {
+            first: Ring::new(entries)?,
+            more: (1..read_rings).map(|_| OnceLock::new()).collect(),
+            writes,
+            entries,
+        };
         // Started now, while failing is still possible: `reap_in_background` has no error.
         transport.writes.start_background()?;
         Ok(transport)
     }
 
-    #[cfg(test)]
+    /// The ring of this thread's reads.
+    fn read_ring(&self) -> &Arc<Ring> {
+        let number = thread_number() % (self.more.len() + 1);
+        let of_its_own = self.more.get(number.wrapping_sub(1));
+        let made = of_its_own.and_then(|ring| {
+            let ring = ring.get_or_init(|| Ring::new(self.entries).ok());
+            ring.as_ref()
+        });
+        made.unwrap_or(&self.first)
+    }
+
     pub(super) fn rings(&self) -> impl Iterator<Item = &Arc<Ring>> {
-        self.reads.iter().chain([&self.writes])
+        let more = self.more.iter().filter_map(|ring| ring.get()?.as_ref());
+        [&self.first, &self.writes].into_iter().chain(more)
     }
 }
 
@@ -84,7 +102,7 @@ impl Transport for Uring {
 
     fn submit(&self, transfer: Transfer) -> IoOp {
         let ring = match transfer.action {
-            Action::Read => &self.reads[thread_number() % self.reads.len()],
+            Action::Read => self.read_ring(),
             Action::Write(_) | Action::Sync => &self.writes,
         };
         ring.submit(transfer)
@@ -101,7 +119,7 @@ impl Transport for Uring {
 
 impl Drop for Uring {
     fn drop(&mut self) {
-        for ring in self.reads.iter().chain([&self.writes]) {
+        for ring in self.rings() {
             ring.shut_down();
         }
     }
