@@ -1,5 +1,5 @@
 //! What the device can do: raw direct I/O to a file whose blocks were all written before. No store, and no code of
-//! Graviton's but its aligned buffers.
+//! Graviton's.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use graviton_engine::io::BufferPool;
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::{ReadWriteFlags, pwritev2};
 
 use crate::data::{MIB, Random, shuffled};
+use crate::memory::Memory;
 use crate::ring::{Place, Ring};
 use crate::slice::{Run, by_threads, nanoseconds};
 
@@ -42,7 +42,7 @@ impl Limit {
             .open(&path)
             .context("create a file for direct I/O (is the directory on a disk?)")?;
         fallocate(&file, FallocateFlags::empty(), 0, size as u64).context("preallocate")?;
-        let mut buffer = BufferPool::global().take(MIB);
+        let mut buffer = Memory::filled(MIB, 0);
         let mut random = Random::new(2);
         for offset in (0..size).step_by(MIB) {
             for word in buffer.chunks_exact_mut(8) {
@@ -72,8 +72,7 @@ impl Limit {
 
     /// Durable writes of `length` bytes (`RWF_DSYNC`), one after the other.
     pub fn write_durably(&mut self, length: usize, time: Duration, count: usize) -> Result<Run> {
-        let mut buffer = BufferPool::global().take(length);
-        buffer.fill(0x5a);
+        let buffer = Memory::filled(length, 0x5a);
         let places: Vec<u64> = (0..count).map(|_| self.next_place(length)).collect();
         by_threads(1, time, &places, |place| {
             let slices = [std::io::IoSlice::new(&buffer)];

@@ -6,6 +6,7 @@ mod child;
 mod data;
 mod fio;
 mod limit;
+mod memory;
 mod meter;
 mod participants;
 mod report;

@@ -6,8 +6,9 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use graviton_engine::io::{AlignedBuf, BufferPool};
 use io_uring::{IoUring, opcode, squeue, types};
+
+use crate::memory::Memory;
 
 /// Where a transfer is made, and of how many bytes.
 #[derive(Debug, Clone, Copy)]
@@ -21,7 +22,7 @@ pub struct Place {
 /// Buffers that the kernel may use, and the ring that hands them over.
 pub struct Ring {
     ring: IoUring,
-    slots: Vec<AlignedBuf>,
+    slots: Vec<Memory>,
     /// Requests that the kernel may still be carrying out.
     under_way: usize,
 }
@@ -49,9 +50,7 @@ impl Ring {
             .context("set up io_uring, which the limit needs")?;
         let mut slots = vec![];
         for slot in 0..depth {
-            let mut buffer = BufferPool::global().take(length);
-            buffer.fill(u8::try_from(slot % 251)?);
-            slots.push(buffer);
+            slots.push(Memory::filled(length, u8::try_from(slot % 251)?));
         }
         Ok(Self {
             ring,

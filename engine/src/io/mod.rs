@@ -29,7 +29,7 @@ mod tests;
 mod uring;
 
 pub use absent::AbsentDisk;
-pub use buffer::{AlignedBuf, BUFFER_ALIGNMENT, BufferPool, HUGE_PAGE};
+pub use buffer::{AlignedBuf, BUFFER_ALIGNMENT, BufferPool};
 pub use completion::{Completer, CompletionSource};
 pub use disk::{Backend, Disk, DiskInfo, IoOp, Lock, LockError, OpenAccess, WriteSync};
 pub use options::{BackendChoice, DirectIo, IoOptions, open_backend};

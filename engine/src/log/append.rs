@@ -135,7 +135,7 @@ impl<'a> FrameBuilder<'a> {
             sector,
             opening,
             header_lsn,
-            buffer: sector.frame_buffer(length)?,
+            buffer: sector.buffer(length)?,
             address: geometry.segment_offset(segment) + tail.offset,
             used: FRAME_HEADER,
             records: 0,

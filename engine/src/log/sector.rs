@@ -18,7 +18,7 @@ use graviton_format::superblock::Superblock;
 use graviton_format::{FormatError, Geometry};
 use rustix::io::Errno;
 
-use crate::io::{AbsentDisk, AlignedBuf, Disk, HUGE_PAGE, WriteSync};
+use crate::io::{AbsentDisk, AlignedBuf, Disk, WriteSync};
 use crate::port::{BinaryKey, Place, SectorState, StorageError};
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::sync::{Condvar, Instant, Mutex, OnceLock};
@@ -27,9 +27,6 @@ use crate::sync::{Condvar, Instant, Mutex, OnceLock};
 pub const READ_MAX: u64 = 4 << 20;
 /// How often what is not whole is read before it is believed to be so.
 pub const READS: usize = 3;
-
-/// Frames of fewer bytes gain nothing by memory in one piece.
-const PIECEWISE_MAX: u64 = 64 << 10;
 
 /// How many blocks may be unreadable before nobody looks for what lies between them.
 const UNREADABLE_MAX: usize = 1024;
@@ -560,21 +557,6 @@ impl Sector {
         self.disk
             .buffer(length)
             .map_err(|source| self.io_error("allocate", 0, source))
-    }
-
-    /// As [`Sector::buffer`], for what is written soon and given back: where it is long, its memory is in as few
-    /// pieces as can be had.
-    ///
-    /// # Errors
-    /// `Io` when there is no memory.
-    pub fn frame_buffer(&self, length: u64) -> Result<AlignedBuf, StorageError> {
-        let taken = match length < PIECEWISE_MAX {
-            true => length,
-            false => length.max(HUGE_PAGE as u64),
-        };
-        let mut buffer = self.buffer(taken)?;
-        buffer.set_len(usize::try_from(length).unwrap_or(usize::MAX));
-        Ok(buffer)
     }
 
     /// What a write or sync came to. One that failed poisons the sector before anything else can
