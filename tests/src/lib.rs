@@ -1,5 +1,6 @@
 //! Helpers of the whole-store tests: stores in temporary directories, on every backend.
 
+pub mod between;
 pub mod command;
 pub mod history;
 pub mod image;

@@ -17,8 +17,9 @@ use graviton_engine::store::{CreateOptions, KIB, MIB, NewSector, OpenOptions, St
 use graviton_format::Geometry;
 use graviton_format::checkpoint::CheckpointRoot;
 use graviton_format::geometry::ROOT_SLOT_SIZE;
-use graviton_tests::put_options;
+use graviton_tests::between::{BetweenBackend, HeldRead};
 use graviton_tests::random::payload;
+use graviton_tests::{begin, put_options};
 
 const PATH: &str = "/store";
 
@@ -648,6 +649,65 @@ fn space_is_not_used_again_under_a_reader_but_after_it() {
         put(&store, "large", 9, 2 << 20);
         let report = store.verify(&mut |_| {}).expect("it is verified");
         assert!(report.findings.is_empty(), "{:#?}", report.findings);
+    }
+}
+
+/// What a call reads of a record is kept for it, too: the answer may be that of another moment, but it is no damage.
+#[test]
+fn space_is_not_used_again_under_a_call_that_reads_a_record() {
+    type Begun = Box<dyn FnOnce() -> Result<(), StorageError>>;
+    type Call = fn(&Store) -> Begun;
+    let calls: [(&str, Call); 4] = [
+        ("stat", |store| {
+            let op = begin(store.stat(&key("k")));
+            Box::new(move || op.wait().map(drop))
+        }),
+        ("copy", |store| {
+            let op = begin(store.copy(&key("k"), &key("copy"), CopyOptions::default()));
+            Box::new(move || op.wait().map(drop))
+        }),
+        ("get", |store| {
+            let op = begin(store.get(&key("k"), GetOptions::default()));
+            Box::new(move || op.wait().map(drop))
+        }),
+        ("get of a range", |store| {
+            let options = GetOptions {
+                range: Some(100..200),
+                ..GetOptions::default()
+            };
+            let op = begin(store.get(&key("k"), options));
+            Box::new(move || op.wait().map(drop))
+        }),
+    ];
+    for (name, call) in calls {
+        let (sim, held) = (Sim::new(512, 1), Arc::new(HeldRead::default()));
+        sim.record(false);
+        let backend = BetweenBackend::new(sim.backend(), &held);
+        let store = Store::create_on(backend, PATH, options(4 * MIB)).expect("it is made");
+        // So that its segment has nothing else in it.
+        put(&store, "before", 1, 64 << 10);
+        let described = PutOptions {
+            attributes: Attributes::from([("name".to_owned(), "value".into())]),
+            ..PutOptions::default()
+        };
+        let outcome = store.put(&key("k"), payload(2, 3000), described).wait();
+        outcome.expect("it is put");
+        put(&store, "after", 3, 64 << 10);
+        held.expect(0);
+        let begun = call(&store);
+        assert!(held.is_held(), "{name} reads nothing");
+        let mut batch = Batch::new();
+        for name in ["before", "k", "after"] {
+            batch.delete(key(name));
+        }
+        store.batch(batch).wait().expect("they are deleted");
+        churn(&store, 200);
+        held.release();
+        match begun() {
+            Ok(())
+            | Err(StorageError::NotFound { .. } | StorageError::PreconditionFailed { .. }) => {}
+            Err(error) => panic!("{name}: {error}"),
+        }
     }
 }
 

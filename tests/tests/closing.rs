@@ -311,6 +311,8 @@ fn a_note_follows_the_last_frame_every_time() {
             assert!(begun.elapsed() < Duration::from_secs(20), "no note comes");
             std::thread::sleep(Duration::from_millis(5));
         }
+        // It has its LSN by now, but may still be on its way.
+        store.flush().wait().expect("it is written");
     }
     // As after a crash, with the last blob's frame damaged.
     let copy = directory.path().join("copy");

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::buffer::AlignedBuf;
+use super::completion::Reaping;
 use super::disk::{Disk, DiskInfo, IoOp, WriteSync};
 use crate::port::op::Driver;
 
@@ -67,5 +68,7 @@ impl Disk for AbsentDisk {
         None
     }
 
-    fn reap_in_background(&self) {}
+    fn reap_in_background(&self) -> Reaping {
+        Reaping::default()
+    }
 }

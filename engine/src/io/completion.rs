@@ -44,6 +44,37 @@ pub trait CompletionSource: Driver {
     fn background_done(&self);
 }
 
+/// Completions of writes and syncs are reaped while this lives, even if no thread waits for them.
+#[must_use = "it ends when this is dropped"]
+#[derive(Default)]
+pub struct Reaping {
+    source: Option<Arc<dyn CompletionSource>>,
+}
+
+impl Reaping {
+    /// By a source that has to be asked. Where it can't, whoever looks next for what is under way reaps.
+    pub fn by(source: Arc<dyn CompletionSource>) -> Self {
+        source.want_background();
+        Self {
+            source: Some(source),
+        }
+    }
+}
+
+impl Drop for Reaping {
+    fn drop(&mut self) {
+        if let Some(source) = &self.source {
+            source.background_done();
+        }
+    }
+}
+
+impl fmt::Debug for Reaping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reaping").finish_non_exhaustive()
+    }
+}
+
 type Callback = Box<dyn FnOnce(AlignedBuf, io::Result<()>) + Send>;
 
 enum State {
@@ -110,8 +141,8 @@ impl IoOp {
     /// caught and logged.
     ///
     /// Nothing here makes sure that the completion is reaped: some thread must drive
-    /// [`Disk::driver`](super::Disk::driver), or [`Disk::reap_in_background`] must have been
-    /// called.
+    /// [`Disk::driver`](super::Disk::driver), or somebody keep what [`Disk::reap_in_background`]
+    /// returns.
     ///
     /// [`Disk::reap_in_background`]: super::Disk::reap_in_background
     pub fn then(mut self, callback: impl FnOnce(AlignedBuf, io::Result<()>) + Send + 'static) {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::buffer::{AlignedBuf, BufferPool};
-pub use super::completion::IoOp;
+pub use super::completion::{IoOp, Reaping};
 use crate::port::op::Driver;
 
 /// How durable a write is when it completes.
@@ -82,9 +82,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// their [`IoOp`]s (a commit ticket). `None` if completions arrive on their own.
     fn driver(&self) -> Option<Arc<dyn Driver>>;
 
-    /// From now on, and for as long as the backend lives, completions of writes and syncs are
-    /// reaped even if no thread waits for them.
-    fn reap_in_background(&self);
+    /// Completions of writes and syncs are reaped even if no thread waits for them, while what this
+    /// returns lives. Threads that wait pay for it: they are no longer sure to reap for themselves.
+    fn reap_in_background(&self) -> Reaping;
 
     /// Lets others have the disk, whoever still reads from it: the store it belonged to is closed.
     fn unlock(&self) {}

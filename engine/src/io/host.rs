@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::buffer::AlignedBuf;
-use super::completion::IoOp;
+use super::completion::{IoOp, Reaping};
 use super::disk::{Backend, Disk, DiskInfo, Lock, LockError, OpenAccess, WriteSync};
 use super::file::{self, OpenFile};
 use super::request::{Action, Transfer};
@@ -26,7 +26,7 @@ pub(super) trait Transport: Send + Sync + fmt::Debug {
     fn driver(&self) -> Arc<dyn Driver>;
 
     /// See [`Disk::reap_in_background`].
-    fn reap_in_background(&self);
+    fn reap_in_background(&self) -> Reaping;
 }
 
 /// A [`Backend`] that opens real files and moves their bytes with `transport`.
@@ -233,7 +233,7 @@ impl Disk for HostDisk {
         Some(self.transport.driver())
     }
 
-    fn reap_in_background(&self) {
-        self.transport.reap_in_background();
+    fn reap_in_background(&self) -> Reaping {
+        self.transport.reap_in_background()
     }
 }

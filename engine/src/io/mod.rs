@@ -30,6 +30,6 @@ mod uring;
 
 pub use absent::AbsentDisk;
 pub use buffer::{AlignedBuf, BUFFER_ALIGNMENT, BufferPool};
-pub use completion::{Completer, CompletionSource};
+pub use completion::{Completer, CompletionSource, Reaping};
 pub use disk::{Backend, Disk, DiskInfo, IoOp, Lock, LockError, OpenAccess, WriteSync};
 pub use options::{BackendChoice, DirectIo, IoOptions, open_backend};

@@ -41,7 +41,7 @@ use super::role::{Role, Turn};
 use super::table::{Outlook, Table};
 use crate::port::op::{Driver, Signal};
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::thread::{self, JoinHandle};
 
 /// The reaper looks around at least this often; see the top of the file.
@@ -81,8 +81,6 @@ pub(super) struct Ring {
     table: Mutex<Table>,
     role: Role,
     failed_waits: AtomicU32,
-    /// Background reaping is wanted for good.
-    always: AtomicBool,
     background: Mutex<Option<JoinHandle<()>>>,
     this: Weak<Self>,
     #[cfg(test)]
@@ -133,7 +131,6 @@ impl Ring {
             table: Mutex::new(Table::new(in_kernel_max)),
             role: Role::default(),
             failed_waits: AtomicU32::new(0),
-            always: AtomicBool::new(false),
             background: Mutex::new(None),
             this: Weak::clone(this),
             #[cfg(test)]
@@ -271,13 +268,6 @@ impl Ring {
             .spawn(move || ring.reap_in_background())?;
         *background = Some(thread);
         Ok(())
-    }
-
-    /// Wants completions to be reaped for as long as the ring lives.
-    pub(super) fn always_reap_in_background(&self) {
-        if !self.always.swap(true, Ordering::Relaxed) {
-            self.want_background();
-        }
     }
 
     fn reap_in_background(&self) {

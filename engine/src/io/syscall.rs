@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use rustix::fs::fdatasync;
 use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2};
 
-use super::completion::{CompletionSource, IoOp, run_deferred};
+use super::completion::{CompletionSource, IoOp, Reaping, run_deferred};
 use super::disk::WriteSync;
 use super::host::Transport;
 use super::request::{Action, Progress, Request, Transfer};
@@ -251,7 +251,9 @@ impl Transport for Syscall {
         Arc::<Queue>::clone(&self.queue)
     }
 
-    fn reap_in_background(&self) {}
+    fn reap_in_background(&self) -> Reaping {
+        Reaping::default()
+    }
 }
 
 impl Drop for Syscall {

@@ -391,8 +391,7 @@ fn a_chain_of_callbacks_runs_in_the_background() {
     on_every_backend("chain", |bench| {
         let disk = bench.disk(1);
         let (done, finished) = mpsc::channel();
-        disk.reap_in_background();
-        disk.reap_in_background();
+        let _reaping = [disk.reap_in_background(), disk.reap_in_background()];
         chain(bench, &disk, 10_000, done);
         finished.recv().unwrap();
     });
@@ -403,6 +402,7 @@ fn a_chain_of_callbacks_runs_in_the_background() {
 struct Ticket {
     state: Arc<parking_lot::Mutex<(bool, Option<Waker>)>>,
     disk: Arc<dyn Disk>,
+    reaping: Option<Reaping>,
 }
 
 impl Ticket {
@@ -411,6 +411,7 @@ impl Ticket {
         let ticket = Self {
             state: Arc::clone(&state),
             disk: Arc::clone(disk),
+            reaping: None,
         };
         let redeem = move || {
             let waker = {
@@ -429,7 +430,7 @@ impl Ticket {
 impl Future for Ticket {
     type Output = ();
 
-    fn poll(self: std::pin::Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
         if state.0 {
             return Poll::Ready(());
@@ -438,7 +439,7 @@ impl Future for Ticket {
         drop(state);
         let driver = self.disk.driver().unwrap();
         if !crate::port::op::offer_driver(&driver) {
-            self.disk.reap_in_background();
+            self.reaping = Some(self.disk.reap_in_background());
         }
         Poll::Pending
     }
@@ -693,8 +694,8 @@ impl host::Transport for Arc<Uring> {
         (**self).driver()
     }
 
-    fn reap_in_background(&self) {
-        (**self).reap_in_background();
+    fn reap_in_background(&self) -> Reaping {
+        (**self).reap_in_background()
     }
 }
 
@@ -775,7 +776,7 @@ fn a_ring_that_refuses_fails_its_operations_and_later_ones() {
         outcome.unwrap_err();
         drop(disk.read(take(), 0));
         let (sender, receiver) = mpsc::channel();
-        disk.reap_in_background();
+        let _reaping = disk.reap_in_background();
         disk.sync()
             .then(move |_, outcome| sender.send(outcome).unwrap());
         receiver.recv().unwrap().unwrap_err();

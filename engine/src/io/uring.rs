@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 
 use io_uring::{Probe, opcode};
 
-use super::completion::IoOp;
+use super::completion::{IoOp, Reaping};
 use super::host::Transport;
 use super::request::{Action, Transfer};
 use super::ring::Ring;
@@ -61,7 +61,7 @@ impl Uring {
             writes,
             entries,
         };
-        // Started now, while failing is still possible: `reap_in_background` has no error.
+        // Started now, while failing is still possible: who asks for it later is not told.
         transport.writes.start_background()?;
         Ok(transport)
     }
@@ -112,8 +112,8 @@ impl Transport for Uring {
         Arc::<Ring>::clone(&self.writes)
     }
 
-    fn reap_in_background(&self) {
-        self.writes.always_reap_in_background();
+    fn reap_in_background(&self) -> Reaping {
+        Reaping::by(Arc::<Ring>::clone(&self.writes))
     }
 }
 

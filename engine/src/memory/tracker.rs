@@ -144,6 +144,12 @@ impl MemoryTracker {
 }
 
 impl Look for MemoryTracker {
+    type UnderWay = ();
+
+    fn expect_change(&self, _key: &BinaryKey) -> Result<(), TrackerError> {
+        Ok(())
+    }
+
     fn look(&self, key: &BinaryKey) -> TrackerOp<Completed> {
         Op::ready(self.completed(key))
     }

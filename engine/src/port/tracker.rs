@@ -365,20 +365,20 @@ impl Drop for Listener {
 
 /// What all of a tracker's waiting is made of.
 pub(crate) trait Look: Clone + Send + Sync + 'static {
+    /// See [`Look::expect_change`].
+    type UnderWay: Send;
+
     /// What is complete of a key.
     fn look(&self, key: &BinaryKey) -> TrackerOp<Completed>;
 
     /// Hears of the next change of it.
     fn listen(&self, key: &BinaryKey) -> Listener;
 
-    /// Before it is waited for a change: sees that what is under way goes on without whoever waits.
+    /// Before it is waited for a change: what is under way goes on without whoever waits, while this is kept.
     ///
     /// # Errors
     /// Why there will be none.
-    fn expect_change(&self, key: &BinaryKey) -> Result<(), TrackerError> {
-        let _ = key;
-        Ok(())
-    }
+    fn expect_change(&self, key: &BinaryKey) -> Result<Self::UnderWay, TrackerError>;
 }
 
 /// See [`RangeTracker::get_pending`].
@@ -417,7 +417,7 @@ pub(crate) fn wait_for(tracker: &impl Look, key: &BinaryKey, range: Span) -> Tra
             if now.set.covers(range) {
                 return Ok(());
             }
-            tracker.expect_change(&key)?;
+            let _under_way = tracker.expect_change(&key)?;
             listener.changed().await;
         }
     })
@@ -463,7 +463,7 @@ impl<T: Look> ObserveRanges for Observer<T> {
                     last.lock().clone_from(&now);
                     return Ok(now);
                 }
-                tracker.expect_change(&key)?;
+                let _under_way = tracker.expect_change(&key)?;
                 listener.changed().await;
             }
         })

@@ -1111,6 +1111,7 @@ impl Inner {
 
     /// Waits until no frame of a sector is under way.
     pub fn wait_until_idle(self: &Arc<Self>, number: usize) {
+        let mut reaping = Vec::new();
         wait_for(poll_fn(|context| {
             {
                 let lane = &mut self.commits.lock().lanes[number];
@@ -1121,7 +1122,7 @@ impl Inner {
             }
             let source = self.commit_source(number);
             if !offer_driver(source.driver()) {
-                source.complete_in_background();
+                reaping = source.complete_in_background();
             }
             Poll::Pending
         }));

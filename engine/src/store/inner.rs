@@ -27,7 +27,7 @@ use super::set::SectorSet;
 use super::shortage::Shortage;
 use super::ticket::CommitSource;
 use super::tracker::Trackers;
-use crate::io::{Backend, Disk, IoOptions, Lock, LockError, OpenAccess, open_backend};
+use crate::io::{Backend, Disk, IoOptions, Lock, LockError, OpenAccess, Reaping, open_backend};
 use crate::log::store_file::write_copies;
 use crate::log::{Sector, Segments};
 use crate::port::op::{Driver, Signal, wait_for};
@@ -185,13 +185,9 @@ impl CommitSource for SectorSource {
         }
     }
 
-    fn complete_in_background(&self) {
-        if let Some(inner) = self.inner.upgrade() {
-            inner
-                .sectors
-                .iter()
-                .for_each(|sector| sector.disk().reap_in_background());
-        }
+    fn complete_in_background(&self) -> Vec<Reaping> {
+        let inner = self.inner.upgrade();
+        inner.map_or_else(Vec::new, |inner| inner.reap_in_background())
     }
 }
 
@@ -589,6 +585,14 @@ impl Inner {
     }
 
     /// What waiters of a sector's commits drive.
+    /// What is under way in any sector goes on without anybody who waits, while this is kept.
+    pub fn reap_in_background(&self) -> Vec<Reaping> {
+        let sectors = self.sectors.iter();
+        sectors
+            .map(|sector| sector.disk().reap_in_background())
+            .collect()
+    }
+
     pub fn commit_source(&self, number: usize) -> Arc<dyn CommitSource> {
         Arc::clone(&self.sources[number]) as Arc<dyn CommitSource>
     }

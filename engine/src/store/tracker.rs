@@ -18,6 +18,7 @@ use super::inner::Inner;
 use super::record;
 use super::set::SectorSet;
 use super::write::{Target, durable, put_outcome, unexpected};
+use crate::io::Reaping;
 use crate::port::tracker::{self, FRAGMENTS_MAX, Listener, Look, Watches, resolve_total};
 use crate::port::{
     BinaryKey, Completed, DeleteOptions, Expected, GetOptions, Marked, ObserveRanges, Op, PastEnd,
@@ -619,6 +620,8 @@ fn delta(before: &Completed, after: &Completed) -> Vec<u8> {
 }
 
 impl Look for StoreTracker {
+    type UnderWay = Vec<Reaping>;
+
     fn look(&self, key: &BinaryKey) -> TrackerOp<Completed> {
         let (tracker, key) = (self.clone(), key.clone());
         Op::start(async move {
@@ -633,19 +636,15 @@ impl Look for StoreTracker {
         self.inner.trackers.watches.listen(&self.told_as(key))
     }
 
-    fn expect_change(&self, key: &BinaryKey) -> Result<(), TrackerError> {
+    fn expect_change(&self, key: &BinaryKey) -> Result<Vec<Reaping>, TrackerError> {
         self.inner.check_writable()?;
-        for sector in self.inner.sectors.iter() {
-            sector.disk().reap_in_background();
+        let reaping = self.inner.reap_in_background();
+        if let Some(held) = self.find(key)? {
+            let first = self.inner.to_change(held.holders).first();
+            let number = first.unwrap_or(held.number);
+            self.inner.sectors[number].check_writable()?;
         }
-        match self.find(key)? {
-            Some(held) => {
-                let first = self.inner.to_change(held.holders).first();
-                let number = first.unwrap_or(held.number);
-                Ok(self.inner.sectors[number].check_writable()?)
-            }
-            None => Ok(()),
-        }
+        Ok(reaping)
     }
 }
 

@@ -159,7 +159,7 @@ impl Sector<'_> {
             if whole > 0 {
                 write(&disk, 0, &self.bytes[..whole]);
             }
-            return disk.reap_in_background();
+            return drop(disk.reap_in_background());
         }
         let disk = backend
             .open(path, OpenAccess::ReadWrite)
@@ -172,7 +172,7 @@ impl Sector<'_> {
         {
             write(&disk, number * PIECE, new);
         }
-        disk.reap_in_background();
+        drop(disk.reap_in_background());
     }
 
     /// Changes a byte of the structure in the block at `start`, if there is one, and puts every

@@ -28,6 +28,7 @@ pub use self::edits::{ACCIDENTS, EDIT_LEN, Edited, KINDS};
 pub use self::original::{Age, DIRECTORY, Original, SectorFile, Snapshot, original};
 use self::original::{key, options};
 use self::watched::Watched;
+use crate::between::BetweenBackend;
 use crate::random::payload;
 
 /// Edits of one input at most; the rest of it is not looked at.
@@ -67,7 +68,7 @@ pub fn store(data: &[u8]) {
     let trial = Trial {
         original,
         forged: edited.forged,
-        backend: Arc::new(Watched::new(sim.backend())),
+        backend: BetweenBackend::new(sim.backend(), &Arc::new(Watched::default())),
         sim,
     };
     trial.run(data[0] & MODE_READ_ONLY != 0);
@@ -78,17 +79,20 @@ struct Trial {
     original: &'static Original,
     forged: bool,
     sim: Sim,
-    backend: Arc<Watched>,
+    backend: Arc<BetweenBackend<Watched>>,
 }
 
 impl Trial {
     fn open(&self, access: Access) -> Result<Store, StorageError> {
-        let backend: Arc<dyn Backend> = Arc::<Watched>::clone(&self.backend);
         let options = OpenOptions {
             access,
             ..options()
         };
-        Store::open_on(backend, DIRECTORY, options)
+        Store::open_on(
+            Arc::<BetweenBackend<Watched>>::clone(&self.backend),
+            DIRECTORY,
+            options,
+        )
     }
 
     fn run(&self, read_only: bool) {

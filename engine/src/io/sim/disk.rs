@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::fault::FaultKind;
 use super::machine::{Action, Shared};
-use crate::io::{AlignedBuf, BufferPool, CompletionSource, Disk, DiskInfo, IoOp, WriteSync};
+use crate::io::{
+    AlignedBuf, BufferPool, CompletionSource, Disk, DiskInfo, IoOp, Reaping, WriteSync,
+};
 use crate::port::op::Driver;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -101,10 +103,9 @@ impl Disk for SimDisk {
 
     /// What is under way is carried out here and now, unless it is to stay in flight. What another thread puts in
     /// flight later is left to whoever waits, or to [`Sim::carry_out_in_background`](super::Sim).
-    fn reap_in_background(&self) {
-        if self.shared.state.lock().leaves_in_flight {
-            return;
-        }
-        while self.shared.progress() {}
+    fn reap_in_background(&self) -> Reaping {
+        let is_left = self.shared.state.lock().leaves_in_flight;
+        while !is_left && self.shared.progress() {}
+        Reaping::default()
     }
 }

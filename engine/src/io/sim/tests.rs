@@ -179,7 +179,7 @@ fn what_is_in_flight_may_be_there_before_it_is_carried_out() {
             drop(disk.write(buffer(2, 1), 512, WriteSync::None));
         }
         wait_for(first).1.unwrap();
-        disk.reap_in_background();
+        drop(disk.reap_in_background());
         assert_eq!(sim.crasher().doubts(), 41, "seed {seed}");
         sim.crasher().events() > 30
     });

@@ -1,0 +1,215 @@
+//! A backend between a store and another backend, which sees what is asked of its disks.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use graviton_engine::io::{
+    AlignedBuf, Backend, Disk, DiskInfo, IoOp, Lock, LockError, OpenAccess, Reaping, WriteSync,
+};
+use graviton_engine::port::op::Driver;
+use parking_lot::{Condvar, Mutex};
+
+/// What is done with that.
+pub trait Between: fmt::Debug + Send + Sync + 'static {
+    /// Something is asked of a disk.
+    fn asked(&self) {}
+
+    /// A read is.
+    fn read(&self, disk: &Arc<dyn Disk>, buffer: AlignedBuf, offset: u64) -> IoOp {
+        disk.read(buffer, offset)
+    }
+}
+
+/// A backend whose disks are those of another.
+#[derive(Debug)]
+pub struct BetweenBackend<B> {
+    beneath: Arc<dyn Backend>,
+    between: Arc<B>,
+}
+
+impl<B: Between> BetweenBackend<B> {
+    /// Puts `between` before a backend.
+    pub fn new(beneath: Arc<dyn Backend>, between: &Arc<B>) -> Arc<Self> {
+        Arc::new(Self {
+            beneath,
+            between: Arc::clone(between),
+        })
+    }
+
+    fn before(&self, beneath: Arc<dyn Disk>) -> Arc<dyn Disk> {
+        Arc::new(BetweenDisk {
+            beneath,
+            between: Arc::clone(&self.between),
+        })
+    }
+}
+
+impl<B: Between> Backend for BetweenBackend<B> {
+    fn name(&self) -> &'static str {
+        self.beneath.name()
+    }
+
+    fn create(&self, path: &Path, size: u64) -> io::Result<Arc<dyn Disk>> {
+        let disk = self.beneath.create(path, size)?;
+        Ok(self.before(disk))
+    }
+
+    fn open(&self, path: &Path, access: OpenAccess) -> io::Result<Arc<dyn Disk>> {
+        let disk = self.beneath.open(path, access)?;
+        Ok(self.before(disk))
+    }
+
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        self.beneath.create_directory(path)
+    }
+
+    fn read_file(&self, path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+        self.beneath.read_file(path, limit)
+    }
+
+    fn replace_file(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
+        self.beneath.replace_file(path, contents)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.beneath.remove_file(path)
+    }
+
+    fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
+        self.beneath.random(bytes)
+    }
+
+    fn now(&self) -> SystemTime {
+        self.beneath.now()
+    }
+
+    fn lock(&self, path: &Path, exclusive: bool) -> Result<Box<dyn Lock>, LockError> {
+        self.beneath.lock(path, exclusive)
+    }
+}
+
+#[derive(Debug)]
+struct BetweenDisk<B> {
+    beneath: Arc<dyn Disk>,
+    between: Arc<B>,
+}
+
+impl<B: Between> Disk for BetweenDisk<B> {
+    fn info(&self) -> &DiskInfo {
+        self.beneath.info()
+    }
+
+    fn size(&self) -> u64 {
+        self.beneath.size()
+    }
+
+    fn extend(&self, from: u64, to: u64) -> io::Result<()> {
+        self.between.asked();
+        self.beneath.extend(from, to)
+    }
+
+    fn read(&self, buffer: AlignedBuf, offset: u64) -> IoOp {
+        self.between.asked();
+        self.between.read(&self.beneath, buffer, offset)
+    }
+
+    fn write(&self, buffer: AlignedBuf, offset: u64, sync: WriteSync) -> IoOp {
+        self.between.asked();
+        self.beneath.write(buffer, offset, sync)
+    }
+
+    fn sync(&self) -> IoOp {
+        self.between.asked();
+        self.beneath.sync()
+    }
+
+    fn driver(&self) -> Option<Arc<dyn Driver>> {
+        self.beneath.driver()
+    }
+
+    fn reap_in_background(&self) -> Reaping {
+        self.beneath.reap_in_background()
+    }
+
+    fn unlock(&self) {
+        self.beneath.unlock();
+    }
+}
+
+/// Keeps one read from its disk, so that anything can overtake it.
+#[derive(Debug, Default)]
+pub struct HeldRead {
+    state: Mutex<HeldState>,
+    is_held: Condvar,
+}
+
+#[derive(Default)]
+enum HeldState {
+    #[default]
+    Nothing,
+    /// The one after so many will be held.
+    Expected(usize),
+    Held(Box<dyn FnOnce() + Send>),
+}
+
+impl fmt::Debug for HeldState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "Nothing",
+            Self::Expected(_) => "Expected",
+            Self::Held(_) => "Held",
+        })
+    }
+}
+
+impl HeldRead {
+    /// The read after so many others is to be held.
+    pub fn expect(&self, after: usize) {
+        *self.state.lock() = HeldState::Expected(after);
+    }
+
+    /// Whether one is.
+    pub fn is_held(&self) -> bool {
+        matches!(*self.state.lock(), HeldState::Held(_))
+    }
+
+    /// Waits until one is, while another thread reads.
+    pub fn wait(&self) {
+        let mut state = self.state.lock();
+        self.is_held
+            .wait_while(&mut state, |state| !matches!(state, HeldState::Held(_)));
+    }
+
+    /// Lets it read now.
+    pub fn release(&self) {
+        let state = std::mem::take(&mut *self.state.lock());
+        if let HeldState::Held(read) = state {
+            read();
+        }
+    }
+}
+
+impl Between for HeldRead {
+    fn read(&self, disk: &Arc<dyn Disk>, buffer: AlignedBuf, offset: u64) -> IoOp {
+        let mut state = self.state.lock();
+        match &mut *state {
+            HeldState::Expected(0) => {}
+            HeldState::Expected(after) => {
+                *after -= 1;
+                return disk.read(buffer, offset);
+            }
+            HeldState::Nothing | HeldState::Held(_) => return disk.read(buffer, offset),
+        }
+        let (op, completer) = IoOp::pending(None);
+        let disk = Arc::clone(disk);
+        *state = HeldState::Held(Box::new(move || {
+            let (buffer, outcome) = graviton_engine::port::op::wait_for(disk.read(buffer, offset));
+            completer.complete(buffer, outcome);
+        }));
+        self.is_held.notify_all();
+        op
+    }
+}
