@@ -4,13 +4,16 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use graviton_engine::io::{
     AlignedBuf, Backend, Disk, DiskInfo, IoOp, Lock, LockError, OpenAccess, Reaping, WriteSync,
 };
 use graviton_engine::port::op::Driver;
 use parking_lot::{Condvar, Mutex};
+
+/// Between two looks at whether a thread that reads is over.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// What is done with that.
 pub trait Between: fmt::Debug + Send + Sync + 'static {
@@ -176,11 +179,18 @@ impl HeldRead {
         matches!(*self.state.lock(), HeldState::Held(_))
     }
 
-    /// Waits until one is, while another thread reads.
-    pub fn wait(&self) {
+    /// Waits until one is, or whatever reads is over. Returns whether one is.
+    pub fn wait_unless(&self, is_over: impl Fn() -> bool) -> bool {
         let mut state = self.state.lock();
-        self.is_held
-            .wait_while(&mut state, |state| !matches!(state, HeldState::Held(_)));
+        loop {
+            if matches!(*state, HeldState::Held(_)) {
+                return true;
+            }
+            if is_over() {
+                return false;
+            }
+            self.is_held.wait_for(&mut state, LOOK_AGAIN);
+        }
     }
 
     /// Lets it read now.

@@ -2,6 +2,7 @@
 //! comes of a version that a power failure took.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -13,7 +14,9 @@ use graviton_engine::port::{
     GetOptions, ListRequest, MutableObjectStore, Precondition, PutOptions, PutRangeOptions, Span,
     StorageError,
 };
-use graviton_engine::store::{CreateOptions, KIB, MIB, NewSector, OpenOptions, Store};
+use graviton_engine::store::{
+    CreateOptions, KIB, MIB, NewSector, OpenOptions, ScrubOptions, ScrubProgress, Store,
+};
 use graviton_format::Geometry;
 use graviton_format::checkpoint::CheckpointRoot;
 use graviton_format::geometry::ROOT_SLOT_SIZE;
@@ -707,6 +710,51 @@ fn space_is_not_used_again_under_a_call_that_reads_a_record() {
             Ok(())
             | Err(StorageError::NotFound { .. } | StorageError::PreconditionFailed { .. }) => {}
             Err(error) => panic!("{name}: {error}"),
+        }
+    }
+}
+
+/// So it is for a scrub.
+#[test]
+fn space_is_not_used_again_under_a_scrub() {
+    const BLOBS: u64 = 3;
+    let name = |number| format!("blob {number}");
+    for after in (0..).step_by(5) {
+        let (sim, held) = (Sim::new(512, 1), Arc::new(HeldRead::default()));
+        sim.record(false);
+        let backend = BetweenBackend::new(sim.backend(), &held);
+        let store = Store::create_on(backend, PATH, options(4 * MIB)).expect("it is made");
+        for number in 0..BLOBS {
+            put(&store, &name(number), number, 200_000);
+        }
+        held.expect(after);
+        // Then it looks around what is there, which nothing overtakes.
+        let mut progress = |done: ScrubProgress| match done.keys < BLOBS {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        };
+        let is_held = std::thread::scope(|scope| {
+            let scrub = scope.spawn(|| store.scrub(&ScrubOptions::default(), &mut progress));
+            let is_held = held.wait_unless(|| scrub.is_finished());
+            if is_held {
+                for number in 0..BLOBS {
+                    let delete = store.delete(&key(&name(number)), DeleteOptions::default());
+                    delete.wait().expect("it is deleted");
+                }
+                churn(&store, 100);
+                held.release();
+            }
+            let report = scrub.join().expect("it ends").expect("it looks");
+            assert!(
+                report.findings.is_empty(),
+                "read {after}: {:#?}",
+                report.findings
+            );
+            is_held
+        });
+        if !is_held {
+            assert!(after > 2 * BLOBS as usize);
+            break;
         }
     }
 }
