@@ -425,6 +425,12 @@ mod tests {
             .map(|pair| 2 * pair * BLOCK..(2 * pair + 1) * BLOCK)
             .collect();
         assert!(round_trip(&alternate) < (GIB / BLOCK / 8 + 64) as usize);
+        // The last block of a window among them.
+        let others: Vec<_> = alternate
+            .iter()
+            .map(|span| span.start + BLOCK..span.end + BLOCK)
+            .collect();
+        assert!(round_trip(&others) < (GIB / BLOCK / 8 + 64) as usize);
         // Edges that lie in blocks, beside and between whole ones.
         let uneven: Vec<_> = (0..WINDOW / BLOCK / 2)
             .map(|pair| 2 * pair * BLOCK + pair % 3..(2 * pair + 1) * BLOCK + pair % 5)

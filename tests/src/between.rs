@@ -9,10 +9,10 @@ use std::time::{Duration, SystemTime};
 use graviton_engine::io::{
     AlignedBuf, Backend, Disk, DiskInfo, IoOp, Lock, LockError, OpenAccess, Reaping, WriteSync,
 };
-use graviton_engine::port::op::Driver;
+use graviton_engine::port::op::{Driver, wait_for};
 use parking_lot::{Condvar, Mutex};
 
-/// Between two looks at whether a thread that reads is over.
+/// Between two looks at whether a thread is at an end.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// What is done with that.
@@ -23,6 +23,17 @@ pub trait Between: fmt::Debug + Send + Sync + 'static {
     /// A read is.
     fn read(&self, disk: &Arc<dyn Disk>, buffer: AlignedBuf, offset: u64) -> IoOp {
         disk.read(buffer, offset)
+    }
+
+    /// A write is.
+    fn write(
+        &self,
+        disk: &Arc<dyn Disk>,
+        buffer: AlignedBuf,
+        offset: u64,
+        sync: WriteSync,
+    ) -> IoOp {
+        disk.write(buffer, offset, sync)
     }
 }
 
@@ -121,7 +132,7 @@ impl<B: Between> Disk for BetweenDisk<B> {
 
     fn write(&self, buffer: AlignedBuf, offset: u64, sync: WriteSync) -> IoOp {
         self.between.asked();
-        self.beneath.write(buffer, offset, sync)
+        self.between.write(&self.beneath, buffer, offset, sync)
     }
 
     fn sync(&self) -> IoOp {
@@ -142,48 +153,57 @@ impl<B: Between> Disk for BetweenDisk<B> {
     }
 }
 
-/// Keeps one read from its disk, so that anything can overtake it.
+/// What is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transfer {
+    /// A read.
+    Read,
+    /// A write that is not durable by itself.
+    Write,
+}
+
+/// Keeps one transfer from its disk, so that anything can overtake it.
 #[derive(Debug, Default)]
-pub struct HeldRead {
-    state: Mutex<HeldState>,
+pub struct Held {
+    state: Mutex<State>,
     is_held: Condvar,
 }
 
 #[derive(Default)]
-enum HeldState {
+enum State {
     #[default]
     Nothing,
-    /// The one after so many will be held.
-    Expected(usize),
+    /// The one of this kind after so many will be held.
+    Expected(Transfer, usize),
     Held(Box<dyn FnOnce() + Send>),
 }
 
-impl fmt::Debug for HeldState {
+impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Nothing => "Nothing",
-            Self::Expected(_) => "Expected",
+            Self::Expected(..) => "Expected",
             Self::Held(_) => "Held",
         })
     }
 }
 
-impl HeldRead {
-    /// The read after so many others is to be held.
-    pub fn expect(&self, after: usize) {
-        *self.state.lock() = HeldState::Expected(after);
+impl Held {
+    /// The transfer of this kind after so many others is to be held.
+    pub fn expect(&self, kind: Transfer, after: usize) {
+        *self.state.lock() = State::Expected(kind, after);
     }
 
     /// Whether one is.
     pub fn is_held(&self) -> bool {
-        matches!(*self.state.lock(), HeldState::Held(_))
+        matches!(*self.state.lock(), State::Held(_))
     }
 
-    /// Waits until one is, or whatever reads is over. Returns whether one is.
+    /// Waits until one is, or whoever makes transfers is at an end. Returns whether one is.
     pub fn wait_unless(&self, is_over: impl Fn() -> bool) -> bool {
         let mut state = self.state.lock();
         loop {
-            if matches!(*state, HeldState::Held(_)) {
+            if matches!(*state, State::Held(_)) {
                 return true;
             }
             if is_over() {
@@ -193,33 +213,54 @@ impl HeldRead {
         }
     }
 
-    /// Lets it read now.
+    /// Lets it go on now.
     pub fn release(&self) {
         let state = std::mem::take(&mut *self.state.lock());
-        if let HeldState::Held(read) = state {
-            read();
+        if let State::Held(go_on) = state {
+            go_on();
         }
     }
-}
 
-impl Between for HeldRead {
-    fn read(&self, disk: &Arc<dyn Disk>, buffer: AlignedBuf, offset: u64) -> IoOp {
+    /// The transfer, by `make`: now, or when it is let go on.
+    fn transfer(&self, kind: Transfer, make: impl FnOnce() -> IoOp + Send + 'static) -> IoOp {
         let mut state = self.state.lock();
         match &mut *state {
-            HeldState::Expected(0) => {}
-            HeldState::Expected(after) => {
-                *after -= 1;
-                return disk.read(buffer, offset);
-            }
-            HeldState::Nothing | HeldState::Held(_) => return disk.read(buffer, offset),
+            State::Expected(expected, after) if *expected == kind => match after.checked_sub(1) {
+                Some(left) => {
+                    *after = left;
+                    return make();
+                }
+                None => {}
+            },
+            _ => return make(),
         }
         let (op, completer) = IoOp::pending(None);
-        let disk = Arc::clone(disk);
-        *state = HeldState::Held(Box::new(move || {
-            let (buffer, outcome) = graviton_engine::port::op::wait_for(disk.read(buffer, offset));
+        *state = State::Held(Box::new(move || {
+            let (buffer, outcome) = wait_for(make());
             completer.complete(buffer, outcome);
         }));
         self.is_held.notify_all();
         op
+    }
+}
+
+impl Between for Held {
+    fn read(&self, disk: &Arc<dyn Disk>, buffer: AlignedBuf, offset: u64) -> IoOp {
+        let disk = Arc::clone(disk);
+        self.transfer(Transfer::Read, move || disk.read(buffer, offset))
+    }
+
+    fn write(
+        &self,
+        disk: &Arc<dyn Disk>,
+        buffer: AlignedBuf,
+        offset: u64,
+        sync: WriteSync,
+    ) -> IoOp {
+        if sync == WriteSync::Data {
+            return disk.write(buffer, offset, sync);
+        }
+        let disk = Arc::clone(disk);
+        self.transfer(Transfer::Write, move || disk.write(buffer, offset, sync))
     }
 }

@@ -20,7 +20,7 @@ use graviton_engine::store::{
 use graviton_format::Geometry;
 use graviton_format::checkpoint::CheckpointRoot;
 use graviton_format::geometry::ROOT_SLOT_SIZE;
-use graviton_tests::between::{BetweenBackend, HeldRead};
+use graviton_tests::between::{BetweenBackend, Held, Transfer};
 use graviton_tests::random::payload;
 use graviton_tests::{begin, put_options};
 
@@ -683,7 +683,7 @@ fn space_is_not_used_again_under_a_call_that_reads_a_record() {
         }),
     ];
     for (name, call) in calls {
-        let (sim, held) = (Sim::new(512, 1), Arc::new(HeldRead::default()));
+        let (sim, held) = (Sim::new(512, 1), Arc::new(Held::default()));
         sim.record(false);
         let backend = BetweenBackend::new(sim.backend(), &held);
         let store = Store::create_on(backend, PATH, options(4 * MIB)).expect("it is made");
@@ -696,7 +696,7 @@ fn space_is_not_used_again_under_a_call_that_reads_a_record() {
         let outcome = store.put(&key("k"), payload(2, 3000), described).wait();
         outcome.expect("it is put");
         put(&store, "after", 3, 64 << 10);
-        held.expect(0);
+        held.expect(Transfer::Read, 0);
         let begun = call(&store);
         assert!(held.is_held(), "{name} reads nothing");
         let mut batch = Batch::new();
@@ -720,14 +720,14 @@ fn space_is_not_used_again_under_a_scrub() {
     const BLOBS: u64 = 3;
     let name = |number| format!("blob {number}");
     for after in (0..).step_by(5) {
-        let (sim, held) = (Sim::new(512, 1), Arc::new(HeldRead::default()));
+        let (sim, held) = (Sim::new(512, 1), Arc::new(Held::default()));
         sim.record(false);
         let backend = BetweenBackend::new(sim.backend(), &held);
         let store = Store::create_on(backend, PATH, options(4 * MIB)).expect("it is made");
         for number in 0..BLOBS {
             put(&store, &name(number), number, 200_000);
         }
-        held.expect(after);
+        held.expect(Transfer::Read, after);
         // Then it looks around what is there, which nothing overtakes.
         let mut progress = |done: ScrubProgress| match done.keys < BLOBS {
             true => ControlFlow::Continue(()),
@@ -753,9 +753,68 @@ fn space_is_not_used_again_under_a_scrub() {
             is_held
         });
         if !is_held {
-            assert!(after > 2 * BLOBS as usize);
+            assert!(after > 10);
             break;
         }
+    }
+}
+
+/// While a checkpoint is being written, nothing is listed that is gone, and nothing twice.
+#[test]
+fn what_changes_beside_a_checkpoint_is_listed_as_it_is() {
+    const BLOBS: usize = 30;
+    let name = |number: usize| format!("blob {number:02}");
+    for after in 0.. {
+        let (sim, held) = (Sim::new(512, 1), Arc::new(Held::default()));
+        sim.record(false);
+        let backend = BetweenBackend::new(sim.backend(), &held);
+        let store = Store::create_on(backend, PATH, options(4 * MIB)).expect("it is made");
+        let check = |left: &[usize], when: &str| {
+            let list = store.list(ListRequest::default()).wait();
+            let listed = list.expect("they are listed").blobs.into_iter();
+            let listed: Vec<BinaryKey> = listed.map(|entry| entry.key).collect();
+            let left: Vec<_> = left.iter().map(|number| key(&name(*number))).collect();
+            assert_eq!(listed, left, "{when}, write {after}");
+        };
+        for number in 0..BLOBS {
+            put(&store, &name(number), 1, 100);
+            // Some are in the checkpoint before.
+            if number == BLOBS / 2 {
+                store.checkpoint().expect("it is taken");
+            }
+        }
+        let left: Vec<usize> = (0..BLOBS).filter(|number| number % 3 != 0).collect();
+        held.expect(Transfer::Write, after);
+        let is_held = std::thread::scope(|scope| {
+            let checkpoint = scope.spawn(|| store.checkpoint());
+            let is_held = held.wait_unless(|| checkpoint.is_finished());
+            if is_held {
+                for number in 0..BLOBS {
+                    let name = name(number);
+                    match number % 3 {
+                        0 => {
+                            let delete = store.delete(&key(&name), DeleteOptions::default());
+                            assert!(delete.wait().expect("it is deleted").existed);
+                        }
+                        1 => drop(put(&store, &name, 2, 200)),
+                        _ => {}
+                    }
+                }
+                check(&left, "beside it");
+                held.release();
+            }
+            let outcome = checkpoint.join().expect("it ends");
+            outcome.expect("it is taken");
+            is_held
+        });
+        if !is_held {
+            assert!(after > 2);
+            break;
+        }
+        check(&left, "behind it");
+        drop(store);
+        let store = Store::open_on(sim.backend(), PATH, options(4 * MIB).open);
+        assert_eq!(store.expect("it opens").info().blobs, left.len() as u64);
     }
 }
 

@@ -3,10 +3,11 @@
 //!
 //! How to run more of it, or one of it again: `graviton_tests::history` and `tests/README.md`.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Image, Random, Sim};
+use graviton_engine::io::sim::{DiskCondition, Fault, FaultKind, Image, Loss, Random, Sim};
 use graviton_engine::policy::{CostOptimized, RackAware, Random as RandomPolicy};
 use graviton_engine::port::{
     BinaryKey, BlobStore, ErrorKind, GetOptions, Labels, Price, PutOptions, ReplicationPolicy,
@@ -345,6 +346,86 @@ fn loss_must_be_accepted() {
         "{error}"
     );
     drop(machine);
+}
+
+/// Not even what was read so often that it is looked for in no index outlives its sector.
+#[test]
+fn what_is_hot_goes_with_its_sector() {
+    let sim = Sim::new(512, 1);
+    let mut options = Plan::THREE_SECTORS.create_options();
+    options.open.cache_bytes = MIB;
+    let store = Store::create_on(sim.backend(), PATH, options).expect("it is made");
+    let keys: Vec<_> = (0..20)
+        .map(|number| BinaryKey::new(format!("blob {number}")).expect("a short key"))
+        .collect();
+    for key in &keys {
+        let put = store.put(key, payload(1, 1000), PutOptions::default());
+        put.wait().expect("it is put");
+        for _ in 0..3 {
+            let got = store.get(key, GetOptions::default()).wait();
+            assert_eq!(got.expect("it is there").bytes, payload(1, 1000));
+        }
+    }
+    assert!(store.info().cache.hits >= 20, "{:?}", store.info().cache);
+    let options = RemoveOptions { accept_loss: true };
+    store.remove_sector(2, options).expect("it is taken away");
+    let mut lost = 0;
+    for key in &keys {
+        let is_there = store.exists(key).wait().expect("it is looked for");
+        let got = store.get(key, GetOptions::default()).wait();
+        assert_eq!(got.is_ok(), is_there, "{key}");
+        lost += usize::from(!is_there);
+    }
+    assert!(lost > 0, "nothing was in that sector");
+}
+
+/// An addition was cut short, and another store's sector has come to lie where it was to be: that is left alone.
+#[test]
+fn what_was_begun_does_not_end_another_store() {
+    let file = Path::new("/elsewhere/sector");
+    let (machine, store, contents) = used(&Plan::SMALL);
+    machine.sim().record(true);
+    let new = NewSector {
+        file: Some(file.to_owned()),
+        size: SIZE,
+        ..NewSector::default()
+    };
+    store.add_sector(&new).expect("it is added");
+    let mut crasher = machine.crasher();
+    let mut others = 0;
+    for position in 0..=machine.position() {
+        crasher.advance(position);
+        let image = crasher.image(Loss::Nothing);
+        let sim = Sim::boot(&image, Plan::SMALL.block_size, 1);
+        let open = |path: &str| Store::open_on(sim.backend(), path, Plan::SMALL.open_options());
+        let store = open(PATH).expect("it opens");
+        let is_added = numbers(&store).len() > 1;
+        drop(store);
+        if is_added {
+            continue;
+        }
+        // As it was before it was opened again.
+        let sim = Sim::boot(&image, Plan::SMALL.block_size, 1);
+        let open = |path: &str| Store::open_on(sim.backend(), path, Plan::SMALL.open_options());
+        let _ = sim.backend().remove_file(file);
+        let other = Store::create_on(sim.backend(), "/other", Plan::SMALL.create_options());
+        let other = other.expect("it is made");
+        other.add_sector(&new).expect("there is nothing by now");
+        other.drain_sector(0).expect("it takes no more");
+        let key = BinaryKey::new("blob").expect("a short key");
+        let put = other.put(&key, payload(1, 1000), PutOptions::default());
+        put.wait().expect("it is put");
+        other.close().expect("it closes");
+        drop(other);
+        let store = open(PATH).expect("it opens");
+        assert_eq!(contents_of(&store).expect("it is read"), contents);
+        drop(store);
+        let other = open("/other").expect("its sector is there");
+        let got = other.get(&key, GetOptions::default()).wait();
+        assert_eq!(got.expect("it is there").bytes, payload(1, 1000));
+        others += 1;
+    }
+    assert!(others > 3, "{others}");
 }
 
 /// Nothing is put into a sector before the store file names it: if that comes to nothing, it is all elsewhere.

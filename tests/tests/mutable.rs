@@ -599,6 +599,53 @@ fn those_who_wait_hear_of_a_sector_that_is_given_up() {
     heard().expect_err("nor from here on");
 }
 
+/// A sweep leaves an upload that is put into while it is at others.
+#[test]
+fn a_sweep_leaves_what_is_put_into_meanwhile() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let (sim, store) = new_store();
+    let uploads = [0; 2].map(|_| begin(&store, &key(), UploadOptions::default()).0);
+    sim.set_time(sim.backend().now() + 48 * HOUR);
+    let sweep = store.sweep_uploads(24 * HOUR);
+    let put = |upload| store.upload_part(upload, 2, "late".into(), PutOptions::default());
+    // Which of them is swept first is the store's affair: that is over when its part comes.
+    let outcomes = uploads.map(put).map(|part| part.wait().is_ok());
+    assert!(outcomes[0] != outcomes[1], "{outcomes:?}");
+    assert_eq!(sweep.wait().expect("it is swept").uploads, 1);
+    for (upload, is_put) in uploads.into_iter().zip(outcomes) {
+        let parts = store.list_parts(upload, 0, 10).wait();
+        assert_eq!(
+            parts.map_or(0, |parts| parts.len()),
+            if is_put { 2 } else { 0 }
+        );
+    }
+}
+
+/// What was tracked under a higher limit is not taken for damage.
+#[test]
+fn a_lower_limit_damages_no_set() {
+    const SPANS: u64 = 6000;
+    let (sim, store) = new_store();
+    let spans = (0..SPANS).map(|number| Span::at(10_000 * number, 5000).expect("in order"));
+    let set: RangeSet = spans.collect();
+    let marked = store
+        .ranges_elsewhere()
+        .mark_complete(&key(), &set, TrackOptions::default());
+    marked.wait().expect("it is marked");
+    store.close().expect("it closes");
+    let options = OpenOptions {
+        max_fragments: 100,
+        ..without_background().open
+    };
+    let store = Store::open_on(sim.backend(), PATH, options).expect("it opens");
+    let tracker = store.ranges_elsewhere();
+    let known = tracker.get_completed(&key()).wait().expect("it is known");
+    assert_eq!(known.set, set);
+    let all = Span::first(10_000 * SPANS);
+    let marked = tracker.mark_complete(&key(), &all.into(), TrackOptions::default());
+    marked.wait().expect("it has fewer pieces then");
+}
+
 /// A total that can't be kept is refused; the largest that can is there again.
 #[test]
 fn totals_are_limited() {

@@ -154,6 +154,27 @@ fn steps_write_the_note_of_what_is_durable() {
     }
 }
 
+/// Also of what a crash has left, and a recovery found.
+#[test]
+fn a_note_says_that_what_was_recovered_is_durable() {
+    for closed in [false, true] {
+        let sim = Sim::new(512, 1);
+        let store = create(&sim);
+        while store.step().expect("maintenance") {}
+        put(&store, "the-last-blob", Durability::Durable);
+        let crashed = Sim::boot(&sim.image(), 512, 1);
+        let store = open(&crashed).expect("it opens");
+        match closed {
+            true => store.close().expect("it closes"),
+            false => while store.step().expect("maintenance") {},
+        }
+        let rotten = Sim::boot(&crashed.image(), 512, 1);
+        rotten.rot(0, place_of(&rotten, b"the-last-blob"), 0);
+        let error = open(&rotten).expect_err("the damage is taken for a torn tail");
+        assert_eq!(error.kind(), ErrorKind::Corruption);
+    }
+}
+
 /// Without patience, puts that only readers keep from having room fail, and wait for no clock.
 #[test]
 fn a_store_without_patience_does_not_wait_for_readers() {

@@ -692,6 +692,62 @@ fn what_is_known_of_a_version_ends_with_it() {
     }
 }
 
+/// A look at its headers alone does not make a replica well whose payload was found damaged.
+#[test]
+fn headers_that_are_well_heal_nothing() {
+    let (_sim, store, key, sector) = with_a_blob(&Plan::REPLICAS);
+    let version = store.stat(&key).wait().expect("it is there").version;
+    let marked =
+        store
+            .replicas()
+            .mark_unhealthy(&key, sector, version, "told", &RangeSet::default());
+    marked.wait().expect("there is such a replica");
+    for (depth, damaged) in [(ScrubDepth::Headers, 1), (ScrubDepth::Everything, 0)] {
+        let options = ScrubOptions {
+            depth,
+            ..ScrubOptions::default()
+        };
+        let report = store.scrub(&options, &mut |_| ControlFlow::Continue(()));
+        assert_eq!(report.expect("it is scrubbed").findings, []);
+        assert_eq!(store.info().replication.damaged, damaged, "{depth:?}");
+    }
+}
+
+/// A replica that repair makes is of the same life of its key: what was known of that holds on.
+#[test]
+fn a_life_goes_on_in_the_replicas_that_repair_makes() {
+    let mut asked = Asked::new(3, 2);
+    asked.put("blob", None, 100_000);
+    let first = asked.sectors("blob");
+    let range = Span::at(10, 5).expect("in order");
+    let ranged = asked.store.put_range(
+        &"blob".into_key(),
+        range,
+        payload(1, 5),
+        PutRangeOptions::default(),
+    );
+    ranged.wait().expect("it is put");
+    let life = |asked: &Asked| {
+        let tracker = asked.store.ranges();
+        let known = tracker.get_completed(&"blob".into_key()).wait();
+        known.expect("it is known").generation
+    };
+    let before = life(&asked);
+    for gone in first {
+        asked.add();
+        asked.store.drain_sector(gone).expect("it is drained");
+        assert_eq!(asked.store.repair(&mut |_| {}).expect("it is repaired"), 0);
+        let removed = asked.store.remove_sector(gone, RemoveOptions::default());
+        removed.expect("nothing needs it");
+        assert!(!asked.sectors("blob").contains(&gone));
+        assert_eq!(life(&asked), before);
+        for by_checkpoint in [false, true] {
+            asked.reopen(by_checkpoint);
+            assert_eq!(life(&asked), before);
+        }
+    }
+}
+
 /// An only copy that was found wanting is not mended out of itself: another is made of it, if it can be read.
 #[test]
 fn an_only_copy_that_is_marked_gets_company() {

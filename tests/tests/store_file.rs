@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use graviton_engine::io::OpenAccess;
-use graviton_engine::io::sim::{DiskCondition, Image, Sim};
+use graviton_engine::io::sim::{DiskCondition, Image, Loss, Sim};
 use graviton_engine::port::{BinaryKey, BlobStore, Labels, PutOptions, SectorState, StorageError};
 use graviton_engine::store::{
     MIB, NewSector, OpenOptions, RecoveredStoreFile, RemoveOptions, Store,
@@ -129,6 +129,33 @@ fn a_store_file_is_lost_in_a_crash() {
     }
     eprintln!("{opened} images opened, {refused} refused");
     assert!(opened > 100 && refused * 20 < opened);
+}
+
+/// One of the copies in a sector is whole all along, whatever is left of the other: also where there is no other
+/// sector.
+#[test]
+fn a_copy_of_the_store_file_is_whole_in_every_sector() {
+    let (machine, store, _) = used(&Plan::SMALL);
+    machine.sim().record(true);
+    for rack in ["left", "right", "middle"] {
+        let labels = Labels {
+            rack: Some(rack.to_owned()),
+            ..Labels::default()
+        };
+        store.relabel(0, labels).expect("it is labelled");
+    }
+    let mut crasher = machine.crasher();
+    for position in 0..=machine.position() {
+        crasher.advance(position);
+        let all_at_random = (0..8).map(Loss::Random);
+        for loss in crasher.losses().chain(all_at_random).collect::<Vec<_>>() {
+            let sim = Sim::boot(&crasher.image(loss), Plan::SMALL.block_size, 3);
+            sim.record(false);
+            lose(&sim);
+            let found = recover(&sim);
+            found.unwrap_or_else(|error| panic!("{position}, {loss:?}: {error}"));
+        }
+    }
 }
 
 /// With a sector away, nobody knows whether it alone has something.

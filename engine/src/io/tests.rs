@@ -735,25 +735,29 @@ fn inject(uring: &Uring, submit: i32, wait: i32) {
 
 const EIO: i32 = 5;
 const EAGAIN: i32 = 11;
+const ENOMEM: i32 = 12;
+const EBUSY: i32 = 16;
 
 #[test]
 fn a_ring_that_takes_nothing_for_a_while_recovers() {
     let _watchdog = Watchdog::watch("stalled ring");
-    let Some((uring, backend, directory)) = breakable() else {
-        return;
-    };
-    let disk = backend
-        .create(&directory.path().join("disk"), at(4))
-        .unwrap();
-    inject(&uring, EAGAIN, 0);
-    thread::scope(|scope| {
-        let read = disk.read(BufferPool::global().take(BLOCK), 0);
-        let waiter = scope.spawn(|| wait_for(read));
-        let write = disk.write(BufferPool::global().take_zeroed(BLOCK), 0, WriteSync::Data);
-        inject(&uring, 0, 0);
-        foreign_block_on(write).1.unwrap();
-        assert_block(waiter.join().unwrap(), 0);
-    });
+    for for_a_while in [EAGAIN, EBUSY, ENOMEM] {
+        let Some((uring, backend, directory)) = breakable() else {
+            return;
+        };
+        let disk = backend
+            .create(&directory.path().join("disk"), at(4))
+            .unwrap();
+        inject(&uring, for_a_while, 0);
+        thread::scope(|scope| {
+            let read = disk.read(BufferPool::global().take(BLOCK), 0);
+            let waiter = scope.spawn(|| wait_for(read));
+            let write = disk.write(BufferPool::global().take_zeroed(BLOCK), 0, WriteSync::Data);
+            inject(&uring, 0, 0);
+            foreign_block_on(write).1.unwrap();
+            assert_block(waiter.join().unwrap(), 0);
+        });
+    }
 }
 
 #[test]

@@ -16,7 +16,6 @@ mod watched;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use graviton_engine::io::Backend;
 use graviton_engine::io::sim::Sim;
 use graviton_engine::port::{
     BinaryKey, BlobStore, CompleteOptions, DeleteOptions, ErrorKind, GetOptions, Holes,

@@ -241,6 +241,40 @@ pub(super) fn batch_items_happen_in_order(subject: &mut dyn Subject) {
     store.assert_absent("k");
 }
 
+pub(super) fn a_failed_batch_leaves_nothing_to_those_behind_it(subject: &mut dyn Subject) {
+    let strict = || DeleteOptions {
+        strict: true,
+        ..DeleteOptions::default()
+    };
+    let mut store = subject.fresh();
+    let kept = store.save("kept", "kept");
+    let begun: Vec<_> = ["new", "other", "kept"]
+        .into_iter()
+        .map(|name| {
+            let mut batch = Batch::new();
+            for payload in ["one", "two"] {
+                let item = put_item(name, payload, PutOptions::default());
+                batch.items.push(item);
+            }
+            batch.items.push(delete_item("absent", strict()));
+            store.batch(batch)
+        })
+        .collect();
+    let put = store.put(&key("new"), "three".into(), put_if(Precondition::IfAbsent));
+    let delete = store.delete(&key("other"), DeleteOptions::default());
+    let replaced = store.put(&key("kept"), "four".into(), if_version(kept.version));
+    for batch in begun {
+        assert_fails!(batch.wait(), StorageError::NotFound { .. });
+    }
+    put.wait().expect("there is none");
+    assert!(!delete.wait().expect("it may be absent").existed);
+    replaced.wait().expect("it is this version");
+    store = subject.reopen(store);
+    store.assert_holds("new", "three");
+    store.assert_absent("other");
+    store.assert_holds("kept", "four");
+}
+
 pub(super) fn an_empty_batch_is_nothing(subject: &mut dyn Subject) {
     let store = subject.fresh();
     let put = store.save("k", "x");
