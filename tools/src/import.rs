@@ -299,17 +299,30 @@ impl Import<'_> {
             attributes: stamp.attributes(read_at),
             ..PutOptions::default()
         };
-        let mut writer = self.store.put_stream(&key, options)?;
-        let mut source = StopAt {
-            file: &mut file,
+        let source = StopAt {
+            file: &file,
             stop: &self.stop,
         };
+        self.put_large(path, key, options, source, &file, stamp)
+    }
+
+    /// Puts what `source` reads from the file, if the file has not changed by its end.
+    fn put_large(
+        &self,
+        path: &[u8],
+        key: BinaryKey,
+        options: PutOptions,
+        mut source: impl io::Read,
+        file: &File,
+        stamp: Stamp,
+    ) -> Result<Work, Failure> {
+        let mut writer = self.store.put_stream(&key, options)?;
         pour_in(&mut source, &mut writer, &mut |bytes| {
             self.progress.advance(bytes);
         })
         .map_err(|error| error.reading_from(&keys::text(path)))?;
         // Dropped unfinished, the writer leaves nothing behind.
-        check_unchanged(&file, stamp).map_err(|error| about(path, &error))?;
+        check_unchanged(file, stamp).map_err(|error| about(path, &error))?;
         let outcome = writer.finish().wait()?;
         Ok(Work::Settled(Settled::Imported { key, outcome }))
     }
@@ -403,7 +416,7 @@ impl Import<'_> {
 
 /// Reads a file until the import is stopped.
 struct StopAt<'a> {
-    file: &'a mut File,
+    file: &'a File,
     stop: &'a AtomicBool,
 }
 
@@ -456,6 +469,8 @@ fn check_unchanged(file: &File, stamp: Stamp) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use graviton_engine::store::{CreateOptions, MIB};
+    use std::os::unix::fs::FileExt;
 
     #[test]
     fn a_file_that_changes_while_it_is_read_is_noticed() {
@@ -467,5 +482,59 @@ mod tests {
         std::fs::write(&path, b"1234567").expect("written");
         assert!(read_exactly(&mut file, stamp.size).is_err());
         assert!(check_unchanged(&file, stamp).is_err());
+    }
+
+    /// Reads a file that is written to in place as soon as a piece of it was read.
+    struct WrittenTo<'a>(&'a File);
+
+    impl io::Read for WrittenTo<'_> {
+        fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+            let read = self.0.read(target)?;
+            self.0.write_all_at(b"new", 2 * PIECE)?;
+            Ok(read)
+        }
+    }
+
+    /// A blob is what a file was at one time, and no mixture; what was imported before stays.
+    #[test]
+    fn a_large_file_that_changes_while_it_is_imported_is_not() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("file");
+        std::fs::write(&path, vec![b'o'; 3 << 20]).expect("written");
+        let file = File::options().read(true).write(true).open(&path);
+        let file = file.expect("opened");
+        // It has not been written to for long: the clock of such times need not tick for the change to show.
+        file.set_modified(SystemTime::UNIX_EPOCH).expect("set");
+        let stamp = Stamp::of(&file).expect("known").expect("regular");
+        let options = CreateOptions {
+            sector_size: 16 * MIB,
+            ..CreateOptions::default()
+        };
+        let store = Store::create(directory.path().join("store"), options).expect("made");
+        let key = BinaryKey::new("file").expect("a key");
+        let put = store.put(&key, "before".into(), PutOptions::default());
+        put.wait().expect("put");
+        let import = Import {
+            root: &Root::open(directory.path()).expect("opened"),
+            store: &store,
+            prefix: b"",
+            exclude: None,
+            compare_content: false,
+            was_empty: false,
+            stop: AtomicBool::new(false),
+            progress: Progress::new(false, "importing", stamp.size),
+        };
+        let options = PutOptions {
+            size: Some(stamp.size),
+            ..PutOptions::default()
+        };
+        let source = WrittenTo(&file);
+        let put = import.put_large(b"file", key.clone(), options, source, &file, stamp);
+        let Err(Failure::Error { message, .. }) = put else {
+            panic!("it was imported");
+        };
+        assert_eq!(message, "file: it changed while it was read");
+        let got = store.get(&key, GetOptions::default()).wait();
+        assert_eq!(got.expect("got").bytes, "before");
     }
 }

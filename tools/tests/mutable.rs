@@ -4,9 +4,13 @@
 use std::fs;
 use std::path::PathBuf;
 
+use graviton_engine::port::{
+    BinaryKey, Durability, MutableObjectStore, PutOutcome, StoreOp, UploadOptions,
+};
+use graviton_engine::store::Store;
 use graviton_tests::command::Graviton;
 use graviton_tests::random::Random;
-use graviton_tests::test_directory;
+use graviton_tests::{put_options, test_directory};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -195,6 +199,36 @@ fn parts_become_a_blob() {
         "invalid value 'zz' for '<UPLOAD>': expected 16 hex digits, as start and ls show them",
     );
     subject.done("verify");
+}
+
+/// What a program has put part by part, in more parts than are listed at once, is shown and completed whole.
+#[test]
+fn many_parts_become_a_blob() {
+    let subject = Subject::new();
+    let parts: Vec<String> = (1..=1001)
+        .map(|number| format!("part {number}\n"))
+        .collect();
+    let store = Store::open(subject.graviton.store()).expect("it opens");
+    let key = BinaryKey::new("films/long").expect("a short key");
+    let started = store.start_upload(&key, UploadOptions::default());
+    let upload = started.wait().expect("it is started");
+    let puts: Vec<StoreOp<PutOutcome>> = (1..)
+        .zip(&parts)
+        .map(|(number, part)| {
+            let options = put_options(Durability::Written);
+            store.upload_part(upload, number, part.clone().into(), options)
+        })
+        .collect();
+    for put in puts {
+        put.wait().expect("it is put");
+    }
+    store.close().expect("it closes");
+
+    let listed = subject.done(&format!("multipart ls {upload}"));
+    assert_eq!(listed.lines().count(), parts.len());
+    subject.done(&format!("multipart complete {upload}"));
+    assert!(subject.bytes("get films/long") == parts.concat().into_bytes());
+    assert_eq!(subject.done("multipart ls"), "");
 }
 
 #[test]
