@@ -258,7 +258,7 @@ impl Drop for NewFile<'_> {
 }
 
 /// Writes the file at `path` by way of `write`: it appears, or is replaced, only once it is
-/// complete and on disk. Devices and pipes are written to directly.
+/// complete and on disk; and that it did is on disk in the end. Devices and pipes are written to directly.
 pub fn replace_file<T>(
     path: &Path,
     write: impl FnOnce(&mut File) -> Result<T, Failure>,
@@ -302,7 +302,11 @@ pub fn replace_file<T>(
     new.file.sync_all().map_err(|error| failed(&error))?;
     new.replace(name.as_bytes())
         .map_err(|error| failed(&error))?;
-    Ok(value)
+    match fs::fsync(&directory) {
+        // Not every file system has its directories synced.
+        Ok(()) | Err(Errno::INVAL) => Ok(value),
+        Err(error) => Err(failed(&error)),
+    }
 }
 
 #[cfg(test)]

@@ -25,7 +25,8 @@ fn serve() {
     volume::serve();
 }
 
-/// Whoever gets a blob into a file has there, whenever the power fails, what was there before or all of the blob.
+/// Whoever gets a blob into a file has there, whenever the power fails, what was there before or all of the blob; and
+/// the blob once the command is over.
 #[test]
 fn a_power_failure_leaves_the_file_before_or_what_was_got() {
     let Some(volume) = Volume::new(&Manner::default()) else {
@@ -72,8 +73,12 @@ fn a_power_failure_leaves_the_file_before_or_what_was_got() {
             let older = older.unwrap_or_else(|error| panic!("{at}: {error}"));
             let is_whole = older == before || older == blob;
             assert!(is_whole, "{at}: {} bytes, neither file", older.len());
-            if let Ok(new) = fs::read(left.path().join("new")) {
-                assert!(new == blob, "{at}: {} bytes, not the blob", new.len());
+            let new = fs::read(left.path().join("new"));
+            if let Ok(new) = &new {
+                assert!(*new == blob, "{at}: {} bytes, not the blob", new.len());
+            }
+            if position == volume.position() {
+                assert!(older == blob && new.is_ok(), "{at}: the command was over");
             }
         }
     }
