@@ -769,12 +769,10 @@ fn what_changes_beside_a_checkpoint_is_listed_as_it_is() {
         sim.record(false);
         let backend = BetweenBackend::new(sim.backend(), &held);
         let store = Store::create_on(backend, PATH, options(4 * MIB)).expect("it is made");
-        let check = |left: &[usize], when: &str| {
+        let listed = || {
             let list = store.list(ListRequest::default()).wait();
             let listed = list.expect("they are listed").blobs.into_iter();
-            let listed: Vec<BinaryKey> = listed.map(|entry| entry.key).collect();
-            let left: Vec<_> = left.iter().map(|number| key(&name(*number))).collect();
-            assert_eq!(listed, left, "{when}, write {after}");
+            listed.map(|entry| entry.key).collect::<Vec<_>>()
         };
         for number in 0..BLOBS {
             put(&store, &name(number), 1, 100);
@@ -783,9 +781,10 @@ fn what_changes_beside_a_checkpoint_is_listed_as_it_is() {
                 store.checkpoint().expect("it is taken");
             }
         }
-        let left: Vec<usize> = (0..BLOBS).filter(|number| number % 3 != 0).collect();
+        let left = (0..BLOBS).filter(|number| number % 3 != 0);
+        let left: Vec<_> = left.map(|number| key(&name(number))).collect();
         held.expect(Transfer::Write, after);
-        let is_held = std::thread::scope(|scope| {
+        let (is_held, beside) = std::thread::scope(|scope| {
             let checkpoint = scope.spawn(|| store.checkpoint());
             let is_held = held.wait_unless(|| checkpoint.is_finished());
             if is_held {
@@ -800,18 +799,19 @@ fn what_changes_beside_a_checkpoint_is_listed_as_it_is() {
                         _ => {}
                     }
                 }
-                check(&left, "beside it");
-                held.release();
             }
+            let beside = listed();
+            held.release();
             let outcome = checkpoint.join().expect("it ends");
             outcome.expect("it is taken");
-            is_held
+            (is_held, beside)
         });
         if !is_held {
             assert!(after > 2);
             break;
         }
-        check(&left, "behind it");
+        assert_eq!(beside, left, "write {after}");
+        assert_eq!(listed(), left, "write {after}");
         drop(store);
         let store = Store::open_on(sim.backend(), PATH, options(4 * MIB).open);
         assert_eq!(store.expect("it opens").info().blobs, left.len() as u64);

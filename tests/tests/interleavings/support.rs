@@ -2,6 +2,7 @@
 //! and the search for an order of it all that explains the answers.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as Plain};
 use std::time::Duration;
@@ -81,13 +82,13 @@ pub fn open_options() -> OpenOptions {
     }
 }
 
-/// A machine with a closed store of these sectors, after `fill`.
-pub fn image(sectors: u16, fill: impl Fn(&Store) + Send + Sync + 'static) -> Image {
+/// A machine with a closed store of these sectors, which keeps so many replicas, after `fill`.
+pub fn image(sectors: u16, replicas: u16, fill: impl Fn(&Store) + Send + Sync + 'static) -> Image {
     once(move || {
         let sim = Sim::new(BLOCK, 1);
         let options = CreateOptions {
             sectors,
-            replicas: 1,
+            replicas,
             sector_size: 4 * MIB,
             segment_size: Some(64 * KIB),
             block_size: Some(BLOCK),
@@ -106,6 +107,17 @@ pub fn open(image: &Image, options: OpenOptions) -> (Sim, Arc<Store>) {
     let store = Store::open_on(sim.backend(), PATH, options).expect("the store opens");
     sim.record(true);
     (sim, Arc::new(store))
+}
+
+/// Whether the store file says that something may lie in too few sectors.
+pub fn says_short(sim: &Sim) -> bool {
+    let path = Path::new(PATH).join("graviton.toml");
+    let bytes = sim
+        .backend()
+        .read_file(&path, 1 << 20)
+        .expect("it is there");
+    let text = String::from_utf8(bytes).expect("it is a text");
+    text.lines().any(|line| line == "short = true")
 }
 
 pub fn key(name: &str) -> BinaryKey {
