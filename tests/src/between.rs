@@ -225,13 +225,11 @@ impl Held {
     fn transfer(&self, kind: Transfer, make: impl FnOnce() -> IoOp + Send + 'static) -> IoOp {
         let mut state = self.state.lock();
         match &mut *state {
-            State::Expected(expected, after) if *expected == kind => match after.checked_sub(1) {
-                Some(left) => {
-                    *after = left;
-                    return make();
-                }
-                None => {}
-            },
+            State::Expected(expected, 0) if *expected == kind => {}
+            State::Expected(expected, after) if *expected == kind => {
+                *after -= 1;
+                return make();
+            }
             _ => return make(),
         }
         let (op, completer) = IoOp::pending(None);

@@ -170,7 +170,8 @@ fn a_copy_of_the_store_file_is_whole_in_every_sector() {
             sim.record(false);
             lose(&sim);
             let backend = sim.backend();
-            let found = Store::recover_store_file_on(backend.as_ref(), PATH, &[file.clone()]);
+            let found =
+                Store::recover_store_file_on(backend.as_ref(), PATH, std::slice::from_ref(&file));
             found.unwrap_or_else(|error| panic!("{position}, {loss:?}: {error}"));
             let found = text(&sim);
             let is_one_of_them = texts.iter().any(|text| said(text) == said(&found));
