@@ -44,6 +44,12 @@ pub trait CompletionSource: Driver {
     fn background_done(&self);
 }
 
+/// What it means that a backend's thread could not be started.
+pub(super) fn no_thread(error: io::Error) -> io::Error {
+    let message = format!("no thread can be started for I/O: {error}");
+    io::Error::new(error.kind(), message)
+}
+
 /// Completions of writes and syncs are reaped while this lives, even if no thread waits for them.
 #[must_use = "it ends when this is dropped"]
 #[derive(Default)]

@@ -35,7 +35,7 @@ use std::time::Duration;
 use io_uring::IoUring;
 use rustix::io::Errno;
 
-use super::completion::{CompletionSource, IoOp, run_deferred};
+use super::completion::{CompletionSource, IoOp, no_thread, run_deferred};
 use super::request::{Request, Transfer};
 use super::role::{Role, Turn};
 use super::table::{Outlook, Table};
@@ -265,7 +265,8 @@ impl Ring {
         };
         let thread = thread::Builder::new()
             .name("graviton-reap".to_owned())
-            .spawn(move || ring.reap_in_background())?;
+            .spawn(move || ring.reap_in_background())
+            .map_err(no_thread)?;
         *background = Some(thread);
         Ok(())
     }

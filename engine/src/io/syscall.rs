@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use rustix::fs::fdatasync;
 use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2};
 
-use super::completion::{CompletionSource, IoOp, Reaping, run_deferred};
+use super::completion::{CompletionSource, IoOp, Reaping, no_thread, run_deferred};
 use super::disk::WriteSync;
 use super::host::Transport;
 use super::request::{Action, Progress, Request, Transfer};
@@ -85,7 +85,8 @@ impl Queue {
         };
         let worker = thread::Builder::new()
             .name("graviton-io".to_owned())
-            .spawn(move || queue.work())?;
+            .spawn(move || queue.work())
+            .map_err(no_thread)?;
         state.workers.push(worker);
         Ok(())
     }
