@@ -584,7 +584,6 @@ impl Inner {
         })
     }
 
-    /// What waiters of a sector's commits drive.
     /// What is under way in any sector goes on without anybody who waits, while this is kept.
     pub fn reap_in_background(&self) -> Vec<Reaping> {
         let sectors = self.sectors.iter();
@@ -593,6 +592,7 @@ impl Inner {
             .collect()
     }
 
+    /// What waiters of a sector's commits drive.
     pub fn commit_source(&self, number: usize) -> Arc<dyn CommitSource> {
         Arc::clone(&self.sources[number]) as Arc<dyn CommitSource>
     }
