@@ -24,7 +24,7 @@ enum State<T> {
     Pending {
         /// Everyone who polled since the last wake: one answer can be awaited through several Ops.
         wakers: Vec<Waker>,
-        /// Where some of them do not block, or have gone.
+        /// Keeps the commit going where one of them does not block, or has gone.
         reaping: Vec<Reaping>,
     },
     Done(Option<T>),
