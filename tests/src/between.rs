@@ -1,4 +1,4 @@
-//! A backend between a store and another backend, which sees what is asked of its disks.
+//! A backend between a store and another backend, which sees what is asked of it.
 
 use std::fmt;
 use std::io;
@@ -17,6 +17,22 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// What is done with that.
 pub trait Between: fmt::Debug + Send + Sync + 'static {
+    /// A disk is opened.
+    fn opened(&self, _path: &Path) {}
+
+    /// A lock is asked for.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn lock(
+        &self,
+        backend: &dyn Backend,
+        path: &Path,
+        exclusive: bool,
+    ) -> Result<Box<dyn Lock>, LockError> {
+        backend.lock(path, exclusive)
+    }
+
     /// Something is asked of a disk.
     fn asked(&self) {}
 
@@ -72,6 +88,7 @@ impl<B: Between> Backend for BetweenBackend<B> {
     }
 
     fn open(&self, path: &Path, access: OpenAccess) -> io::Result<Arc<dyn Disk>> {
+        self.between.opened(path);
         let disk = self.beneath.open(path, access)?;
         Ok(self.before(disk))
     }
@@ -101,7 +118,7 @@ impl<B: Between> Backend for BetweenBackend<B> {
     }
 
     fn lock(&self, path: &Path, exclusive: bool) -> Result<Box<dyn Lock>, LockError> {
-        self.beneath.lock(path, exclusive)
+        self.between.lock(self.beneath.as_ref(), path, exclusive)
     }
 }
 

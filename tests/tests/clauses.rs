@@ -1,13 +1,12 @@
 //! Clauses of the contract that the port alone can't show: what a call does to the disk, and what
 //! comes of a version that a power failure took.
 
-use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use graviton_engine::io::sim::{Fault, FaultKind, Loss, Sim};
-use graviton_engine::io::{Backend, BufferPool, Disk, Lock, LockError, OpenAccess, WriteSync};
+use graviton_engine::io::{Backend, BufferPool, Lock, LockError, OpenAccess, WriteSync};
 use graviton_engine::port::op::wait_for;
 use graviton_engine::port::{
     Attributes, Batch, BinaryKey, BlobReader, BlobStore, CopyOptions, DeleteOptions, Durability,
@@ -20,7 +19,7 @@ use graviton_engine::store::{
 use graviton_format::Geometry;
 use graviton_format::checkpoint::CheckpointRoot;
 use graviton_format::geometry::ROOT_SLOT_SIZE;
-use graviton_tests::between::{BetweenBackend, Held, Transfer};
+use graviton_tests::between::{Between, BetweenBackend, Held, Transfer};
 use graviton_tests::random::payload;
 use graviton_tests::{begin, put_options};
 
@@ -337,21 +336,10 @@ fn a_version_that_was_seen_is_never_given_out_again() {
     }
 }
 
-/// A machine on which locks hold nobody up, so that a store can be left as by a killed process; it knows what was
-/// opened.
-#[derive(Debug)]
+/// Locks hold nobody up, so that a store can be left as by a killed process; and it is known what was opened.
+#[derive(Debug, Default)]
 struct Lockless {
-    sim: Sim,
     opened: Mutex<Vec<PathBuf>>,
-}
-
-impl Lockless {
-    fn new(sim: Sim) -> Self {
-        Self {
-            sim,
-            opened: Mutex::default(),
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -359,44 +347,18 @@ struct NoLock;
 
 impl Lock for NoLock {}
 
-impl Backend for Lockless {
-    fn name(&self) -> &'static str {
-        self.sim.name()
+impl Between for Lockless {
+    fn opened(&self, path: &Path) {
+        let mut opened = self.opened.lock().expect("nobody panics");
+        opened.push(path.to_owned());
     }
 
-    fn create(&self, path: &Path, size: u64) -> io::Result<Arc<dyn Disk>> {
-        self.sim.create(path, size)
-    }
-
-    fn open(&self, path: &Path, access: OpenAccess) -> io::Result<Arc<dyn Disk>> {
-        self.opened
-            .lock()
-            .expect("nobody panics")
-            .push(path.to_owned());
-        self.sim.open(path, access)
-    }
-
-    fn create_directory(&self, path: &Path) -> io::Result<()> {
-        self.sim.create_directory(path)
-    }
-
-    fn read_file(&self, path: &Path, limit: usize) -> io::Result<Vec<u8>> {
-        self.sim.read_file(path, limit)
-    }
-
-    fn replace_file(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
-        self.sim.replace_file(path, contents)
-    }
-
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.sim.remove_file(path)
-    }
-
-    fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
-        self.sim.random(bytes)
-    }
-
-    fn lock(&self, _path: &Path, _exclusive: bool) -> Result<Box<dyn Lock>, LockError> {
+    fn lock(
+        &self,
+        _backend: &dyn Backend,
+        _path: &Path,
+        _exclusive: bool,
+    ) -> Result<Box<dyn Lock>, LockError> {
         Ok(Box::new(NoLock))
     }
 }
@@ -404,8 +366,8 @@ impl Backend for Lockless {
 /// A sector that was added is not opened a second time: it is locked by the store itself.
 #[test]
 fn a_sector_that_comes_in_is_opened_by_nobody_else() {
-    let machine = Arc::new(Lockless::new(Sim::new(512, 1)));
-    let backend: Arc<dyn Backend> = machine.clone();
+    let machine = Arc::new(Lockless::default());
+    let backend = BetweenBackend::new(Sim::new(512, 1).backend(), &machine);
     let store = Store::create_on(backend, PATH, options(4 * MIB)).expect("it is made");
     // Whether there is a sector already, it has looked.
     machine.opened.lock().expect("nobody panics").clear();
@@ -428,7 +390,7 @@ fn what_a_recovery_has_read_is_durable_from_then_on() {
         .enumerate()
     {
         let sim = Sim::new(512, round as u64);
-        let backend = || Arc::new(Lockless::new(sim.clone()));
+        let backend = || BetweenBackend::new(sim.backend(), &Arc::new(Lockless::default()));
         let store = Store::create_on(backend(), PATH, options(16 * MIB)).expect("it is made");
         put(&store, "durable", 1, 1000);
         let written = store.put(

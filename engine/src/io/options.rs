@@ -15,6 +15,8 @@ use super::uring::Uring;
 use crate::port::op::wait_for;
 
 const READ_RINGS_DEFAULT: usize = 64;
+/// More descriptors than a process usually may have.
+const READ_RINGS_MAX: usize = 4096;
 const RING_ENTRIES_DEFAULT: u32 = 1024;
 const PROBE_SIZE: usize = 8192;
 
@@ -48,7 +50,7 @@ pub struct IoOptions {
     /// Whether transfers bypass the page cache.
     pub direct: DirectIo,
     /// io_uring: how many rings there may be for reads, one for each thread that reads, while there are
-    /// enough; at least 1. Each takes some 30 KiB of memory and a descriptor, once a thread uses it.
+    /// enough; at least 1, at most 4096. Each takes some 30 KiB of memory and a descriptor, once a thread uses it.
     pub read_rings: usize,
     /// io_uring: how many requests of one ring the kernel may have at a time; more wait their
     /// turn. Between 2 and 65,536; rounded up to a power of two.
@@ -90,7 +92,8 @@ pub fn open_backend(options: &IoOptions) -> io::Result<(Arc<dyn Backend>, Option
 }
 
 fn open_uring(options: &IoOptions) -> io::Result<HostBackend> {
-    let rings = Uring::new(options.read_rings, options.ring_entries).map_err(explained)?;
+    let read_rings = options.read_rings.clamp(1, READ_RINGS_MAX);
+    let rings = Uring::new(read_rings, options.ring_entries).map_err(explained)?;
     let backend = HostBackend::new(rings, options.direct == DirectIo::Auto);
     probe(&backend).map_err(|error| {
         let message = format!("io_uring is here but does not work ({error})");
@@ -149,7 +152,7 @@ mod tests {
 
     #[test]
     fn silly_numbers_are_made_to_work() {
-        for (read_rings, ring_entries) in [(0, 0), (1, 1), (1, u32::MAX)] {
+        for (read_rings, ring_entries) in [(0, 0), (1, 1), (1, u32::MAX), (usize::MAX, 16)] {
             let options = IoOptions {
                 read_rings,
                 ring_entries,

@@ -1111,7 +1111,6 @@ impl Inner {
 
     /// Waits until no frame of a sector is under way.
     pub fn wait_until_idle(self: &Arc<Self>, number: usize) {
-        let mut reaping = Vec::new();
         wait_for(poll_fn(|context| {
             {
                 let lane = &mut self.commits.lock().lanes[number];
@@ -1120,10 +1119,7 @@ impl Inner {
                 }
                 lane.idle.push(context.waker().clone());
             }
-            let source = self.commit_source(number);
-            if !offer_driver(source.driver()) {
-                reaping = source.complete_in_background();
-            }
+            offer_driver(self.commit_source(number).driver());
             Poll::Pending
         }));
     }
