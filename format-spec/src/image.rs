@@ -333,6 +333,8 @@ pub struct Image<B> {
     bytes: B,
     header: ImageHeader,
     fences: Fences,
+    /// The greatest key, if there is one and it could be read.
+    last: Option<Box<[u8]>>,
 }
 
 impl<B: AsRef<[u8]>> fmt::Debug for Image<B> {
@@ -413,17 +415,20 @@ impl<B: AsRef<[u8]>> Image<B> {
             bytes,
             header,
             fences: Fences::default(),
+            last: None,
         };
         let groups = usize::try_from(header.groups.get()).unwrap_or(0);
         let first_key = |group: usize| image.first_key(group as u64).ok();
         image.fences = Fences::new(groups, first_key);
+        image.last = image.last_key().ok();
         Ok(image)
     }
 
     /// Bytes of memory that it takes.
     #[must_use]
     pub fn memory(&self) -> usize {
-        self.bytes().len() + self.fences.memory()
+        let last = self.last.as_ref().map_or(0, |last| last.len());
+        self.bytes().len() + self.fences.memory() + last
     }
 
     /// Its header.
@@ -540,6 +545,20 @@ impl<B: AsRef<[u8]>> Image<B> {
         take_key(&mut bytes, 0).map(|(_, suffix)| suffix)
     }
 
+    /// The greatest key, of an image that has any.
+    fn last_key(&self) -> Result<Box<[u8]>, FormatError> {
+        let last = self.header.groups.get().checked_sub(1);
+        let mut bytes = self.group(last.ok_or_else(|| bad("groups", "are none"))?)?;
+        let mut key = Vec::new();
+        while !bytes.is_empty() {
+            let (shared, suffix) = take_key(&mut bytes, key.len())?;
+            key.truncate(shared);
+            key.extend_from_slice(suffix);
+            self.skip_value(&mut bytes)?;
+        }
+        Ok(key.into())
+    }
+
     /// The number of the last group whose first key is not greater than `key`, or 0.
     fn find_group(&self, key: &[u8]) -> Result<u64, FormatError> {
         let groups = usize::try_from(self.header.groups.get()).unwrap_or(0);
@@ -561,7 +580,9 @@ impl<B: AsRef<[u8]>> Image<B> {
     /// # Errors
     /// Where the image does not decode.
     pub fn get(&self, key: &[u8]) -> Result<Option<ImageEntry>, FormatError> {
-        if self.header.entries == 0 {
+        // Who puts keys in their order asks for one behind all others each time.
+        let is_behind = self.last.as_deref().is_some_and(|last| key > last);
+        if self.header.entries == 0 || is_behind {
             return Ok(None);
         }
         let mut bytes = self.group(self.find_group(key)?)?;

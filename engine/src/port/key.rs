@@ -47,12 +47,11 @@ impl BinaryKey {
 
     /// The place of `bytes` in the order of the keys of blobs, whether they are a key or not.
     pub(crate) fn bound(bytes: &[u8]) -> Self {
-        let mut stored = BytesMut::with_capacity(1 + bytes.len());
-        stored.put_u8(SPACE_BLOB);
-        stored.put_slice(bytes);
-        Self {
-            stored: stored.freeze(),
-        }
+        let stored = match Short::of_blob(bytes) {
+            Some(short) => Bytes::from_owner(short),
+            None => [&[SPACE_BLOB], bytes].concat().into(),
+        };
+        Self { stored }
     }
 
     /// The key's bytes.
@@ -107,6 +106,33 @@ impl BinaryKey {
             | StoredKey::Ranges(key)
             | StoredKey::Completed { key, .. } => Self::bound(key),
         }
+    }
+}
+
+/// A stored key that lies beside its count of references: a [`Bytes`] of a vector allocates that when it is first cloned.
+struct Short {
+    length: u8,
+    bytes: [u8; Self::MAX_LEN],
+}
+
+impl Short {
+    const MAX_LEN: usize = 47;
+
+    /// That of a blob, if it is short.
+    fn of_blob(key: &[u8]) -> Option<Self> {
+        let mut bytes = [0; Self::MAX_LEN];
+        bytes[0] = SPACE_BLOB;
+        bytes.get_mut(1..=key.len())?.copy_from_slice(key);
+        Some(Self {
+            length: u8::try_from(1 + key.len()).ok()?,
+            bytes,
+        })
+    }
+}
+
+impl AsRef<[u8]> for Short {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
     }
 }
 
@@ -238,6 +264,17 @@ mod tests {
             BinaryKey::new([0; BinaryKey::MAX_LEN + 1]),
             Err(StorageError::InvalidKey { length: 1025 })
         ));
+    }
+
+    #[test]
+    fn a_key_of_any_length_is_what_it_was_made_of() {
+        for length in 1..=100 {
+            let bytes: Vec<u8> = (0..length).collect();
+            let key = BinaryKey::new(&bytes).expect("a good key");
+            assert_eq!(key.as_bytes(), bytes);
+            assert_eq!(key.stored(), [&[SPACE_BLOB], &bytes[..]].concat());
+            assert_eq!(key.owned(), key);
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState as FastHash;
 use graviton_format::Geometry;
 use graviton_format::checksum::stored_length;
 use graviton_format::key::StoredKey;
@@ -127,9 +128,8 @@ pub struct Draft {
 }
 
 /// A record of a frame.
+#[derive(Debug, Clone, Copy)]
 pub struct DraftRecord {
-    pub encoded: Arc<Encoded>,
-    pub lsn: u64,
     pub flags: u8,
     /// Which of the flight's decisions it is.
     pub decision: usize,
@@ -163,6 +163,11 @@ impl Draft {
             follows: true,
             ..self
         }
+    }
+
+    /// Bytes of its records.
+    pub fn length(&self) -> u64 {
+        self.length
     }
 
     /// Bytes by which it makes an image grow, with those it goes behind.
@@ -244,7 +249,7 @@ pub struct Busy {
     /// They are made durable, so that it may be.
     pub durable: bool,
     /// What they are about.
-    pub keys: HashSet<BinaryKey>,
+    pub keys: HashSet<BinaryKey, FastHash>,
 }
 
 impl Busy {
@@ -281,9 +286,11 @@ pub struct Assembly<'a> {
     /// Pieces that changes of this flight may have added, by blob.
     fragments: HashMap<BinaryKey, usize>,
     /// Keys of requests that wait: what comes later about them waits too.
-    blocked: HashSet<BinaryKey>,
+    blocked: HashSet<BinaryKey, FastHash>,
     /// Keys that records of this flight change, and what they make of them.
-    overlay: HashMap<BinaryKey, Option<Decision>>,
+    overlay: HashMap<BinaryKey, Option<Decision>, FastHash>,
+    /// What the request that is decided has put over what, in that, the first first.
+    overlaid: Vec<(BinaryKey, Option<Option<Decision>>)>,
     decided: Decided,
 }
 
@@ -294,6 +301,8 @@ pub struct Decided {
     pub answers: Vec<Answering>,
     /// What its records do to the index, in their order, and the sectors that they are in.
     pub applied: Vec<(SectorSet, Applied)>,
+    /// The records themselves, until its frames are built.
+    pub records: Vec<Encoded>,
     /// What trackers know by them.
     pub known: Vec<(BinaryKey, Known)>,
     /// What its requests have claimed.
@@ -340,8 +349,9 @@ impl<'a> Assembly<'a> {
             takers: SectorSet::NONE,
             turns: HashSet::new(),
             fragments: HashMap::new(),
-            blocked: HashSet::new(),
-            overlay: HashMap::new(),
+            blocked: HashSet::default(),
+            overlay: HashMap::default(),
+            overlaid: Vec::new(),
             decided: Decided {
                 is_plain: true,
                 ..Decided::default()
@@ -580,26 +590,28 @@ impl<'a> Assembly<'a> {
         lsn
     }
 
-    fn current(&self, key: &BinaryKey) -> Result<Option<u64>, StorageError> {
+    /// The current version of a key, or why there is none.
+    fn current(&self, key: &BinaryKey) -> Result<Current, StorageError> {
         if let Some(version) = self.overlay.get(key) {
-            return Ok(version.map(|version| version.lsn));
+            return Ok(match version {
+                Some(version) => Current::Version(version.lsn),
+                None => Current::Deleted,
+            });
         }
-        let found = self.index.lookup(key.stored())?;
-        Ok(found.map(|found| found.entry.lsn))
+        Ok(match self.index.lookup(key.stored())? {
+            Some(found) => Current::Version(found.entry.lsn),
+            None => Current::Unknown,
+        })
     }
 
     fn push(&mut self, record: Encoded, flags: u8, applied: Applied) {
-        let (encoded, decision) = (Arc::new(record), self.decided.applied.len());
+        let (length, decision) = (record.length(), self.decided.applied.len());
         for draft in self.targets() {
-            draft.length += encoded.length();
-            draft.records.push(DraftRecord {
-                encoded: Arc::clone(&encoded),
-                lsn: applied.lsn,
-                flags,
-                decision,
-            });
+            draft.length += length;
+            draft.records.push(DraftRecord { flags, decision });
         }
         self.decided.applied.push((self.target, applied));
+        self.decided.records.push(record);
     }
 
     /// Where the next decision will be.
@@ -607,19 +619,27 @@ impl<'a> Assembly<'a> {
         Mark {
             decisions: self.decided.applied.len(),
             known: self.decided.known.len(),
-            lengths: self.drafts.iter().map(|draft| draft.length).collect(),
         }
     }
 
     /// Takes back what was decided since.
     fn take_back(&mut self, mark: &Mark) {
-        self.decided.applied.truncate(mark.decisions);
-        self.decided.known.truncate(mark.known);
-        for (draft, length) in self.drafts.iter_mut().zip(&mark.lengths) {
+        let Decided {
+            applied,
+            records,
+            known,
+            ..
+        } = &mut self.decided;
+        applied.truncate(mark.decisions);
+        known.truncate(mark.known);
+        for draft in &mut self.drafts {
             let kept = |record: &DraftRecord| record.decision < mark.decisions;
-            draft.records.truncate(draft.records.partition_point(kept));
-            draft.length = *length;
+            let taken_back = draft.records.partition_point(kept);
+            for record in draft.records.drain(taken_back..) {
+                draft.length -= records[record.decision].length();
+            }
         }
+        records.truncate(mark.decisions);
     }
 
     fn decide(&mut self, work: Work) -> Reply {
@@ -687,12 +707,9 @@ impl<'a> Assembly<'a> {
     /// All or nothing: on an error what was decided before is taken back.
     fn decide_mutations(&mut self, mutations: Vec<Mutation>) -> Reply {
         let (mark, lsn, target) = (self.mark(), *self.next_lsn, self.target);
-        let mut overlay_before: Vec<(BinaryKey, Option<Option<Decision>>)> = Vec::new();
+        self.overlaid.clear();
         let mut outcomes = Vec::with_capacity(mutations.len());
         for mutation in mutations {
-            for key in mutation.keys() {
-                overlay_before.push((key.clone(), self.overlay.get(key).copied()));
-            }
             let decided = self.decide_mutation(mutation);
             self.target = target;
             match decided {
@@ -700,7 +717,7 @@ impl<'a> Assembly<'a> {
                 other => {
                     self.take_back(&mark);
                     *self.next_lsn = lsn;
-                    for (key, before) in overlay_before.into_iter().rev() {
+                    for (key, before) in self.overlaid.drain(..).rev() {
                         match before {
                             Some(version) => self.overlay.insert(key, version),
                             None => self.overlay.remove(&key),
@@ -721,22 +738,25 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    /// Whether a version can be put, as a part of an upload perhaps.
+    /// Whether a version can be put, as a part of an upload perhaps. Returns whether the key is [new](Applied::is_new).
     fn check_put(
         &mut self,
         key: &BinaryKey,
         upload: Option<&BinaryKey>,
         precondition: Precondition,
-    ) -> Result<(), StorageError> {
+    ) -> Result<bool, StorageError> {
         self.check_upload(upload)?;
-        self.check(key, upload.unwrap_or(key), precondition)?;
-        self.note_crossing(key)
+        let current = self.current(key)?;
+        holds(upload.unwrap_or(key), precondition, current)?;
+        self.note_crossing(key)?;
+        Ok(current == Current::Unknown && self.index.sectors.len() == 1)
     }
 
     /// `None`: it is no part of one.
     fn check_upload(&mut self, upload: Option<&BinaryKey>) -> Result<(), StorageError> {
         let Some(upload) = upload else { return Ok(()) };
-        let lsn = self.current(upload)?.ok_or_else(|| no_such(upload))?;
+        let current = self.current(upload)?.version();
+        let lsn = current.ok_or_else(|| no_such(upload))?;
         // What reads the index of it waits for this frame.
         self.keep_overlay(upload, lsn, 0);
         Ok(())
@@ -745,11 +765,15 @@ impl<'a> Assembly<'a> {
     /// The key has this version once this flight is over.
     fn keep_overlay(&mut self, key: &BinaryKey, lsn: u64, size: u64) {
         let sectors = self.target;
-        let decision = Decision { lsn, size, sectors };
-        self.overlay.insert(key.clone(), Some(decision));
+        self.overlay(key, Some(Decision { lsn, size, sectors }));
     }
 
-    /// `named` is the key that errors are about.
+    fn overlay(&mut self, key: &BinaryKey, decision: Option<Decision>) {
+        let before = self.overlay.insert(key.clone(), decision);
+        self.overlaid.push((key.clone(), before));
+    }
+
+    /// The current version of `key`, for which a precondition holds. `named` is the key that errors are about.
     fn check(
         &self,
         key: &BinaryKey,
@@ -757,14 +781,8 @@ impl<'a> Assembly<'a> {
         precondition: Precondition,
     ) -> Result<Option<u64>, StorageError> {
         let current = self.current(key)?;
-        if precondition.holds(current) {
-            Ok(current)
-        } else {
-            Err(StorageError::PreconditionFailed {
-                key: named.of_blob(),
-                actual: current.map(ETag::of_version),
-            })
-        }
+        holds(named, precondition, current)?;
+        Ok(current.version())
     }
 
     /// Sees whether a new version of `key`, or its delete, is about a blob that other sectors have too.
@@ -809,7 +827,7 @@ impl<'a> Assembly<'a> {
                 replicas,
                 known,
             } => {
-                self.check_put(&key, upload.as_ref(), precondition)?;
+                let is_new = self.check_put(&key, upload.as_ref(), precondition)?;
                 let size = manifest
                     .as_ref()
                     .map_or(u64::from(payload_length), |(size, _)| *size);
@@ -817,6 +835,7 @@ impl<'a> Assembly<'a> {
                 self.keep_overlay(&key, lsn, size);
                 self.note_known(&key, lsn, known);
                 let applied = Applied {
+                    is_new,
                     meta_length,
                     payload_length,
                     manifest,
@@ -960,7 +979,9 @@ impl<'a> Assembly<'a> {
                 digest,
                 time,
             } => {
-                self.current(&upload)?.ok_or_else(|| no_such(&upload))?;
+                self.current(&upload)?
+                    .version()
+                    .ok_or_else(|| no_such(&upload))?;
                 let (joined, whole) = self.join_parts(&upload, &parts)?;
                 let (size, limit) = (joined.size, BLOB_MAX_LEN);
                 if size > limit {
@@ -993,7 +1014,9 @@ impl<'a> Assembly<'a> {
                 idle_since,
                 time,
             } => {
-                self.current(&upload)?.ok_or_else(|| no_such(&upload))?;
+                self.current(&upload)?
+                    .version()
+                    .ok_or_else(|| no_such(&upload))?;
                 let parts = self.index.parts(upload_id(&upload).lsn())?;
                 let in_use = |since| parts.iter().any(|(_, part)| part.time > since);
                 let bytes = match idle_since.is_some_and(in_use) {
@@ -1315,7 +1338,7 @@ impl<'a> Assembly<'a> {
         if tombstone.is_none_or(|(newest, _)| newest != lsn) {
             return Ok(None);
         }
-        self.overlay.insert(key.clone(), None);
+        self.overlay(&key, None);
         let applied = Applied {
             replica: true,
             ..applied(RecordKind::Tombstone, key, lsn, time)
@@ -1327,7 +1350,7 @@ impl<'a> Assembly<'a> {
 
     fn push_tombstone(&mut self, key: BinaryKey, time: u64) {
         let lsn = self.lsn();
-        self.overlay.insert(key.clone(), None);
+        self.overlay(&key, None);
         let record = record::encode(RecordKind::Tombstone, &key, &[], &[], time);
         self.push(record, 0, applied(RecordKind::Tombstone, key, lsn, time));
     }
@@ -1410,8 +1433,42 @@ struct NewManifest {
 struct Mark {
     decisions: usize,
     known: usize,
-    /// Of each draft.
-    lengths: Vec<u64>,
+}
+
+/// What is known of a key when a request about it is decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Current {
+    /// Its current version.
+    Version(u64),
+    /// A record of the same flight deletes it.
+    Deleted,
+    /// It has none, and nothing in the flight is about it.
+    Unknown,
+}
+
+impl Current {
+    fn version(self) -> Option<u64> {
+        match self {
+            Self::Version(version) => Some(version),
+            Self::Deleted | Self::Unknown => None,
+        }
+    }
+}
+
+/// Checks a precondition. `named` is the key that the error is about.
+fn holds(
+    named: &BinaryKey,
+    precondition: Precondition,
+    current: Current,
+) -> Result<(), StorageError> {
+    let actual = current.version();
+    if precondition.holds(actual) {
+        return Ok(());
+    }
+    Err(StorageError::PreconditionFailed {
+        key: named.of_blob(),
+        actual: actual.map(ETag::of_version),
+    })
 }
 
 /// The id of an upload.
@@ -1434,6 +1491,7 @@ fn applied(kind: RecordKind, key: BinaryKey, lsn: u64, time: u64) -> Applied {
         kind,
         moved: false,
         replica: false,
+        is_new: false,
         key,
         lsn,
         time,

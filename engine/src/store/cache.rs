@@ -20,8 +20,9 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::port::{BinaryKey, StorageError};
@@ -53,16 +54,41 @@ impl Weighter<u64, Bytes> for ByBytes {
 /// A version that is current.
 #[derive(Debug)]
 struct Hot {
+    /// Of the key, so that others in its place are told apart without a look at theirs.
+    hash: u64,
     key: BinaryKey,
     version: u64,
 }
 
+/// Those whose keys have a part of their hashes in common.
+#[derive(Debug, Default)]
+struct Place {
+    hot: [Option<Hot>; Self::HOT_MAX],
+    /// The one that goes next, if there is no room.
+    oldest: usize,
+    /// Gets that found here what they asked for: counted where they are, no thread waits for another's count.
+    hits: u64,
+}
+
+impl Place {
+    /// With half as many keys as there is room for in all, one in twenty places has more than this.
+    const HOT_MAX: usize = 4;
+
+    fn position(&self, hash: u64, key: &BinaryKey) -> Option<usize> {
+        let is_it = |hot: &Hot| hot.hash == hash && hot.key == *key;
+        self.hot
+            .iter()
+            .position(|hot| hot.as_ref().is_some_and(is_it))
+    }
+}
+
 /// See the [module's page](self).
 pub struct ReadCache {
-    blobs: Cache<u64, Bytes, ByBytes>,
+    blobs: Cache<u64, Bytes, ByBytes, RandomState>,
     /// By a hash of the key; those that share a place take it from each other. A power of two.
-    hot: Box<[Mutex<Option<Hot>>]>,
+    hot: Box<[Mutex<Place>]>,
     blob_max: u64,
+    /// Beside those that are counted in places.
     hits: AtomicU64,
     misses: AtomicU64,
     /// What is being read, by version.
@@ -97,9 +123,10 @@ impl ReadCache {
         let items = usize::try_from(capacity / TYPICAL)
             .unwrap_or(usize::MAX)
             .max(16);
-        let places = items.min(HOT_MAX).next_power_of_two();
+        let places = (items.min(HOT_MAX) / Place::HOT_MAX).next_power_of_two();
+        let (by_version, lifecycle) = (RandomState::default(), DefaultLifecycle::default());
         Arc::new(Self {
-            blobs: Cache::with_weighter(items, capacity, ByBytes),
+            blobs: Cache::with(items, capacity, ByBytes, by_version, lifecycle),
             hot: (0..places).map(|_| Mutex::default()).collect(),
             blob_max: BLOB_MAX.min(capacity / SHARE),
             hits: AtomicU64::new(0),
@@ -124,50 +151,61 @@ impl ReadCache {
         found
     }
 
-    fn place(&self, key: &BinaryKey) -> &Mutex<Option<Hot>> {
-        let hash = usize::try_from(xxh3_64(key.stored()) >> 32).unwrap_or(0);
-        &self.hot[hash & (self.hot.len() - 1)]
+    /// Hash and place of a key.
+    fn place(&self, key: &BinaryKey) -> (u64, &Mutex<Place>) {
+        let hash = xxh3_64(key.stored());
+        let place = usize::try_from(hash >> 32).unwrap_or(0);
+        (hash, &self.hot[place & (self.hot.len() - 1)])
     }
 
     /// The current version of a blob, and its bytes, if it was found here before.
     pub fn get_hot(&self, key: &BinaryKey) -> Option<(u64, Bytes)> {
-        let version = match &*self.place(key).lock() {
-            Some(hot) if hot.key == *key => hot.version,
-            _ => return None,
-        };
+        let (hash, place) = self.place(key);
+        let mut place = place.lock();
+        let hot = &place.hot[place.position(hash, key)?];
+        let version = hot.as_ref()?.version;
         let bytes = self.blobs.get(&version)?;
-        self.hits.fetch_add(1, Ordering::Relaxed);
+        place.hits += 1;
         Some((version, bytes))
     }
 
     /// The current version of a blob was found here. The index is locked, so that it stays current meanwhile.
     pub fn found(&self, key: &BinaryKey, version: u64) {
-        let hot = Hot {
-            key: key.owned(),
-            version,
-        };
-        *self.place(key).lock() = Some(hot);
+        let (hash, place) = self.place(key);
+        let key = key.owned();
+        let mut place = place.lock();
+        let free = || place.hot.iter().position(Option::is_none);
+        let position = place.position(hash, &key).or_else(free);
+        let position = position.unwrap_or_else(|| {
+            place.oldest = (place.oldest + 1) % Place::HOT_MAX;
+            place.oldest
+        });
+        place.hot[position] = Some(Hot { hash, key, version });
     }
 
     /// The current version of a blob is another from here on. The index is locked for writing.
     pub fn forget(&self, key: &BinaryKey) {
-        let mut place = self.place(key).lock();
-        if place.as_ref().is_some_and(|hot| hot.key == *key) {
-            *place = None;
+        let (hash, place) = self.place(key);
+        let mut place = place.lock();
+        if let Some(position) = place.position(hash, key) {
+            place.hot[position] = None;
         }
     }
 
     /// The same, of any blob.
     pub fn forget_all(&self) {
-        self.hot.iter().for_each(|place| *place.lock() = None);
+        self.hot
+            .iter()
+            .for_each(|place| place.lock().hot = Default::default());
     }
 
     /// What it holds, and how much use it was.
     pub fn figures(&self) -> CacheFigures {
+        let hits = self.hot.iter().map(|place| place.lock().hits);
         CacheFigures {
             capacity: self.blobs.capacity(),
             bytes: self.blobs.weight(),
-            hits: self.hits.load(Ordering::Relaxed),
+            hits: self.hits.load(Ordering::Relaxed) + hits.sum::<u64>(),
             misses: self.misses.load(Ordering::Relaxed),
         }
     }
@@ -380,7 +418,7 @@ mod tests {
         assert!(cache.get_hot(&key(3)).is_none());
         (0..10_000).for_each(|number| cache.found(&key(number), 5));
         let hot = (0..10_000).filter(|&number| cache.get_hot(&key(number)).is_some());
-        assert!((1..=cache.hot.len()).contains(&hot.count()));
+        assert!((1..=cache.hot.len() * Place::HOT_MAX).contains(&hot.count()));
         cache.forget_all();
         assert!((0..10_000).all(|number| cache.get_hot(&key(number)).is_none()));
     }

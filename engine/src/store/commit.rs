@@ -1324,10 +1324,11 @@ impl Inner {
             lsn,
         } = plan;
         let drafts = std::mem::take(&mut decided.drafts);
+        let records = std::mem::take(&mut decided.records);
         let built = drafts
             .iter()
             .zip(states)
-            .map(|(draft, state)| self.build(draft, state, lsn))
+            .map(|(draft, state)| self.build(draft, &decided.applied, &records, state, lsn))
             .collect::<Result<Vec<_>, _>>();
         let built = match built {
             Ok(built) => built,
@@ -1343,7 +1344,7 @@ impl Inner {
             }
             _ => None,
         };
-        drop(drafts);
+        drop((drafts, records));
         let flight = Arc::new(Mutex::new(Some(Flight {
             number,
             decided,
@@ -1367,8 +1368,15 @@ impl Inner {
         }
     }
 
-    /// Builds the frame of one sector.
-    fn build(&self, draft: &Draft, state: LaneState, lsn: u64) -> Result<Built, StorageError> {
+    /// Builds the frame of one sector, of some of the records of a flight.
+    fn build(
+        &self,
+        draft: &Draft,
+        applied: &[(SectorSet, Applied)],
+        records: &[Encoded],
+        state: LaneState,
+        lsn: u64,
+    ) -> Result<Built, StorageError> {
         let LaneState {
             tail,
             unsynced,
@@ -1393,11 +1401,11 @@ impl Inner {
         let mut written = None;
         if draft.is_written() {
             let sector = &self.sectors[draft.number];
-            let records = draft.records.iter().map(|record| record.encoded.length());
-            let length = frame_length(records.sum());
+            let length = frame_length(draft.length());
             let mut builder = FrameBuilder::new(sector, tail, draft.opened, length, noted)?;
             for record in &draft.records {
-                let address = builder.push(&record.encoded, record.lsn, record.flags);
+                let (_, applied) = &applied[record.decision];
+                let address = builder.push(&records[record.decision], applied.lsn, record.flags);
                 frame.addresses.push(address);
             }
             let claimed = match sync {
@@ -1764,7 +1772,7 @@ impl Lane {
     fn behind(&self) -> Option<Busy> {
         let mut busy = Busy {
             durable: true,
-            keys: HashSet::new(),
+            keys: HashSet::default(),
         };
         for flight in &self.under_way {
             let end = flight.end.as_ref()?;

@@ -8,7 +8,7 @@
 //! of the log: live commits and replay take the same path, so that what recovery rebuilds is what
 //! was there. A live key has an entry in each sector that holds a replica of it, all of one version.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, btree_map};
 use std::ops::{Bound, Range};
 use std::sync::Arc;
 
@@ -437,6 +437,9 @@ pub struct Applied {
     pub moved: bool,
     /// Copied from another sector.
     pub replica: bool,
+    /// When it was decided, the sector, which is the only one, had no version of its key, and nothing under way was
+    /// about that: so there is none to look for.
+    pub is_new: bool,
     /// Its key.
     pub key: BinaryKey,
     /// Its LSN.
@@ -527,7 +530,7 @@ impl Change {
 }
 
 /// By stored key.
-type Delta = BTreeMap<Bytes, Change>;
+type Delta = BTreeMap<Box<[u8]>, Change>;
 
 /// One sector's part of the index.
 #[derive(Debug)]
@@ -702,21 +705,24 @@ impl SectorIndex {
     /// As [`SectorIndex::set`], where `found` is what is said of the key until now.
     fn replace(&mut self, key: &BinaryKey, slot: Slot, found: Option<&Slot>) {
         let stored = key.stored();
-        if let Some(change) = self.delta.get_mut(stored) {
-            self.growth -= change.growth(stored);
-            change.slot = slot;
-            self.growth += change.growth(stored);
-            return;
+        match self.delta.entry(stored.into()) {
+            btree_map::Entry::Occupied(mut change) => {
+                let change = change.get_mut();
+                self.growth -= change.growth(stored);
+                change.slot = slot;
+                self.growth += change.growth(stored);
+            }
+            btree_map::Entry::Vacant(place) => {
+                let before = match found {
+                    Some(live @ Slot::Live(_)) => slot_bytes(stored, live),
+                    _ => 0,
+                };
+                let before = u32::try_from(before).unwrap_or(u32::MAX);
+                let change = Change { slot, before };
+                self.growth += change.growth(stored);
+                place.insert(change);
+            }
         }
-        let before = match found {
-            Some(live @ Slot::Live(_)) => slot_bytes(stored, live),
-            _ => 0,
-        };
-        let before = u32::try_from(before).unwrap_or(u32::MAX);
-        let change = Change { slot, before };
-        self.growth += change.growth(stored);
-        // One of a listing would keep its neighbours' memory.
-        self.delta.insert(Bytes::copy_from_slice(stored), change);
     }
 
     /// How many entries changed since the last checkpoint.
@@ -942,7 +948,13 @@ impl SectorIndex {
 
     /// Puts what `applied` makes of its key in the place of what is older; gives up either, whichever is not the newest.
     fn renew(&mut self, applied: &Applied, slot: Slot) -> Result<(), StorageError> {
-        let found = self.get(applied.key.stored())?;
+        let found = match applied.is_new {
+            true => None,
+            false => self.get(applied.key.stored())?,
+        };
+        debug_assert!(
+            !applied.is_new || !matches!(self.get(applied.key.stored()), Ok(Some(Slot::Live(_))))
+        );
         let is_newest = match &found {
             Some(Slot::Live(Entry { lsn, .. }) | Slot::Tombstone { lsn }) => *lsn <= applied.lsn,
             Some(Slot::Gone) | None => true,
@@ -1463,7 +1475,7 @@ impl SectorIndex {
     }
 }
 
-type DeltaRange<'a> = std::iter::Peekable<std::collections::btree_map::Range<'a, Bytes, Change>>;
+type DeltaRange<'a> = std::iter::Peekable<btree_map::Range<'a, Box<[u8]>, Change>>;
 
 struct BaseRange<'a> {
     cursor: Cursor<'a, Bytes>,

@@ -91,12 +91,16 @@ fn find(
 }
 
 /// A range of a blob that is in memory.
-fn part_of(bytes: &Bytes, range: Range<u64>, version: u64) -> Blob {
+fn part_of(bytes: Bytes, range: Range<u64>, version: u64) -> Blob {
     let at = |position| usize::try_from(position).unwrap_or(usize::MAX);
+    let size = bytes.len() as u64;
     Blob {
-        bytes: bytes.slice(at(range.start)..at(range.end)),
+        bytes: match range == (0..size) {
+            true => bytes,
+            false => bytes.slice(at(range.start)..at(range.end)),
+        },
         range,
-        size: bytes.len() as u64,
+        size,
         etag: ETag::of_version(version),
         version,
     }
@@ -391,7 +395,7 @@ impl Inner {
         if let Some((version, bytes)) = hot {
             check(key, options.precondition, version)?;
             let range = resolve_range(key, options.range.as_ref(), bytes.len() as u64)?;
-            return Ok(Begun::Cached(part_of(&bytes, range, version)));
+            return Ok(Begun::Cached(part_of(bytes, range, version)));
         }
         let index = self.index.read();
         let (found, range) = find(&index, key, options)?;
@@ -404,7 +408,7 @@ impl Inner {
             if let Some(cache) = cache {
                 cache.found(key, version);
             }
-            return Ok(Begun::Cached(part_of(&bytes, range, version)));
+            return Ok(Begun::Cached(part_of(bytes, range, version)));
         }
         let is_whole = range == (0..size);
         let snapshot = self.snapshot_of(&index, key, &found, range, options)?;

@@ -975,6 +975,7 @@ fn applied(record: LoggedRecord) -> Result<Applied, graviton_format::FormatError
         kind: record.kind,
         moved: record.moved,
         replica: record.replica,
+        is_new: false,
         key: record.key,
         lsn: record.lsn,
         time: record.time,

@@ -760,15 +760,23 @@ impl Inner {
             Ok(sectors) => sectors,
             Err(error) => return Op::fail(error),
         };
+        // What does not fit a record, or all together one frame, goes ahead as extents.
+        let segments = sectors
+            .iter()
+            .map(|number| self.geometry(number).segment_size);
+        let frame = usize::try_from(segments.min().unwrap_or(0) / 2).unwrap_or(usize::MAX);
+        let inline_max = match usize::try_from(total).is_ok_and(|total| total <= frame) {
+            true => self.inline_max(sectors),
+            false => CROWDED_INLINE_MAX.min(self.inline_max(sectors)),
+        };
+        let goes_ahead = move |item: &BatchItem| matches!(item, BatchItem::Put { payload, .. } if payload.len() > inline_max);
         let inner = Arc::clone(self);
-        let keys = batch.items.iter().map(|item| item.key().clone()).collect();
+        // What is queued at once needs no keeper, nor anybody who asks by which keys it is kept.
+        let keys = match batch.items.iter().any(goes_ahead) {
+            true => batch.items.iter().map(|item| item.key().clone()).collect(),
+            false => Vec::new(),
+        };
         self.start_kept(keys, async move {
-            // What does not fit a record, or all together one frame, goes ahead as extents.
-            let segments = sectors
-                .iter()
-                .map(|number| inner.geometry(number).segment_size);
-            let frame = usize::try_from(segments.min().unwrap_or(0) / 2).unwrap_or(usize::MAX);
-            let crowded = usize::try_from(total).is_ok_and(|total| total > frame);
             let mut items = Vec::with_capacity(batch.items.len());
             let (mut on_the_way, mut settled) = (0, 0);
             for item in batch.items {
@@ -777,9 +785,7 @@ impl Inner {
                         key,
                         payload,
                         options,
-                    } if payload.len() > inner.inline_max(sectors)
-                        || (crowded && payload.len() > CROWDED_INLINE_MAX) =>
-                    {
+                    } if payload.len() > inline_max => {
                         on_the_way += payload.len();
                         let target = Target::of_blob(&key);
                         let incoming = Incoming::whole(&inner, target, sectors, options, &payload);
