@@ -746,8 +746,7 @@ impl<'a> Assembly<'a> {
         precondition: Precondition,
     ) -> Result<bool, StorageError> {
         self.check_upload(upload)?;
-        let current = self.current(key)?;
-        holds(upload.unwrap_or(key), precondition, current)?;
+        let current = self.check(key, upload.unwrap_or(key), precondition)?;
         self.note_crossing(key)?;
         Ok(current == Current::Unknown && self.index.sectors.len() == 1)
     }
@@ -779,10 +778,16 @@ impl<'a> Assembly<'a> {
         key: &BinaryKey,
         named: &BinaryKey,
         precondition: Precondition,
-    ) -> Result<Option<u64>, StorageError> {
+    ) -> Result<Current, StorageError> {
         let current = self.current(key)?;
-        holds(named, precondition, current)?;
-        Ok(current.version())
+        let actual = current.version();
+        if precondition.holds(actual) {
+            return Ok(current);
+        }
+        Err(StorageError::PreconditionFailed {
+            key: named.of_blob(),
+            actual: actual.map(ETag::of_version),
+        })
     }
 
     /// Sees whether a new version of `key`, or its delete, is about a blob that other sectors have too.
@@ -1034,7 +1039,7 @@ impl<'a> Assembly<'a> {
                 strict,
                 time,
             } => {
-                let existed = self.check(&key, &key, precondition)?.is_some();
+                let existed = self.check(&key, &key, precondition)?.version().is_some();
                 if !existed && strict {
                     return Err(StorageError::NotFound { key });
                 }
@@ -1453,22 +1458,6 @@ impl Current {
             Self::Deleted | Self::Unknown => None,
         }
     }
-}
-
-/// Checks a precondition. `named` is the key that the error is about.
-fn holds(
-    named: &BinaryKey,
-    precondition: Precondition,
-    current: Current,
-) -> Result<(), StorageError> {
-    let actual = current.version();
-    if precondition.holds(actual) {
-        return Ok(());
-    }
-    Err(StorageError::PreconditionFailed {
-        key: named.of_blob(),
-        actual: actual.map(ETag::of_version),
-    })
 }
 
 /// The id of an upload.
