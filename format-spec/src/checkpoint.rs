@@ -206,6 +206,19 @@ pub fn verify_image_pages<'a>(
     stored: &'a [u8],
     root: &CheckpointRoot,
 ) -> Result<&'a [u8], (usize, FormatError)> {
+    verify_summed_pages(stored, root, &[])
+}
+
+/// The same, where the [checksums](image_page_checksum) of the first pages have been computed already: when they were
+/// read, say, and lay in the processor's cache.
+///
+/// # Errors
+/// As [`verify_image_pages`].
+pub fn verify_summed_pages<'a>(
+    stored: &'a [u8],
+    root: &CheckpointRoot,
+    summed: &[u64],
+) -> Result<&'a [u8], (usize, FormatError)> {
     let length = root.image_length.get();
     let needed = stored_image_length(length).and_then(|needed| usize::try_from(needed).ok());
     let sizes = needed.zip(usize::try_from(length).ok());
@@ -241,7 +254,9 @@ pub fn verify_image_pages<'a>(
         .chunks_exact(8)
         .filter_map(|bytes| U64::read_from_bytes(bytes).ok());
     for (number, (page, checksum)) in pages.chunks_exact(PAGE_SIZE).zip(checksums).enumerate() {
-        let computed = image_page_checksum(page, number as u64, root.sequence.get());
+        let sequence = root.sequence.get();
+        let compute = || image_page_checksum(page, number as u64, sequence);
+        let computed = summed.get(number).copied().unwrap_or_else(compute);
         same(checksum.get(), computed, number * PAGE_SIZE, "image page")?;
     }
     Ok(&pages[..length])
@@ -312,6 +327,27 @@ mod tests {
         mixed[..2 * PAGE_SIZE].rotate_left(PAGE_SIZE);
         assert_eq!(verify_image_pages(&mixed, &root).unwrap_err().0, 0);
         assert!(verify_image_pages(&vec![0; image.len()], &root).is_err());
+    }
+
+    #[test]
+    fn checksums_at_hand_are_those_of_the_first_pages() {
+        let (root, image) = stored(3 * PAGE_SIZE, 7);
+        let sums = image_pages_checksums(&image[..3 * PAGE_SIZE], 7);
+        for count in 0..=3 {
+            let verified = verify_summed_pages(&image, &root, &sums[..count]);
+            assert_eq!(verified.unwrap(), &image[..3 * PAGE_SIZE]);
+            let mut wrong = sums[..count].to_vec();
+            if let Some(last) = wrong.last_mut() {
+                *last ^= 1;
+                let (place, _) = verify_summed_pages(&image, &root, &wrong).unwrap_err();
+                assert_eq!(place, (count - 1) * PAGE_SIZE);
+            }
+            let mut damaged = image.clone();
+            damaged[3 * PAGE_SIZE - 1] ^= 1;
+            // Whoever has summed all of them has the damaged one as it was read.
+            let found = image_pages_checksums(&damaged[..3 * PAGE_SIZE], 7);
+            assert!(verify_summed_pages(&damaged, &root, &found[..count]).is_err());
+        }
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct Limit {
     size: usize,
     /// Where the next sequential write goes.
     end: usize,
+    /// Bytes of the checkpoint that Graviton opens with, once there is one.
+    pub checkpoint_bytes: Option<u64>,
 }
 
 impl Limit {
@@ -57,6 +59,7 @@ impl Limit {
             path,
             size,
             end: 0,
+            checkpoint_bytes: None,
         })
     }
 
@@ -101,6 +104,26 @@ impl Limit {
         }
         run.seconds = from.elapsed().as_secs_f64();
         Ok(run)
+    }
+
+    /// Reads `bytes` bytes from the front, some MiB under way, and again from there if the file is shorter. Returns
+    /// seconds.
+    pub fn read_through(&self, bytes: u64) -> Result<f64> {
+        const UNDER_WAY: usize = 8;
+        const ALIGNMENT: usize = 4096;
+        let mut ring = Ring::new(UNDER_WAY, MIB)?;
+        let bytes = usize::try_from(bytes)?.next_multiple_of(ALIGNMENT);
+        let mut starts = (0..bytes).step_by(MIB);
+        let mut next = || {
+            let start = starts.next()?;
+            Some(Place {
+                offset: (start % self.size) as u64,
+                length: MIB.min(bytes - start),
+            })
+        };
+        let from = Instant::now();
+        ring.read(&self.file, &mut next, &mut |_| ())?;
+        Ok(from.elapsed().as_secs_f64())
     }
 
     /// Reads of `length` bytes from places in an order that `seed` decides, `depth` under way.

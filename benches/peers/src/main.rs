@@ -62,6 +62,9 @@ struct Options {
     /// 100000].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
     small_blobs: Option<u32>,
+    /// How many bytes the largest of them has [default: 1000].
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(100..=4096))]
+    small_max: Option<u16>,
     /// Writes all figures to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -120,6 +123,9 @@ fn measure(options: &Options) -> Result<bool> {
     }
     if let Some(blobs) = options.small_blobs {
         effort.small_blobs = blobs as usize;
+    }
+    if let Some(bytes) = options.small_max {
+        effort.small_max = bytes.into();
     }
     // Before anything is measured for nothing.
     let json = match &options.json {

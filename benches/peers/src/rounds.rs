@@ -187,7 +187,11 @@ impl<'a> Runner<'a> {
         for kind in &self.kinds {
             let mut contender = Contender::new(kind, self.directory, sizing);
             match fill(content, work.share(kind, &self.blobs), &mut contender) {
-                Ok(()) => self.contenders.push(contender),
+                Ok(()) => {
+                    let of_graviton = contender.store()?.checkpoint_bytes();
+                    self.limit.checkpoint_bytes = of_graviton.or(self.limit.checkpoint_bytes);
+                    self.contenders.push(contender);
+                }
                 Err(error) => {
                     let why = failure(kind.name, work, &error).why;
                     self.absent.push((kind.name, why));

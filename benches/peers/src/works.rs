@@ -26,6 +26,8 @@ pub struct Effort {
     pub hot_bytes: usize,
     /// How many small blobs are loaded, listed, and opened with.
     pub small_blobs: usize,
+    /// Bytes of the largest of them.
+    pub small_max: usize,
     /// Bytes of the file of the limit.
     pub limit_bytes: usize,
     /// Bytes that a store may preallocate for puts.
@@ -41,6 +43,7 @@ impl Effort {
         set_bytes: 64 * MIB,
         hot_bytes: 16 * MIB,
         small_blobs: 20_000,
+        small_max: 1000,
         limit_bytes: 128 * MIB,
         capacity: 320 << 20,
     };
@@ -53,6 +56,7 @@ impl Effort {
         set_bytes: 256 * MIB,
         hot_bytes: 64 * MIB,
         small_blobs: 100_000,
+        small_max: 1000,
         limit_bytes: 512 * MIB,
         capacity: 1 << 30,
     };
@@ -103,12 +107,14 @@ pub enum Work {
     Space,
 }
 
-/// Sizes of small blobs in bytes.
-const SMALL: std::ops::RangeInclusive<usize> = 100..=1000;
+/// Bytes of the smallest of the small blobs.
+const SMALL_MIN: usize = 100;
 const LARGE: usize = 16 * MIB;
 const RANGE: usize = 4 * KIB;
 /// Of blobs that are overwritten, deleted, and left.
 const SPACE_SIZE: usize = 64 * KIB;
+/// Bytes of these, however short the run: what a store takes whatever lies in it should not decide.
+const SPACE_BYTES: usize = 256 * MIB;
 
 const SIZES: [usize; 3] = [4 * KIB, 64 * KIB, MIB];
 
@@ -238,7 +244,11 @@ impl Work {
     pub fn has_limit(self) -> bool {
         matches!(
             self,
-            Self::Put(_) | Self::PutTogether(_) | Self::Get(..) | Self::GetRange
+            Self::Put(_)
+                | Self::PutTogether(_)
+                | Self::Get(..)
+                | Self::GetRange
+                | Self::Open { .. }
         )
     }
 
@@ -286,16 +296,16 @@ impl Work {
     /// What a store is told beforehand.
     pub fn sizing(self, effort: &Effort) -> Sizing {
         let set_capacity = 2 * effort.set_bytes as u64 + (32 << 20);
-        // Twice what they have on average.
-        let small_capacity = effort.small_blobs as u64 * 1200;
+        // Room for a few checkpoints, too.
+        let small_capacity = effort.small_blobs as u64 * (effort.small_max as u64 + 400);
         let (blob_size, capacity) = match self {
             Self::Put(size) | Self::PutTogether(size) => (size, effort.capacity),
             Self::Get(size, _) | Self::GetHot(size, _) => (size, set_capacity),
             Self::GetRange => (RANGE, set_capacity),
             Self::Load | Self::List | Self::Open { .. } | Self::Memory => {
-                (*SMALL.end(), set_capacity.max(small_capacity))
+                (effort.small_max, set_capacity.max(small_capacity))
             }
-            Self::Space => (SPACE_SIZE, effort.capacity),
+            Self::Space => (SPACE_SIZE, 2 * SPACE_BYTES as u64),
         };
         Sizing {
             blob_size,
@@ -312,9 +322,9 @@ impl Work {
             }
             Self::GetRange => data::blobs(effort.set_bytes / LARGE, LARGE),
             Self::Load | Self::List | Self::Open { .. } | Self::Memory => {
-                data::blobs_of_sizes(effort.small_blobs, &SMALL)
+                data::blobs_of_sizes(effort.small_blobs, &(SMALL_MIN..=effort.small_max))
             }
-            Self::Space => data::blobs(effort.set_bytes / SPACE_SIZE, SPACE_SIZE),
+            Self::Space => data::blobs(SPACE_BYTES / SPACE_SIZE, SPACE_SIZE),
         }
     }
 }
@@ -389,6 +399,12 @@ pub fn slice_of_limit(
         }
         Work::Get(size, callers) => (limit.read(size, callers.depth(), time, seed)?, size),
         Work::GetRange => (limit.read(RANGE, 1, time, seed)?, RANGE),
+        Work::Open { .. } => {
+            let Some(bytes) = limit.checkpoint_bytes else {
+                return Ok(None);
+            };
+            return Ok(Some(Sample::of_value(limit.read_through(bytes)? * 1000.0)));
+        }
         _ => return Ok(None),
     };
     let io = Io::now(&directory)?.since(before);
@@ -646,6 +662,7 @@ fn list(effort: &Effort, blobs: &[Blob], contender: &mut Contender) -> Result<Sa
 }
 
 fn space(blobs: &[Blob], contender: &mut Contender) -> Result<Sample> {
+    contender.remove()?;
     let store = contender.store()?;
     store.load(blobs)?;
     // Of each four one is deleted, one overwritten, two are left.
@@ -667,6 +684,8 @@ fn space(blobs: &[Blob], contender: &mut Contender) -> Result<Sample> {
         .filter(|(number, _)| number % 4 != 1)
         .map(|(_, blob)| blob.payload.len())
         .sum();
+    // One at a time: they are large.
+    contender.remove()?;
     Ok(Sample::of_value(on_disk as f64 / live as f64))
 }
 
@@ -697,6 +716,7 @@ mod tests {
         let (quick, full) = (Effort::QUICK, Effort::FULL);
         for (effort, most) in [(quick, 1 << 30), (full, 4_u64 << 30)] {
             assert!(effort.limit_bytes as u64 + effort.capacity < most / 2);
+            assert!(effort.limit_bytes + 2 * SPACE_BYTES < usize::try_from(most).unwrap_or(0));
         }
     }
 }

@@ -9,15 +9,17 @@
 //! not one for each page, which the kernel pins, and the device fetches, one by one: 64 KiB take two thirds of the time,
 //! 1 MiB half. Those that are smaller than such a page share one.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+#[cfg(not(miri))]
+use std::ptr::null_mut;
 use std::sync::Arc;
 
 #[cfg(not(miri))]
-use rustix::mm::{Advice, madvise};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{ArrayQueue, Mutex, process_wide};
@@ -55,43 +57,67 @@ unsafe impl Sync for Memory {}
 
 impl Memory {
     fn layout(size: usize) -> Option<Layout> {
-        let alignment = match size.is_multiple_of(HUGE_PAGE) {
-            true => HUGE_PAGE,
-            false => BUFFER_ALIGNMENT,
-        };
-        Layout::from_size_align(size, alignment).ok()
+        Layout::from_size_align(size, BUFFER_ALIGNMENT).ok()
+    }
+
+    /// Whether memory of this size is mapped, and not allocated.
+    fn is_mapped(size: usize) -> bool {
+        size.is_multiple_of(HUGE_PAGE) && !cfg!(miri)
     }
 
     /// Zeroed memory; `None` when it cannot be had. `size` is not zero.
     fn allocate(size: usize) -> Option<Self> {
         assert!(size > 0, "an empty buffer needs no memory");
-        let layout = Self::layout(size)?;
-        // SAFETY: the layout's size is not zero, as asserted above.
-        let start = NonNull::new(unsafe { alloc(layout) })?;
-        if layout.align() == HUGE_PAGE {
-            advise_huge_pages(start, size);
-        }
-        // SAFETY: the allocation has `size` bytes, and nobody else knows of it.
-        unsafe { start.write_bytes(0, size) };
+        let start = match Self::is_mapped(size) {
+            true => map_huge_pages(size)?,
+            false => {
+                // SAFETY: the layout's size is not zero, as asserted above.
+                NonNull::new(unsafe { alloc_zeroed(Self::layout(size)?) })?
+            }
+        };
         Some(Self { start, size })
     }
 }
 
-/// Asks for huge pages, before the memory is touched.
+/// Maps zeros, in huge pages if there are any: the kernel clears each when it is first touched.
 #[cfg(not(miri))]
-fn advise_huge_pages(start: NonNull<u8>, size: usize) {
-    // SAFETY: the range was just allocated, and starts and ends with a page; the advice does not change what
-    // is in it. It fails where there are no huge pages, and nothing depends on it.
-    let _ = unsafe { madvise(start.as_ptr().cast(), size, Advice::LinuxHugepage) };
+fn map_huge_pages(size: usize) -> Option<NonNull<u8>> {
+    let spanned = size.checked_add(HUGE_PAGE)?;
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a mapping at a place that the kernel chooses takes the place of no other.
+    let mapped = unsafe { mmap_anonymous(null_mut(), spanned, access, MapFlags::PRIVATE) };
+    let mapped: *mut u8 = mapped.ok()?.cast();
+    let before = mapped.addr().wrapping_neg() % HUGE_PAGE;
+    let start = mapped.wrapping_add(before);
+    let behind = start.wrapping_add(size);
+    for (rest, length) in [(mapped, before), (behind, HUGE_PAGE - before)] {
+        if length > 0 {
+            // SAFETY: this part of the mapping is whole pages, and nobody uses it. Where it can't be unmapped, it is
+            // address space that is lost.
+            let _ = unsafe { munmap(rest.cast(), length) };
+        }
+    }
+    // SAFETY: the range was just mapped; the advice does not change what is in it. It fails where there are no huge
+    // pages, and nothing depends on it.
+    let _ = unsafe { madvise(start.cast(), size, Advice::LinuxHugepage) };
+    NonNull::new(start)
 }
 
 #[cfg(miri)]
-fn advise_huge_pages(_start: NonNull<u8>, _size: usize) {}
+fn map_huge_pages(_size: usize) -> Option<NonNull<u8>> {
+    None
+}
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if Self::is_mapped(self.size) {
+            #[cfg(not(miri))]
+            // SAFETY: `map_huge_pages` has mapped so many bytes there, and they are unmapped only here.
+            let _ = unsafe { munmap(self.start.as_ptr().cast(), self.size) };
+            return;
+        }
         let layout = Self::layout(self.size).expect("the memory was allocated with this layout");
-        // SAFETY: `start` came from `alloc` with this very layout and is freed only here.
+        // SAFETY: `start` came from `alloc_zeroed` with this very layout and is freed only here.
         unsafe { dealloc(self.start.as_ptr(), layout) };
     }
 }
@@ -347,7 +373,7 @@ fn class_size(class: usize) -> usize {
 
 /// Hands out [`AlignedBuf`]s and keeps those that come back, up to a bound, for the next taker.
 ///
-/// Buffers come in powers of two from 4 KiB to 16 MiB; larger ones are allocated and freed each
+/// Buffers come in powers of two from 4 KiB to 16 MiB; larger ones, of whole huge pages, are mapped and unmapped each
 /// time. Those of 32 KiB to 1 MiB are cut from huge pages of 2 MiB, each of which stays as long as any part of it is in use.
 /// Cloning gives another handle to the same pool.
 #[derive(Clone)]
@@ -413,7 +439,7 @@ impl BufferPool {
         let block = match class {
             Some(class) => self.shelves.take(class),
             None => len
-                .checked_next_multiple_of(BUFFER_ALIGNMENT)
+                .checked_next_multiple_of(HUGE_PAGE)
                 .and_then(Memory::allocate)
                 .map(Block::Whole),
         };

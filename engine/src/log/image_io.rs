@@ -4,9 +4,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use graviton_format::checkpoint::{CheckpointRoot, stored_image_length, verify_image_pages};
+use graviton_format::checkpoint::{
+    CheckpointRoot, image_page_checksum, stored_image_length, verify_summed_pages,
+};
 use graviton_format::geometry::ROOT_SLOT_SIZE;
-use graviton_format::image::Image;
+use graviton_format::image::{Image, PAGE_SIZE};
 use graviton_format::segment::{self, SegmentHeader};
 use graviton_format::{FormatError, Geometry};
 
@@ -312,6 +314,10 @@ async fn read_image_once(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImag
     let per_segment = geometry.image_bytes_per_segment();
     let mut image = sector.buffer(geometry.round_up(stored))?;
     let mut reads: VecDeque<(usize, u64, IoOp)> = VecDeque::new();
+    let mut sums = PageSums {
+        sequence: root.root.sequence.get(),
+        sums: Vec::new(),
+    };
     let starts = (0..stored).step_by(usize::try_from(per_segment).unwrap_or(usize::MAX));
     for ((&segment, start), part) in root.segments.iter().zip(starts).zip(0_u32..) {
         check_part(sector, segment, part, root.root.sequence.get()).await?;
@@ -324,12 +330,12 @@ async fn read_image_once(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImag
                 usize::try_from(at).map_err(|_| sector.corruption(address, "oversized image"))?;
             reads.push_back((target, address, sector.disk().read(buffer, address)));
             if reads.len() > TRANSFERS {
-                finish_read(sector, reads.pop_front(), &mut image).await?;
+                finish_read(sector, reads.pop_front(), &mut image, &mut sums).await?;
             }
         }
     }
     while !reads.is_empty() {
-        finish_read(sector, reads.pop_front(), &mut image).await?;
+        finish_read(sector, reads.pop_front(), &mut image, &mut sums).await?;
     }
     let corruption = |(at, error): (usize, FormatError)| {
         let part = at as u64 / per_segment;
@@ -344,7 +350,7 @@ async fn read_image_once(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImag
             format!("checkpoint {}: {error}", root.root.sequence),
         )
     };
-    let length = verify_image_pages(&image, &root.root)
+    let length = verify_summed_pages(&image, &root.root, &sums.sums)
         .map_err(corruption)?
         .len();
     let image = Image::open(Bytes::from_owner(image).slice(..length))
@@ -382,16 +388,38 @@ async fn check_part(
     sector.read_whole(block, check).await?
 }
 
+/// Checksums of an image's pages, summed as it is read: the device has the next ones under way meanwhile.
+struct PageSums {
+    sequence: u64,
+    sums: Vec<u64>,
+}
+
+impl PageSums {
+    /// Goes on to the end of what was read.
+    fn go_on(&mut self, read: &[u8]) {
+        let left = read[self.sums.len() * PAGE_SIZE..].chunks_exact(PAGE_SIZE);
+        for page in left {
+            let number = self.sums.len() as u64;
+            self.sums
+                .push(image_page_checksum(page, number, self.sequence));
+        }
+    }
+}
+
+/// Reads come in their order.
 async fn finish_read(
     sector: &Sector,
     read: Option<(usize, u64, IoOp)>,
     image: &mut AlignedBuf,
+    sums: &mut PageSums,
 ) -> Result<(), StorageError> {
     let Some((target, address, read)) = read else {
         return Ok(());
     };
     let (buffer, outcome) = read.await;
     outcome.map_err(|source| sector.io_error("read", address, source))?;
-    image[target..target + buffer.len()].copy_from_slice(&buffer);
+    let end = target + buffer.len();
+    image[target..end].copy_from_slice(&buffer);
+    sums.go_on(&image[..end]);
     Ok(())
 }

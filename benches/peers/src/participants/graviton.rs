@@ -199,6 +199,11 @@ impl Participant for Graviton {
         Ok(Some(space.total - space.free))
     }
 
+    fn checkpoint_bytes(&self) -> Option<u64> {
+        let sectors = self.0.info().sectors;
+        Some(sectors.first()?.checkpoint.as_ref()?.bytes)
+    }
+
     fn close(self: Box<Self>) -> Result<()> {
         self.0.close().context("close the store")
     }

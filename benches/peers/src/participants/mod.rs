@@ -124,6 +124,11 @@ pub trait Participant: Send + Sync {
         Ok(None)
     }
 
+    /// Bytes of what it reads when it is opened, if that is all of its index.
+    fn checkpoint_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Closes it.
     fn close(self: Box<Self>) -> Result<()>;
 }
