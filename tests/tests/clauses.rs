@@ -3,10 +3,13 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use graviton_engine::io::sim::{Fault, FaultKind, Loss, Sim};
-use graviton_engine::io::{Backend, BufferPool, Lock, LockError, OpenAccess, WriteSync};
+use graviton_engine::io::{
+    AlignedBuf, Backend, BufferPool, Disk, IoOp, Lock, LockError, OpenAccess, WriteSync,
+};
 use graviton_engine::port::op::wait_for;
 use graviton_engine::port::{
     Attributes, Batch, BinaryKey, BlobReader, BlobStore, CopyOptions, DeleteOptions, Durability,
@@ -336,10 +339,12 @@ fn a_version_that_was_seen_is_never_given_out_again() {
     }
 }
 
-/// Locks hold nobody up, so that a store can be left as by a killed process; and it is known what was opened.
+/// Locks hold nobody up, so that a store can be left as by a killed process; and it is known what was opened, and how
+/// much was read.
 #[derive(Debug, Default)]
 struct Lockless {
     opened: Mutex<Vec<PathBuf>>,
+    reads: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -353,6 +358,11 @@ impl Between for Lockless {
         opened.push(path.to_owned());
     }
 
+    fn read(&self, disk: &Arc<dyn Disk>, buffer: AlignedBuf, offset: u64) -> IoOp {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        disk.read(buffer, offset)
+    }
+
     fn lock(
         &self,
         _backend: &dyn Backend,
@@ -360,6 +370,39 @@ impl Between for Lockless {
         _exclusive: bool,
     ) -> Result<Box<dyn Lock>, LockError> {
         Ok(Box::new(NoLock))
+    }
+}
+
+/// A log of small frames is read many frames at a time, and one of long ones is read all the same.
+#[test]
+fn a_replay_reads_many_frames_at_once() {
+    let machine = Arc::new(Lockless::default());
+    let sim = Sim::new(512, 1);
+    let backend = || BetweenBackend::new(sim.backend(), &machine);
+    let mut options = options(80 * MIB);
+    options.segment_size = Some(4 * MIB);
+    let open = options.open.clone();
+    let store = Store::create_on(backend(), PATH, options).expect("it is made");
+    let sizes = |number| match number {
+        0..300 => 1000,
+        300..310 => 150_000,
+        _ => 900_000,
+    };
+    let names = || (0..313).map(|number| (number, format!("{number}")));
+    for (number, name) in names() {
+        put(&store, &name, number, sizes(number));
+    }
+    // Killed.
+    std::mem::forget(store);
+    machine.reads.store(0, Ordering::Relaxed);
+    let store = Store::open_on(backend(), PATH, open).expect("it opens");
+    // A header for each of 19 segments, some for superblocks and roots, and where the log ends.
+    let reads = machine.reads.load(Ordering::Relaxed);
+    assert!(reads < 90, "{reads} reads");
+    for (number, name) in names() {
+        let found = store.get(&key(&name), GetOptions::default()).wait();
+        let is_whole = found.expect("it is there").bytes == payload(number, sizes(number));
+        assert!(is_whole, "{name}");
     }
 }
 

@@ -268,6 +268,11 @@ fn verify_payload(
     (payload, None)
 }
 
+/// Bytes that are read of a frame at first: small ones come with their header.
+const FIRST_READ: u64 = 64 << 10;
+/// Bytes of the log that a replay reads at once.
+const AHEAD: u64 = 512 << 10;
+
 /// What is found where the log goes on.
 enum Candidate {
     /// The next frame, or its header at least.
@@ -357,9 +362,46 @@ pub struct Replay {
     stump: Option<u64>,
     /// Segments that hold nothing, if their headers say so, which can't be read.
     blank: Vec<u32>,
+    ahead: Ahead,
     damage: Vec<Damage>,
     bytes: u64,
     ended: bool,
+}
+
+/// Some of the log, read at once.
+#[derive(Debug, Default)]
+struct Ahead {
+    /// Where in the sector it is.
+    range: Range<u64>,
+    bytes: AlignedBuf,
+    /// Some could not be read: everything is read by itself from here on, and what can't be, once.
+    is_given_up: bool,
+}
+
+impl Ahead {
+    async fn read(&mut self, sector: &Sector, range: Range<u64>) {
+        match sector.read(range.clone()).await {
+            Ok((bytes, 0)) => (self.range, self.bytes) = (range, bytes),
+            Ok(_) | Err(_) => self.is_given_up = true,
+        }
+    }
+
+    fn has(&self, range: &Range<u64>) -> bool {
+        self.range.start <= range.start && range.end <= self.range.end
+    }
+
+    /// A copy of a part of it; `None` if it is not there.
+    fn part(&self, sector: &Sector, range: Range<u64>) -> Option<(AlignedBuf, usize)> {
+        if !self.has(&range) {
+            return None;
+        }
+        let offset = range.start - self.range.start;
+        let mut part = sector.buffer(range.end - range.start).ok()?;
+        let offset = usize::try_from(offset).ok()?;
+        let length = part.len();
+        part.copy_from_slice(self.bytes.get(offset..offset + length)?);
+        Some((part, 0))
+    }
 }
 
 impl Replay {
@@ -394,6 +436,7 @@ impl Replay {
             searched: None,
             stump: None,
             blank: Vec::new(),
+            ahead: Ahead::default(),
             damage: Vec::new(),
             bytes: 0,
             ended: false,
@@ -603,15 +646,42 @@ impl Replay {
     /// What is at `address`, where the log goes on. What it is cut for is gone for good, so it is
     /// read again.
     async fn read_candidate(
-        &self,
+        &mut self,
         address: u64,
         generation: u64,
     ) -> Result<Candidate, StorageError> {
+        if let Some(candidate) = self.candidate_ahead(address, generation).await {
+            return Ok(candidate);
+        }
         let read = async || self.read_candidate_once(address, generation).await;
         until_whole(read, |candidate| {
             matches!(candidate, Ok(Candidate::Frame { wrong: None, .. }))
         })
         .await
+    }
+
+    /// A frame that is whole, by what was read ahead: frames may be small, and many. What is not whole there is read by
+    /// itself.
+    async fn candidate_ahead(&mut self, address: u64, generation: u64) -> Option<Candidate> {
+        let geometry = self.sector.geometry();
+        let (segment, _) = geometry.segment_of(address)?;
+        let segment_end = geometry.segment_offset(segment) + geometry.segment_size;
+        let first = address..segment_end.min(address + FIRST_READ);
+        if !self.ahead.has(&first) && !self.ahead.is_given_up {
+            let window = address..segment_end.min(address + AHEAD);
+            self.ahead.read(&self.sector, window).await;
+        }
+        if !self.ahead.has(&first) {
+            return None;
+        }
+        let read = async |range: Range<u64>| match self.ahead.part(&self.sector, range.clone()) {
+            Some(part) => Ok(part),
+            // It is longer than that.
+            None => self.sector.read(range).await,
+        };
+        let frame = read_frame_by(&self.sector, address, read).await.ok()?;
+        let candidate = self.candidate(frame, Vec::new(), address, generation);
+        matches!(candidate, Candidate::Frame { wrong: None, .. }).then_some(candidate)
     }
 
     async fn read_candidate_once(
@@ -625,6 +695,17 @@ impl Replay {
             self.sector.read_around(range, gap).await
         };
         let frame = read_frame_by(&self.sector, address, read).await?;
+        Ok(self.candidate(frame, gaps, address, generation))
+    }
+
+    /// What was read at `address`, where the log goes on, but for the blocks that are `gaps`.
+    fn candidate(
+        &self,
+        frame: Result<(FrameHeader, AlignedBuf, usize), FormatError>,
+        mut gaps: Vec<(u64, StorageError)>,
+        address: u64,
+        generation: u64,
+    ) -> Candidate {
         let mut gap_in = |range: Range<u64>| {
             let gap = gaps.iter().position(|(at, _)| range.contains(at))?;
             Some(Wrong::Unreadable(gaps.swap_remove(gap).1))
@@ -633,18 +714,16 @@ impl Replay {
             Ok(found) => found,
             Err(reason) => {
                 let unreadable = gap_in(address..address + 1);
-                return Ok(Candidate::None(
-                    unreadable.unwrap_or(Wrong::Damaged(reason)),
-                ));
+                return Candidate::None(unreadable.unwrap_or(Wrong::Damaged(reason)));
             }
         };
         if !header.continues(generation, self.tail.checksum, self.tail.lsn) {
-            return Ok(Candidate::None(Wrong::Damaged(FormatError::Field {
+            return Candidate::None(Wrong::Damaged(FormatError::Field {
                 structure: "FrameHeader",
                 field: "previous",
                 what: "does not continue the log".to_owned(),
                 rule: "F-22",
-            })));
+            }));
         }
         let frame = &buffer[skip..];
         let (records, wrong) = match decode_frame(&self.sector, frame, &header, address) {
@@ -652,11 +731,11 @@ impl Replay {
             Err(wrong) => (None, Some(wrong)),
         };
         let unreadable = gap_in(address..address + u64::from(header.length.get()));
-        Ok(Candidate::Frame {
+        Candidate::Frame {
             header,
             records,
             wrong: unreadable.or(wrong.map(Wrong::Damaged)),
-        })
+        }
     }
 
     /// Zeroes the header of the frame that a crash tore, and at which the log was cut \[F-57\]; and the
@@ -935,8 +1014,6 @@ async fn read_frame_by(
     address: u64,
     mut read: impl AsyncFnMut(Range<u64>) -> Result<(AlignedBuf, usize), StorageError>,
 ) -> Result<Result<(FrameHeader, AlignedBuf, usize), FormatError>, StorageError> {
-    /// Small frames come with their header in one read.
-    const FIRST_READ: u64 = 64 << 10;
     let geometry = &sector.geometry();
     let Some((segment, _)) = geometry.segment_of(address) else {
         return Err(sector.corruption(address, "no segment is here"));
