@@ -42,7 +42,7 @@ use works::{Effort, Work};
     disable_help_subcommand = true
 )]
 struct Options {
-    /// A table in about six minutes, on 1 GiB of disk.
+    /// A table in about three minutes, on 1 GiB of disk.
     #[arg(long)]
     quick: bool,
     /// On which disk: a directory, in which one is made and removed in the end [default: the system's place for
@@ -58,8 +58,8 @@ struct Options {
     /// How many rounds.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: Option<u16>,
-    /// How many blobs of 100 to 1000 bytes are loaded, listed and opened with [default: 20000 if it is to be quick, else
-    /// 100000].
+    /// How many small blobs, of 100 bytes and more, are loaded, listed and opened with [default: 20000 if it is to be
+    /// quick, else 100000].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
     small_blobs: Option<u32>,
     /// How many bytes the largest of them has [default: 1000].

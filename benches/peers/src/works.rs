@@ -35,7 +35,7 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// A table in about six minutes, on 1 GiB of disk.
+    /// A table in about three minutes, on 1 GiB of disk.
     pub const QUICK: Self = Self {
         rounds: 5,
         slice: Duration::from_millis(200),
@@ -196,7 +196,7 @@ impl Work {
             Self::GetHot(size, threads) => {
                 format!("hot get, {}, {threads} threads", size_name(size))
             }
-            Self::Load => "bulk load, 100 to 1000 B".to_owned(),
+            Self::Load => "bulk load of small blobs".to_owned(),
             Self::List => "list all keys".to_owned(),
             Self::Open { is_killed: false } => "open, closed before".to_owned(),
             Self::Open { is_killed: true } => "open, killed before".to_owned(),
