@@ -254,7 +254,11 @@ pub fn table(figures: &Figures) -> String {
     if let Some(fio) = figures.limit_by_fio {
         text.push_str(&format!("limit by fio: {}\n", number(fio)));
     }
-    for row in figures.rows.iter().filter(|row| row.is_above_limit()) {
+    for row in figures
+        .rows
+        .iter()
+        .filter(|row| figures.more_is_better && row.is_above_limit())
+    {
         text.push_str(&format!(
             "{}: above the limit, so what the limit does is not the fastest way here (see README)\n",
             row.participant

@@ -186,10 +186,17 @@ impl<'a> Runner<'a> {
         let sizing = work.sizing(&self.effort);
         for kind in &self.kinds {
             let mut contender = Contender::new(kind, self.directory, sizing);
-            match fill(content, work.share(kind, &self.blobs), &mut contender) {
+            let filled = match work {
+                // It begins with nothing, one store at a time.
+                Work::Space => Ok(()),
+                _ => fill(content, work.share(kind, &self.blobs), &mut contender),
+            };
+            match filled {
                 Ok(()) => {
-                    let of_graviton = contender.store()?.checkpoint_bytes();
-                    self.limit.checkpoint_bytes = of_graviton.or(self.limit.checkpoint_bytes);
+                    if content == Content::Small {
+                        let of_graviton = contender.store()?.checkpoint_bytes();
+                        self.limit.checkpoint_bytes = of_graviton.or(self.limit.checkpoint_bytes);
+                    }
                     self.contenders.push(contender);
                 }
                 Err(error) => {
@@ -207,6 +214,7 @@ impl<'a> Runner<'a> {
         self.contenders.iter_mut().try_for_each(Contender::remove)?;
         self.contenders.clear();
         self.absent.clear();
+        self.limit.checkpoint_bytes = None;
         Ok(())
     }
 }

@@ -374,20 +374,43 @@ struct Ahead {
     /// Where in the sector it is.
     range: Range<u64>,
     bytes: AlignedBuf,
-    /// Some could not be read: everything is read by itself from here on, and what can't be, once.
-    is_given_up: bool,
+    /// Of this segment some could not be read: all of it is read frame by frame, and what can't be, once.
+    given_up: Option<u32>,
 }
 
 impl Ahead {
-    async fn read(&mut self, sector: &Sector, range: Range<u64>) {
+    /// Reads on from the beginning of a frame that lies in this segment.
+    async fn read(&mut self, sector: &Sector, segment: u32, from: u64, segment_end: u64) {
+        let range = from..segment_end.min(from + AHEAD);
         match sector.read(range.clone()).await {
             Ok((bytes, 0)) => (self.range, self.bytes) = (range, bytes),
-            Ok(_) | Err(_) => self.is_given_up = true,
+            Ok(_) | Err(_) => self.given_up = Some(segment),
         }
     }
 
     fn has(&self, range: &Range<u64>) -> bool {
         self.range.start <= range.start && range.end <= self.range.end
+    }
+
+    /// A copy of its end, and what comes behind that: of a frame that begins in it and is longer.
+    ///
+    /// # Errors
+    /// `Io`; `Corruption` if it does not begin there.
+    async fn part_and_rest(
+        &self,
+        sector: &Sector,
+        range: Range<u64>,
+    ) -> Result<(AlignedBuf, usize), StorageError> {
+        let end = self.range.end;
+        let not_there = || sector.corruption(range.start, "not read ahead");
+        let (part, _) = self.part(sector, range.start..end).ok_or_else(not_there)?;
+        let (rest, skip) = sector.read(end..range.end).await?;
+        let mut whole = sector.buffer(range.end - range.start)?;
+        let (first, second) = whole.split_at_mut(part.len());
+        first.copy_from_slice(&part);
+        let rest = rest.get(skip..).and_then(|rest| rest.get(..second.len()));
+        second.copy_from_slice(rest.ok_or_else(not_there)?);
+        Ok((whole, 0))
     }
 
     /// A copy of a part of it; `None` if it is not there.
@@ -667,17 +690,18 @@ impl Replay {
         let (segment, _) = geometry.segment_of(address)?;
         let segment_end = geometry.segment_offset(segment) + geometry.segment_size;
         let first = address..segment_end.min(address + FIRST_READ);
-        if !self.ahead.has(&first) && !self.ahead.is_given_up {
-            let window = address..segment_end.min(address + AHEAD);
-            self.ahead.read(&self.sector, window).await;
+        if !self.ahead.has(&first) && self.ahead.given_up != Some(segment) {
+            let ahead = &mut self.ahead;
+            ahead
+                .read(&self.sector, segment, address, segment_end)
+                .await;
         }
         if !self.ahead.has(&first) {
             return None;
         }
         let read = async |range: Range<u64>| match self.ahead.part(&self.sector, range.clone()) {
             Some(part) => Ok(part),
-            // It is longer than that.
-            None => self.sector.read(range).await,
+            None => self.ahead.part_and_rest(&self.sector, range).await,
         };
         let frame = read_frame_by(&self.sector, address, read).await.ok()?;
         let candidate = self.candidate(frame, Vec::new(), address, generation);

@@ -107,7 +107,7 @@ impl fmt::Debug for ReadCache {
 /// What a cache holds, and how much use it was.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CacheFigures {
-    /// The most bytes of memory that it takes; 0: there is none.
+    /// The most bytes of memory that blobs in it take, beside the keys of those that are hot; 0: there is none.
     pub capacity: u64,
     /// Bytes that it takes.
     pub bytes: u64,

@@ -702,15 +702,17 @@ impl SectorIndex {
         Ok(())
     }
 
-    /// As [`SectorIndex::set`], where `found` is what is said of the key until now.
-    fn replace(&mut self, key: &BinaryKey, slot: Slot, found: Option<&Slot>) {
+    /// As [`SectorIndex::set`], where `found` is what is said of the key until now. Returns what it replaces of the
+    /// newest layer.
+    fn replace(&mut self, key: &BinaryKey, slot: Slot, found: Option<&Slot>) -> Option<Slot> {
         let stored = key.stored();
         match self.delta.entry(stored.into()) {
             btree_map::Entry::Occupied(mut change) => {
                 let change = change.get_mut();
                 self.growth -= change.growth(stored);
-                change.slot = slot;
+                let before = std::mem::replace(&mut change.slot, slot);
                 self.growth += change.growth(stored);
+                Some(before)
             }
             btree_map::Entry::Vacant(place) => {
                 let before = match found {
@@ -721,6 +723,7 @@ impl SectorIndex {
                 let change = Change { slot, before };
                 self.growth += change.growth(stored);
                 place.insert(change);
+                None
             }
         }
     }
@@ -952,10 +955,6 @@ impl SectorIndex {
             true => None,
             false => self.get(applied.key.stored())?,
         };
-        if applied.is_new && matches!(found, Some(Slot::Live(_))) {
-            let what = format!("{} is not new", applied.key);
-            return Err(self.sector.corruption(applied.address, what));
-        }
         let is_newest = match &found {
             Some(Slot::Live(Entry { lsn, .. }) | Slot::Tombstone { lsn }) => *lsn <= applied.lsn,
             Some(Slot::Gone) | None => true,
@@ -969,7 +968,14 @@ impl SectorIndex {
         if let Some(Slot::Live(entry)) = &found {
             self.release(&applied.key, entry);
         }
-        self.replace(&applied.key, slot, found.as_ref());
+        let replaced = self.replace(&applied.key, slot, found.as_ref());
+        let is_live = |slot: &Slot| matches!(slot, Slot::Live(_));
+        if applied.is_new
+            && (found.as_ref().is_some_and(is_live) || replaced.as_ref().is_some_and(is_live))
+        {
+            let what = format!("{} was taken for new", applied.key);
+            return Err(self.sector.corruption(applied.address, what));
+        }
         Ok(())
     }
 
