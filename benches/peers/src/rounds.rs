@@ -186,12 +186,7 @@ impl<'a> Runner<'a> {
         let sizing = work.sizing(&self.effort);
         for kind in &self.kinds {
             let mut contender = Contender::new(kind, self.directory, sizing);
-            let filled = match work {
-                // It begins with nothing, one store at a time.
-                Work::Space => Ok(()),
-                _ => fill(content, work.share(kind, &self.blobs), &mut contender),
-            };
-            match filled {
+            match fill(content, work.share(kind, &self.blobs), &mut contender) {
                 Ok(()) => {
                     if content == Content::Small {
                         let of_graviton = contender.store()?.checkpoint_bytes();
@@ -220,8 +215,9 @@ impl<'a> Runner<'a> {
 }
 
 fn fill(content: Content, blobs: &[Blob], contender: &mut Contender) -> Result<()> {
-    let store = contender.store()?;
+    // A store that begins with nothing is made when its turn comes.
     if content != Content::Nothing {
+        let store = contender.store()?;
         store.load(blobs)?;
         store.settle()?;
     }

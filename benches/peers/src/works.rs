@@ -662,7 +662,6 @@ fn list(effort: &Effort, blobs: &[Blob], contender: &mut Contender) -> Result<Sa
 }
 
 fn space(blobs: &[Blob], contender: &mut Contender) -> Result<Sample> {
-    contender.remove()?;
     let store = contender.store()?;
     store.load(blobs)?;
     // Of each four one is deleted, one overwritten, two are left.

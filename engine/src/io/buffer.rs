@@ -112,7 +112,8 @@ impl Drop for Memory {
     fn drop(&mut self) {
         if Self::is_mapped(self.size) {
             #[cfg(not(miri))]
-            // SAFETY: `map_huge_pages` has mapped so many bytes there, and they are unmapped only here.
+            // SAFETY: `map_huge_pages` has mapped so many bytes there, and they are unmapped only here. Where that fails,
+            // the memory is lost.
             let _ = unsafe { munmap(self.start.as_ptr().cast(), self.size) };
             return;
         }
@@ -481,12 +482,15 @@ mod tests {
     #[test]
     fn a_buffer_is_aligned_zeroed_and_as_long_as_asked() {
         let pool = BufferPool::new(1 << 20);
-        for len in [1, 511, 4096, 4097, 1 << 20, (16 << 20) + 1] {
+        for len in [1, 511, 4096, 4097, 1 << 20, 3 << 20, (16 << 20) + 1] {
             let buffer = pool.take(len);
             assert_eq!(buffer.len(), len);
             assert_eq!(buffer.as_ptr().addr() % BUFFER_ALIGNMENT, 0);
             assert!(buffer.capacity() >= len);
             assert_eq!(buffer.capacity() % BUFFER_ALIGNMENT, 0);
+            if Memory::is_mapped(buffer.capacity()) {
+                assert_eq!(buffer.as_ptr().addr() % HUGE_PAGE, 0);
+            }
             assert!(buffer.iter().all(|byte| *byte == 0));
         }
     }

@@ -388,10 +388,6 @@ impl Ahead {
         }
     }
 
-    fn has(&self, range: &Range<u64>) -> bool {
-        self.range.start <= range.start && range.end <= self.range.end
-    }
-
     /// A copy of its end, and what comes behind that: of a frame that begins in it and is longer.
     ///
     /// # Errors
@@ -403,11 +399,11 @@ impl Ahead {
     ) -> Result<(AlignedBuf, usize), StorageError> {
         let end = self.range.end;
         let not_there = || sector.corruption(range.start, "not read ahead");
-        let (part, _) = self.part(sector, range.start..end).ok_or_else(not_there)?;
+        let part = self.get(&(range.start..end)).ok_or_else(not_there)?;
         let (rest, skip) = sector.read(end..range.end).await?;
         let mut whole = sector.buffer(range.end - range.start)?;
         let (first, second) = whole.split_at_mut(part.len());
-        first.copy_from_slice(&part);
+        first.copy_from_slice(part);
         let rest = rest.get(skip..).and_then(|rest| rest.get(..second.len()));
         second.copy_from_slice(rest.ok_or_else(not_there)?);
         Ok((whole, 0))
@@ -415,15 +411,15 @@ impl Ahead {
 
     /// A copy of a part of it; `None` if it is not there.
     fn part(&self, sector: &Sector, range: Range<u64>) -> Option<(AlignedBuf, usize)> {
-        if !self.has(&range) {
-            return None;
-        }
-        let offset = range.start - self.range.start;
-        let mut part = sector.buffer(range.end - range.start).ok()?;
-        let offset = usize::try_from(offset).ok()?;
-        let length = part.len();
-        part.copy_from_slice(self.bytes.get(offset..offset + length)?);
+        let bytes = self.get(&range)?;
+        let mut part = sector.buffer(bytes.len() as u64).ok()?;
+        part.copy_from_slice(bytes);
         Some((part, 0))
+    }
+
+    fn get(&self, range: &Range<u64>) -> Option<&[u8]> {
+        let at = |address: u64| usize::try_from(address.checked_sub(self.range.start)?).ok();
+        self.bytes.get(at(range.start)?..at(range.end)?)
     }
 }
 
@@ -690,15 +686,13 @@ impl Replay {
         let (segment, _) = geometry.segment_of(address)?;
         let segment_end = geometry.segment_offset(segment) + geometry.segment_size;
         let first = address..segment_end.min(address + FIRST_READ);
-        if !self.ahead.has(&first) && self.ahead.given_up != Some(segment) {
+        if self.ahead.get(&first).is_none() && self.ahead.given_up != Some(segment) {
             let ahead = &mut self.ahead;
             ahead
                 .read(&self.sector, segment, address, segment_end)
                 .await;
         }
-        if !self.ahead.has(&first) {
-            return None;
-        }
+        self.ahead.get(&first)?;
         let read = async |range: Range<u64>| match self.ahead.part(&self.sector, range.clone()) {
             Some(part) => Ok(part),
             None => self.ahead.part_and_rest(&self.sector, range).await,

@@ -424,6 +424,38 @@ mod tests {
     }
 
     #[test]
+    fn keys_that_share_a_place_leave_each_other_there_while_there_is_room() {
+        let cache = ReadCache::new(1 << 20);
+        filled(&cache, 5, 100);
+        let keys = (0_u32..).map(|number| BinaryKey::new(number.to_string()).expect("a short key"));
+        let is_of_first =
+            |key: &BinaryKey| std::ptr::eq(cache.place(key).1, &raw const cache.hot[0]);
+        let keys: Vec<BinaryKey> = keys.filter(is_of_first).take(Place::HOT_MAX + 1).collect();
+        let hot = || {
+            keys.iter()
+                .filter(|key| cache.get_hot(key).is_some())
+                .count()
+        };
+        for (before, key) in keys.iter().enumerate() {
+            cache.found(key, 5);
+            cache.found(key, 5);
+            assert!(cache.get_hot(key).is_some());
+            assert_eq!(hot(), Place::HOT_MAX.min(before + 1));
+        }
+        // Those that were found above: one each time, and all that were there.
+        assert_eq!(cache.figures().hits, 5 + (1 + 2 + 3 + 4 + 4));
+        // One that goes leaves room for another.
+        let is_hot = |key: &&BinaryKey| cache.get_hot(key).is_some();
+        let [out, gone] = [false, true].map(|wanted| {
+            let mut those = keys.iter().filter(|key| is_hot(key) == wanted);
+            those.next_back().expect("there is one")
+        });
+        cache.forget(gone);
+        cache.found(out, 5);
+        assert_eq!(hot(), Place::HOT_MAX);
+    }
+
+    #[test]
     fn errors_are_not_kept() {
         let cache = ReadCache::new(1 << 20);
         let failed = cache.read_through(1, || async { Err(StorageError::Closed) });

@@ -951,7 +951,7 @@ impl SectorIndex {
 
     /// Puts what `applied` makes of its key in the place of what is older; gives up either, whichever is not the newest.
     fn renew(&mut self, applied: &Applied, slot: Slot) -> Result<(), StorageError> {
-        // Tests look for it all the same.
+        // Builds with debug assertions, as those of tests, look for it all the same.
         let found = match applied.is_new && !cfg!(debug_assertions) {
             true => None,
             false => self.get(applied.key.stored())?,

@@ -769,10 +769,11 @@ impl Inner {
             true => self.inline_max(sectors),
             false => CROWDED_INLINE_MAX.min(self.inline_max(sectors)),
         };
-        let goes_ahead = move |item: &BatchItem| matches!(item, BatchItem::Put { payload, .. } if payload.len() > inline_max);
+        let goes_ahead = move |payload: &Bytes| payload.len() > inline_max;
+        let is_ahead = |item: &BatchItem| matches!(item, BatchItem::Put { payload, .. } if goes_ahead(payload));
         let inner = Arc::clone(self);
         // What is queued at once needs no keeper, nor anybody who asks by which keys it is kept.
-        let keys = match batch.items.iter().any(goes_ahead) {
+        let keys = match batch.items.iter().any(is_ahead) {
             true => batch.items.iter().map(|item| item.key().clone()).collect(),
             false => Vec::new(),
         };
@@ -785,7 +786,7 @@ impl Inner {
                         key,
                         payload,
                         options,
-                    } if payload.len() > inline_max => {
+                    } if goes_ahead(&payload) => {
                         on_the_way += payload.len();
                         let target = Target::of_blob(&key);
                         let incoming = Incoming::whole(&inner, target, sectors, options, &payload);
