@@ -28,18 +28,20 @@ pub struct Identity {
 }
 
 impl Identity {
-    fn hasher(&self, address: u64) -> crc32fast::Hasher {
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&self.store_id);
-        hasher.update(&self.sector_id.to_le_bytes());
-        hasher.update(&address.to_le_bytes());
-        hasher
+    /// Its bytes, and a number's behind them.
+    fn with(&self, number: u64) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        bytes[..16].copy_from_slice(&self.store_id);
+        bytes[16..24].copy_from_slice(&self.sector_id.to_le_bytes());
+        bytes[24..].copy_from_slice(&number.to_le_bytes());
+        bytes
     }
 
     /// The checksum of a header at `address`: CRC-32 over identity, address and `parts` \[F-2\].
     #[must_use]
     pub fn header_checksum(&self, address: u64, parts: &[&[u8]]) -> u32 {
-        let mut hasher = self.hasher(address);
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&self.with(address));
         for part in parts {
             hasher.update(part);
         }
@@ -49,12 +51,8 @@ impl Identity {
     /// What masks the chunk checksums of a record \[F-3\].
     #[must_use]
     pub fn chunk_mask(&self, lsn: u64) -> ChunkMask {
-        let mut bound = [0; 32];
-        bound[..16].copy_from_slice(&self.store_id);
-        bound[16..24].copy_from_slice(&self.sector_id.to_le_bytes());
-        bound[24..].copy_from_slice(&lsn.to_le_bytes());
         ChunkMask {
-            seed: xxh3_64(&bound),
+            seed: xxh3_64(&self.with(lsn)),
         }
     }
 }

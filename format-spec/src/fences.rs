@@ -28,7 +28,7 @@ impl Fences {
         let shared = first[..length].to_vec();
         let mut fences = Vec::with_capacity(groups);
         for group in 0..groups {
-            fences.push(fence(key(group)?.strip_prefix(&shared[..])?));
+            fences.push(fence(rest(key(group)?, &shared)?));
         }
         Some(Self { shared, fences })
     }
@@ -44,7 +44,7 @@ impl Fences {
         if self.fences.len() != groups {
             return 0..groups;
         }
-        let Some(rest) = key.strip_prefix(&self.shared[..]) else {
+        let Some(rest) = rest(key, &self.shared) else {
             // All first keys are greater, or none is.
             return match key < self.shared.as_slice() {
                 true => 0..groups.min(1),
@@ -56,6 +56,15 @@ impl Fences {
         let alike = self.fences[less..].partition_point(|fence| *fence == wanted);
         let first = less.saturating_sub(1);
         first..(less + alike).max(first + 1)
+    }
+}
+
+/// What a key has behind what all have. To compare nothing with an empty vector's bytes, which are nowhere, takes as long
+/// as a fault.
+fn rest<'a>(key: &'a [u8], shared: &[u8]) -> Option<&'a [u8]> {
+    match shared.is_empty() {
+        true => Some(key),
+        false => key.strip_prefix(shared),
     }
 }
 

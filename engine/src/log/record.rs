@@ -5,10 +5,11 @@ use graviton_format::checksum::{
     chunk_checksums, stored_length, write_chunks, write_chunks_with_checksums,
 };
 use graviton_format::record::{RecordHeader, RecordKind, write_record_head};
+use smallvec::SmallVec;
 
 /// Payload of so many bytes or more is not copied before it is written: it stays where the caller has it. Less is
 /// copied sooner than it is kept track of.
-const APART_MIN: usize = 8 << 10;
+const APART_MIN: usize = 64;
 
 const HEADER: usize = size_of::<RecordHeader>();
 
@@ -18,16 +19,15 @@ const HEADER: usize = size_of::<RecordHeader>();
 pub struct Encoded {
     /// The head. Behind it the chunks, their checksums unmasked, unless the payload is elsewhere.
     bytes: Vec<u8>,
-    /// Boxed: most records are small, and there are many.
-    apart: Option<Box<Apart>>,
+    apart: Option<Apart>,
 }
 
 /// Payload that lies elsewhere.
 #[derive(Debug)]
 struct Apart {
     payload: Bytes,
-    /// Of its chunks, unmasked.
-    checksums: Vec<u64>,
+    /// Of its chunks, unmasked; in memory of their own if there are several.
+    checksums: SmallVec<[u64; 1]>,
 }
 
 impl Encoded {
@@ -50,22 +50,16 @@ impl Encoded {
     /// # Panics
     /// As [`Encoded::new`].
     #[must_use]
-    pub fn of_shared(
-        kind: RecordKind,
-        key: &[u8],
-        meta: &[u8],
-        payload: &Bytes,
-        time: u64,
-    ) -> Self {
+    pub fn of_shared(kind: RecordKind, key: &[u8], meta: &[u8], payload: Bytes, time: u64) -> Self {
         if payload.len() < APART_MIN {
-            return Self::new(kind, key, meta, payload, time);
+            return Self::new(kind, key, meta, &payload, time);
         }
         Self {
             bytes: head(kind, key, meta, payload.len(), time, 0),
-            apart: Some(Box::new(Apart {
-                payload: payload.clone(),
-                checksums: chunk_checksums(payload).collect(),
-            })),
+            apart: Some(Apart {
+                checksums: chunk_checksums(&payload).collect(),
+                payload,
+            }),
         }
     }
 
@@ -134,7 +128,7 @@ mod tests {
             let encode = (RecordKind::Blob, b"\0key", b"meta", 77);
             let (kind, key, meta, time) = encode;
             let copied = Encoded::new(kind, key, meta, &payload, time);
-            let shared = Encoded::of_shared(kind, key, meta, &payload.into(), time);
+            let shared = Encoded::of_shared(kind, key, meta, payload.into(), time);
             let written = |record: &Encoded| {
                 let length = usize::try_from(record.length()).expect("it is short");
                 let mut target = vec![0xff; length];

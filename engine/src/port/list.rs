@@ -171,9 +171,9 @@ impl FromStr for ListToken {
 /// Builds the page `request` asks for, out of keys that can only be sought.
 ///
 /// `seek(from, limit)` returns, in ascending order, the first entries whose keys are `from` or
-/// greater: at least one if there is any, and at most `limit`. No listing reads more than the keys
-/// it returns, one more, and one key of each common prefix: a prefix's other keys are stepped over
-/// with a seek, however many they are.
+/// greater: `limit` of them if there are so many, but none beyond the request's prefix is needed. No
+/// listing reads more than the keys it returns, one more, and one key of each common prefix: a prefix's
+/// other keys are stepped over with a seek, however many they are.
 ///
 /// A token is only a position. Whatever it says, keys outside of the request's prefix are not
 /// listed, since the page begins at the prefix at the earliest and ends with it.
@@ -191,16 +191,26 @@ pub(crate) fn build_page(
     }
     // The page goes on with the first key that is this or greater, unless it has blobs behind that.
     let mut position = first_position(request);
+    let Some(delimiter) = request.delimiter.as_deref() else {
+        page.blobs = seek(&position, max + 1)?;
+        let is_listed = |entry: &ListEntry| begins_with(entry.key.as_bytes(), &request.prefix);
+        page.blobs.truncate(page.blobs.partition_point(is_listed));
+        if page.blobs.len() > max {
+            page.blobs.truncate(max);
+            let last = page
+                .blobs
+                .last()
+                .map(|last| first_after(last.key.as_bytes()));
+            page.next = last.map(ListToken::resume_at);
+        }
+        return Ok(page);
+    };
     let behind = |page: &ListPage, position: &[u8]| match page.blobs.last() {
         Some(last) if last.key.as_bytes() >= position => first_after(last.key.as_bytes()),
         _ => position.to_vec(),
     };
     // How many entries to ask for: of those in a common prefix all but the first are wasted.
-    let mut ahead = if request.delimiter.is_some() {
-        1
-    } else {
-        max + 1
-    };
+    let mut ahead = 1;
     loop {
         let entries = seek(&behind(&page, &position), ahead)?;
         if entries.is_empty() {
@@ -213,14 +223,14 @@ pub(crate) fn build_page(
             if is_in_group && key < position.as_slice() {
                 continue;
             }
-            if !key.starts_with(&request.prefix) {
+            if !begins_with(key, &request.prefix) {
                 return Ok(page);
             }
             if page.blobs.len() + page.common_prefixes.len() == max {
                 page.next = Some(ListToken::resume_at(behind(&page, &position)));
                 return Ok(page);
             }
-            if let Some(group) = common_prefix(request, key) {
+            if let Some(group) = common_prefix(&request.prefix, delimiter, key) {
                 let after = first_after_prefix(&group);
                 page.common_prefixes.push(group);
                 let Some(after) = after else {
@@ -238,6 +248,12 @@ pub(crate) fn build_page(
     }
 }
 
+/// Whether a key has a prefix. Most often that is empty: where an empty vector's bytes are not, a comparison of none takes
+/// as long as a fault.
+fn begins_with(key: &[u8], prefix: &[u8]) -> bool {
+    prefix.is_empty() || key.starts_with(prefix)
+}
+
 fn first_position(request: &ListRequest) -> Vec<u8> {
     let start_after = request.start_after.as_deref().map(first_after);
     let token = request.token.as_ref().map(|token| token.resume_at.clone());
@@ -248,13 +264,12 @@ fn first_position(request: &ListRequest) -> Vec<u8> {
 }
 
 /// The common prefix that `key` is folded into, if it is.
-fn common_prefix(request: &ListRequest, key: &[u8]) -> Option<Vec<u8>> {
-    let delimiter = request.delimiter.as_deref()?;
-    let rest = &key[request.prefix.len()..];
+fn common_prefix(prefix: &[u8], delimiter: &[u8], key: &[u8]) -> Option<Vec<u8>> {
+    let rest = &key[prefix.len()..];
     let at = rest
         .windows(delimiter.len())
         .position(|window| window == delimiter)?;
-    Some(key[..request.prefix.len() + at + delimiter.len()].to_vec())
+    Some(key[..prefix.len() + at + delimiter.len()].to_vec())
 }
 
 /// The least byte string greater than `key`.

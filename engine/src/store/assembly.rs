@@ -102,6 +102,15 @@ struct Decision {
     sectors: SectorSet,
 }
 
+/// What records of a flight make of a key.
+#[derive(Debug, Clone, Copy)]
+struct Overlay {
+    /// `None`: nothing, it is deleted.
+    decision: Option<Decision>,
+    /// The request that has decided so, of the flight's.
+    request: u64,
+}
+
 /// The frame of one sector, being decided.
 pub struct Draft {
     pub number: usize,
@@ -288,9 +297,13 @@ pub struct Assembly<'a> {
     /// Keys of requests that wait: what comes later about them waits too.
     blocked: HashSet<BinaryKey, FastHash>,
     /// Keys that records of this flight change, and what they make of them.
-    overlay: HashMap<BinaryKey, Option<Decision>, FastHash>,
-    /// What the request that is decided has put over what, in that, the first first.
-    overlaid: Vec<(BinaryKey, Option<Option<Decision>>)>,
+    overlay: HashMap<BinaryKey, Overlay, FastHash>,
+    /// What requests before it had made of keys that the request changes which is decided.
+    overlaid: Vec<(BinaryKey, Overlay)>,
+    /// Whether that request is in the overlay.
+    has_overlaid: bool,
+    /// Its number.
+    request: u64,
     decided: Decided,
 }
 
@@ -352,6 +365,8 @@ impl<'a> Assembly<'a> {
             blocked: HashSet::default(),
             overlay: HashMap::default(),
             overlaid: Vec::new(),
+            has_overlaid: false,
+            request: 0,
             decided: Decided {
                 is_plain: true,
                 ..Decided::default()
@@ -592,8 +607,8 @@ impl<'a> Assembly<'a> {
 
     /// The current version of a key, or why there is none.
     fn current(&self, key: &BinaryKey) -> Result<Current, StorageError> {
-        if let Some(version) = self.overlay.get(key) {
-            return Ok(match version {
+        if let Some(overlay) = self.overlay.get(key) {
+            return Ok(match overlay.decision {
                 Some(version) => Current::Version(version.lsn),
                 None => Current::Deleted,
             });
@@ -707,8 +722,15 @@ impl<'a> Assembly<'a> {
     /// All or nothing: on an error what was decided before is taken back.
     fn decide_mutations(&mut self, mutations: Vec<Mutation>) -> Reply {
         let (mark, lsn, target) = (self.mark(), *self.next_lsn, self.target);
+        let more = mutations.len();
+        self.targets().for_each(|draft| draft.records.reserve(more));
+        self.decided.applied.reserve(more);
+        self.decided.records.reserve(more);
+        self.overlay.reserve(more);
         self.overlaid.clear();
-        let mut outcomes = Vec::with_capacity(mutations.len());
+        self.has_overlaid = false;
+        self.request += 1;
+        let mut outcomes = Vec::with_capacity(more);
         for mutation in mutations {
             let decided = self.decide_mutation(mutation);
             self.target = target;
@@ -717,11 +739,10 @@ impl<'a> Assembly<'a> {
                 other => {
                     self.take_back(&mark);
                     *self.next_lsn = lsn;
-                    for (key, before) in self.overlaid.drain(..).rev() {
-                        match before {
-                            Some(version) => self.overlay.insert(key, version),
-                            None => self.overlay.remove(&key),
-                        };
+                    if self.has_overlaid {
+                        let request = self.request;
+                        self.overlay.retain(|_, overlay| overlay.request != request);
+                        self.overlay.extend(self.overlaid.drain(..));
                     }
                     return other.map(|_| Done::Changed);
                 }
@@ -768,8 +789,14 @@ impl<'a> Assembly<'a> {
     }
 
     fn overlay(&mut self, key: &BinaryKey, decision: Option<Decision>) {
-        let before = self.overlay.insert(key.clone(), decision);
-        self.overlaid.push((key.clone(), before));
+        let request = self.request;
+        let before = self
+            .overlay
+            .insert(key.clone(), Overlay { decision, request });
+        if let Some(before) = before.filter(|before| before.request != request) {
+            self.overlaid.push((key.clone(), before));
+        }
+        self.has_overlaid = true;
     }
 
     /// The current version of `key`, for which a precondition holds. `named` is the key that errors are about.
@@ -1254,8 +1281,8 @@ impl<'a> Assembly<'a> {
     /// What is to be changed; `None` if it lies in other sectors.
     fn to_change(&self, key: &BinaryKey) -> Result<Option<Decision>, StorageError> {
         let not_found = || StorageError::NotFound { key: key.clone() };
-        if let Some(version) = self.overlay.get(key) {
-            let version = version.ok_or_else(not_found)?;
+        if let Some(overlay) = self.overlay.get(key) {
+            let version = overlay.decision.ok_or_else(not_found)?;
             return Ok((version.sectors == self.target).then_some(version));
         }
         let found = self.index.lookup(key.stored())?.ok_or_else(not_found)?;

@@ -192,7 +192,13 @@ impl ReadCache {
         }
     }
 
-    /// The same, of any blob.
+    /// Whether it has a version for current of a blob.
+    pub fn knows(&self, key: &BinaryKey) -> bool {
+        let (hash, place) = self.place(key);
+        place.lock().position(hash, key).is_some()
+    }
+
+    /// What is current is another from here on, of any blob.
     pub fn forget_all(&self) {
         self.hot
             .iter()

@@ -1653,7 +1653,11 @@ impl Inner {
         let mut next = vec![0; frames.len()];
         for (decision, (_, applied)) in applied.iter_mut().enumerate() {
             if let Some(cache) = self.cache.as_ref().filter(|_| !applied.moved) {
-                cache.forget(&applied.key);
+                match applied.is_new {
+                    // Of no version.
+                    true => debug_assert!(!cache.knows(&applied.key)),
+                    false => cache.forget(&applied.key),
+                }
             }
             let mut landed = SectorSet::NONE;
             for (frame, next) in frames.iter_mut().zip(&mut next) {

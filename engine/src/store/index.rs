@@ -8,8 +8,9 @@
 //! of the log: live commits and replay take the same path, so that what recovery rebuilds is what
 //! was there. A live key has an entry in each sector that holds a replica of it, all of one version.
 
-use std::collections::{BTreeMap, HashMap, HashSet, btree_map};
-use std::ops::{Bound, Range};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,6 +22,7 @@ use graviton_format::key::{SPACE_COMPLETED, SPACE_PART, SPACE_UPLOAD, StoredKey}
 use graviton_format::record::{ExtentRef, Manifest, RecordKind, record_length};
 
 use super::assembly::FRAME_TARGET;
+use super::delta;
 use super::set::SectorSet;
 use crate::log::image_io::{LoadedImage, image_segments};
 use crate::log::sector::Payload;
@@ -530,7 +532,7 @@ impl Change {
 }
 
 /// By stored key.
-type Delta = BTreeMap<Box<[u8]>, Change>;
+type Delta = delta::Delta<Change>;
 
 /// One sector's part of the index.
 #[derive(Debug)]
@@ -603,7 +605,8 @@ pub fn part_key(upload: u64, number: u16) -> BinaryKey {
 }
 
 fn growth(delta: &Delta) -> u64 {
-    delta.iter().map(|(key, change)| change.growth(key)).sum()
+    let changes = delta.range(&[]);
+    changes.map(|(key, change)| change.growth(key)).sum()
 }
 
 fn corrupt(sector: &Sector, error: &FormatError) -> StorageError {
@@ -632,7 +635,7 @@ impl SectorIndex {
             sector,
             base,
             frozen: None,
-            delta: Delta::new(),
+            delta: Delta::default(),
             base_extents: extents.len(),
             extents,
             segments,
@@ -694,9 +697,9 @@ impl SectorIndex {
     }
 
     fn set(&mut self, key: &BinaryKey, slot: Slot) -> Result<(), StorageError> {
-        let found = match self.delta.contains_key(key.stored()) {
-            true => None,
-            false => self.get(key.stored())?,
+        let found = match self.delta.get(key.stored()) {
+            Some(_) => None,
+            None => self.get(key.stored())?,
         };
         self.replace(key, slot, found.as_ref());
         Ok(())
@@ -706,26 +709,21 @@ impl SectorIndex {
     /// newest layer.
     fn replace(&mut self, key: &BinaryKey, slot: Slot, found: Option<&Slot>) -> Option<Slot> {
         let stored = key.stored();
-        match self.delta.entry(stored.into()) {
-            btree_map::Entry::Occupied(mut change) => {
-                let change = change.get_mut();
-                self.growth -= change.growth(stored);
-                let before = std::mem::replace(&mut change.slot, slot);
-                self.growth += change.growth(stored);
-                Some(before)
-            }
-            btree_map::Entry::Vacant(place) => {
-                let before = match found {
-                    Some(live @ Slot::Live(_)) => slot_bytes(stored, live),
-                    _ => 0,
-                };
-                let before = u32::try_from(before).unwrap_or(u32::MAX);
-                let change = Change { slot, before };
-                self.growth += change.growth(stored);
-                place.insert(change);
-                None
-            }
+        if let Some(change) = self.delta.get_mut(stored) {
+            self.growth -= change.growth(stored);
+            let before = std::mem::replace(&mut change.slot, slot);
+            self.growth += change.growth(stored);
+            return Some(before);
         }
+        let before = match found {
+            Some(live @ Slot::Live(_)) => slot_bytes(stored, live),
+            _ => 0,
+        };
+        let before = u32::try_from(before).unwrap_or(u32::MAX);
+        let change = Change { slot, before };
+        self.growth += change.growth(stored);
+        self.delta.insert(stored, change);
+        None
     }
 
     /// How many entries changed since the last checkpoint.
@@ -1446,10 +1444,11 @@ impl SectorIndex {
         from: &[u8],
         mut each: impl FnMut(&[u8], Entry) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
-        let (mut range, mut key) = (self.range(from)?, Vec::new());
-        while let Some(slot) = range.next(&mut key)? {
-            if let Slot::Live(entry) = slot
-                && !each(&key, entry)?
+        let mut range = self.range(from)?;
+        while let Some((key, slot)) = range.lend_next()? {
+            if matches!(*slot, Slot::Live(_))
+                && let Slot::Live(entry) = slot.into_owned()
+                && !each(key, entry)?
             {
                 return Ok(());
             }
@@ -1459,7 +1458,6 @@ impl SectorIndex {
 
     /// The entries with keys of `from` or greater, in order.
     fn range(&self, from: &[u8]) -> Result<MergedRange<'_>, StorageError> {
-        let bounds = (Bound::Included(from), Bound::Unbounded);
         let base = match &self.base {
             Some(base) => Some(BaseRange::new(
                 base.seek(from)
@@ -1467,26 +1465,20 @@ impl SectorIndex {
             )),
             None => None,
         };
-        let mut range = MergedRange {
+        Ok(MergedRange {
             sector: &self.sector,
-            delta: self.delta.range::<[u8], _>(bounds).peekable(),
-            frozen: self
-                .frozen
-                .as_deref()
-                .map(|frozen| frozen.range::<[u8], _>(bounds).peekable()),
+            delta: self.delta.range(from),
+            frozen: self.frozen.as_deref().map(|frozen| frozen.range(from)),
             base,
-        };
-        if let Some(base) = &mut range.base {
-            base.advance(range.sector)?;
-        }
-        Ok(range)
+        })
     }
 }
 
-type DeltaRange<'a> = std::iter::Peekable<btree_map::Range<'a, Box<[u8]>, Change>>;
+type DeltaRange<'a> = delta::Range<'a, Change>;
 
 struct BaseRange<'a> {
     cursor: Cursor<'a, Bytes>,
+    /// What is said of the cursor's key, until it is taken.
     current: Option<ImageEntry>,
 }
 
@@ -1498,23 +1490,13 @@ impl<'a> BaseRange<'a> {
         }
     }
 
-    fn advance(&mut self, sector: &Sector) -> Result<(), StorageError> {
-        self.current = self
-            .cursor
-            .next()
-            .map_err(|error| corrupt(sector, &error))?;
-        Ok(())
-    }
-
-    /// The current key, into `key`, and what is said of it; goes on to the next.
-    fn next(&mut self, sector: &Sector, key: &mut Vec<u8>) -> Result<Option<Slot>, StorageError> {
-        let Some(current) = self.current.take() else {
-            return Ok(None);
-        };
-        key.clear();
-        key.extend_from_slice(self.cursor.key());
-        self.advance(sector)?;
-        Ok(Some(Entry::of_image(current)))
+    /// The key that is next.
+    fn peek(&mut self, sector: &Sector) -> Result<Option<&[u8]>, StorageError> {
+        if self.current.is_none() {
+            let next = self.cursor.next();
+            self.current = next.map_err(|error| corrupt(sector, &error))?;
+        }
+        Ok(self.current.as_ref().map(|_| self.cursor.key()))
     }
 }
 
@@ -1526,52 +1508,48 @@ struct MergedRange<'a> {
     base: Option<BaseRange<'a>>,
 }
 
+/// A key, and what is said of it.
+type Said<'a> = (&'a [u8], Cow<'a, Slot>);
+
 impl MergedRange<'_> {
     /// The next key, into `key`, and what the newest layer says of it.
     fn next(&mut self, key: &mut Vec<u8>) -> Result<Option<Slot>, StorageError> {
-        let delta = self.delta.peek().map(|(key, _)| key.as_ref());
-        let frozen = self
-            .frozen
-            .as_mut()
-            .and_then(|frozen| frozen.peek())
-            .map(|(key, _)| key.as_ref());
-        if let (None, None, Some(base)) = (delta, frozen, &mut self.base) {
-            return base.next(self.sector, key);
-        }
-        let base = self
-            .base
-            .as_ref()
-            .filter(|base| base.current.is_some())
-            .map(|base| base.cursor.key());
-        let Some(least) = [delta, frozen, base].into_iter().flatten().min() else {
+        let Some((next, slot)) = self.lend_next()? else {
             return Ok(None);
         };
         key.clear();
-        key.extend_from_slice(least);
-        let (in_delta, in_frozen, in_base) = (
-            delta == Some(least),
-            frozen == Some(least),
-            base == Some(least),
-        );
-        let mut slot = None;
-        if in_base && let Some(base) = &mut self.base {
-            slot = base.current.take().map(Entry::of_image);
-            base.advance(self.sector)?;
-        }
-        if in_frozen && let Some(frozen) = &mut self.frozen {
-            slot = frozen
-                .next()
-                .map(|(_, change)| change.slot.clone())
-                .or(slot);
-        }
-        if in_delta {
-            slot = self
-                .delta
-                .next()
-                .map(|(_, change)| change.slot.clone())
-                .or(slot);
-        }
-        Ok(slot)
+        key.extend_from_slice(next);
+        Ok(Some(slot.into_owned()))
+    }
+
+    /// The next key, and what the newest layer says of it, both where they lie.
+    fn lend_next(&mut self) -> Result<Option<Said<'_>>, StorageError> {
+        let delta = self.delta.peek();
+        let frozen = self.frozen.as_ref().and_then(DeltaRange::peek);
+        let base = match &mut self.base {
+            Some(base) => base.peek(self.sector)?,
+            None => None,
+        };
+        let layers = [delta, frozen, base];
+        let is_least = match layers {
+            // Most often one is left.
+            [_, None, None] | [None, _, None] | [None, None, _] => layers.map(|key| key.is_some()),
+            _ => {
+                let least = layers.into_iter().flatten().min();
+                layers.map(|key| key.is_some() && key == least)
+            }
+        };
+        let [in_delta, in_frozen, in_base] = is_least;
+        let of_base = self.base.as_mut().filter(|_| in_base);
+        let of_base = of_base.and_then(|base| base.current.take().zip(Some(base.cursor.key())));
+        let of_frozen = self.frozen.as_mut().filter(|_| in_frozen);
+        let of_frozen = of_frozen.and_then(Iterator::next);
+        let of_delta = in_delta.then(|| self.delta.next()).flatten();
+        Ok(match (of_delta.or(of_frozen), of_base) {
+            (Some((key, change)), _) => Some((key, Cow::Borrowed(&change.slot))),
+            (None, Some((entry, key))) => Some((key, Cow::Owned(Entry::of_image(entry)))),
+            (None, None) => None,
+        })
     }
 }
 
@@ -1688,11 +1666,11 @@ impl Cut {
     /// # Errors
     /// `Corruption` of the image that is folded in.
     pub fn build(&self, sector: &Sector, forget: u64) -> Result<Vec<u8>, StorageError> {
-        let empty = Delta::new();
+        let empty = Delta::default();
         let mut range = MergedRange {
             sector,
-            delta: empty.range::<[u8], _>(..).peekable(),
-            frozen: Some(self.frozen.range::<[u8], _>(..).peekable()),
+            delta: empty.range(&[]),
+            frozen: Some(self.frozen.range(&[])),
             base: match &self.base {
                 Some(base) => Some(BaseRange::new(
                     base.seek(&[]).map_err(|error| corrupt(sector, &error))?,
@@ -1700,18 +1678,14 @@ impl Cut {
                 None => None,
             },
         };
-        if let Some(base) = &mut range.base {
-            base.advance(sector)?;
-        }
         let mut builder = ImageBuilder::new(self.tail.lsn, self.tail.time);
-        let mut key = Vec::new();
-        while let Some(slot) = range.next(&mut key)? {
-            match slot {
-                Slot::Live(entry) => builder.push(&key, &entry.to_image()),
-                Slot::Tombstone { lsn } if lsn > forget => builder.push(
-                    &key,
+        while let Some((key, slot)) = range.lend_next()? {
+            match &*slot {
+                Slot::Live(entry) => builder.push(key, &entry.to_image()),
+                Slot::Tombstone { lsn } if *lsn > forget => builder.push(
+                    key,
                     &ImageEntry {
-                        lsn,
+                        lsn: *lsn,
                         value: ImageValue::Tombstone,
                     },
                 ),
@@ -2085,9 +2059,9 @@ impl Index {
             }
             return sector.relocate(applied);
         }
-        if let StoredKey::Part { upload, .. } = applied.key.space()
-            && applied.replica
+        if applied.replica
             && !self.sectors[number].replaying
+            && let StoredKey::Part { upload, .. } = applied.key.space()
             && self.find_upload(upload)?.is_none()
         {
             // That was over before this has landed.
@@ -2425,12 +2399,10 @@ impl Index {
             return;
         };
         let newer = std::mem::replace(&mut sector.delta, Arc::unwrap_or_clone(frozen));
-        for (key, change) in newer {
-            let before = sector
-                .delta
-                .get(&key)
-                .map_or(change.before, |old| old.before);
-            sector.delta.insert(key, Change { before, ..change });
+        for (key, change) in newer.into_entries() {
+            let older = sector.delta.get(&key);
+            let before = older.map_or(change.before, |older| older.before);
+            sector.delta.insert(&key, Change { before, ..change });
         }
         sector.growth = growth(&sector.delta);
     }

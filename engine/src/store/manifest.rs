@@ -414,7 +414,7 @@ impl Inner {
         plan: Plan,
         options: &PutManifestOptions,
     ) -> Result<(Mutation, Incoming), ManifestError> {
-        let (target, put) = (Target::of_blob(key), PutOptions::default());
+        let (target, put) = (Target::of_blob(key.clone()), PutOptions::default());
         // What is known not to fit is refused at first.
         let mut copies = Incoming::new(self, target, sectors, put, Some(plan.copied))?;
         let mut parts = Vec::with_capacity(plan.parts.len());

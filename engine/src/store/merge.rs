@@ -109,7 +109,7 @@ impl Inner {
         } = plan;
         let bytes = snapshot.read_all().await?;
         drop(snapshot);
-        let (target, options) = (Target::of_blob(key), PutOptions::default());
+        let (target, options) = (Target::of_blob(key.clone()), PutOptions::default());
         let mut whole = Incoming::new(self, target, sectors, options, Some(range.len()))?;
         whole.take_all(&bytes).await?;
         let manifest = poll_fn(|context| whole.poll_pieces(context)).await?;

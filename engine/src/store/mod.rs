@@ -13,6 +13,7 @@ mod assembly;
 mod cache;
 mod catalog;
 mod commit;
+mod delta;
 mod detached;
 mod figures;
 #[cfg(feature = "testing")]

@@ -7,7 +7,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use graviton_format::key::SPACE_BLOB;
 use graviton_format::record::ExtentRef;
 
 use super::cache::Joined;
@@ -534,13 +533,14 @@ impl Inner {
         self.check_open()?;
         let index = self.index.read();
         let mut keys = KeyMaker::default();
+        let prefix = BinaryKey::bound(&request.prefix);
         crate::port::list::build_page(request, |from, limit| {
             let mut entries = Vec::new();
             if limit == 0 {
                 return Ok(entries);
             }
             index.scan(BinaryKey::bound(from).stored(), |number, key, entry| {
-                if key.first() != Some(&SPACE_BLOB) {
+                if !key.starts_with(prefix.stored()) {
                     return Ok(false);
                 }
                 let wrong = |error| self.sectors[number].corruption(0, error);

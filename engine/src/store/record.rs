@@ -43,7 +43,7 @@ pub fn encode_shared(
     kind: RecordKind,
     key: &BinaryKey,
     meta: &[u8],
-    payload: &Bytes,
+    payload: Bytes,
     time: u64,
 ) -> Encoded {
     Encoded::of_shared(kind, key.stored(), meta, payload, time)

@@ -520,14 +520,15 @@ impl StoreTracker {
             durability: options.durability,
             ..PutOptions::default()
         };
-        let target = Target::of_blob(&stored);
+        let target = Target::of_blob(stored);
         if bytes.len() > self.inner.inline_max(sectors) {
             let put = self.inner.put_at(sectors, target, &bytes, put_options);
             return Ok(Some(put.await?.version));
         }
-        let mutation = self
-            .inner
-            .inline_put(target, &bytes, &put_options, Some(Box::new(known)));
+        let time = self.inner.now();
+        let mutation =
+            self.inner
+                .inline_put(target, bytes, &put_options, Some(Box::new(known)), time);
         self.commit(sectors, mutation, options).await
     }
 

@@ -118,12 +118,16 @@ fn check_declared(
 }
 
 /// The record of an extent, and how many bytes of payload it has.
-fn extent_record(key: &BinaryKey, payload: &Bytes, time: u64) -> (Encoded, u32) {
+fn extent_record(key: &BinaryKey, payload: Bytes, time: u64) -> (Encoded, u32) {
+    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
     let record = record::encode_shared(RecordKind::Extent, key, &[], payload, time);
-    (record, u32::try_from(payload.len()).unwrap_or(u32::MAX))
+    (record, length)
 }
 
 fn metadata(options: &PutOptions, replicas: u8) -> Vec<u8> {
+    if options.digest.is_none() && options.attributes.is_empty() && replicas == 0 {
+        return Vec::new();
+    }
     Details {
         digests: options.digest.into_iter().collect(),
         attributes: options.attributes.clone(),
@@ -246,7 +250,7 @@ impl Inner {
             Ok(sectors) => sectors,
             Err(error) => return Op::fail(error),
         };
-        self.put_at(sectors, Target::of_blob(key), payload, options)
+        self.put_at(sectors, Target::of_blob(key.clone()), payload, options)
     }
 
     /// Puts what was checked, and is to lie in these sectors.
@@ -282,7 +286,7 @@ impl Inner {
         }
         let mutation = match is_in_pieces {
             true => self.put_in_pieces(sectors, target, payload, &options),
-            false => self.inline_put(target, payload, &options, None),
+            false => self.inline_put(target, payload.clone(), &options, None, self.now()),
         };
         let ticket = self.submit(
             sectors,
@@ -334,7 +338,7 @@ impl Inner {
         let mut extents = Vec::with_capacity(left.len().div_ceil(extent_max));
         while !left.is_empty() {
             let piece = left.split_to(left.len().min(extent_max));
-            extents.push(extent_record(&target.key, &piece, time));
+            extents.push(extent_record(&target.key, piece, time));
         }
         Mutation::PutInPieces {
             key: target.key,
@@ -352,13 +356,14 @@ impl Inner {
     pub fn inline_put(
         &self,
         target: Target,
-        payload: &Bytes,
+        payload: Bytes,
         options: &PutOptions,
         known: Option<Box<Known>>,
+        time: u64,
     ) -> Mutation {
-        let time = self.now();
         let replicas = self.asked(options.replicas).unwrap_or(0);
         let meta = metadata(options, replicas);
+        let payload_length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         Mutation::Put {
             record: record::encode_shared(RecordKind::Blob, &target.key, &meta, payload, time),
             key: target.key,
@@ -367,7 +372,7 @@ impl Inner {
             kind: RecordKind::Blob,
             time,
             meta_length: u32::try_from(meta.len()).unwrap_or(u32::MAX),
-            payload_length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
+            payload_length,
             manifest: None,
             replicas,
             known,
@@ -416,7 +421,7 @@ impl Inner {
             size,
             extents: holes(size).collect(),
         };
-        let mutation = self.manifest_put(Target::of_blob(key), manifest, &options);
+        let mutation = self.manifest_put(Target::of_blob(key.clone()), manifest, &options);
         let ticket = self.submit(
             sectors,
             Work::Mutations(vec![mutation]),
@@ -486,25 +491,25 @@ impl Inner {
         options: &PutRangeOptions,
     ) -> Result<(Mutation, Option<Incoming>), StorageError> {
         let meta = record::change_meta();
-        let encode = |kind, payload: &Bytes, time| match bytes.is_empty() {
+        let encode = |kind, payload, time| match bytes.is_empty() {
             true => Encoded::default(),
             false => record::encode_shared(kind, key, &meta, payload, time),
         };
         let (time, record, payload_length, pieces, incoming);
         if bytes.len() <= self.inline_max(sectors) {
             time = self.now();
-            record = encode(RecordKind::Range, bytes, time);
+            record = encode(RecordKind::Range, bytes.clone(), time);
             payload_length = bytes.len();
             (pieces, incoming) = (None, None);
         } else {
-            let (target, options) = (Target::of_blob(key), PutOptions::default());
+            let (target, options) = (Target::of_blob(key.clone()), PutOptions::default());
             let mut whole = Incoming::new(self, target, sectors, options, Some(range.len()))?;
             whole.take_all(bytes).await?;
             let manifest = poll_fn(|context| whole.poll_pieces(context)).await?;
-            let payload = manifest.encode().into();
+            let payload = Bytes::from(manifest.encode());
             time = self.now();
-            record = encode(RecordKind::Splice, &payload, time);
             payload_length = payload.len();
+            record = encode(RecordKind::Splice, payload, time);
             (pieces, incoming) = (Some(manifest.extents.into()), Some(whole));
         }
         let mutation = Mutation::Change {
@@ -534,7 +539,7 @@ impl Inner {
         let unknown = self.sectors[0].geometry().sector_size() / 16;
         let needed = options.size.unwrap_or(unknown);
         let sectors = self.place(key, needed, self.wanted_by(&options))?;
-        self.stream_to(sectors, Target::of_blob(key), options)
+        self.stream_to(sectors, Target::of_blob(key.clone()), options)
     }
 
     /// A stream of what was checked, and is to lie in these sectors.
@@ -778,9 +783,12 @@ impl Inner {
             false => Vec::new(),
         };
         self.start_kept(keys, async move {
-            let mut items = Vec::with_capacity(batch.items.len());
+            let mut ready = Vec::with_capacity(batch.items.len());
+            // They hold the extents until the batch is committed.
+            let mut ahead: Vec<(usize, Incoming)> = Vec::new();
             let (mut on_the_way, mut settled) = (0, 0);
-            for item in batch.items {
+            let time = inner.now();
+            for (place, item) in batch.items.into_iter().enumerate() {
                 match item {
                     BatchItem::Put {
                         key,
@@ -788,49 +796,28 @@ impl Inner {
                         options,
                     } if goes_ahead(&payload) => {
                         on_the_way += payload.len();
-                        let target = Target::of_blob(&key);
+                        let target = Target::of_blob(key);
                         let incoming = Incoming::whole(&inner, target, sectors, options, &payload);
-                        items.push(Item::Incoming(Box::new(incoming.await?)));
+                        ahead.push((place, incoming.await?));
                     }
-                    BatchItem::Put {
-                        key,
-                        payload,
-                        options,
-                    } => {
-                        let target = Target::of_blob(&key);
-                        let put = inner.inline_put(target, &payload, &options, None);
-                        items.push(Item::Ready(put));
-                    }
-                    BatchItem::Delete { key, options } => {
-                        items.push(Item::Ready(Mutation::Delete {
-                            key,
-                            precondition: options.precondition,
-                            strict: options.strict,
-                            time: inner.now(),
-                        }));
-                    }
+                    item => ready.push(inner.ready(item, time)),
                 }
                 if on_the_way > BATCH_IN_FLIGHT {
-                    for item in &mut items[settled..] {
-                        item.settle().await?;
+                    for (_, incoming) in &mut ahead[settled..] {
+                        poll_fn(|context| incoming.poll_in_flight(context, 0)).await?;
                     }
-                    (on_the_way, settled) = (0, items.len());
+                    (on_the_way, settled) = (0, ahead.len());
                 }
             }
-            let mut mutations = Vec::with_capacity(items.len());
-            // They hold the extents until the batch is committed.
-            let mut held = Vec::new();
-            let mut landed = sectors;
-            for item in items {
-                mutations.push(match item {
-                    Item::Ready(mutation) => mutation,
-                    Item::Incoming(mut incoming) => {
-                        let mutation = incoming.take_manifest().await?;
-                        landed = landed.within(incoming.sectors());
-                        held.push(incoming);
-                        mutation
-                    }
-                });
+            let (mut mutations, mut landed) = (ready, sectors);
+            if !ahead.is_empty() {
+                let mut ready = std::mem::take(&mut mutations).into_iter();
+                for (place, incoming) in &mut ahead {
+                    mutations.extend(ready.by_ref().take(*place - mutations.len()));
+                    mutations.push(incoming.take_manifest().await?);
+                    landed = landed.within(incoming.sectors());
+                }
+                mutations.extend(ready);
             }
             let ticket = inner.submit(
                 landed,
@@ -853,6 +840,23 @@ impl Inner {
                 .collect::<Option<Vec<_>>>()
                 .ok_or_else(unexpected)
         })
+    }
+
+    /// The mutation of an item that needs nothing to go ahead of it.
+    fn ready(&self, item: BatchItem, time: u64) -> Mutation {
+        match item {
+            BatchItem::Put {
+                key,
+                payload,
+                options,
+            } => self.inline_put(Target::of_blob(key), payload, &options, None, time),
+            BatchItem::Delete { key, options } => Mutation::Delete {
+                key,
+                precondition: options.precondition,
+                strict: options.strict,
+                time,
+            },
+        }
     }
 
     fn check_batch(&self, batch: &Batch) -> Result<(), StorageError> {
@@ -940,24 +944,6 @@ impl Inner {
     }
 }
 
-/// One item of a batch on its way to the commit.
-enum Item {
-    Ready(Mutation),
-    Incoming(Box<Incoming>),
-}
-
-impl Item {
-    /// Waits until none of its extents is on its way.
-    async fn settle(&mut self) -> Result<(), StorageError> {
-        match self {
-            Self::Ready(_) => Ok(()),
-            Self::Incoming(incoming) => {
-                poll_fn(|context| incoming.poll_in_flight(context, 0)).await
-            }
-        }
-    }
-}
-
 /// What a payload is put as.
 #[derive(Debug, Clone)]
 pub struct Target {
@@ -969,11 +955,8 @@ pub struct Target {
 
 impl Target {
     /// A blob.
-    pub fn of_blob(key: &BinaryKey) -> Self {
-        Self {
-            key: key.clone(),
-            upload: None,
-        }
+    pub fn of_blob(key: BinaryKey) -> Self {
+        Self { key, upload: None }
     }
 
     /// The key that errors are about.
@@ -1102,7 +1085,7 @@ impl Incoming {
         // What makes a whole extent is not copied.
         while self.buffer.is_empty() && piece.len() >= self.extent_max {
             let extent = piece.split_to(self.extent_max);
-            self.send_extent(&extent);
+            self.send_extent(extent);
         }
         while !piece.is_empty() {
             let room = self.extent_max - self.buffer.len();
@@ -1142,11 +1125,11 @@ impl Incoming {
     /// Hands the buffer to the log as one extent.
     fn send_buffer(&mut self) {
         let extent = std::mem::take(&mut self.buffer).freeze();
-        self.send_extent(&extent);
+        self.send_extent(extent);
     }
 
     /// Hands payload to the log as one extent.
-    fn send_extent(&mut self, payload: &Bytes) {
+    fn send_extent(&mut self, payload: Bytes) {
         let time = self.inner.now();
         let key = &self.target.key;
         let (record, length) = extent_record(key, payload, time);
@@ -1255,9 +1238,10 @@ impl Incoming {
             let payload = std::mem::take(&mut self.buffer).freeze();
             return Poll::Ready(Ok(self.inner.inline_put(
                 self.target.clone(),
-                &payload,
+                payload,
                 &self.options,
                 None,
+                self.inner.now(),
             )));
         }
         self.poll_manifest(context)
