@@ -8,7 +8,6 @@
 //! of the log: live commits and replay take the same path, so that what recovery rebuilds is what
 //! was there. A live key has an entry in each sector that holds a replica of it, all of one version.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -1424,7 +1423,7 @@ impl SectorIndex {
     fn all_owners(&self) -> Result<HashMap<u64, BinaryKey>, StorageError> {
         let mut owners = HashMap::new();
         self.scan(&[], |key, entry| {
-            if self.is_extent(&entry)
+            if self.is_extent(entry)
                 && let Ok(key) = BinaryKey::of_stored(key)
             {
                 owners.insert(entry.record_lsn(), key.owned());
@@ -1442,12 +1441,11 @@ impl SectorIndex {
     pub fn scan(
         &self,
         from: &[u8],
-        mut each: impl FnMut(&[u8], Entry) -> Result<bool, StorageError>,
+        mut each: impl FnMut(&[u8], &Entry) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
         let mut range = self.range(from)?;
         while let Some((key, slot)) = range.lend_next()? {
-            if matches!(*slot, Slot::Live(_))
-                && let Slot::Live(entry) = slot.into_owned()
+            if let Slot::Live(entry) = slot
                 && !each(key, entry)?
             {
                 return Ok(());
@@ -1478,8 +1476,10 @@ type DeltaRange<'a> = delta::Range<'a, Change>;
 
 struct BaseRange<'a> {
     cursor: Cursor<'a, Bytes>,
-    /// What is said of the cursor's key, until it is taken.
-    current: Option<ImageEntry>,
+    /// What is said of the cursor's key; `None` at the end.
+    current: Option<Slot>,
+    /// It was asked for: the next is to be read.
+    is_over: bool,
 }
 
 impl<'a> BaseRange<'a> {
@@ -1487,16 +1487,25 @@ impl<'a> BaseRange<'a> {
         Self {
             cursor,
             current: None,
+            is_over: true,
         }
     }
 
     /// The key that is next.
     fn peek(&mut self, sector: &Sector) -> Result<Option<&[u8]>, StorageError> {
-        if self.current.is_none() {
+        if self.is_over {
             let next = self.cursor.next();
-            self.current = next.map_err(|error| corrupt(sector, &error))?;
+            let next = next.map_err(|error| corrupt(sector, &error))?;
+            self.current = next.map(Entry::of_image);
+            self.is_over = false;
         }
         Ok(self.current.as_ref().map(|_| self.cursor.key()))
+    }
+
+    fn next(&mut self) -> Option<Said<'_>> {
+        self.is_over = self.current.is_some();
+        let slot = self.current.as_ref()?;
+        Some((self.cursor.key(), slot))
     }
 }
 
@@ -1509,7 +1518,7 @@ struct MergedRange<'a> {
 }
 
 /// A key, and what is said of it.
-type Said<'a> = (&'a [u8], Cow<'a, Slot>);
+type Said<'a> = (&'a [u8], &'a Slot);
 
 impl MergedRange<'_> {
     /// The next key, into `key`, and what the newest layer says of it.
@@ -1519,7 +1528,7 @@ impl MergedRange<'_> {
         };
         key.clear();
         key.extend_from_slice(next);
-        Ok(Some(slot.into_owned()))
+        Ok(Some(slot.clone()))
     }
 
     /// The next key, and what the newest layer says of it, both where they lie.
@@ -1541,15 +1550,12 @@ impl MergedRange<'_> {
         };
         let [in_delta, in_frozen, in_base] = is_least;
         let of_base = self.base.as_mut().filter(|_| in_base);
-        let of_base = of_base.and_then(|base| base.current.take().zip(Some(base.cursor.key())));
+        let of_base = of_base.and_then(BaseRange::next);
         let of_frozen = self.frozen.as_mut().filter(|_| in_frozen);
         let of_frozen = of_frozen.and_then(Iterator::next);
         let of_delta = in_delta.then(|| self.delta.next()).flatten();
-        Ok(match (of_delta.or(of_frozen), of_base) {
-            (Some((key, change)), _) => Some((key, Cow::Borrowed(&change.slot))),
-            (None, Some((entry, key))) => Some((key, Cow::Owned(Entry::of_image(entry)))),
-            (None, None) => None,
-        })
+        let of_delta = of_delta.or(of_frozen);
+        Ok(of_delta.map_or(of_base, |(key, change)| Some((key, &change.slot))))
     }
 }
 
@@ -1680,7 +1686,7 @@ impl Cut {
         };
         let mut builder = ImageBuilder::new(self.tail.lsn, self.tail.time);
         while let Some((key, slot)) = range.lend_next()? {
-            match &*slot {
+            match slot {
                 Slot::Live(entry) => builder.push(key, &entry.to_image()),
                 Slot::Tombstone { lsn } if *lsn > forget => builder.push(
                     key,
@@ -2299,7 +2305,7 @@ impl Index {
     pub fn scan(
         &self,
         from: &[u8],
-        mut each: impl FnMut(usize, &[u8], Entry) -> Result<bool, StorageError>,
+        mut each: impl FnMut(usize, &[u8], &Entry) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
         if let [one] = self.sectors.as_slice() {
             return one.scan(from, |key, entry| each(0, key, entry));
@@ -2311,7 +2317,7 @@ impl Index {
                 Slot::Tombstone { .. } | Slot::Gone => None,
             });
             if let Some((number, entry)) = live
-                && !each(number, &key, entry)?
+                && !each(number, &key, &entry)?
             {
                 return Ok(());
             }

@@ -459,8 +459,8 @@ impl Inner {
                     return Ok(seen < AT_ONCE);
                 };
                 // What is said of a blob is lost with the front of its record.
-                if lost.extents.contains(&entry.record_lsn()) && part.is_extent(&entry) {
-                    let placed = placed(&key, kinds_of(part, &entry), &entry);
+                if lost.extents.contains(&entry.record_lsn()) && part.is_extent(entry) {
+                    let placed = placed(&key, kinds_of(part, entry), entry);
                     fronts.insert(entry.record_lsn(), placed);
                 }
                 for piece in entry.extents.iter().flat_map(|pieces| pieces.iter()) {
@@ -525,10 +525,10 @@ impl Inner {
                 part.scan(&from, |stored, entry| {
                     let place = geometry.segment_of(entry.address);
                     let is_here = place.is_some_and(|(of, _)| of == segment);
-                    if (is_here || !lost_ranges(&entry, &lost.extents).is_empty())
+                    if (is_here || !lost_ranges(entry, &lost.extents).is_empty())
                         && let Ok(key) = BinaryKey::of_stored(stored)
                     {
-                        found.insert(key, (kinds_of(part, &entry), entry, is_here));
+                        found.insert(key, (kinds_of(part, entry), entry.clone(), is_here));
                     }
                     seen += 1;
                     last = Some([stored, &[0]].concat());

@@ -357,7 +357,7 @@ impl Inner {
             };
             let name = (BinaryKey::bound(key), UploadId::of_lsn(upload));
             if after.as_ref().is_none_or(|after| name > *after) {
-                first.insert(name, entry);
+                first.insert(name, entry.clone());
             }
             if first.len() > max {
                 first.pop_last();
@@ -451,7 +451,7 @@ impl Inner {
                 return Ok(false);
             };
             let parts = index.parts(upload)?;
-            if modified(&entry, &parts) <= since
+            if modified(entry, &parts) <= since
                 && let Some(Found { holders, .. }) = index.lookup(stored)?
             {
                 let key = BinaryKey::of_stored(stored);

@@ -763,8 +763,9 @@ impl Inner {
         }
         let mut owner = None;
         part.scan(&[], |stored, entry| {
-            if entry.record_lsn() == lsn && part.is_extent(&entry) {
-                owner = BinaryKey::of_stored(stored).ok().map(|key| (key, entry));
+            if entry.record_lsn() == lsn && part.is_extent(entry) {
+                let key = BinaryKey::of_stored(stored).ok();
+                owner = key.map(|key| (key, entry.clone()));
             }
             Ok(owner.is_none())
         })?;

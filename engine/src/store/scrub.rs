@@ -241,7 +241,7 @@ impl<'a> Scrub<'a> {
         part.scan(&[], |stored, entry| {
             let key = BinaryKey::of_stored(stored);
             if let Ok(key) = key {
-                let pieces = part.pieces(&key, &entry, &(0..entry.size));
+                let pieces = part.pieces(&key, entry, &(0..entry.size));
                 let mut payloads = pieces.iter().flatten().filter_map(|piece| piece.payload);
                 if is_there(entry.address) || payloads.any(|payload| is_there(payload.address)) {
                     keys.push(key);

@@ -443,11 +443,11 @@ impl Verifier<'_> {
             });
             self.lacking |= !is_in_log;
             // A blob record that manifests share is counted among the extents.
-            if !part.is_extent(&entry) {
+            if !part.is_extent(entry) {
                 count(entry.address, entry.record_length(key.stored()));
             }
             if entry.extents.is_some() && dangling.len() < FINDINGS_MAX {
-                dangling.extend(part.pieces(&key, &entry, &(0..entry.size)).err());
+                dangling.extend(part.pieces(&key, entry, &(0..entry.size)).err());
             }
             Ok(true)
         })?;
@@ -502,8 +502,8 @@ impl Verifier<'_> {
                         BinaryKey::of_stored(key).map_err(|error| sector.corruption(0, error))?;
                     let pin = sector.pin(std::iter::once(entry.address));
                     let kinds = [RecordKind::Blob, RecordKind::Manifest];
-                    let kinds = kinds.map(|kind| part.may_be(kind, &entry).then_some(kind));
-                    page.push((key, entry, kinds, pin));
+                    let kinds = kinds.map(|kind| part.may_be(kind, entry).then_some(kind));
+                    page.push((key, entry.clone(), kinds, pin));
                     Ok(page.len() < PAGE)
                 });
                 wrong.extend(scanned.err());
