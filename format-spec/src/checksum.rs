@@ -7,6 +7,8 @@
 //! of the payload itself stays the same wherever compaction moves it, so it is computed once, when
 //! the payload arrives, and protects it from then on.
 
+use std::ops::Range;
+
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::FormatError;
@@ -28,8 +30,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Its bytes, and a number's behind them.
-    fn with(&self, number: u64) -> [u8; 32] {
+    /// What binds to it, and to an address or LSN.
+    fn bound_to(&self, number: u64) -> [u8; 32] {
         let mut bytes = [0; 32];
         bytes[..16].copy_from_slice(&self.store_id);
         bytes[16..24].copy_from_slice(&self.sector_id.to_le_bytes());
@@ -41,7 +43,7 @@ impl Identity {
     #[must_use]
     pub fn header_checksum(&self, address: u64, parts: &[&[u8]]) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&self.with(address));
+        hasher.update(&self.bound_to(address));
         for part in parts {
             hasher.update(part);
         }
@@ -52,7 +54,7 @@ impl Identity {
     #[must_use]
     pub fn chunk_mask(&self, lsn: u64) -> ChunkMask {
         ChunkMask {
-            seed: xxh3_64(&self.with(lsn)),
+            seed: xxh3_64(&self.bound_to(lsn)),
         }
     }
 }
@@ -178,20 +180,38 @@ pub fn gather_chunks(
     mask: ChunkMask,
     address: u64,
 ) -> Result<usize, (usize, FormatError)> {
-    let mut gathered = 0;
-    let mut offset = 0;
-    while offset < stored.len() {
-        let end = stored.len().min(offset + CHUNK_SIZE);
+    gather_chunks_to(stored, 0..stored.len(), 0, mask, address)
+}
+
+/// As [`gather_chunks`], of the part `stored` of `bytes`; the payload goes to `target`. In an error the offset is that
+/// in the part.
+///
+/// # Errors
+/// As [`gather_chunks`].
+///
+/// # Panics
+/// If `stored` is no part of `bytes`, or begins before `target`.
+pub fn gather_chunks_to(
+    bytes: &mut [u8],
+    stored: Range<usize>,
+    target: usize,
+    mask: ChunkMask,
+    address: u64,
+) -> Result<usize, (usize, FormatError)> {
+    assert!(target <= stored.start, "a chunk is not moved over the next");
+    let mut gathered = target;
+    for start in stored.clone().step_by(CHUNK_SIZE) {
+        let end = stored.end.min(start + CHUNK_SIZE);
+        let offset = start - stored.start;
         let place = address.wrapping_add(offset as u64);
-        let length =
-            verify_chunk(&stored[offset..end], mask, place).map_err(|error| (offset, error))?;
-        if gathered != offset {
-            stored.copy_within(offset..offset + length, gathered);
+        let verified = verify_chunk(&bytes[start..end], mask, place);
+        let length = verified.map_err(|error| (offset, error))?;
+        if gathered != start {
+            bytes.copy_within(start..start + length, gathered);
         }
         gathered += length;
-        offset = end;
     }
-    Ok(gathered)
+    Ok(gathered - target)
 }
 
 #[cfg(test)]

@@ -59,8 +59,8 @@ impl Fences {
     }
 }
 
-/// What a key has behind what all have. To compare nothing with an empty vector's bytes, which are nowhere, takes as long
-/// as a fault.
+/// What a key has behind what all have. If that is nothing, it is not compared: an empty vector's bytes are nowhere, and
+/// a load from there, of which the processor masks all, takes it 0.1 µs.
 fn rest<'a>(key: &'a [u8], shared: &[u8]) -> Option<&'a [u8]> {
     match shared.is_empty() {
         true => Some(key),

@@ -21,7 +21,7 @@ use std::sync::Arc;
 #[cfg(not(miri))]
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{ArrayQueue, Mutex, process_wide};
 
 /// Every buffer starts at a multiple of this many bytes, and has a capacity that is one.
@@ -300,6 +300,8 @@ struct Shelves {
     classes: [ArrayQueue<Memory>; CLASS_COUNT],
     /// In place of `classes`, where several blocks fit in a huge page.
     slabs: [Slabs; CLASS_COUNT],
+    /// Whether something was taken of a class since room was last looked for.
+    is_in_use: [AtomicBool; CLASS_COUNT],
     retained: AtomicUsize,
     retained_max: usize,
 }
@@ -307,8 +309,8 @@ struct Shelves {
 impl Shelves {
     /// A block of the class; `None` when the memory cannot be had.
     fn take(&self, class: usize) -> Option<Block> {
-        let size = class_size(class);
-        let is_slot = (SLOT_SIZE_MIN..HUGE_PAGE).contains(&size);
+        self.is_in_use[class].store(true, Ordering::Relaxed);
+        let (size, is_slot) = (class_size(class), is_slot(class));
         let at_rest = match is_slot {
             true => self.slabs[class].0.lock().iter_mut().find_map(Cut::take),
             false => self.classes[class].pop().map(Block::Whole),
@@ -333,14 +335,45 @@ impl Shelves {
         block
     }
 
+    fn is_too_much(&self) -> bool {
+        self.retained.load(Ordering::Relaxed) > self.retained_max
+    }
+
+    /// Frees memory at rest of classes of which nothing was taken lately, until no more is retained than should be.
+    /// `false` if there is not so much.
+    fn make_room(&self) -> bool {
+        for class in (0..CLASS_COUNT).rev() {
+            if self.is_in_use[class].swap(false, Ordering::Relaxed) {
+                continue;
+            }
+            while self.is_too_much() && self.free_one(class) {}
+        }
+        !self.is_too_much()
+    }
+
+    /// Frees the memory of a block at rest, or of a slab in which nothing is in use.
+    fn free_one(&self, class: usize) -> bool {
+        let freed = match is_slot(class) {
+            true => {
+                let mut cuts = self.slabs[class].0.lock();
+                let idle = cuts.iter().position(Cut::is_idle);
+                idle.map(|idle| cuts.swap_remove(idle)).map(|_| HUGE_PAGE)
+            }
+            false => self.classes[class].pop().map(|memory| memory.size),
+        };
+        self.retained
+            .fetch_sub(freed.unwrap_or(0), Ordering::Relaxed);
+        freed.is_some()
+    }
+
     /// Keeps the block for the next taker, or frees it when enough is retained.
     fn put_back(&self, block: Block) {
         let size = block.size();
         let Some(class) = class_of(size) else {
             return;
         };
-        let retained = self.retained.fetch_add(size, Ordering::Relaxed) + size;
-        let is_too_much = retained > self.retained_max;
+        self.retained.fetch_add(size, Ordering::Relaxed);
+        let is_too_much = self.is_too_much() && !self.make_room();
         match block {
             Block::Slot { slab, number } => {
                 let mut cuts = self.slabs[class].0.lock();
@@ -372,10 +405,15 @@ fn class_size(class: usize) -> usize {
     CLASS_SIZE_MIN << class
 }
 
+/// Whether the class's blocks are cut from slabs.
+fn is_slot(class: usize) -> bool {
+    (SLOT_SIZE_MIN..HUGE_PAGE).contains(&class_size(class))
+}
+
 /// Hands out [`AlignedBuf`]s and keeps those that come back, up to a bound, for the next taker.
 ///
 /// Buffers come in powers of two from 4 KiB to 16 MiB; larger ones, of whole huge pages, are mapped and unmapped each
-/// time. Those of 32 KiB to 1 MiB are cut from huge pages of 2 MiB, each of which stays as long as any part of it is in use.
+/// time. Where too many are idle, those go first whose size nobody has asked for lately. Those of 32 KiB to 1 MiB are cut from huge pages of 2 MiB, each of which stays as long as any part of it is in use.
 /// Cloning gives another handle to the same pool.
 #[derive(Clone)]
 pub struct BufferPool {
@@ -394,6 +432,7 @@ impl BufferPool {
         let shelves = Shelves {
             classes,
             slabs: std::array::from_fn(|_| Slabs::default()),
+            is_in_use: std::array::from_fn(|_| AtomicBool::new(false)),
             retained: AtomicUsize::new(0),
             retained_max: retained_bytes_max,
         };
@@ -527,6 +566,25 @@ mod tests {
         assert_eq!(pool.retained_bytes(), 8192);
         drop(pool.take((16 << 20) + 1));
         assert_eq!(pool.retained_bytes(), 8192);
+    }
+
+    #[test]
+    fn what_nobody_asks_for_makes_room() {
+        for stale in [1 << 20, 4 << 20, 8 << 20] {
+            let pool = BufferPool::new(8 << 20);
+            let count = (8 << 20) / stale;
+            drop((0..count).map(|_| pool.take(stale)).collect::<Vec<_>>());
+            assert_eq!(pool.retained_bytes(), 8 << 20);
+            for size in [2 << 20, 4096] {
+                drop([pool.take(size), pool.take(size)]);
+                drop([pool.take(size), pool.take(size)]);
+                assert!(pool.retained_bytes() <= 8 << 20);
+                let retained = pool.retained_bytes();
+                let taken = [pool.take(size), pool.take(size)];
+                assert_eq!(pool.retained_bytes(), retained - 2 * size);
+                drop(taken);
+            }
+        }
     }
 
     #[test]

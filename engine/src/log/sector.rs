@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use graviton_format::checksum::{
-    CHUNK_PAYLOAD, CHUNK_SIZE, Identity, gather_chunks, stored_length,
+    CHUNK_PAYLOAD, CHUNK_SIZE, Identity, gather_chunks, gather_chunks_to, stored_length,
 };
 use graviton_format::geometry::AREA_SIZE;
 use graviton_format::record::RecordView;
@@ -25,6 +25,9 @@ use crate::sync::{Condvar, Instant, Mutex, OnceLock};
 
 /// The most bytes of payload one device read brings in.
 pub const READ_MAX: u64 = 4 << 20;
+
+/// Between payloads that are read together lie no more bytes than these: the head of the second's record.
+const GAP_MAX: u64 = 4 << 10;
 /// How often what is not whole is read before it is believed to be so.
 pub const READS: usize = 3;
 
@@ -718,6 +721,51 @@ impl Sector {
         let offset =
             |position: u64| skip + usize::try_from(position - first * chunk).unwrap_or(usize::MAX);
         Ok(Bytes::from_owner(buffer).slice(offset(range.start)..offset(range.end)))
+    }
+
+    /// Reads and verifies payloads that lie one behind the other, with nothing but heads of records between them,
+    /// by one read. `None`, if they do not, or are too long for that.
+    ///
+    /// # Errors
+    /// `Io`, `Corruption`.
+    pub async fn read_adjacent(
+        &self,
+        payloads: impl Iterator<Item = Payload> + Clone,
+    ) -> Option<Result<Bytes, StorageError>> {
+        let first = payloads.clone().next()?;
+        let mut end = first.address;
+        for payload in payloads.clone() {
+            payload
+                .address
+                .checked_sub(end)
+                .filter(|gap| *gap <= GAP_MAX)?;
+            end = payload.address.checked_add(stored_length(payload.length))?;
+        }
+        if end - first.address > READ_MAX {
+            return None;
+        }
+        Some(self.gather_adjacent(first.address..end, payloads).await)
+    }
+
+    async fn gather_adjacent(
+        &self,
+        range: Range<u64>,
+        payloads: impl Iterator<Item = Payload>,
+    ) -> Result<Bytes, StorageError> {
+        let (mut buffer, skip) = self.read(range.clone()).await?;
+        let oversized = |_| self.corruption(range.start, "oversized");
+        let mut gathered = skip;
+        for payload in payloads {
+            let start = usize::try_from(payload.address - range.start).map_err(oversized)? + skip;
+            let length = usize::try_from(stored_length(payload.length)).map_err(oversized)?;
+            let mask = self.identity.chunk_mask(payload.lsn);
+            let stored = start..start + length;
+            gathered += gather_chunks_to(&mut buffer, stored, gathered, mask, payload.address)
+                .map_err(|(offset, error)| {
+                    self.corruption(payload.address + offset as u64, error)
+                })?;
+        }
+        Ok(Bytes::from_owner(buffer).slice(skip..gathered))
     }
 
     /// Reads and verifies the head (header, key, metadata) of the record at `address`, which must

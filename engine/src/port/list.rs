@@ -171,9 +171,9 @@ impl FromStr for ListToken {
 /// Builds the page `request` asks for, out of keys that can only be sought.
 ///
 /// `seek(from, limit)` returns, in ascending order, the first entries whose keys are `from` or
-/// greater: `limit` of them if there are so many, but none beyond the request's prefix is needed. No
-/// listing reads more than the keys it returns, one more, and one key of each common prefix: a prefix's
-/// other keys are stepped over with a seek, however many they are.
+/// greater: `limit` of them if there are so many, but none beyond the request's prefix is needed. With
+/// a delimiter, a common prefix's keys are stepped over with a seek, however many they are, but for some
+/// that were asked for before it was known.
 ///
 /// A token is only a position. Whatever it says, keys outside of the request's prefix are not
 /// listed, since the page begins at the prefix at the earliest and ends with it.
@@ -191,9 +191,10 @@ pub(crate) fn build_page(
     }
     // The page goes on with the first key that is this or greater, unless it has blobs behind that.
     let mut position = first_position(request);
+    let prefix = BinaryKey::bound(&request.prefix);
     let Some(delimiter) = request.delimiter.as_deref() else {
         page.blobs = seek(&position, max + 1)?;
-        let is_listed = |entry: &ListEntry| begins_with(entry.key.as_bytes(), &request.prefix);
+        let is_listed = |entry: &ListEntry| entry.key.stored().starts_with(prefix.stored());
         page.blobs.truncate(page.blobs.partition_point(is_listed));
         if page.blobs.len() > max {
             page.blobs.truncate(max);
@@ -223,7 +224,7 @@ pub(crate) fn build_page(
             if is_in_group && key < position.as_slice() {
                 continue;
             }
-            if !begins_with(key, &request.prefix) {
+            if !entry.key.stored().starts_with(prefix.stored()) {
                 return Ok(page);
             }
             if page.blobs.len() + page.common_prefixes.len() == max {
@@ -246,12 +247,6 @@ pub(crate) fn build_page(
         let missing = max - page.blobs.len() - page.common_prefixes.len();
         ahead = ahead.min(missing + 1);
     }
-}
-
-/// Whether a key has a prefix. Most often that is empty: where an empty vector's bytes are not, a comparison of none takes
-/// as long as a fault.
-fn begins_with(key: &[u8], prefix: &[u8]) -> bool {
-    prefix.is_empty() || key.starts_with(prefix)
 }
 
 fn first_position(request: &ListRequest) -> Vec<u8> {
@@ -364,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_full_last_page_ends_the_listing() {
-        let keys: [&[u8]; 3] = [b"a", b"b/1", b"b/2"];
+        let keys: [&[u8]; 6] = [b"a", b"b/1", b"b/2", b"b/3", b"b/4", b"b/5"];
         let request = ListRequest {
             max: 2,
             delimiter: Some(b"/".to_vec()),

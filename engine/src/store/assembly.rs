@@ -16,6 +16,7 @@ use graviton_format::meta::CHANGE_LEN;
 use graviton_format::record::{
     BLOB_MAX_LEN, Change, ExtentRef, FLAG_MOVED, FLAG_REPLICA, Manifest, RecordKind, record_length,
 };
+use indexmap::IndexMap;
 
 use super::commit::{
     Answering, Claim, Claims, Done, Mutation, MutationOutcome, PlannedSource, Reply, Request, Work,
@@ -100,15 +101,6 @@ struct Decision {
     size: u64,
     /// The sectors that will have it.
     sectors: SectorSet,
-}
-
-/// What records of a flight make of a key.
-#[derive(Debug, Clone, Copy)]
-struct Overlay {
-    /// `None`: nothing, it is deleted.
-    decision: Option<Decision>,
-    /// The request that has decided so, of the flight's.
-    request: u64,
 }
 
 /// The frame of one sector, being decided.
@@ -297,13 +289,9 @@ pub struct Assembly<'a> {
     /// Keys of requests that wait: what comes later about them waits too.
     blocked: HashSet<BinaryKey, FastHash>,
     /// Keys that records of this flight change, and what they make of them.
-    overlay: HashMap<BinaryKey, Overlay, FastHash>,
-    /// What requests before it had made of keys that the request changes which is decided.
-    overlaid: Vec<(BinaryKey, Overlay)>,
-    /// Whether that request is in the overlay.
-    has_overlaid: bool,
-    /// Its number.
-    request: u64,
+    overlay: IndexMap<BinaryKey, Option<Decision>, FastHash>,
+    /// What the request that is decided has put over what, in that, the first first.
+    overlaid: Vec<(usize, Option<Decision>)>,
     decided: Decided,
 }
 
@@ -316,6 +304,8 @@ pub struct Decided {
     pub applied: Vec<(SectorSet, Applied)>,
     /// The records themselves, until its frames are built.
     pub records: Vec<Encoded>,
+    /// Those that were taken back: payloads are given back to their owners where nothing is locked.
+    refused: Vec<Encoded>,
     /// What trackers know by them.
     pub known: Vec<(BinaryKey, Known)>,
     /// What its requests have claimed.
@@ -363,10 +353,8 @@ impl<'a> Assembly<'a> {
             turns: HashSet::new(),
             fragments: HashMap::new(),
             blocked: HashSet::default(),
-            overlay: HashMap::default(),
+            overlay: IndexMap::default(),
             overlaid: Vec::new(),
-            has_overlaid: false,
-            request: 0,
             decided: Decided {
                 is_plain: true,
                 ..Decided::default()
@@ -607,8 +595,8 @@ impl<'a> Assembly<'a> {
 
     /// The current version of a key, or why there is none.
     fn current(&self, key: &BinaryKey) -> Result<Current, StorageError> {
-        if let Some(overlay) = self.overlay.get(key) {
-            return Ok(match overlay.decision {
+        if let Some(version) = self.overlay.get(key) {
+            return Ok(match version {
                 Some(version) => Current::Version(version.lsn),
                 None => Current::Deleted,
             });
@@ -642,6 +630,7 @@ impl<'a> Assembly<'a> {
         let Decided {
             applied,
             records,
+            refused,
             known,
             ..
         } = &mut self.decided;
@@ -654,7 +643,7 @@ impl<'a> Assembly<'a> {
                 draft.length -= records[record.decision].length();
             }
         }
-        records.truncate(mark.decisions);
+        refused.extend(records.drain(mark.decisions..));
     }
 
     fn decide(&mut self, work: Work) -> Reply {
@@ -727,9 +716,8 @@ impl<'a> Assembly<'a> {
         self.decided.applied.reserve(more);
         self.decided.records.reserve(more);
         self.overlay.reserve(more);
+        let overlay = self.overlay.len();
         self.overlaid.clear();
-        self.has_overlaid = false;
-        self.request += 1;
         let mut outcomes = Vec::with_capacity(more);
         for mutation in mutations {
             let decided = self.decide_mutation(mutation);
@@ -739,10 +727,11 @@ impl<'a> Assembly<'a> {
                 other => {
                     self.take_back(&mark);
                     *self.next_lsn = lsn;
-                    if self.has_overlaid {
-                        let request = self.request;
-                        self.overlay.retain(|_, overlay| overlay.request != request);
-                        self.overlay.extend(self.overlaid.drain(..));
+                    self.overlay.truncate(overlay);
+                    for (place, before) in self.overlaid.drain(..).rev() {
+                        if let Some((_, version)) = self.overlay.get_index_mut(place) {
+                            *version = before;
+                        }
                     }
                     return other.map(|_| Done::Changed);
                 }
@@ -789,14 +778,10 @@ impl<'a> Assembly<'a> {
     }
 
     fn overlay(&mut self, key: &BinaryKey, decision: Option<Decision>) {
-        let request = self.request;
-        let before = self
-            .overlay
-            .insert(key.clone(), Overlay { decision, request });
-        if let Some(before) = before.filter(|before| before.request != request) {
-            self.overlaid.push((key.clone(), before));
+        let (place, before) = self.overlay.insert_full(key.clone(), decision);
+        if let Some(before) = before {
+            self.overlaid.push((place, before));
         }
-        self.has_overlaid = true;
     }
 
     /// The current version of `key`, for which a precondition holds. `named` is the key that errors are about.
@@ -1281,8 +1266,8 @@ impl<'a> Assembly<'a> {
     /// What is to be changed; `None` if it lies in other sectors.
     fn to_change(&self, key: &BinaryKey) -> Result<Option<Decision>, StorageError> {
         let not_found = || StorageError::NotFound { key: key.clone() };
-        if let Some(overlay) = self.overlay.get(key) {
-            let version = overlay.decision.ok_or_else(not_found)?;
+        if let Some(version) = self.overlay.get(key) {
+            let version = version.ok_or_else(not_found)?;
             return Ok((version.sectors == self.target).then_some(version));
         }
         let found = self.index.lookup(key.stored())?.ok_or_else(not_found)?;

@@ -1,6 +1,6 @@
 //! A map of what changed, in the order of the keys: leaves of some keys each, side by side, in a tree. Keys that come
-//! in order are appended to the last leaf, which is not in the tree until it is full, and so need no search; a walk
-//! reads memory from front to back. Short keys lie in the leaves themselves.
+//! in order fill leaves to the end, and those above all others go to the last leaf, which is not in the tree until it is
+//! full, and so need no search; a walk reads memory from front to back. Short keys lie in the leaves themselves.
 
 use std::collections::{BTreeMap, btree_map};
 use std::iter::once;
@@ -74,15 +74,14 @@ impl<V> Delta<V> {
         };
         if leaf.keys.len() < LEAF {
             leaf.insert(at, key, value);
-        } else if is_in_last && at == LEAF {
-            let mut next = Leaf::with_capacity(LEAF);
-            next.insert(0, key, value);
-            self.append(next);
         } else {
-            let mut upper = leaf.split();
+            let mut upper = match at {
+                LEAF => Leaf::with_capacity(if is_in_last { LEAF } else { 0 }),
+                _ => leaf.split(),
+            };
             match at.checked_sub(leaf.keys.len()) {
-                Some(at @ 1..) => upper.insert(at, key, value),
-                _ => leaf.insert(at, key, value),
+                Some(at) => upper.insert(at, key, value),
+                None => leaf.insert(at, key, value),
             }
             if is_in_last {
                 self.append(upper);
@@ -105,7 +104,7 @@ impl<V> Delta<V> {
             more: self.leaves.range::<[u8], _>(behind),
             last: (!self.is_in_last(from)).then_some(&self.last),
         };
-        range.enter_next();
+        range.go_on();
         range
     }
 
@@ -194,13 +193,13 @@ impl<'a, V> Range<'a, V> {
         self.keys.as_slice().first().map(|key| &key[..])
     }
 
-    /// Enters the leaves behind this one as long as nothing is left.
-    fn enter_next(&mut self) {
-        while self.keys.as_slice().is_empty() {
-            let next = self.more.next().map(|(_, leaf)| leaf);
-            let Some(leaf) = next.or_else(|| self.last.take()) else {
-                return;
-            };
+    /// Enters the next leaf if nothing is left of this one: none of those that follow is empty.
+    fn go_on(&mut self) {
+        if !self.keys.as_slice().is_empty() {
+            return;
+        }
+        let next = self.more.next().map(|(_, leaf)| leaf);
+        if let Some(leaf) = next.or_else(|| self.last.take()) {
             (self.keys, self.values) = (leaf.keys.iter(), leaf.values.iter());
         }
     }
@@ -211,7 +210,7 @@ impl<'a, V> Iterator for Range<'a, V> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let next = self.keys.next().zip(self.values.next());
-        self.enter_next();
+        self.go_on();
         next.map(|(key, value)| (&key[..], value))
     }
 }
@@ -275,6 +274,11 @@ mod tests {
         delta.insert(&key(33, 0), 0);
         delta.insert(&key(2 * 319 - 1, 0), 0);
         assert_eq!(delta.leaves.len(), 11);
+        // In order, but below others: behind the last but one, which is full.
+        for number in 0..3 * 32 {
+            delta.insert(&[&key(2 * 287, 0)[..], &[number]].concat(), 0);
+        }
+        assert_eq!(delta.leaves.len(), 14);
         // Below all others, too.
         assert_eq!(delta.insert(&[], 7), None);
         assert_eq!(delta.range(&[]).next(), Some((&[][..], &7)));

@@ -732,7 +732,7 @@ impl SectorIndex {
 
     /// About how many bytes of memory it takes.
     pub fn memory(&self) -> u64 {
-        /// A node's share of the map, and the slot; the growth has about the key and the pieces.
+        /// What a leaf that is two thirds full takes for each, but for what the growth has: about the key and the pieces.
         const PER_DELTA_ENTRY: u64 = 136;
         let base = self.base.as_ref().map_or(0, |base| base.memory()) as u64;
         base + self.delta_len() as u64 * PER_DELTA_ENTRY
@@ -1476,10 +1476,10 @@ type DeltaRange<'a> = delta::Range<'a, Change>;
 
 struct BaseRange<'a> {
     cursor: Cursor<'a, Bytes>,
-    /// What is said of the cursor's key; `None` at the end.
+    /// What is said of the cursor's key; `None` before the first, and at the end.
     current: Option<Slot>,
-    /// It was asked for: the next is to be read.
-    is_over: bool,
+    /// It was lent: the next is to be read.
+    is_lent: bool,
 }
 
 impl<'a> BaseRange<'a> {
@@ -1487,23 +1487,23 @@ impl<'a> BaseRange<'a> {
         Self {
             cursor,
             current: None,
-            is_over: true,
+            is_lent: true,
         }
     }
 
     /// The key that is next.
     fn peek(&mut self, sector: &Sector) -> Result<Option<&[u8]>, StorageError> {
-        if self.is_over {
+        if self.is_lent {
             let next = self.cursor.next();
             let next = next.map_err(|error| corrupt(sector, &error))?;
             self.current = next.map(Entry::of_image);
-            self.is_over = false;
+            self.is_lent = false;
         }
         Ok(self.current.as_ref().map(|_| self.cursor.key()))
     }
 
     fn next(&mut self) -> Option<Said<'_>> {
-        self.is_over = self.current.is_some();
+        self.is_lent = self.current.is_some();
         let slot = self.current.as_ref()?;
         Some((self.cursor.key(), slot))
     }

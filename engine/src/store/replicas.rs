@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use graviton_format::key::SPACE_BLOB;
-
 use super::index::{Entry, Index};
 use super::inner::{Inner, numbers};
 use super::record::system_time;
@@ -151,6 +149,7 @@ impl Inner {
     fn keys_in(&self, sector: u16, request: &ListRequest) -> Result<ListPage, ReplicaError> {
         let number = self.require_sector(sector)?;
         let index = self.index.read();
+        let prefix = BinaryKey::bound(&request.prefix);
         let page = build_page(request, |from, limit| {
             let mut entries = Vec::new();
             if limit == 0 {
@@ -163,7 +162,7 @@ impl Inner {
                 u64::MAX,
                 SectorSet::NONE,
                 |stored, holders, _, _| {
-                    if stored.first() != Some(&SPACE_BLOB) {
+                    if !stored.starts_with(prefix.stored()) {
                         return Ok(false);
                     }
                     if holders.contains(number)

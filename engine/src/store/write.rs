@@ -379,8 +379,13 @@ impl Inner {
         }
     }
 
-    fn manifest_put(&self, target: Target, manifest: Manifest, options: &PutOptions) -> Mutation {
-        let time = self.now();
+    fn manifest_put(
+        &self,
+        target: Target,
+        manifest: Manifest,
+        options: &PutOptions,
+        time: u64,
+    ) -> Mutation {
         let replicas = self.asked(options.replicas).unwrap_or(0);
         let meta = metadata(options, replicas);
         let payload = manifest.encode();
@@ -421,7 +426,8 @@ impl Inner {
             size,
             extents: holes(size).collect(),
         };
-        let mutation = self.manifest_put(Target::of_blob(key.clone()), manifest, &options);
+        let mutation =
+            self.manifest_put(Target::of_blob(key.clone()), manifest, &options, self.now());
         let ticket = self.submit(
             sectors,
             Work::Mutations(vec![mutation]),
@@ -783,41 +789,63 @@ impl Inner {
             false => Vec::new(),
         };
         self.start_kept(keys, async move {
-            let mut ready = Vec::with_capacity(batch.items.len());
             // They hold the extents until the batch is committed.
-            let mut ahead: Vec<(usize, Incoming)> = Vec::new();
+            let mut ahead = Vec::new();
             let (mut on_the_way, mut settled) = (0, 0);
-            let time = inner.now();
-            for (place, item) in batch.items.into_iter().enumerate() {
-                match item {
-                    BatchItem::Put {
-                        key,
-                        payload,
-                        options,
-                    } if goes_ahead(&payload) => {
-                        on_the_way += payload.len();
-                        let target = Target::of_blob(key);
-                        let incoming = Incoming::whole(&inner, target, sectors, options, &payload);
-                        ahead.push((place, incoming.await?));
-                    }
-                    item => ready.push(inner.ready(item, time)),
+            for item in &batch.items {
+                let BatchItem::Put {
+                    key,
+                    payload,
+                    options,
+                } = item
+                else {
+                    continue;
+                };
+                if !goes_ahead(payload) {
+                    continue;
                 }
+                on_the_way += payload.len();
+                let (target, options) = (Target::of_blob(key.clone()), options.clone());
+                ahead.push(Incoming::whole(&inner, target, sectors, options, payload).await?);
                 if on_the_way > BATCH_IN_FLIGHT {
-                    for (_, incoming) in &mut ahead[settled..] {
+                    for incoming in &mut ahead[settled..] {
                         poll_fn(|context| incoming.poll_in_flight(context, 0)).await?;
                     }
                     (on_the_way, settled) = (0, ahead.len());
                 }
             }
-            let (mut mutations, mut landed) = (ready, sectors);
-            if !ahead.is_empty() {
-                let mut ready = std::mem::take(&mut mutations).into_iter();
-                for (place, incoming) in &mut ahead {
-                    mutations.extend(ready.by_ref().take(*place - mutations.len()));
-                    mutations.push(incoming.take_manifest().await?);
-                    landed = landed.within(incoming.sectors());
-                }
-                mutations.extend(ready);
+            let mut manifests = VecDeque::with_capacity(ahead.len());
+            let mut landed = sectors;
+            for incoming in &mut ahead {
+                manifests.push_back(poll_fn(|context| incoming.poll_pieces(context)).await?);
+                landed = landed.within(incoming.sectors());
+            }
+            // They come about together, and have one time.
+            let time = inner.now();
+            let mut mutations = Vec::with_capacity(batch.items.len());
+            for item in batch.items {
+                mutations.push(match item {
+                    BatchItem::Put {
+                        key,
+                        payload,
+                        options,
+                    } => {
+                        let target = Target::of_blob(key);
+                        match goes_ahead(&payload)
+                            .then(|| manifests.pop_front())
+                            .flatten()
+                        {
+                            Some(manifest) => inner.manifest_put(target, manifest, &options, time),
+                            None => inner.inline_put(target, payload, &options, None, time),
+                        }
+                    }
+                    BatchItem::Delete { key, options } => Mutation::Delete {
+                        key,
+                        precondition: options.precondition,
+                        strict: options.strict,
+                        time,
+                    },
+                });
             }
             let ticket = inner.submit(
                 landed,
@@ -840,23 +868,6 @@ impl Inner {
                 .collect::<Option<Vec<_>>>()
                 .ok_or_else(unexpected)
         })
-    }
-
-    /// The mutation of an item that needs nothing to go ahead of it.
-    fn ready(&self, item: BatchItem, time: u64) -> Mutation {
-        match item {
-            BatchItem::Put {
-                key,
-                payload,
-                options,
-            } => self.inline_put(Target::of_blob(key), payload, &options, None, time),
-            BatchItem::Delete { key, options } => Mutation::Delete {
-                key,
-                precondition: options.precondition,
-                strict: options.strict,
-                time,
-            },
-        }
     }
 
     fn check_batch(&self, batch: &Batch) -> Result<(), StorageError> {
@@ -1220,11 +1231,8 @@ impl Incoming {
             self.target.clone(),
             manifest,
             &self.options,
+            self.inner.now(),
         )))
-    }
-
-    async fn take_manifest(&mut self) -> Result<Mutation, StorageError> {
-        poll_fn(|context| self.poll_manifest(context)).await
     }
 
     /// Makes what commits the blob: a record of its own if it is small, else a manifest.

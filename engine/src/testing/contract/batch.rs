@@ -35,7 +35,7 @@ pub(super) fn batch_does_all_its_items(subject: &mut dyn Subject) {
     let mut store = subject.fresh();
     store.save("gone", "x");
     let old = store.save("replaced", "x");
-    let large = payload(1, 2 * MIB);
+    let (large, larger) = (payload(1, 2 * MIB), payload(2, 3 * MIB));
     let digest = Digest::of(DigestAlgorithm::Blake3, &large);
     let attributes = Attributes::from([("kind".to_owned(), "large".into())]);
     let options = PutOptions {
@@ -47,13 +47,21 @@ pub(super) fn batch_does_all_its_items(subject: &mut dyn Subject) {
     let mut batch = Batch::new();
     batch
         .put(key("replaced"), "new")
+        .put(key("larger"), larger.clone())
         .put(key("empty"), "")
         .delete(key("gone"))
         .delete(key("never there"));
     batch.items.push(put_item("large", large.clone(), options));
+    batch.put(key("small"), "behind large ones");
     let outcomes = store.batch(batch).wait().expect("a plain batch");
-    assert_eq!(outcomes.len(), 5);
-    for (at, name, size) in [(0, "replaced", 3), (1, "empty", 0), (4, "large", 2 * MIB)] {
+    assert_eq!(outcomes.len(), 7);
+    for (at, name, size) in [
+        (0, "replaced", 3),
+        (1, "larger", 3 * MIB),
+        (2, "empty", 0),
+        (5, "large", 2 * MIB),
+        (6, "small", 17),
+    ] {
         let BatchItemOutcome::Put(put) = &outcomes[at] else {
             panic!("{:?}", outcomes[at]);
         };
@@ -62,7 +70,7 @@ pub(super) fn batch_does_all_its_items(subject: &mut dyn Subject) {
         assert_eq!((info.size, put.size), (size as u64, size as u64), "{name}");
         assert!(put.version > old.version, "{name}");
     }
-    for (at, expected) in [(2, true), (3, false)] {
+    for (at, expected) in [(3, true), (4, false)] {
         let BatchItemOutcome::Delete(delete) = outcomes[at] else {
             panic!("{:?}", outcomes[at]);
         };
@@ -75,6 +83,8 @@ pub(super) fn batch_does_all_its_items(subject: &mut dyn Subject) {
         store.assert_holds("replaced", "new");
         store.assert_holds("empty", "");
         store.assert_holds("large", &large);
+        store.assert_holds("larger", &larger);
+        store.assert_holds("small", "behind large ones");
         store.assert_absent("gone");
         store.assert_absent("never there");
         let info = store.info("large");
@@ -273,6 +283,37 @@ pub(super) fn a_failed_batch_leaves_nothing_to_those_behind_it(subject: &mut dyn
     store.assert_holds("new", "three");
     store.assert_absent("other");
     store.assert_holds("kept", "four");
+}
+
+pub(super) fn a_failed_batch_leaves_what_those_before_it_did(subject: &mut dyn Subject) {
+    let strict = || DeleteOptions {
+        strict: true,
+        ..DeleteOptions::default()
+    };
+    let mut store = subject.fresh();
+    let name = key("k");
+    // Nobody waits before all are queued.
+    let first = store.put(&name, "one".into(), PutOptions::default());
+    let mut batch = Batch::new();
+    batch
+        .put(name.clone(), "two")
+        .delete(name.clone())
+        .put(name.clone(), "three");
+    batch.items.push(delete_item("absent", strict()));
+    let failed = store.batch(batch);
+    let refused = store.put(&name, "four".into(), put_if(Precondition::IfAbsent));
+    let deleted = store.delete(&name, strict());
+    let last = store.put(&name, "five".into(), put_if(Precondition::IfAbsent));
+    let first = first.wait().expect("a plain put");
+    assert_fails!(failed.wait(), StorageError::NotFound { .. });
+    assert_fails!(
+        refused.wait(),
+        StorageError::PreconditionFailed { actual: Some(actual), .. } if actual == first.etag
+    );
+    assert!(deleted.wait().expect("it is there").existed);
+    last.wait().expect("there is none");
+    store = subject.reopen(store);
+    store.assert_holds("k", "five");
 }
 
 pub(super) fn an_empty_batch_is_nothing(subject: &mut dyn Subject) {

@@ -59,6 +59,7 @@ macro_rules! __each_blob_store_clause {
             batch batch_does_all_its_items "a batch does all its items and tells the outcome of each";
             batch batch_is_all_or_nothing "a batch with an item that can't be done fails with that item's error and changes nothing";
             batch batch_items_happen_in_order "the items of a batch happen in order, and later ones see earlier ones";
+            batch a_failed_batch_leaves_what_those_before_it_did "what was put before a batch that fails, of the same keys, is there for those behind it";
             batch a_failed_batch_leaves_nothing_to_those_behind_it "what is put, ranged or deleted right behind a batch that fails, before that is known, sees nothing of it";
             batch an_empty_batch_is_nothing "an empty batch succeeds and changes nothing";
             batch batches_may_be_large "thousands of items and many megabytes go into one batch";
