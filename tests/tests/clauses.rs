@@ -95,16 +95,17 @@ fn what_is_known_of_a_blob_is_told_without_reading_its_payload() {
     );
     let listed = store.list(ListRequest::default()).wait();
     assert_eq!(listed.expect("no read is needed").blobs.len(), 2);
+    // Attributes lie before the payload, in the record.
+    sim.set_faults(&[no_reads(1)]);
+    let named = store.stat(&key("named")).wait().expect("one read will do");
+    assert_eq!(named.attributes["name"], "value");
+    sim.set_faults(&[no_reads(0)]);
     match store.get(&key("plain"), GetOptions::default()).wait() {
         Err(StorageError::Io {
             operation, place, ..
         }) => assert_eq!((operation, place.sector), ("read", 0)),
         other => panic!("{other:?}"),
     }
-    // Attributes lie before the payload, in the record.
-    sim.set_faults(&[no_reads(1)]);
-    let named = store.stat(&key("named")).wait().expect("one read will do");
-    assert_eq!(named.attributes["name"], "value");
     sim.set_faults(&[]);
     let read = store.get(&key("plain"), GetOptions::default()).wait();
     assert_eq!(
@@ -425,6 +426,41 @@ fn a_replay_reads_many_frames_at_once() {
             assert!(is_whole, "{name}");
         }
     }
+}
+
+/// The pieces of a blob that were put in one frame are read by one read; one by one, where that fails.
+#[test]
+fn what_lies_together_is_read_together() {
+    let machine = Arc::new(Lockless::default());
+    let sim = Sim::new(512, 1);
+    let backend = BetweenBackend::new(sim.backend(), &machine);
+    let mut options = options(80 * MIB);
+    options.segment_size = Some(4 * MIB);
+    let store = Store::create_on(backend, PATH, options).expect("it is made");
+    let size = 1 << 20;
+    put(&store, "k", 1, size);
+    let fragments = store.stat(&key("k")).wait().expect("it is there").fragments;
+    assert!(fragments > 1, "{fragments}");
+    let whole = payload(1, size);
+    let end = size as u64;
+    for (range, reads) in [(None, 1), (Some(0..end), 1), (Some(1..end), fragments)] {
+        machine.reads.store(0, Ordering::Relaxed);
+        let options = GetOptions {
+            range: range.clone(),
+            ..GetOptions::default()
+        };
+        let found = store.get(&key("k"), options).wait().expect("it is there");
+        let start = size - found.bytes.len();
+        assert!(found.bytes == whole[start..], "{range:?}");
+        assert_eq!(machine.reads.load(Ordering::Relaxed), reads, "{range:?}");
+    }
+    sim.set_faults(&[Fault {
+        times: 1,
+        ..no_reads(0)
+    }]);
+    let found = store.get(&key("k"), GetOptions::default()).wait();
+    assert!(found.expect("it is there").bytes == whole);
+    assert_eq!(machine.reads.load(Ordering::Relaxed), 2 * fragments + 1);
 }
 
 /// A sector that was added is not opened a second time: it is locked by the store itself.
