@@ -7,7 +7,7 @@
 //!
 //! Buffers of 32 KiB and more are made of huge pages where the system has them. A transfer is a few long pieces then and
 //! not one for each page, which the kernel pins, and the device fetches, one by one: 64 KiB take two thirds of the time,
-//! 1 MiB half. Those that are smaller than such a page share one.
+//! 1 MiB half. Those that are smaller than such a page share one, or two of them.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
@@ -32,16 +32,38 @@ const HUGE_PAGE: usize = 2 << 20;
 /// Buffers of fewer bytes gain nothing from huge pages.
 const SLOT_SIZE_MIN: usize = 32 << 10;
 
-const CLASS_SIZE_MIN: usize = 4 << 10;
-const CLASS_SIZE_MAX: usize = 16 << 20;
-const CLASS_COUNT: usize =
-    (CLASS_SIZE_MAX.trailing_zeros() - CLASS_SIZE_MIN.trailing_zeros()) as usize + 1;
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+/// Bytes of the buffers of each class: powers of two, and a quarter more, for blobs of such a power, which have a head and
+/// checksums.
+const CLASS_SIZES: [usize; CLASS_COUNT] = [
+    4 * KIB,
+    8 * KIB,
+    16 * KIB,
+    32 * KIB,
+    40 * KIB,
+    64 * KIB,
+    80 * KIB,
+    128 * KIB,
+    160 * KIB,
+    256 * KIB,
+    320 * KIB,
+    512 * KIB,
+    640 * KIB,
+    MIB,
+    MIB + 256 * KIB,
+    2 * MIB,
+    4 * MIB,
+    8 * MIB,
+    16 * MIB,
+];
+const CLASS_COUNT: usize = 19;
 /// Most buffers a class retains, whatever their size: bounds the queues' own memory.
 const CLASS_SLOTS_MAX: usize = 1024;
 const RETAINED_BYTES_DEFAULT: usize = 32 << 20;
 
 const _: () = assert!(BUFFER_ALIGNMENT.is_power_of_two());
-const _: () = assert!(CLASS_SIZE_MIN >= BUFFER_ALIGNMENT);
+const _: () = assert!(CLASS_SIZES[0] >= BUFFER_ALIGNMENT);
 const _: () = assert!(HUGE_PAGE / SLOT_SIZE_MIN <= u64::BITS as usize);
 
 /// One aligned, initialised allocation of `size` bytes, freed on drop.
@@ -123,7 +145,7 @@ impl Drop for Memory {
     }
 }
 
-/// A huge page that is cut into slots of one size. Each belongs to one [`Block`], or is idle in [`Slabs`].
+/// Huge pages that are cut into slots of one size. Each belongs to one [`Block`], or is idle in [`Slabs`].
 struct Slab {
     memory: Memory,
     slot_size: usize,
@@ -132,13 +154,21 @@ struct Slab {
 impl Slab {
     /// One whose slots are all idle; `None` when the memory cannot be had.
     fn allocate(slot_size: usize) -> Option<Arc<Self>> {
-        let memory = Memory::allocate(HUGE_PAGE)?;
+        let memory = Memory::allocate(Self::size(slot_size))?;
         Some(Arc::new(Self { memory, slot_size }))
+    }
+
+    /// Bytes of one that has slots of this size: of two huge pages, if less would be lost in them.
+    fn size(slot_size: usize) -> usize {
+        match slot_size > MIB {
+            true => 2 * HUGE_PAGE,
+            false => HUGE_PAGE,
+        }
     }
 
     /// A bit for each slot.
     fn all_slots(&self) -> u64 {
-        u64::MAX >> (u64::BITS as usize - HUGE_PAGE / self.slot_size)
+        u64::MAX >> (u64::BITS as usize - self.memory.size / self.slot_size)
     }
 }
 
@@ -325,12 +355,13 @@ impl Shelves {
 
     /// The first block of a new slab.
     fn take_of_new(&self, class: usize) -> Option<Block> {
-        let slab = Slab::allocate(class_size(class))?;
+        let size = class_size(class);
+        let slab = Slab::allocate(size)?;
         let idle = slab.all_slots();
         let mut cut = Cut { slab, idle };
         let block = cut.take();
         self.retained
-            .fetch_add(HUGE_PAGE - class_size(class), Ordering::Relaxed);
+            .fetch_add(Slab::size(size) - size, Ordering::Relaxed);
         self.slabs[class].0.lock().push(cut);
         block
     }
@@ -357,7 +388,7 @@ impl Shelves {
             true => {
                 let mut cuts = self.slabs[class].0.lock();
                 let idle = cuts.iter().position(Cut::is_idle);
-                idle.map(|idle| cuts.swap_remove(idle)).map(|_| HUGE_PAGE)
+                idle.map(|idle| cuts.swap_remove(idle).slab.memory.size)
             }
             false => self.classes[class].pop().map(|memory| memory.size),
         };
@@ -382,11 +413,14 @@ impl Shelves {
                 cut.idle |= 1 << number;
                 if is_too_much && cut.is_idle() {
                     cuts.retain(|cut| !Arc::ptr_eq(&cut.slab, &slab));
-                    self.retained.fetch_sub(HUGE_PAGE, Ordering::Relaxed);
+                    let freed = slab.memory.size;
+                    self.retained.fetch_sub(freed, Ordering::Relaxed);
                 }
             }
             Block::Whole(memory) => {
-                if is_too_much || self.classes[class].push(memory).is_err() {
+                // Where there was none for a slab, nobody looks for it.
+                let is_lost = is_too_much || is_slot(class);
+                if is_lost || self.classes[class].push(memory).is_err() {
                     self.retained.fetch_sub(size, Ordering::Relaxed);
                 }
             }
@@ -396,13 +430,12 @@ impl Shelves {
 
 /// The class that serves buffers of `len` bytes; `None` for those too large to be pooled.
 fn class_of(len: usize) -> Option<usize> {
-    let size = len.max(CLASS_SIZE_MIN).checked_next_power_of_two()?;
-    (size <= CLASS_SIZE_MAX)
-        .then(|| (size.trailing_zeros() - CLASS_SIZE_MIN.trailing_zeros()) as usize)
+    let class = CLASS_SIZES.partition_point(|size| *size < len);
+    (class < CLASS_COUNT).then_some(class)
 }
 
 fn class_size(class: usize) -> usize {
-    CLASS_SIZE_MIN << class
+    CLASS_SIZES[class]
 }
 
 /// Whether the class's blocks are cut from slabs.
@@ -412,8 +445,9 @@ fn is_slot(class: usize) -> bool {
 
 /// Hands out [`AlignedBuf`]s and keeps those that come back, up to a bound, for the next taker.
 ///
-/// Buffers come in powers of two from 4 KiB to 16 MiB; larger ones, of whole huge pages, are mapped and unmapped each
-/// time. Where too many are idle, those go first whose size nobody has asked for lately. Those of 32 KiB to 1 MiB are cut from huge pages of 2 MiB, each of which stays as long as any part of it is in use.
+/// Buffers come in powers of two from 4 KiB to 16 MiB, and some a quarter longer; larger ones, of whole huge pages, are mapped
+/// and unmapped each
+/// time. Where too many are idle, those go first whose size nobody has asked for lately. Those of 32 KiB to 1.25 MiB are cut from huge pages of 2 MiB, each of which stays as long as any part of it is in use.
 /// Cloning gives another handle to the same pool.
 #[derive(Clone)]
 pub struct BufferPool {
@@ -613,6 +647,39 @@ mod tests {
     }
 
     #[test]
+    fn every_size_has_a_slab_or_memory_of_its_own() {
+        let pool = BufferPool::new(64 << 20);
+        for class in 0..CLASS_COUNT {
+            let size = class_size(class);
+            assert_eq!(class_of(size), Some(class));
+            assert_eq!(
+                class_of(size + 1),
+                Some(class + 1).filter(|class| *class < CLASS_COUNT)
+            );
+            let count = if is_slot(class) {
+                Slab::size(size) / size
+            } else {
+                1
+            };
+            let before = pool.retained_bytes();
+            let mut buffers: Vec<_> = (0..count).map(|_| pool.take(size - 1)).collect();
+            let number = |at: usize| u8::try_from(at).expect("they are few");
+            for (at, buffer) in buffers.iter_mut().enumerate() {
+                assert_eq!(buffer.capacity(), size);
+                buffer.fill(number(at));
+            }
+            for (at, buffer) in buffers.iter().enumerate() {
+                assert!(buffer.iter().all(|byte| *byte == number(at)));
+            }
+            // What is left of a slab is less than a slot.
+            let rest = pool.retained_bytes() - before;
+            assert!(rest < size && rest <= HUGE_PAGE / 4, "{rest} of {size}");
+            drop(buffers);
+            assert_eq!(pool.retained_bytes(), before + rest + count * size);
+        }
+    }
+
+    #[test]
     fn impossible_sizes_are_errors() {
         let pool = BufferPool::new(0);
         for len in [usize::MAX, isize::MAX as usize, 1 << 60] {
@@ -695,7 +762,7 @@ mod interleavings {
 
     #[test]
     fn no_buffer_is_had_twice_and_what_is_retained_is_counted() {
-        for size in [CLASS_SIZE_MIN, SLOT] {
+        for size in [CLASS_SIZES[0], SLOT] {
             shuttle::check_random(move || buffers_go_round(size), SCHEDULES);
             shuttle::check_pct(move || buffers_go_round(size), SCHEDULES, 3);
         }
