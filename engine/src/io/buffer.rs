@@ -34,8 +34,8 @@ const SLOT_SIZE_MIN: usize = 32 << 10;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
-/// Bytes of the buffers of each class: powers of two, and a quarter more, for blobs of such a power, which have a head and
-/// checksums.
+/// Bytes of the buffers of each class: powers of two and, where it matters, a quarter more, for blobs of such a power, which
+/// have heads and checksums.
 const CLASS_SIZES: [usize; CLASS_COUNT] = [
     4 * KIB,
     8 * KIB,
@@ -328,7 +328,7 @@ impl Cut {
 /// The memory at rest, by size class.
 struct Shelves {
     classes: [ArrayQueue<Memory>; CLASS_COUNT],
-    /// In place of `classes`, where several blocks fit in a huge page.
+    /// In place of `classes`, where blocks are cut from huge pages.
     slabs: [Slabs; CLASS_COUNT],
     /// Whether something was taken of a class since room was last looked for.
     is_in_use: [AtomicBool; CLASS_COUNT],
@@ -418,9 +418,9 @@ impl Shelves {
                 }
             }
             Block::Whole(memory) => {
-                // Where there was none for a slab, nobody looks for it.
-                let is_lost = is_too_much || is_slot(class);
-                if is_lost || self.classes[class].push(memory).is_err() {
+                // Nobody looks for one by itself where they are cut from slabs: there was no memory for one then.
+                let is_freed = is_too_much || is_slot(class);
+                if is_freed || self.classes[class].push(memory).is_err() {
                     self.retained.fetch_sub(size, Ordering::Relaxed);
                 }
             }
@@ -445,10 +445,10 @@ fn is_slot(class: usize) -> bool {
 
 /// Hands out [`AlignedBuf`]s and keeps those that come back, up to a bound, for the next taker.
 ///
-/// Buffers come in powers of two from 4 KiB to 16 MiB, and some a quarter longer; larger ones, of whole huge pages, are mapped
-/// and unmapped each
-/// time. Where too many are idle, those go first whose size nobody has asked for lately. Those of 32 KiB to 1.25 MiB are cut from huge pages of 2 MiB, each of which stays as long as any part of it is in use.
-/// Cloning gives another handle to the same pool.
+/// Buffers come in powers of two from 4 KiB to 16 MiB, and in some sizes that are a quarter more; larger ones, of whole
+/// huge pages, are mapped and unmapped each time. Those of 32 KiB to 1 MiB are cut from a huge page of 2 MiB, those of 1.25
+/// MiB from two, which stay as long as any part of them is in use. Where too much is idle, what nobody has asked for
+/// lately goes first. Cloning gives another handle to the same pool.
 #[derive(Clone)]
 pub struct BufferPool {
     shelves: Arc<Shelves>,

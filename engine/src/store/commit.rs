@@ -1654,7 +1654,7 @@ impl Inner {
         for (decision, (_, applied)) in applied.iter_mut().enumerate() {
             if let Some(cache) = self.cache.as_ref().filter(|_| !applied.moved) {
                 match applied.is_new {
-                    // Of no version.
+                    // There was no version that could have been found.
                     true => debug_assert!(!cache.knows(&applied.key)),
                     false => cache.forget(&applied.key),
                 }
