@@ -57,19 +57,17 @@ impl<V> Delta<V> {
         Some(&leaf.values[leaf.search(key).ok()?])
     }
 
-    /// The same, to be changed.
-    pub fn get_mut(&mut self, key: &[u8]) -> Option<&mut V> {
-        let leaf = self.leaf_mut(key);
-        let at = leaf.search(key).ok()?;
-        Some(&mut leaf.values[at])
-    }
-
-    /// Says something of a key; returns what it has said until now.
-    pub fn insert(&mut self, key: &[u8], value: V) -> Option<V> {
+    /// Says something of a key, if nothing is said of it yet; else `change` makes of what is said what is to be.
+    pub fn say<T>(
+        &mut self,
+        key: &[u8],
+        value: V,
+        change: impl FnOnce(&mut V, V) -> T,
+    ) -> Option<T> {
         let is_in_last = self.is_in_last(key);
         let leaf = self.leaf_mut(key);
         let at = match leaf.search(key) {
-            Ok(at) => return Some(mem::replace(&mut leaf.values[at], value)),
+            Ok(at) => return Some(change(&mut leaf.values[at], value)),
             Err(at) => at,
         };
         if leaf.keys.len() < LEAF {
@@ -254,8 +252,7 @@ mod tests {
             for (value, (number, length)) in (0..).zip(numbers) {
                 let key = key(number, length);
                 let before = map.insert(key.clone(), value);
-                prop_assert_eq!(delta.insert(&key, value), before);
-                prop_assert_eq!(delta.get_mut(&key), Some(&mut value.clone()));
+                prop_assert_eq!(delta.say(&key, value, mem::replace), before);
             }
             check(&delta, &map, &key(from, 0));
             let entries = delta.into_entries().map(|(key, value)| (key.to_vec(), value));
@@ -267,20 +264,20 @@ mod tests {
     fn what_comes_in_order_fills_leaves_and_what_comes_between_splits_them() {
         let mut delta = Delta::default();
         for number in 0..10 * 32 {
-            delta.insert(&key(2 * number, 0), number);
+            delta.say(&key(2 * number, 0), number, mem::replace);
         }
         assert_eq!(delta.leaves.len(), 9);
         assert!(delta.leaves.values().all(|leaf| leaf.keys.len() == LEAF));
-        delta.insert(&key(33, 0), 0);
-        delta.insert(&key(2 * 319 - 1, 0), 0);
+        delta.say(&key(33, 0), 0, mem::replace);
+        delta.say(&key(2 * 319 - 1, 0), 0, mem::replace);
         assert_eq!(delta.leaves.len(), 11);
         // In order, but below others: behind the last but one, which is full.
         for number in 0..3 * 32 {
-            delta.insert(&[&key(2 * 287, 0)[..], &[number]].concat(), 0);
+            delta.say(&[&key(2 * 287, 0)[..], &[number]].concat(), 0, mem::replace);
         }
         assert_eq!(delta.leaves.len(), 14);
         // Below all others, too.
-        assert_eq!(delta.insert(&[], 7), None);
+        assert_eq!(delta.say(&[], 7, mem::replace), None);
         assert_eq!(delta.range(&[]).next(), Some((&[][..], &7)));
         let lengths = delta.leaves.values().map(|leaf| leaf.keys.len());
         assert_eq!(lengths.sum::<usize>() + delta.last.keys.len(), delta.len());

@@ -708,21 +708,21 @@ impl SectorIndex {
     /// newest layer.
     fn replace(&mut self, key: &BinaryKey, slot: Slot, found: Option<&Slot>) -> Option<Slot> {
         let stored = key.stored();
-        if let Some(change) = self.delta.get_mut(stored) {
-            self.growth -= change.growth(stored);
-            let before = std::mem::replace(&mut change.slot, slot);
-            self.growth += change.growth(stored);
-            return Some(before);
-        }
         let before = match found {
             Some(live @ Slot::Live(_)) => slot_bytes(stored, live),
             _ => 0,
         };
         let before = u32::try_from(before).unwrap_or(u32::MAX);
         let change = Change { slot, before };
-        self.growth += change.growth(stored);
-        self.delta.insert(stored, change);
-        None
+        let mut growth = self.growth + change.growth(stored);
+        let replaced = self.delta.say(stored, change, |own, change| {
+            growth = self.growth - own.growth(stored);
+            let replaced = std::mem::replace(&mut own.slot, change.slot);
+            growth += own.growth(stored);
+            replaced
+        });
+        self.growth = growth;
+        replaced
     }
 
     /// How many entries changed since the last checkpoint.
@@ -2406,9 +2406,9 @@ impl Index {
         };
         let newer = std::mem::replace(&mut sector.delta, Arc::unwrap_or_clone(frozen));
         for (key, change) in newer.into_entries() {
-            let older = sector.delta.get(&key);
-            let before = older.map_or(change.before, |older| older.before);
-            sector.delta.insert(&key, Change { before, ..change });
+            sector
+                .delta
+                .say(&key, change, |older, newer| older.slot = newer.slot);
         }
         sector.growth = growth(&sector.delta);
     }
