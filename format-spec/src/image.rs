@@ -10,6 +10,7 @@
 
 use std::cmp::Ordering;
 use std::fmt;
+use std::sync::OnceLock;
 
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -332,6 +333,12 @@ impl ImageBuilder {
 pub struct Image<B> {
     bytes: B,
     header: ImageHeader,
+    guide: OnceLock<Guide>,
+}
+
+/// What lookups begin with, instead of with the image itself.
+#[derive(Debug)]
+struct Guide {
     fences: Fences,
     /// The greatest key, if there is one and it could be read.
     last: Option<Box<[u8]>>,
@@ -411,24 +418,35 @@ impl<B: AsRef<[u8]>> Image<B> {
         require(header.reserved == 0, name, "reserved", "F-4", || {
             "is not zero".to_owned()
         })?;
-        let mut image = Self {
+        Ok(Self {
             bytes,
             header,
-            fences: Fences::default(),
-            last: None,
-        };
-        let groups = usize::try_from(header.groups.get()).unwrap_or(0);
-        let first_key = |group: usize| image.first_key(group as u64).ok();
-        image.fences = Fences::new(groups, first_key);
-        image.last = image.last_key().ok();
-        Ok(image)
+            guide: OnceLock::new(),
+        })
+    }
+
+    /// Makes what lookups begin with, as the first of them does else: a look at each group, so 40 ns for each 16 entries.
+    pub fn prepare(&self) {
+        self.guide();
+    }
+
+    fn guide(&self) -> &Guide {
+        self.guide.get_or_init(|| {
+            let groups = usize::try_from(self.header.groups.get()).unwrap_or(0);
+            Guide {
+                fences: Fences::new(groups, |group| self.first_key(group as u64).ok()),
+                last: self.last_key().ok(),
+            }
+        })
     }
 
     /// Bytes of memory that it takes.
     #[must_use]
     pub fn memory(&self) -> usize {
-        let last = self.last.as_ref().map_or(0, |last| last.len());
-        self.bytes().len() + self.fences.memory() + last
+        let guide = self.guide.get().map_or(0, |guide| {
+            guide.fences.memory() + guide.last.as_ref().map_or(0, |last| last.len())
+        });
+        self.bytes().len() + guide
     }
 
     /// Its header.
@@ -562,7 +580,7 @@ impl<B: AsRef<[u8]>> Image<B> {
     /// The number of the last group whose first key is not greater than `key`, or 0.
     fn find_group(&self, key: &[u8]) -> Result<u64, FormatError> {
         let groups = usize::try_from(self.header.groups.get()).unwrap_or(0);
-        let candidates = self.fences.candidates(groups, key);
+        let candidates = self.guide().fences.candidates(groups, key);
         let (mut low, mut high) = (candidates.start as u64, candidates.end as u64);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
@@ -581,7 +599,7 @@ impl<B: AsRef<[u8]>> Image<B> {
     /// Where the image does not decode.
     pub fn get(&self, key: &[u8]) -> Result<Option<ImageEntry>, FormatError> {
         // Who puts keys in their order asks for one behind all others each time.
-        let is_behind = self.last.as_deref().is_some_and(|last| key > last);
+        let is_behind = self.guide().last.as_deref().is_some_and(|last| key > last);
         if self.header.entries == 0 || is_behind {
             return Ok(None);
         }

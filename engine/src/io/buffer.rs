@@ -12,7 +12,8 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::io;
-use std::ops::{Deref, DerefMut};
+use std::mem;
+use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 #[cfg(not(miri))]
 use std::ptr::null_mut;
@@ -24,7 +25,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{ArrayQueue, Mutex, process_wide};
 
-/// Every buffer starts at a multiple of this many bytes, and has a capacity that is one.
+/// Every buffer that is not split off another starts at a multiple of this many bytes, and has a capacity that is one.
 pub const BUFFER_ALIGNMENT: usize = 4096;
 
 /// Bytes of a huge page.
@@ -175,7 +176,15 @@ impl Slab {
 /// Initialised bytes of one owner.
 enum Block {
     Whole(Memory),
-    Slot { slab: Arc<Slab>, number: u32 },
+    Slot {
+        slab: Arc<Slab>,
+        number: u32,
+    },
+    /// What was split off a buffer, or is left of it: the bytes of a range, which is in no other part.
+    Part {
+        whole: Arc<AlignedBuf>,
+        range: Range<usize>,
+    },
 }
 
 impl Block {
@@ -187,6 +196,13 @@ impl Block {
                 // SAFETY: the number is that of a bit of `all_slots`, so that the slot lies in the slab's memory.
                 unsafe { slab.memory.start.add(offset) }
             }
+            Self::Part { whole, range } => {
+                let start = whole.block.as_ref().map(Self::start);
+                // SAFETY: the range lies within the block of the whole, which has one: it was split.
+                start.map_or(NonNull::dangling(), |start| unsafe {
+                    start.add(range.start)
+                })
+            }
         }
     }
 
@@ -194,11 +210,12 @@ impl Block {
         match self {
             Self::Whole(memory) => memory.size,
             Self::Slot { slab, .. } => slab.slot_size,
+            Self::Part { range, .. } => range.len(),
         }
     }
 }
 
-/// An owned buffer of initialised bytes that starts at a multiple of [`BUFFER_ALIGNMENT`].
+/// An owned buffer of initialised bytes that starts at a multiple of [`BUFFER_ALIGNMENT`], or is part of such a one.
 ///
 /// It goes back to the [`BufferPool`] it came from when it is dropped.
 ///
@@ -240,6 +257,84 @@ impl AlignedBuf {
     pub fn set_len(&mut self, len: usize) {
         assert!(len <= self.capacity(), "a buffer does not grow");
         self.len = len;
+    }
+
+    /// Splits the bytes from `at` on off: a buffer that can be filled while this one is, too, and is aligned as `at` is. The
+    /// memory goes back to its pool when all parts are dropped.
+    ///
+    /// ```
+    /// use graviton_engine::io::BufferPool;
+    ///
+    /// let mut first = BufferPool::global().take_zeroed(8192);
+    /// let mut second = first.split_off(4096);
+    /// second.fill(1);
+    /// assert!(first.unsplit(second).is_ok());
+    /// assert_eq!((first.len(), first[4095], first[4096]), (8192, 0, 1));
+    /// ```
+    ///
+    /// # Panics
+    /// If `at` is more than the length.
+    #[must_use]
+    pub fn split_off(&mut self, at: usize) -> Self {
+        assert!(at <= self.len, "there are {} bytes, not {at}", self.len);
+        let len = self.len - at;
+        let own = mem::take(self);
+        let (whole, range) = match own.into_part() {
+            Ok(part) => part,
+            Err(whole) => {
+                let range = 0..whole.capacity();
+                (Arc::new(whole), range)
+            }
+        };
+        let middle = range.start + at;
+        *self = Self::part(Arc::clone(&whole), range.start..middle, at);
+        Self::part(whole, middle..range.end, len)
+    }
+
+    /// Joins what was split off here again, or takes all of it if nothing is here.
+    ///
+    /// # Errors
+    /// `other`, if it was not split off where this one ends, or this one has become shorter since.
+    pub fn unsplit(&mut self, other: Self) -> Result<(), Self> {
+        if self.block.is_none() {
+            *self = other;
+            return Ok(());
+        }
+        let (
+            Some(Block::Part { whole, range }),
+            Some(Block::Part {
+                whole: of,
+                range: next,
+            }),
+        ) = (&mut self.block, &other.block)
+        else {
+            return Err(other);
+        };
+        if !Arc::ptr_eq(whole, of) || self.len < range.len() || range.end != next.start {
+            return Err(other);
+        }
+        range.end = next.end;
+        self.len += other.len;
+        Ok(())
+    }
+
+    fn part(whole: Arc<Self>, range: Range<usize>, len: usize) -> Self {
+        Self {
+            block: Some(Block::Part { whole, range }),
+            len,
+            pool: None,
+        }
+    }
+
+    /// What it is a part of, and which; itself if it is none.
+    fn into_part(mut self) -> Result<(Arc<Self>, Range<usize>), Self> {
+        match self.block.take() {
+            Some(Block::Part { whole, range }) => Ok((whole, range)),
+            block => {
+                self.block = block;
+                Err(self)
+            }
+        }
     }
 }
 
@@ -424,6 +519,9 @@ impl Shelves {
                     self.retained.fetch_sub(size, Ordering::Relaxed);
                 }
             }
+            Block::Part { .. } => {
+                self.retained.fetch_sub(size, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -590,6 +688,52 @@ mod tests {
         assert_eq!(again[4999], 7);
         drop(again);
         assert!(pool.take_zeroed(8192).iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn what_is_split_off_is_joined_again_and_goes_back_as_a_whole() {
+        const BLOCK: usize = 512;
+        for len in [24 * BLOCK, 200 * BLOCK, 2 << 20] {
+            let pool = BufferPool::new(64 << 20);
+            let mut first = pool.take_zeroed(len);
+            let (capacity, at_rest) = (first.capacity(), pool.retained_bytes());
+            let mut second = first.split_off(BLOCK);
+            let mut third = second.split_off(2 * BLOCK);
+            assert_eq!((first.capacity(), second.capacity()), (BLOCK, 2 * BLOCK));
+            for (part, byte) in [&mut first, &mut second, &mut third].into_iter().zip(1..) {
+                part.fill(byte);
+            }
+            let mut third = first.unsplit(third).expect_err("it is not the next");
+            let ended = third.split_off(third.len());
+            assert!(ended.is_empty());
+            assert!(second.unsplit(third).is_ok());
+            assert!(first.unsplit(second).is_ok());
+            assert_eq!(
+                (first.len(), first.capacity() + ended.capacity()),
+                (len, capacity)
+            );
+            let (one, rest) = first.split_at(BLOCK);
+            let (two, three) = rest.split_at(2 * BLOCK);
+            for (part, byte) in [one, two, three].into_iter().zip(1_u8..) {
+                assert!(part.iter().all(|own| *own == byte));
+            }
+            let mut all = AlignedBuf::empty();
+            assert!(all.unsplit(first).is_ok());
+            let rest = all.split_off(3 * BLOCK);
+            all.set_len(BLOCK);
+            assert!(all.unsplit(rest).is_err(), "it has become shorter");
+            assert!(all.unsplit(pool.take(BLOCK)).is_err(), "it is of another");
+            drop(all);
+            assert!(pool.retained_bytes() < at_rest + capacity);
+            drop(ended);
+            assert_eq!(pool.retained_bytes(), at_rest + capacity + 4096);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "there are 5 bytes, not 6")]
+    fn no_more_is_split_off_than_is_there() {
+        let _ = BufferPool::new(0).take(5).split_off(6);
     }
 
     #[test]

@@ -69,7 +69,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
         BufferPool::global().try_take(len)
     }
 
-    /// Fills the whole of `buffer` from `offset`. Reading past the end is `UnexpectedEof`.
+    /// Fills the whole of `buffer`, which the [`IoOp`] gives back, from `offset`. Reading past the end is
+    /// `UnexpectedEof`.
     fn read(&self, buffer: AlignedBuf, offset: u64) -> IoOp;
 
     /// Writes the whole of `buffer` at `offset`.

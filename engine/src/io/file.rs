@@ -21,7 +21,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, pread, pwrite};
 
-use super::buffer::{BUFFER_ALIGNMENT, BufferPool};
+use super::buffer::BufferPool;
 use super::disk::OpenAccess;
 use super::small::sync_parent;
 
@@ -306,19 +306,18 @@ fn direct_alignment(file: BorrowedFd<'_>) -> Option<u32> {
     if stat.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
         return None;
     }
-    let memory_too = stat.stx_dio_mem_align as usize <= BUFFER_ALIGNMENT;
-    Some(if memory_too {
-        stat.stx_dio_offset_align
-    } else {
-        0
+    Some(match stat.stx_dio_offset_align {
+        0 => 0,
+        offset => offset.max(stat.stx_dio_mem_align),
     })
 }
 
-/// Whether one block can be read directly (and, on a fresh file, written) at an offset that is
+/// Whether one block can be read directly (and, on a fresh file, written) at an offset and in memory that are
 /// aligned to nothing larger.
 fn works(file: BorrowedFd<'_>, block_size: u32, size: u64, fresh: bool) -> bool {
     let offset = u64::from(block_size);
-    let mut block = BufferPool::global().take_zeroed(block_size as usize);
+    let mut block = BufferPool::global().take_zeroed(2 * block_size as usize);
+    let mut block = block.split_off(block_size as usize);
     if fresh && offset * 2 <= size && is_refusal(pwrite(file, &block, offset)) {
         return false;
     }

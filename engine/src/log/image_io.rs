@@ -1,6 +1,8 @@
 //! Checkpoints on disk: writing an image and its root, and reading them back.
 
 use std::collections::VecDeque;
+use std::io;
+use std::mem;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -312,8 +314,10 @@ async fn read_image_once(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImag
     let stored =
         stored_image_length(length).ok_or_else(|| sector.corruption(0, "oversized image"))?;
     let per_segment = geometry.image_bytes_per_segment();
-    let mut image = sector.buffer(geometry.round_up(stored))?;
-    let mut reads: VecDeque<(usize, u64, IoOp)> = VecDeque::new();
+    let mut image = AlignedBuf::empty();
+    // Parts of it are read where they lie.
+    let mut rest = sector.buffer(geometry.round_up(stored))?;
+    let mut reads: VecDeque<(u64, IoOp)> = VecDeque::new();
     let mut sums = PageSums {
         sequence: root.root.sequence.get(),
         sums: Vec::new(),
@@ -324,11 +328,10 @@ async fn read_image_once(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImag
         let base = geometry.segment_offset(segment) + u64::from(geometry.block_size);
         let end = geometry.round_up(stored).min(start + per_segment);
         for at in (start..end).step_by(TRANSFER) {
-            let buffer = sector.buffer((end - at).min(TRANSFER as u64))?;
+            let behind = rest.split_off(TRANSFER.min((end - at) as usize));
+            let buffer = mem::replace(&mut rest, behind);
             let address = base + (at - start);
-            let target =
-                usize::try_from(at).map_err(|_| sector.corruption(address, "oversized image"))?;
-            reads.push_back((target, address, sector.disk().read(buffer, address)));
+            reads.push_back((address, sector.disk().read(buffer, address)));
             if reads.len() > TRANSFERS {
                 finish_read(sector, reads.pop_front(), &mut image, &mut sums).await?;
             }
@@ -409,17 +412,18 @@ impl PageSums {
 /// Reads come in their order.
 async fn finish_read(
     sector: &Sector,
-    read: Option<(usize, u64, IoOp)>,
+    read: Option<(u64, IoOp)>,
     image: &mut AlignedBuf,
     sums: &mut PageSums,
 ) -> Result<(), StorageError> {
-    let Some((target, address, read)) = read else {
+    let Some((address, read)) = read else {
         return Ok(());
     };
     let (buffer, outcome) = read.await;
     outcome.map_err(|source| sector.io_error("read", address, source))?;
-    let end = target + buffer.len();
-    image[target..end].copy_from_slice(&buffer);
-    sums.go_on(&image[..end]);
+    // It is what was to be filled, or the disk has mistaken it for another.
+    let joined = image.unsplit(buffer);
+    joined.map_err(|_| sector.io_error("read", address, io::ErrorKind::InvalidData.into()))?;
+    sums.go_on(image);
     Ok(())
 }

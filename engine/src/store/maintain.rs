@@ -910,6 +910,7 @@ impl Inner {
         written?;
         let image = Image::open(Bytes::from(stored).slice(..length))
             .map_err(|error| sector.corruption(0, error))?;
+        image.prepare();
         Ok((
             Root {
                 root,

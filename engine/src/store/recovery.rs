@@ -31,13 +31,14 @@ use super::record::Details;
 use super::sectors::{Sectors, vacant};
 use super::set::SectorSet;
 use crate::io::{Backend, Disk, OpenAccess};
-use crate::log::image_io::{Root, has_image, mend_roots, read_image, read_roots};
+use crate::log::image_io::{LoadedImage, Root, has_image, mend_roots, read_image, read_roots};
 use crate::log::replay::{Damage, LoggedFrame, LoggedRecord};
 use crate::log::sector::is_failed_read;
 use crate::log::store_file::{keep_copies, write_copies};
 use crate::log::{Replay, Sector, Segments, State};
 use crate::port::op::all;
 use crate::port::{ErrorKind, Place, SectorState, StorageError};
+use crate::sync::thread::{self, JoinHandle};
 
 /// LSNs and generations above this are damage, not age: counting on from them would overflow.
 const COUNTER_MAX: u64 = 1 << 62;
@@ -158,7 +159,24 @@ pub async fn recover(opening: Opening<'_>) -> Result<Recovered, StorageError> {
         }
         recovered.check_any_writable()?;
     }
+    for preparing in recovery.preparing {
+        // What has not come about, the first lookup makes.
+        let _ = preparing.join();
+    }
     Ok(recovered)
+}
+
+/// Prepares an image for lookups, beside what else is to be read: that waits for the device, this for memory.
+fn prepare(image: &Arc<LoadedImage>) -> Option<JoinHandle<()>> {
+    /// Fewer are prepared sooner than a thread is there.
+    const ENTRIES_MIN: u64 = 50_000;
+    if image.header().entries.get() < ENTRIES_MIN {
+        image.prepare();
+        return None;
+    }
+    let image = Arc::clone(image);
+    let thread = thread::Builder::new().name("graviton-prepare".to_owned());
+    thread.spawn(move || image.prepare()).ok()
 }
 
 impl Recovered {
@@ -446,6 +464,8 @@ struct Recovery {
     damage: Vec<StorageError>,
     /// Where something of a checkpoint is damaged.
     bad_checkpoints: Vec<Place>,
+    /// Who prepares images for lookups.
+    preparing: Vec<JoinHandle<()>>,
 }
 
 /// The newest whole checkpoint of a sector.
@@ -695,7 +715,11 @@ impl Recovery {
                 &sector.geometry(),
                 root.root.sequence.get(),
             ) {
-                Some(segments) => loaded = Some((root, Arc::new(image), segments)),
+                Some(segments) => {
+                    let image = Arc::new(image);
+                    self.preparing.extend(prepare(&image));
+                    loaded = Some((root, image, segments));
+                }
                 None => {
                     let error = sector.corruption(
                         0,
