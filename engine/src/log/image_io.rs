@@ -328,7 +328,8 @@ async fn read_image_once(sector: &Arc<Sector>, root: &Root) -> Result<LoadedImag
         let base = geometry.segment_offset(segment) + u64::from(geometry.block_size);
         let end = geometry.round_up(stored).min(start + per_segment);
         for at in (start..end).step_by(TRANSFER) {
-            let behind = rest.split_off(TRANSFER.min((end - at) as usize));
+            let left = usize::try_from(end - at).unwrap_or(TRANSFER);
+            let behind = rest.split_off(left.min(TRANSFER));
             let buffer = mem::replace(&mut rest, behind);
             let address = base + (at - start);
             reads.push_back((address, sector.disk().read(buffer, address)));
