@@ -18,6 +18,7 @@ use std::ptr::NonNull;
 #[cfg(not(miri))]
 use std::ptr::null_mut;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 #[cfg(not(miri))]
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
@@ -61,7 +62,11 @@ const CLASS_SIZES: [usize; CLASS_COUNT] = [
 const CLASS_COUNT: usize = 19;
 /// Most buffers a class retains, whatever their size: bounds the queues' own memory.
 const CLASS_SLOTS_MAX: usize = 1024;
-const RETAINED_BYTES_DEFAULT: usize = 32 << 20;
+const RETAINED_BYTES_DEFAULT: usize = 128 << 20;
+/// One part in so many of what a pool may retain stays, whether it is needed or not.
+const STAYS: usize = 4;
+/// What is more goes when it was not needed for so long.
+const PERIOD: Duration = Duration::from_secs(1);
 
 const _: () = assert!(BUFFER_ALIGNMENT.is_power_of_two());
 const _: () = assert!(CLASS_SIZES[0] >= BUFFER_ALIGNMENT);
@@ -429,6 +434,9 @@ struct Shelves {
     is_in_use: [AtomicBool; CLASS_COUNT],
     retained: AtomicUsize,
     retained_max: usize,
+    /// The least that was retained since it was last trimmed, and when that was.
+    least: AtomicUsize,
+    trimmed: Mutex<Option<Instant>>,
 }
 
 impl Shelves {
@@ -441,7 +449,10 @@ impl Shelves {
             false => self.classes[class].pop().map(Block::Whole),
         };
         if at_rest.is_some() {
-            self.retained.fetch_sub(size, Ordering::Relaxed);
+            let left = self.retained.fetch_sub(size, Ordering::Relaxed) - size;
+            if left < self.least.load(Ordering::Relaxed) {
+                self.least.store(left, Ordering::Relaxed);
+            }
             return at_rest;
         }
         let cut = is_slot.then(|| self.take_of_new(class)).flatten();
@@ -465,16 +476,40 @@ impl Shelves {
         self.retained.load(Ordering::Relaxed) > self.retained_max
     }
 
-    /// Frees memory at rest of classes of which nothing was taken lately, until no more is retained than should be.
-    /// `false` if there is not so much.
-    fn make_room(&self) -> bool {
+    /// Frees memory at rest of classes of which nothing was taken lately, until no more than `most` is retained.
+    fn free_unused(&self, most: usize) {
         for class in (0..CLASS_COUNT).rev() {
-            if self.is_in_use[class].swap(false, Ordering::Relaxed) {
-                continue;
+            if !self.is_in_use[class].swap(false, Ordering::Relaxed) {
+                self.free_of(class, most);
             }
-            while self.is_too_much() && self.free_one(class) {}
         }
-        !self.is_too_much()
+    }
+
+    fn free_of(&self, class: usize, most: usize) {
+        while self.retained.load(Ordering::Relaxed) > most && self.free_one(class) {}
+    }
+
+    /// What is retained whether it is needed or not.
+    fn stays(&self) -> usize {
+        self.retained_max / STAYS
+    }
+
+    /// Frees what was not needed since it last did, but for what stays, unless that was a moment ago.
+    fn trim(&self, now: Instant) {
+        {
+            let mut trimmed = self.trimmed.lock();
+            if trimmed.is_some_and(|trimmed| now.duration_since(trimmed) < PERIOD) {
+                return;
+            }
+            *trimmed = Some(now);
+        }
+        let retained = self.retained.load(Ordering::Relaxed);
+        let idle = self.least.swap(retained, Ordering::Relaxed).min(retained);
+        let most = retained.saturating_sub(idle.saturating_sub(self.stays()));
+        self.free_unused(most);
+        for class in (0..CLASS_COUNT).rev() {
+            self.free_of(class, most);
+        }
     }
 
     /// Frees the memory of a block at rest, or of a slab in which nothing is in use.
@@ -499,7 +534,10 @@ impl Shelves {
             return;
         };
         self.retained.fetch_add(size, Ordering::Relaxed);
-        let is_too_much = self.is_too_much() && !self.make_room();
+        if self.is_too_much() {
+            self.free_unused(self.retained_max);
+        }
+        let is_too_much = self.is_too_much();
         match block {
             Block::Slot { slab, number } => {
                 let mut cuts = self.slabs[class].0.lock();
@@ -522,6 +560,9 @@ impl Shelves {
             Block::Part { .. } => {
                 self.retained.fetch_sub(size, Ordering::Relaxed);
             }
+        }
+        if self.retained.load(Ordering::Relaxed) > self.stays() {
+            self.trim(Instant::now());
         }
     }
 }
@@ -546,7 +587,8 @@ fn is_slot(class: usize) -> bool {
 /// Buffers come in powers of two from 4 KiB to 16 MiB, and in some sizes that are a quarter more; larger ones, of whole
 /// huge pages, are mapped and unmapped each time. Those of 32 KiB to 1 MiB are cut from a huge page of 2 MiB, those of 1.25
 /// MiB from two, which stay as long as any part of them is in use. Where too much is idle, what nobody has asked for
-/// lately goes first. Cloning gives another handle to the same pool.
+/// lately goes first: above a quarter of the bound, what was not needed for a second, when the next buffer comes back.
+/// Cloning gives another handle to the same pool.
 #[derive(Clone)]
 pub struct BufferPool {
     shelves: Arc<Shelves>,
@@ -567,13 +609,15 @@ impl BufferPool {
             is_in_use: std::array::from_fn(|_| AtomicBool::new(false)),
             retained: AtomicUsize::new(0),
             retained_max: retained_bytes_max,
+            least: AtomicUsize::new(0),
+            trimmed: Mutex::default(),
         };
         Self {
             shelves: Arc::new(shelves),
         }
     }
 
-    /// The process-wide pool; it retains at most 32 MiB.
+    /// The process-wide pool; it retains at most 128 MiB, and 32 MiB of what nobody needs.
     #[must_use]
     pub fn global() -> &'static Self {
         process_wide!(BufferPool, BufferPool::new(RETAINED_BYTES_DEFAULT))
@@ -631,7 +675,7 @@ impl BufferPool {
 }
 
 impl Default for BufferPool {
-    /// A pool of its own that retains at most 32 MiB.
+    /// A pool of its own, with the bound of [`BufferPool::global`].
     fn default() -> Self {
         Self::new(RETAINED_BYTES_DEFAULT)
     }
@@ -694,7 +738,7 @@ mod tests {
     fn what_is_split_off_is_joined_again_and_goes_back_as_a_whole() {
         const BLOCK: usize = 512;
         for len in [24 * BLOCK, 200 * BLOCK, 2 << 20] {
-            let pool = BufferPool::new(64 << 20);
+            let pool = timeless(64 << 20);
             let mut first = pool.take_zeroed(len);
             let (capacity, at_rest) = (first.capacity(), pool.retained_bytes());
             let mut second = first.split_off(BLOCK);
@@ -738,7 +782,7 @@ mod tests {
 
     #[test]
     fn retained_bytes_stay_within_the_bound() {
-        let pool = BufferPool::new(10_000);
+        let pool = timeless(10_000);
         let buffers: Vec<_> = (0..8).map(|_| pool.take(4096)).collect();
         drop(buffers);
         assert_eq!(pool.retained_bytes(), 8192);
@@ -749,7 +793,7 @@ mod tests {
     #[test]
     fn what_nobody_asks_for_makes_room() {
         for stale in [1 << 20, 4 << 20, 8 << 20] {
-            let pool = BufferPool::new(8 << 20);
+            let pool = timeless(8 << 20);
             let count = (8 << 20) / stale;
             drop((0..count).map(|_| pool.take(stale)).collect::<Vec<_>>());
             assert_eq!(pool.retained_bytes(), 8 << 20);
@@ -765,10 +809,40 @@ mod tests {
         }
     }
 
+    /// A pool for which no time passes.
+    fn timeless(retained_bytes_max: usize) -> BufferPool {
+        let pool = BufferPool::new(retained_bytes_max);
+        *pool.shelves.trimmed.lock() = Some(Instant::now() + 1000 * PERIOD);
+        pool
+    }
+
+    #[test]
+    fn what_a_burst_needs_stays_for_the_next_and_goes_when_none_comes() {
+        const BURST: usize = 48;
+        let pool = timeless(128 << 20);
+        let burst = |of: usize| drop((0..of).map(|_| pool.take(1 << 20)).collect::<Vec<_>>());
+        let begun = Instant::now() + 1001 * PERIOD;
+        let retained_after = |periods: u32| {
+            pool.shelves.trim(begun + periods * PERIOD);
+            pool.retained_bytes() >> 20
+        };
+        burst(BURST);
+        assert_eq!(retained_after(0), BURST, "nothing was at rest before");
+        burst(BURST);
+        assert_eq!(retained_after(1), BURST, "all was needed");
+        burst(BURST - 8);
+        assert_eq!(retained_after(2), BURST, "so much stays anyway");
+        burst(1);
+        pool.shelves.trim(begun + 2 * PERIOD + PERIOD / 2);
+        assert_eq!(pool.retained_bytes() >> 20, BURST, "that was a moment ago");
+        assert_eq!(retained_after(3), 32, "one was needed");
+        assert_eq!(retained_after(4), 32, "so much stays");
+    }
+
     #[test]
     fn slots_of_a_slab_are_apart_and_are_taken_again() {
         const SLOT: usize = 512 << 10;
-        let pool = BufferPool::new(HUGE_PAGE);
+        let pool = timeless(HUGE_PAGE);
         let mut buffers: Vec<_> = (0..6).map(|_| pool.take(SLOT - 7)).collect();
         assert_eq!(pool.retained_bytes(), 2 * HUGE_PAGE - 6 * SLOT);
         for (number, buffer) in buffers.iter_mut().enumerate() {
@@ -792,7 +866,7 @@ mod tests {
 
     #[test]
     fn every_size_has_a_slab_or_memory_of_its_own() {
-        let pool = BufferPool::new(64 << 20);
+        let pool = timeless(64 << 20);
         for class in 0..CLASS_COUNT {
             let size = class_size(class);
             assert_eq!(class_of(size), Some(class));
