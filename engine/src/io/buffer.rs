@@ -557,6 +557,7 @@ impl Shelves {
                     self.retained.fetch_sub(size, Ordering::Relaxed);
                 }
             }
+            // Its whole goes back, when no part is left.
             Block::Part { .. } => {
                 self.retained.fetch_sub(size, Ordering::Relaxed);
             }
