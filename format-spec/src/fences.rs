@@ -1,6 +1,6 @@
 //! Where to begin the search for a key in an image: the first bytes of the first key of each group, next to each other
 //! in memory, so that halving them misses the processor's cache less often than halving the groups does. They are made
-//! when an image is opened, and are no part of the format.
+//! when an image is prepared for lookups, and are no part of the format.
 
 use std::ops::Range;
 

@@ -18,13 +18,13 @@ use std::ptr::NonNull;
 #[cfg(not(miri))]
 use std::ptr::null_mut;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 #[cfg(not(miri))]
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use crate::sync::{ArrayQueue, Mutex, process_wide};
+use crate::sync::{ArrayQueue, Mutex, process_wide, thread};
 
 /// Every buffer that is not split off another starts at a multiple of this many bytes, and has a capacity that is one.
 pub const BUFFER_ALIGNMENT: usize = 4096;
@@ -64,7 +64,7 @@ const CLASS_COUNT: usize = 19;
 const CLASS_SLOTS_MAX: usize = 1024;
 const RETAINED_BYTES_DEFAULT: usize = 128 << 20;
 /// One part in so many of what a pool may retain stays, whether it is needed or not.
-const STAYS: usize = 4;
+const STAYING_PART: usize = 4;
 /// What is more goes when it was not needed for so long.
 const PERIOD: Duration = Duration::from_secs(1);
 
@@ -282,6 +282,9 @@ impl AlignedBuf {
     #[must_use]
     pub fn split_off(&mut self, at: usize) -> Self {
         assert!(at <= self.len, "there are {} bytes, not {at}", self.len);
+        if self.block.is_none() {
+            return Self::empty();
+        }
         let len = self.len - at;
         let own = mem::take(self);
         let (whole, range) = match own.into_part() {
@@ -321,6 +324,13 @@ impl AlignedBuf {
         range.end = next.end;
         self.len += other.len;
         Ok(())
+    }
+
+    /// Whether its length and place in memory are multiples of `block_size` bytes, a power of two.
+    pub(super) fn fits_blocks(&self, block_size: u32) -> bool {
+        let block_size = block_size as usize;
+        let is_in_place = self.is_empty() || self.as_ptr().addr().is_multiple_of(block_size);
+        is_in_place && self.len().is_multiple_of(block_size)
     }
 
     fn part(whole: Arc<Self>, range: Range<usize>, len: usize) -> Self {
@@ -406,6 +416,15 @@ impl fmt::Debug for AlignedBuf {
 #[derive(Default)]
 struct Slabs(Mutex<Vec<Cut>>);
 
+impl Slabs {
+    /// One in which nothing is in use. It is freed by whoever takes it, when nobody waits for the lock.
+    fn take_idle(&self) -> Option<Cut> {
+        let mut cuts = self.0.lock();
+        let idle = cuts.iter().position(Cut::is_idle)?;
+        Some(cuts.swap_remove(idle))
+    }
+}
+
 struct Cut {
     slab: Arc<Slab>,
     /// A bit for each slot that is idle.
@@ -434,9 +453,10 @@ struct Shelves {
     is_in_use: [AtomicBool; CLASS_COUNT],
     retained: AtomicUsize,
     retained_max: usize,
-    /// The least that was retained since it was last trimmed, and when that was.
+    /// The least that was retained since it was last trimmed.
     least: AtomicUsize,
-    trimmed: Mutex<Option<Instant>>,
+    /// Whether there is a thread that trims it.
+    is_trimmed: AtomicBool,
 }
 
 impl Shelves {
@@ -449,10 +469,7 @@ impl Shelves {
             false => self.classes[class].pop().map(Block::Whole),
         };
         if at_rest.is_some() {
-            let left = self.retained.fetch_sub(size, Ordering::Relaxed) - size;
-            if left < self.least.load(Ordering::Relaxed) {
-                self.least.store(left, Ordering::Relaxed);
-            }
+            self.retain_less(size);
             return at_rest;
         }
         let cut = is_slot.then(|| self.take_of_new(class)).flatten();
@@ -472,8 +489,25 @@ impl Shelves {
         block
     }
 
+    fn retain_less(&self, size: usize) {
+        let left = self.retained.fetch_sub(size, Ordering::Relaxed) - size;
+        // Most find nothing to change.
+        if left < self.least.load(Ordering::Relaxed) {
+            self.least.fetch_min(left, Ordering::Relaxed);
+        }
+    }
+
     fn is_too_much(&self) -> bool {
         self.retained.load(Ordering::Relaxed) > self.retained_max
+    }
+
+    /// What is retained whether it is needed or not.
+    fn staying_bytes(&self) -> usize {
+        self.retained_max / STAYING_PART
+    }
+
+    fn has_more_than_stays(&self) -> bool {
+        self.retained.load(Ordering::Relaxed) > self.staying_bytes()
     }
 
     /// Frees memory at rest of classes of which nothing was taken lately, until no more than `most` is retained.
@@ -489,46 +523,66 @@ impl Shelves {
         while self.retained.load(Ordering::Relaxed) > most && self.free_one(class) {}
     }
 
-    /// What is retained whether it is needed or not.
-    fn stays(&self) -> usize {
-        self.retained_max / STAYS
-    }
-
-    /// Frees what was not needed since it last did, but for what stays, unless that was a moment ago.
-    fn trim(&self, now: Instant) {
-        {
-            let mut trimmed = self.trimmed.lock();
-            if trimmed.is_some_and(|trimmed| now.duration_since(trimmed) < PERIOD) {
-                return;
-            }
-            *trimmed = Some(now);
-        }
+    /// Frees what was at rest all the time since it last did, but for what stays: of classes that are not in use first.
+    fn trim(&self) {
         let retained = self.retained.load(Ordering::Relaxed);
         let idle = self.least.swap(retained, Ordering::Relaxed).min(retained);
-        let most = retained.saturating_sub(idle.saturating_sub(self.stays()));
+        let most = retained.saturating_sub(idle.saturating_sub(self.staying_bytes()));
         self.free_unused(most);
         for class in (0..CLASS_COUNT).rev() {
             self.free_of(class, most);
         }
     }
 
+    /// Lets a thread trim it until there is no more than stays. Without one, more stays.
+    fn trim_from_now(self: &Arc<Self>) {
+        if self.is_trimmed.load(Ordering::Relaxed) || self.is_trimmed.swap(true, Ordering::Relaxed)
+        {
+            return;
+        }
+        let retained = self.retained.load(Ordering::Relaxed);
+        self.least.store(retained, Ordering::Relaxed);
+        let shelves = Arc::downgrade(self);
+        let trim = move || {
+            loop {
+                thread::sleep(PERIOD);
+                let Some(shelves) = shelves.upgrade() else {
+                    return;
+                };
+                shelves.trim();
+                if shelves.has_more_than_stays() {
+                    continue;
+                }
+                shelves.is_trimmed.store(false, Ordering::SeqCst);
+                // What came back meanwhile counted on this thread.
+                let goes_on = shelves.has_more_than_stays()
+                    && !shelves.is_trimmed.swap(true, Ordering::SeqCst);
+                if !goes_on {
+                    return;
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("graviton-buffers".to_owned());
+        if thread.spawn(trim).is_err() {
+            self.is_trimmed.store(false, Ordering::Relaxed);
+        }
+    }
+
     /// Frees the memory of a block at rest, or of a slab in which nothing is in use.
     fn free_one(&self, class: usize) -> bool {
-        let freed = match is_slot(class) {
-            true => {
-                let mut cuts = self.slabs[class].0.lock();
-                let idle = cuts.iter().position(Cut::is_idle);
-                idle.map(|idle| cuts.swap_remove(idle).slab.memory.size)
-            }
-            false => self.classes[class].pop().map(|memory| memory.size),
-        };
-        self.retained
-            .fetch_sub(freed.unwrap_or(0), Ordering::Relaxed);
-        freed.is_some()
+        if let Some(memory) = self.classes[class].pop() {
+            self.retain_less(memory.size);
+            return true;
+        }
+        let cut = self.slabs[class].take_idle();
+        if let Some(cut) = &cut {
+            self.retain_less(cut.slab.memory.size);
+        }
+        cut.is_some()
     }
 
     /// Keeps the block for the next taker, or frees it when enough is retained.
-    fn put_back(&self, block: Block) {
+    fn put_back(self: &Arc<Self>, block: Block) {
         let size = block.size();
         let Some(class) = class_of(size) else {
             return;
@@ -546,24 +600,21 @@ impl Shelves {
                 cut.idle |= 1 << number;
                 if is_too_much && cut.is_idle() {
                     cuts.retain(|cut| !Arc::ptr_eq(&cut.slab, &slab));
-                    let freed = slab.memory.size;
-                    self.retained.fetch_sub(freed, Ordering::Relaxed);
+                    self.retain_less(slab.memory.size);
                 }
             }
             Block::Whole(memory) => {
                 // Nobody looks for one by itself where they are cut from slabs: there was no memory for one then.
                 let is_freed = is_too_much || is_slot(class);
                 if is_freed || self.classes[class].push(memory).is_err() {
-                    self.retained.fetch_sub(size, Ordering::Relaxed);
+                    self.retain_less(size);
                 }
             }
             // Its whole goes back, when no part is left.
-            Block::Part { .. } => {
-                self.retained.fetch_sub(size, Ordering::Relaxed);
-            }
+            Block::Part { .. } => self.retain_less(size),
         }
-        if self.retained.load(Ordering::Relaxed) > self.stays() {
-            self.trim(Instant::now());
+        if self.has_more_than_stays() {
+            self.trim_from_now();
         }
     }
 }
@@ -588,8 +639,8 @@ fn is_slot(class: usize) -> bool {
 /// Buffers come in powers of two from 4 KiB to 16 MiB, and in some sizes that are a quarter more; larger ones, of whole
 /// huge pages, are mapped and unmapped each time. Those of 32 KiB to 1 MiB are cut from a huge page of 2 MiB, those of 1.25
 /// MiB from two, which stay as long as any part of them is in use. Where too much is idle, what nobody has asked for
-/// lately goes first: above a quarter of the bound, what was not needed for a second, when the next buffer comes back.
-/// Cloning gives another handle to the same pool.
+/// lately goes first. A quarter of the bound stays; what is more is freed by a thread, which lives as long as there is more,
+/// when not so much was needed for a second. Cloning gives another handle to the same pool.
 #[derive(Clone)]
 pub struct BufferPool {
     shelves: Arc<Shelves>,
@@ -611,14 +662,14 @@ impl BufferPool {
             retained: AtomicUsize::new(0),
             retained_max: retained_bytes_max,
             least: AtomicUsize::new(0),
-            trimmed: Mutex::default(),
+            is_trimmed: AtomicBool::new(false),
         };
         Self {
             shelves: Arc::new(shelves),
         }
     }
 
-    /// The process-wide pool; it retains at most 128 MiB, and 32 MiB of what nobody needs.
+    /// The process-wide pool; it retains at most 128 MiB, and 32 MiB of what was not needed for a second.
     #[must_use]
     pub fn global() -> &'static Self {
         process_wide!(BufferPool, BufferPool::new(RETAINED_BYTES_DEFAULT))
@@ -694,6 +745,7 @@ impl fmt::Debug for BufferPool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync::Instant;
 
     #[test]
     fn a_buffer_is_aligned_zeroed_and_as_long_as_asked() {
@@ -767,12 +819,23 @@ mod tests {
             let rest = all.split_off(3 * BLOCK);
             all.set_len(BLOCK);
             assert!(all.unsplit(rest).is_err(), "it has become shorter");
-            assert!(all.unsplit(pool.take(BLOCK)).is_err(), "it is of another");
+            assert!(all.unsplit(pool.take(BLOCK)).is_err(), "it is whole");
             drop(all);
             assert!(pool.retained_bytes() < at_rest + capacity);
             drop(ended);
             assert_eq!(pool.retained_bytes(), at_rest + capacity + 4096);
         }
+    }
+
+    #[test]
+    fn parts_of_other_buffers_are_not_joined() {
+        let pool = BufferPool::default();
+        let (mut first, mut other) = (pool.take(8192), pool.take(16384));
+        let (behind, behind_other) = (first.split_off(4096), other.split_off(4096));
+        assert!(first.unsplit(behind_other).is_err());
+        assert!(other.unsplit(behind).is_err());
+        let nothing = AlignedBuf::empty().split_off(0);
+        assert!(AlignedBuf::empty().unsplit(nothing).is_ok());
     }
 
     #[test]
@@ -813,31 +876,68 @@ mod tests {
     /// A pool for which no time passes.
     fn timeless(retained_bytes_max: usize) -> BufferPool {
         let pool = BufferPool::new(retained_bytes_max);
-        *pool.shelves.trimmed.lock() = Some(Instant::now() + 1000 * PERIOD);
+        pool.shelves.is_trimmed.store(true, Ordering::Relaxed);
         pool
+    }
+
+    fn take_some(pool: &BufferPool, count: usize) -> Vec<AlignedBuf> {
+        (0..count).map(|_| pool.take(1 << 20)).collect()
     }
 
     #[test]
     fn what_a_burst_needs_stays_for_the_next_and_goes_when_none_comes() {
         const BURST: usize = 48;
         let pool = timeless(128 << 20);
-        let burst = |of: usize| drop((0..of).map(|_| pool.take(1 << 20)).collect::<Vec<_>>());
-        let begun = Instant::now() + 1001 * PERIOD;
-        let retained_after = |periods: u32| {
-            pool.shelves.trim(begun + periods * PERIOD);
+        let burst = |of| drop(take_some(&pool, of));
+        let retained_when_trimmed = || {
+            pool.shelves.trim();
             pool.retained_bytes() >> 20
         };
         burst(BURST);
-        assert_eq!(retained_after(0), BURST, "nothing was at rest before");
+        assert_eq!(retained_when_trimmed(), BURST, "nothing was at rest before");
         burst(BURST);
-        assert_eq!(retained_after(1), BURST, "all was needed");
+        assert_eq!(retained_when_trimmed(), BURST, "all was needed");
         burst(BURST - 8);
-        assert_eq!(retained_after(2), BURST, "so much stays anyway");
+        assert_eq!(retained_when_trimmed(), BURST, "so much stays anyway");
         burst(1);
-        pool.shelves.trim(begun + 2 * PERIOD + PERIOD / 2);
-        assert_eq!(pool.retained_bytes() >> 20, BURST, "that was a moment ago");
-        assert_eq!(retained_after(3), 32, "one was needed");
-        assert_eq!(retained_after(4), 32, "so much stays");
+        assert_eq!(retained_when_trimmed(), 32, "one was needed");
+        assert_eq!(retained_when_trimmed(), 32, "so much stays");
+    }
+
+    /// What is at rest all the time is what is there when it was least, be it that it was taken or freed.
+    #[test]
+    fn what_was_freed_was_not_at_rest() {
+        let pool = timeless(128 << 20);
+        let (held, others) = (take_some(&pool, 40), take_some(&pool, 80));
+        drop(others);
+        pool.shelves.trim();
+        pool.shelves.trim();
+        assert_eq!(pool.retained_bytes(), 32 << 20);
+        drop(held);
+        pool.shelves.trim();
+        assert_eq!(pool.retained_bytes(), 72 << 20);
+        pool.shelves.trim();
+        assert_eq!(pool.retained_bytes(), 32 << 20);
+    }
+
+    #[test]
+    fn a_thread_trims_what_is_more_than_stays() {
+        let pool = BufferPool::new(16 << 20);
+        for _ in 0..2 {
+            drop(take_some(&pool, 8));
+            assert_eq!(pool.retained_bytes(), 8 << 20);
+            let begun = Instant::now();
+            while pool.retained_bytes() > 4 << 20 {
+                assert!(begun.elapsed() < 60 * PERIOD, "nobody trims it");
+                thread::sleep(PERIOD / 100);
+            }
+        }
+        drop(take_some(&pool, 8));
+        let shelves = Arc::downgrade(&pool.shelves);
+        drop(pool);
+        while shelves.upgrade().is_some() {
+            thread::sleep(PERIOD / 100);
+        }
     }
 
     #[test]

@@ -121,13 +121,14 @@ fn invalid(message: String) -> io::Error {
 }
 
 impl HostDisk {
-    fn check_aligned(&self, len: usize, offset: u64) -> io::Result<()> {
-        let block_size = u64::from(self.info.block_size);
-        if (len as u64 | offset) & (block_size - 1) == 0 {
+    fn check_aligned(&self, buffer: &AlignedBuf, offset: u64) -> io::Result<()> {
+        let block_size = self.info.block_size;
+        if buffer.fits_blocks(block_size) && offset.is_multiple_of(block_size.into()) {
             return Ok(());
         }
+        let len = buffer.len();
         Err(invalid(format!(
-            "{len} bytes at {offset} are not aligned to blocks of {block_size}"
+            "{len} bytes at {offset}, or their memory, are not aligned to blocks of {block_size}"
         )))
     }
 
@@ -137,8 +138,9 @@ impl HostDisk {
         end.is_some_and(|end| end <= self.size())
     }
 
-    fn check_read(&self, len: usize, offset: u64) -> io::Result<()> {
-        self.check_aligned(len, offset)?;
+    fn check_read(&self, buffer: &AlignedBuf, offset: u64) -> io::Result<()> {
+        self.check_aligned(buffer, offset)?;
+        let len = buffer.len();
         if self.holds(len, offset) {
             return Ok(());
         }
@@ -154,9 +156,10 @@ impl HostDisk {
         Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
     }
 
-    fn check_write(&self, len: usize, offset: u64) -> io::Result<()> {
+    fn check_write(&self, buffer: &AlignedBuf, offset: u64) -> io::Result<()> {
         self.check_writable()?;
-        self.check_aligned(len, offset)?;
+        self.check_aligned(buffer, offset)?;
+        let len = buffer.len();
         if self.holds(len, offset) {
             return Ok(());
         }
@@ -209,14 +212,14 @@ impl Disk for HostDisk {
     }
 
     fn read(&self, buffer: AlignedBuf, offset: u64) -> IoOp {
-        match self.check_read(buffer.len(), offset) {
+        match self.check_read(&buffer, offset) {
             Ok(()) => self.submit(Action::Read, buffer, offset),
             Err(error) => IoOp::ready(buffer, Err(error)),
         }
     }
 
     fn write(&self, buffer: AlignedBuf, offset: u64, sync: WriteSync) -> IoOp {
-        match self.check_write(buffer.len(), offset) {
+        match self.check_write(&buffer, offset) {
             Ok(()) => self.submit(Action::Write(sync), buffer, offset),
             Err(error) => IoOp::ready(buffer, Err(error)),
         }

@@ -213,6 +213,14 @@ fn unaligned_and_impossible_requests_are_refused() {
             let read = disk.read(take(len), offset);
             assert_eq!(kind(read), io::ErrorKind::InvalidInput);
         }
+        let misplaced = || {
+            let mut buffer = take(2 * BLOCK).split_off(256);
+            buffer.set_len(BLOCK);
+            buffer
+        };
+        let write = disk.write(misplaced(), 0, WriteSync::None);
+        assert_eq!(kind(write), io::ErrorKind::InvalidInput);
+        assert_eq!(kind(disk.read(misplaced(), 0)), io::ErrorKind::InvalidInput);
         let aligned_max = u64::MAX - (BLOCK as u64 - 1);
         for offset in [at(3), at(4), at(1000), aligned_max] {
             let read = disk.read(take(2 * BLOCK), offset);

@@ -169,7 +169,7 @@ pub async fn recover(opening: Opening<'_>) -> Result<Recovered, StorageError> {
 /// Prepares an image for lookups, beside what else is to be read: that waits for the device, this for memory.
 fn prepare(image: &Arc<LoadedImage>) -> Option<JoinHandle<()>> {
     /// Fewer are prepared sooner than a thread is there.
-    const ENTRIES_MIN: u64 = 50_000;
+    const ENTRIES_MIN: u64 = 20_000;
     if image.header().entries.get() < ENTRIES_MIN {
         image.prepare();
         return None;

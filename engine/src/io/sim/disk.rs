@@ -30,8 +30,8 @@ impl SimDisk {
 
     /// As an index, if it is aligned and the buffer's bytes from there lie on the disk.
     fn check(&self, buffer: &AlignedBuf, offset: u64, past: io::ErrorKind) -> io::Result<usize> {
-        let block = u64::from(self.info.block_size);
-        if !(buffer.len() as u64 | offset).is_multiple_of(block) {
+        let block = self.info.block_size;
+        if !buffer.fits_blocks(block) || !offset.is_multiple_of(block.into()) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let end = offset.checked_add(buffer.len() as u64);

@@ -687,6 +687,12 @@ fn transfers_are_checked_as_real_disks_check_them() {
         kind(wait_for(disk.read(buffer(0, 1), 8)).1),
         io::ErrorKind::InvalidInput
     );
+    let mut misplaced = buffer(0, 2).split_off(BLOCK / 2);
+    misplaced.set_len(BLOCK);
+    assert_eq!(
+        kind(wait_for(disk.read(misplaced, 0)).1),
+        io::ErrorKind::InvalidInput
+    );
     assert_eq!(
         kind(write(&disk, 1, 63, 2, WriteSync::None)),
         io::ErrorKind::InvalidInput
