@@ -66,7 +66,7 @@ const RETAINED_BYTES_DEFAULT: usize = 128 << 20;
 /// One part in so many of what a pool may retain stays, whether it is needed or not.
 const STAYING_PART: usize = 4;
 /// What is more goes when it was not needed for so long.
-const PERIOD: Duration = Duration::from_secs(1);
+const PERIOD: Duration = Duration::from_secs(10);
 
 const _: () = assert!(BUFFER_ALIGNMENT.is_power_of_two());
 const _: () = assert!(CLASS_SIZES[0] >= BUFFER_ALIGNMENT);
@@ -455,8 +455,9 @@ struct Shelves {
     retained_max: usize,
     /// The least that was retained since it was last trimmed.
     least: AtomicUsize,
-    /// Whether there is a thread that trims it.
+    /// Whether there is a thread that trims it, and how often.
     is_trimmed: AtomicBool,
+    period: Duration,
 }
 
 impl Shelves {
@@ -542,10 +543,10 @@ impl Shelves {
         }
         let retained = self.retained.load(Ordering::Relaxed);
         self.least.store(retained, Ordering::Relaxed);
-        let shelves = Arc::downgrade(self);
+        let (shelves, period) = (Arc::downgrade(self), self.period);
         let trim = move || {
             loop {
-                thread::sleep(PERIOD);
+                thread::sleep(period);
                 let Some(shelves) = shelves.upgrade() else {
                     return;
                 };
@@ -640,7 +641,7 @@ fn is_slot(class: usize) -> bool {
 /// huge pages, are mapped and unmapped each time. Those of 32 KiB to 1 MiB are cut from a huge page of 2 MiB, those of 1.25
 /// MiB from two, which stay as long as any part of them is in use. Where too much is idle, what nobody has asked for
 /// lately goes first. A quarter of the bound stays; what is more is freed by a thread, which lives as long as there is more,
-/// when not so much was needed for a second. Cloning gives another handle to the same pool.
+/// when not so much was needed for ten seconds. Cloning gives another handle to the same pool.
 #[derive(Clone)]
 pub struct BufferPool {
     shelves: Arc<Shelves>,
@@ -651,6 +652,10 @@ impl BufferPool {
     /// that is in use.
     #[must_use]
     pub fn new(retained_bytes_max: usize) -> Self {
+        Self::trimmed_every(PERIOD, retained_bytes_max)
+    }
+
+    fn trimmed_every(period: Duration, retained_bytes_max: usize) -> Self {
         let classes = std::array::from_fn(|class| {
             let slots = retained_bytes_max / class_size(class);
             ArrayQueue::new(slots.clamp(1, CLASS_SLOTS_MAX))
@@ -663,13 +668,14 @@ impl BufferPool {
             retained_max: retained_bytes_max,
             least: AtomicUsize::new(0),
             is_trimmed: AtomicBool::new(false),
+            period,
         };
         Self {
             shelves: Arc::new(shelves),
         }
     }
 
-    /// The process-wide pool; it retains at most 128 MiB, and 32 MiB of what was not needed for a second.
+    /// The process-wide pool; it retains at most 128 MiB, and 32 MiB of what was not needed for ten seconds.
     #[must_use]
     pub fn global() -> &'static Self {
         process_wide!(BufferPool, BufferPool::new(RETAINED_BYTES_DEFAULT))
@@ -922,21 +928,24 @@ mod tests {
 
     #[test]
     fn a_thread_trims_what_is_more_than_stays() {
-        let pool = BufferPool::new(16 << 20);
-        for _ in 0..2 {
+        const LATEST: Duration = Duration::from_secs(60);
+        let moment = Duration::from_millis(20);
+        let pool = BufferPool::trimmed_every(moment, 16 << 20);
+        let begun = Instant::now();
+        // Another thread each time: none is left when there is no more.
+        for _ in 0..3 {
             drop(take_some(&pool, 8));
-            assert_eq!(pool.retained_bytes(), 8 << 20);
-            let begun = Instant::now();
             while pool.retained_bytes() > 4 << 20 {
-                assert!(begun.elapsed() < 60 * PERIOD, "nobody trims it");
-                thread::sleep(PERIOD / 100);
+                assert!(begun.elapsed() < LATEST, "nobody trims it");
+                thread::sleep(moment);
             }
         }
         drop(take_some(&pool, 8));
         let shelves = Arc::downgrade(&pool.shelves);
         drop(pool);
         while shelves.upgrade().is_some() {
-            thread::sleep(PERIOD / 100);
+            assert!(begun.elapsed() < LATEST, "its thread keeps it");
+            thread::sleep(moment);
         }
     }
 
