@@ -425,7 +425,7 @@ impl<B: AsRef<[u8]>> Image<B> {
         })
     }
 
-    /// Makes what lookups begin with, as the first of them does else: a look at each group, so 40 ns for each 16 entries.
+    /// Makes what lookups begin with, as the first of them does else: it looks at each group.
     pub fn prepare(&self) {
         self.guide();
     }

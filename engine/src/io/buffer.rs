@@ -508,7 +508,7 @@ impl Shelves {
     }
 
     fn has_more_than_stays(&self) -> bool {
-        self.retained.load(Ordering::Relaxed) > self.staying_bytes()
+        self.retained.load(Ordering::SeqCst) > self.staying_bytes()
     }
 
     /// Frees memory at rest of classes of which nothing was taken lately, until no more than `most` is retained.
@@ -537,8 +537,7 @@ impl Shelves {
 
     /// Lets a thread trim it until there is no more than stays. Without one, more stays.
     fn trim_from_now(self: &Arc<Self>) {
-        if self.is_trimmed.load(Ordering::Relaxed) || self.is_trimmed.swap(true, Ordering::Relaxed)
-        {
+        if self.is_trimmed.load(Ordering::SeqCst) || self.is_trimmed.swap(true, Ordering::SeqCst) {
             return;
         }
         let retained = self.retained.load(Ordering::Relaxed);
@@ -551,21 +550,19 @@ impl Shelves {
                     return;
                 };
                 shelves.trim();
-                if shelves.has_more_than_stays() {
-                    continue;
-                }
-                shelves.is_trimmed.store(false, Ordering::SeqCst);
-                // What came back meanwhile counted on this thread.
-                let goes_on = shelves.has_more_than_stays()
-                    && !shelves.is_trimmed.swap(true, Ordering::SeqCst);
-                if !goes_on {
+                if !shelves.has_more_than_stays() {
+                    shelves.is_trimmed.store(false, Ordering::SeqCst);
+                    // What came back meanwhile counted on this thread: it sees the flag, or is seen here.
+                    if shelves.has_more_than_stays() {
+                        shelves.trim_from_now();
+                    }
                     return;
                 }
             }
         };
         let thread = thread::Builder::new().name("graviton-buffers".to_owned());
         if thread.spawn(trim).is_err() {
-            self.is_trimmed.store(false, Ordering::Relaxed);
+            self.is_trimmed.store(false, Ordering::SeqCst);
         }
     }
 
@@ -588,7 +585,7 @@ impl Shelves {
         let Some(class) = class_of(size) else {
             return;
         };
-        self.retained.fetch_add(size, Ordering::Relaxed);
+        self.retained.fetch_add(size, Ordering::SeqCst);
         if self.is_too_much() {
             self.free_unused(self.retained_max);
         }
